@@ -1,0 +1,1 @@
+"""Benchmarks: lmms-eval tasks as a stream of questions."""

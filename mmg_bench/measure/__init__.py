@@ -1,0 +1,1 @@
+"""What pruning costs and saves: latency, FLOPs and memory."""

@@ -1,0 +1,26 @@
+"""dense: no pruning, the reference that every table needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from mmg_bench.methods.base import Method, check_range
+from mmg_bench.tokens import PrunedTokens, VideoTokens
+
+
+@dataclass(frozen=True)
+class Dense(Method):
+    """Keep every token. `retention_ratio` can only be 1."""
+
+    retention_ratio: float = 1.0
+
+    name: ClassVar[str] = "dense"
+
+    def __post_init__(self) -> None:
+        check_range(self, "retention_ratio", 1, 1)
+
+    def select(self, tokens: VideoTokens) -> PrunedTokens:
+        return PrunedTokens(tokens.flat, torch.arange(tokens.total, device=tokens.features.device))

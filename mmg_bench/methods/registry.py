@@ -1,0 +1,62 @@
+"""Names of methods. A file in this package is a method; third parties add theirs by an entry point."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import fields
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+import mmg_bench.methods
+from mmg_bench.methods.base import Method
+
+ENTRY_POINT_GROUP = "mmg_bench.methods"
+_NOT_METHODS = {"base", "registry"}
+
+
+@cache
+def _built_in() -> tuple[str, ...]:
+    names = (module.name for module in pkgutil.iter_modules(mmg_bench.methods.__path__))
+    return tuple(n for n in names if not n.startswith("_") and n not in _NOT_METHODS)
+
+
+def method_names() -> list[str]:
+    """Every registered method, built-in ones first."""
+    third_party = {e.name for e in entry_points(group=ENTRY_POINT_GROUP)}
+    return [*sorted(_built_in()), *sorted(third_party - set(_built_in()))]
+
+
+def method_class(name: str) -> type[Method]:
+    """The class registered as `name`. Raises ValueError, listing the valid names, when there is none."""
+    if name in _built_in():
+        module = importlib.import_module(f"mmg_bench.methods.{name}")
+        found = [
+            c
+            for c in vars(module).values()
+            if isinstance(c, type) and issubclass(c, Method) and c.__module__ == module.__name__
+        ]
+        found = [c for c in found if getattr(c, "name", None) == name]
+        if len(found) != 1:
+            raise TypeError(f"mmg_bench/methods/{name}.py must define exactly one Method with name = {name!r}")
+        return found[0]
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        if entry.name == name:
+            loaded = entry.load()
+            if not (isinstance(loaded, type) and issubclass(loaded, Method)):
+                raise TypeError(
+                    f"entry point {entry.value!r} of method {name!r} is not a subclass of mmg_bench.methods.Method"
+                )
+            return loaded
+    raise ValueError(f"unknown method {name!r}; the registered methods are: {', '.join(method_names())}")
+
+
+def get_method(name: str, **parameters: Any) -> Method:
+    """Build a method by name. Raises ValueError for an unknown name, parameter or a value out of range."""
+    cls = method_class(name)
+    known = [f.name for f in fields(cls)]
+    unknown = sorted(set(parameters) - set(known))
+    if unknown:
+        raise ValueError(f"method {name!r} has no parameter {', '.join(unknown)}; it has: {', '.join(known)}")
+    return cls(**parameters)

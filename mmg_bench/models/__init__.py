@@ -1,0 +1,1 @@
+"""Models: what reads and writes visual tokens of unmodified transformers models."""

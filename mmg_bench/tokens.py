@@ -1,0 +1,126 @@
+"""The two values that everything speaks in: a video's tokens before and after pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class VideoTokens:
+    """The visual tokens of one video, as they would enter the language model (after the projector and pooling).
+
+    Frames are in temporal order, tokens within a frame in raster order. The optional fields are filled only when a
+    method asks for them (`Method.needs`); all are floating point and on one device.
+    """
+
+    features: Tensor
+    """`[T, N, D]`: N tokens of width D for each of T frames."""
+    grid: tuple[int, int]
+    """`(H, W)` with `H * W == N`."""
+    attention: Tensor | None = None
+    """`[T, N]`: attention that each token receives in the vision tower (mean over heads and queries, pooled)."""
+    keys: Tensor | None = None
+    """`[T, N, K]`: head-mean keys of the vision tower's layer that `attention` comes from, pooled."""
+    probe_attention: Tensor | None = None
+    """`[T, N]`: attention of the vision tower's pooling probe (the SigLIP head), pooled."""
+    cls_attention: Tensor | None = None
+    """`[T, N]`: softmax attention of the vision tower's class token over its patches, pooled."""
+    frame_features: Tensor | None = None
+    """`[T, C]`: the vision tower's pooled feature of each frame."""
+    query: Tensor | None = None
+    """`[L, D]`: embeddings of the text that follows the video."""
+    joint_features: Tensor | None = None
+    """`[T, N, E]`: tokens in the space that images and texts share (CLIP, SigLIP)."""
+    joint_query: Tensor | None = None
+    """`[M, E]`: the text in that space."""
+
+    def __post_init__(self) -> None:
+        if self.features.dim() != 3 or 0 in self.features.shape:
+            raise ValueError(
+                f"VideoTokens.features has shape {list(self.features.shape)}; it must be [T, N, D] with none of them 0"
+            )
+        if not self.features.is_floating_point():
+            raise ValueError(f"VideoTokens.features has dtype {self.features.dtype}; it must be floating point")
+        height, width = self.grid
+        if height * width != self.features.shape[1]:
+            raise ValueError(
+                f"VideoTokens.grid {self.grid} does not make up the {self.features.shape[1]} tokens of a frame"
+            )
+        frames, tokens = self.features.shape[:2]
+        per_token, per_frame = (frames, tokens), (frames,)
+        leading = {
+            "attention": per_token,
+            "keys": per_token,
+            "probe_attention": per_token,
+            "cls_attention": per_token,
+            "joint_features": per_token,
+            "frame_features": per_frame,
+        }
+        for name, shape in leading.items():
+            value = getattr(self, name)
+            if value is not None and tuple(value.shape[: len(shape)]) != shape:
+                raise ValueError(f"VideoTokens.{name} has shape {list(value.shape)}; it must start with {list(shape)}")
+
+    @property
+    def frames(self) -> int:
+        """T, the number of frames."""
+        return self.features.shape[0]
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """N, the number of tokens of one frame."""
+        return self.features.shape[1]
+
+    @property
+    def total(self) -> int:
+        """T * N, the number of tokens of the video."""
+        return self.frames * self.tokens_per_frame
+
+    @property
+    def flat(self) -> Tensor:
+        """The tokens in raster order, `[T * N, D]`."""
+        return self.features.flatten(0, 1)
+
+    def require(self, needs: Collection[str], who: str) -> None:
+        """Raise a ValueError unless every optional field named in `needs` is there and all used values are finite."""
+        missing = sorted(name for name in needs if getattr(self, name) is None)
+        if missing:
+            raise ValueError(
+                f"{who} needs {', '.join(missing)}, which these VideoTokens lack: use a model that supplies them, "
+                "or fill the fields"
+            )
+        for name in ("features", *needs):
+            if not torch.isfinite(getattr(self, name)).all():
+                raise ValueError(f"VideoTokens.{name} holds NaN or infinite values: {who} cannot rank such tokens")
+
+
+OPTIONAL_FIELDS = tuple(f.name for f in fields(VideoTokens) if f.name not in ("features", "grid"))
+"""What a method can name in `Method.needs`."""
+
+
+@dataclass(frozen=True)
+class PrunedTokens:
+    """The tokens that are left, in the order in which they enter the language model."""
+
+    features: Tensor
+    """`[K, D]`."""
+    positions: Tensor
+    """`[K]` int64: flat raster indices into `T * N`, ascending; of a merged token, its anchor's."""
+    layer: int = 0
+    """Language-model layer before which the pruning happens; 0 is before the model."""
+    notes: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """What the method did, for reports (segments, budgets); never read by the pipeline."""
+
+    def __len__(self) -> int:
+        return self.positions.shape[0]
+
+
+def keep(tokens: VideoTokens, positions: Tensor, **notes: Any) -> PrunedTokens:
+    """Hard pruning: the tokens at flat `positions` (`[K]`, in any order), unchanged and in raster order."""
+    positions = positions.sort().values
+    return PrunedTokens(tokens.flat[positions], positions, notes=notes)
