@@ -95,12 +95,16 @@ class VideoTokens:
                 "or fill the fields"
             )
         for name in ("features", *needs):
-            if not torch.isfinite(getattr(self, name)).all():
+            # The extremes carry NaN and infinities along: one pass, and no temporary of the tensor's size.
+            value = getattr(self, name).detach()
+            if value.numel() and not all(extreme.isfinite() for extreme in torch.aminmax(value)):
                 raise ValueError(f"VideoTokens.{name} holds NaN or infinite values: {who} cannot rank such tokens")
 
 
 OPTIONAL_FIELDS = tuple(f.name for f in fields(VideoTokens) if f.name not in ("features", "grid"))
 """What a method can name in `Method.needs`."""
+QUESTION_FIELDS = frozenset({"query", "joint_query"})
+"""Those that differ from question to question: a method that needs one prunes once a question, not once a video."""
 
 
 @dataclass(frozen=True)

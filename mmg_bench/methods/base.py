@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
+
 from mmg_bench.tokens import OPTIONAL_FIELDS, PrunedTokens, VideoTokens
 
 Positions = Literal["original", "contiguous"]
@@ -33,6 +35,8 @@ class Method(ABC):
     """Registry name, the same as the module's."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """Optional fields of `VideoTokens` that `select` reads."""
+    exact: ClassVar[bool] = True
+    """Whether every input is left with round(R * T * N) tokens exactly."""
     positions: ClassVar[Positions] = "original"
     """Position ids of the kept tokens in the official code: their own, or renumbered without gaps."""
 
@@ -55,7 +59,9 @@ class Method(ABC):
         Raises ValueError when `tokens` lacks a field that the method needs, or holds NaN or infinite values.
         """
         tokens.require(self.needs, self.name)
-        return self.select(tokens)
+        # Under mixed precision the distances would silently be taken in half precision.
+        with torch.autocast(tokens.features.device.type, enabled=False):
+            return self.select(tokens)
 
     @abstractmethod
     def select(self, tokens: VideoTokens) -> PrunedTokens:

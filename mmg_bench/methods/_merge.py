@@ -1,0 +1,64 @@
+"""Pure functions that the merging methods share, beside those of `_ops`: centres, group sums, raster order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmg_bench.methods._ops import log_density, peak_distance, spread
+from mmg_bench.tokens import PrunedTokens, VideoTokens
+
+
+def supplied(tokens: VideoTokens, name: str) -> Tensor:
+    """The optional field `name` of `tokens`. Raises ValueError if the model has not filled it."""
+    value: Tensor | None = getattr(tokens, name)
+    if value is None:
+        raise ValueError(f"VideoTokens.{name} is missing: use a model that supplies it, or fill the field")
+    return value
+
+
+def unit(x: Tensor) -> Tensor:
+    """Vectors of length 1 along the last dimension, float32; zero vectors stay zero."""
+    return F.normalize(x.float(), dim=-1)
+
+
+def centre_scores(squared: Tensor, k: int) -> Tensor:
+    """log(rho * delta) of DPC-KNN from squared distances `[..., n, n]`, n >= 1: `[..., n]`; k is lowered to n."""
+    density = log_density(squared, min(k, squared.shape[-1]))
+    return density + peak_distance(squared, density).log()
+
+
+def group_sums(x: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Sum the points of each group: `x [..., M, D]` and `group [..., M]` to sums `[..., G, D]`, counts `[..., G]`.
+
+    Points whose group is not in 0..G-1 (such as -1) belong to none. A one-hot matrix product in float32: unlike a
+    scatter it is deterministic on every device.
+    """
+    members = group.unsqueeze(-2) == torch.arange(groups, device=x.device).unsqueeze(-1)  # [..., G, M]
+    return members.float() @ x.float(), members.sum(-1)
+
+
+def group_means(x: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """As `group_sums`, but means; 0 for a group without points."""
+    sums, counts = group_sums(x, group, groups)
+    return sums / counts.clamp_min(1).unsqueeze(-1), counts
+
+
+def frame_groups(total: int, frames: int) -> list[tuple[slice, int]]:
+    """Share `total` tokens among `frames` as evenly as possible, remainder to the earliest frames.
+
+    Returns runs of frames with the number of tokens that each of them gets: at most two, none with 0 tokens.
+    """
+    counts = spread(total, frames)
+    larger = counts.count(counts[0])
+    runs = [(slice(0, larger), counts[0]), (slice(larger, frames), counts[-1])]
+    return [(run, count) for run, count in runs if count > 0 and run.start < run.stop]
+
+
+def in_raster_order(features: Tensor, positions: Tensor, like: Tensor, **notes: Any) -> PrunedTokens:
+    """`features [K, D]` at distinct flat `positions [K]`, sorted by position and in the dtype of `like`."""
+    positions, order = positions.sort()
+    return PrunedTokens(features[order].to(like.dtype), positions, notes=notes)

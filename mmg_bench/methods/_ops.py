@@ -1,0 +1,159 @@
+"""Pure tensor functions that several methods share: distances, DPC-KNN, and the sharing out of a token budget.
+
+Shapes are written as `[..., N, D]`: any leading batch dimensions (frames, windows), N points of width D. Whatever the
+dtype of the features, distances and everything derived from them are float32; nothing here changes its input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_RESOLUTION = 2e-6
+"""Squared distances below this share of the points' squared norms are rounding noise of the Gram form: exact zeros."""
+
+
+_CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**28}
+"""Size of the float32 copies made of a few frames at a time: small enough for a CPU's cache, bounded on a GPU."""
+
+
+def frames_per_chunk(features: Tensor) -> int:
+    """How many frames of `[T, N, D]` to convert or centre at once."""
+    size = 4 * features.shape[1] * features.shape[2]
+    return max(1, _CHUNK_BYTES.get(features.device.type, 2**26) // size)
+
+
+def frame_means(features: Tensor) -> Tensor:
+    """Mean token of every frame, in float32: `[T, N, D]` to `[T, D]`."""
+    return torch.cat([part.float().mean(1) for part in features.split(frames_per_chunk(features))])
+
+
+def squared_distances(x: Tensor, *, centered: bool = False) -> Tensor:
+    """Squared Euclidean distances between all points of each batch entry: `[..., N, D]` to `[..., N, N]`, float32.
+
+    ||a||^2 + ||b||^2 - 2 a.b takes one batched matrix product instead of N^2 differences, but cancels badly when the
+    points share a large offset. Their mean is therefore subtracted first, unless the caller has `centered` them.
+    Exactly symmetric; equal points come out at exactly 0, as does the diagonal.
+    """
+    x = x.float()
+    if not centered:
+        x = x - x.mean(-2, keepdim=True)
+    gram = x @ x.mT  # [..., N, N]
+    # Norms from the same product, not from x.square().sum(): only then do equal points cancel to 0.
+    norm = gram.diagonal(dim1=-2, dim2=-1).contiguous()  # [..., N]
+    norms = norm.unsqueeze(-1) + norm.unsqueeze(-2)
+    # Exactly symmetric, so that mutual nearest neighbours tie in a density of two.
+    squared = norms - (gram + gram.mT)
+    return squared.masked_fill_(squared < norms.mul_(_RESOLUTION), 0)
+
+
+def log_density(squared: Tensor, k: int | Tensor) -> Tensor:
+    """log rho_i of DPC-KNN, where rho_i = exp(-mean of the k smallest squared distances of i, its own 0 included).
+
+    `squared`: `[..., N, N]`; `k`: one int, or an int64 tensor `[...]`, in 1..N. Returns `[..., N]`.
+    Kept as a logarithm because rho itself rounds to equal values near 1 and underflows far from it. With k = 1 every
+    density is exp(0) = 1. Du et al., arXiv 1602.07983 (2016), without random tie-breaking.
+    """
+    if isinstance(k, int):
+        return squared.topk(k, largest=False, sorted=False).values.mean(-1).neg_()
+    nearest = squared.topk(int(k.max()), largest=False).values  # [..., N, k_max], ascending
+    index = (k - 1)[..., None, None].expand(*squared.shape[:-1], 1)
+    total = nearest.cumsum(-1).gather(-1, index).squeeze(-1)  # [..., N]
+    return (total / k[..., None]).neg_()
+
+
+def peak_distance(squared: Tensor, density: Tensor) -> Tensor:
+    """delta_i of density-peak clustering: distance to the nearest point that is strictly denser.
+
+    `squared`: `[..., N, N]`; `density`: `[..., N]`, only its order matters, so its logarithm will do. Returns
+    `[..., N]`. A point that none exceeds gets the largest distance of its batch entry (so do all if densities tie).
+    """
+    denser = density.unsqueeze(-2) > density.unsqueeze(-1)  # [..., i, j]: is j denser than i?
+    nearest = squared.masked_fill(~denser, torch.inf).amin(-1)
+    largest = squared.amax((-2, -1)).unsqueeze(-1)
+    return torch.where(nearest.isinf(), largest, nearest).sqrt_()
+
+
+def dpc_scores(x: Tensor, k: int | Tensor) -> Tensor:
+    """log gamma_i = log rho_i + log delta_i of DPC-KNN on `[..., N, D]`, with d = ||a - b|| / sqrt(D): `[..., N]`.
+
+    Cluster centres are the points of highest gamma: `descending(dpc_scores(x, k))[..., :m]`. Points at distance 0 of
+    a denser one score -inf. `k`: one int, or an int64 tensor `[...]`, in 1..N.
+    """
+    squared = squared_distances(x) / x.shape[-1]
+    density = log_density(squared, k)
+    return density + peak_distance(squared, density).log_()
+
+
+def descending(scores: Tensor) -> Tensor:
+    """Indices that sort the last dimension from high to low, equal scores by the lower index: `[..., N]` int64.
+
+    `descending(scores)[..., :m]` is a top-m whose ties are defined, unlike those of `Tensor.topk`.
+    """
+    return scores.sort(dim=-1, descending=True, stable=True).indices
+
+
+def top_mask(scores: Tensor, counts: Tensor) -> Tensor:
+    """Mark the `counts` (`[...]` int64, may differ and may be 0) highest of each row of `scores` (`[..., N]`): bool.
+
+    Equal scores: the lower index wins.
+    """
+    order = descending(scores)
+    chosen = torch.arange(scores.shape[-1], device=scores.device) < counts.unsqueeze(-1)  # [..., N], by rank
+    return torch.zeros_like(chosen).scatter_(-1, order, chosen)
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine similarity over the last dimension, broadcasting the others; 0 where either vector is zero."""
+    norm = a.norm(dim=-1) * b.norm(dim=-1)
+    return (a * b).sum(-1) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+
+
+def spread(total: int, parts: int) -> list[int]:
+    """Split `total` into `parts` counts that differ by at most 1, the larger ones first."""
+    share, rest = divmod(total, parts)
+    return [share + 1] * rest + [share] * (parts - rest)
+
+
+def evenly_spaced(count: int, length: int) -> Tensor:
+    """`count` distinct ascending indices into `range(length)`, each in the middle of its share: int64 on the CPU."""
+    return (2 * torch.arange(count) + 1) * length // (2 * count)
+
+
+def largest_remainder(shares: Sequence[float], total: int, capacity: Sequence[int]) -> list[int]:
+    """Round `shares` (which add up to `total`, each at most its `capacity`) to integers that add up to `total` exactly.
+
+    Every share is rounded down; what is left goes to the largest fractional parts, ties by the lower index (Hamilton's
+    method). A share is never rounded below its floor nor above its capacity.
+    """
+    # Nine decimals: float64 rounding must neither make an integer share smaller nor break a tie.
+    counts = [min(int(s + 1e-9), c) for s, c in zip(shares, capacity, strict=True)]
+    rest = total - sum(counts)
+    open_parts = [i for i, c in enumerate(capacity) if counts[i] < c]
+    for i in sorted(open_parts, key=lambda i: round(counts[i] - shares[i], 9))[:rest]:
+        counts[i] += 1
+    if sum(counts) != total:
+        raise ValueError(f"shares that add up to {sum(shares)} cannot be rounded to a total of {total}")
+    return counts
+
+
+def conserve(ratios: Sequence[float], sizes: Sequence[int], total: int, low: float = 0.0) -> list[float]:
+    """Scale `ratios` by one factor, within `[low, 1]`, so that parts of `sizes` keep `total` tokens together.
+
+    Finds c with sum_i sizes_i * clamp(c * clamp(ratios_i, low, 1), low, 1) = total and returns the S shares
+    (tokens a part, not yet rounded). The sum grows with c and is linear between the values at which a part meets a
+    bound, so c is exact: no iteration. Needs sum(sizes) * low <= total <= sum(sizes).
+    Zero ratios count as equal and tiny, so that they share what full parts cannot take.
+    """
+    size = torch.tensor(sizes, dtype=torch.float64)
+    ratio = torch.tensor(ratios, dtype=torch.float64).clamp(max(low, 1e-9), 1)  # [S]
+    bends = torch.cat([low / ratio, 1 / ratio]).sort().values  # [2S]
+    kept = (bends[:, None] * ratio).clamp(low, 1) @ size  # [2S], ascending from sum(sizes) * low to sum(sizes)
+    after = int(torch.searchsorted(kept, float(total)).clamp(1, len(bends) - 1))
+    rise = float(kept[after] - kept[after - 1])
+    part = (total - float(kept[after - 1])) / rise if rise > 0 else 0.0
+    factor = bends[after - 1] + part * (bends[after] - bends[after - 1])
+    shares: list[float] = ((factor * ratio).clamp(low, 1) * size).tolist()
+    return shares

@@ -1,0 +1,101 @@
+"""CDPruner: tokens that are diverse given the question, by a conditional determinantal point process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mmg_bench.methods._merge import supplied, unit
+from mmg_bench.methods._ops import spread
+from mmg_bench.methods.base import Method, Positions, check_choice
+from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
+
+EXHAUSTED = 1e-6
+"""Share of a token's own variance below which what the picks leave unexplained is rounding noise."""
+
+
+def query_relevance(joint_features: Tensor, joint_query: Tensor, sign: int) -> Tensor:
+    """Relevance of each token to the text, scaled to about [0, 1] over the whole input: `[B, N, E]` to `[B, N]`.
+
+    `sign` times the mean cosine with the rows of `joint_query [M, E]`. All 1 where every token is equally relevant.
+    """
+    cosine = sign * (unit(joint_features) @ unit(joint_query).mT).mean(-1)  # [B, N]
+    low, high = cosine.aminmax()
+    return torch.where(high > low, (cosine - low + 1e-6) / (high - low), 1.0)
+
+
+def dpp_selection(x: Tensor, relevance: Tensor, count: int) -> Tensor:
+    """Greedy MAP inference of the DPP with kernel r_i cos(x_i, x_j) r_j: `[B, N, D]`, `[B, N]` to `[B, count]`.
+
+    Each pick is the token of which the picks so far explain least (largest conditional variance); returns them in the
+    order of selection. Once nothing is left to explain, as after D picks, the most relevant tokens follow. Equal
+    ones: the lower index. Needs count <= N; one iteration a pick, no synchronisation with the host.
+    """
+    batch, size, _ = x.shape
+    x = unit(x) * relevance.unsqueeze(-1)
+    kernel = x @ x.mT  # [B, N, N]
+    variance = kernel.diagonal(dim1=1, dim2=2).clone()  # [B, N]
+    floor = EXHAUSTED * variance
+    last_resort = relevance - relevance.amax() - 1  # [B, N], negative: below every variance
+    rows = torch.arange(batch, device=x.device)
+    factor = x.new_zeros(batch, count, size)  # rows of the Cholesky factor
+    order = torch.empty(batch, count, dtype=torch.int64, device=x.device)
+    taken = torch.zeros_like(variance, dtype=torch.bool)
+    for step in range(count):
+        score = torch.where(variance > floor, variance, last_resort).masked_fill(taken, -torch.inf)
+        pick = score.argmax(-1)  # [B]
+        order[:, step] = pick
+        taken[rows, pick] = True
+        explained = factor[rows, :step, pick].unsqueeze(1) @ factor[:, :step]  # [B, 1, N]
+        row = kernel[rows, pick] - explained.squeeze(1)  # [B, N]
+        left, least = variance[rows, pick], floor[rows, pick]
+        scale = torch.where(left > least, left.clamp_min(torch.finfo(left.dtype).tiny).rsqrt(), 0)
+        factor[:, step] = row * scale.unsqueeze(-1)
+        variance = variance - factor[:, step].square()
+    return order
+
+
+@dataclass(frozen=True)
+class CDPruner(Method):
+    """CDPruner (Zhang et al., NeurIPS 2025): conditional diversity.
+
+    Idea: a determinantal point process over the tokens whose kernel is their cosine, scaled by their relevance to the
+    question; the greedily most probable subset is both relevant and diverse.
+
+    Source: arXiv 2506.10967; Theia-4869/CDPruner 9541616 (LLaVA with CLIP). Parameters: see the fields.
+    Realises exactly round(R*T*N): officially every image keeps `visual_token_num` tokens; here B/T a frame, remainder
+    to the earliest frames, and none in later ones below one token a frame.
+    Relevance needs a space that images and text share (`joint_features`, `joint_query`), as of the vision tower's own
+    contrastive head. Quirk kept: relevance is the *negative* cosine, and is scaled over all frames together.
+    Deviations: once more tokens are asked for than the rank of a frame (at most D), officially rounding noise or NaN
+    decides, here relevance; where all tokens are equally relevant (officially 0/0) relevance is 1; float32 throughout.
+    """
+
+    scope: str = "frame"
+    """`frame`: a selection for each frame, as for separate images; `video`: one for all T*N tokens."""
+    relevance: str = "negative_cosine"
+    """`negative_cosine`, officially, since CLIP patches correlate negatively with their content; or `cosine`."""
+
+    name: ClassVar[str] = "cdpruner"
+    needs: ClassVar[frozenset[str]] = frozenset({"joint_features", "joint_query"})
+    positions: ClassVar[Positions] = "contiguous"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice(self, "scope", ("frame", "video"))
+        check_choice(self, "relevance", ("negative_cosine", "cosine"))
+
+    def select(self, tokens: VideoTokens) -> PrunedTokens:
+        joint, query = supplied(tokens, "joint_features"), supplied(tokens, "joint_query")
+        relevance = query_relevance(joint, query, -1 if self.relevance == "negative_cosine" else 1)  # [T, N]
+        x, budget = tokens.features, self.budget(tokens)
+        if self.scope == "video":
+            return keep(tokens, dpp_selection(tokens.flat[None], relevance.view(1, -1), budget)[0])
+        counts = torch.tensor(spread(budget, tokens.frames), device=x.device)  # [T]
+        order = dpp_selection(x, relevance, -(-budget // tokens.frames))  # [T, most of counts]
+        wanted = torch.arange(order.shape[1], device=x.device) < counts.unsqueeze(1)
+        first = tokens.tokens_per_frame * torch.arange(tokens.frames, device=x.device).unsqueeze(1)
+        return keep(tokens, (order + first)[wanted])

@@ -1,0 +1,205 @@
+"""FastVID: dynamic segments, salient tokens by attention, density-based anchors that absorb their segment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmg_bench.methods._merge import group_means, supplied, unit
+from mmg_bench.methods._ops import log_density, peak_distance, spread, squared_distances, top_mask
+from mmg_bench.methods.base import Method, Positions, check_choice, check_range
+from mmg_bench.tokens import PrunedTokens, VideoTokens
+
+
+class Reduced(NamedTuple):
+    """A video after FastVID."""
+
+    tokens: Tensor
+    """`[K, D]`, float32."""
+    keep_idx: Tensor
+    """`[K]`: flat positions, ascending."""
+    is_anchor: Tensor
+    """`[T, N]` bool: anchors, the merged tokens."""
+    is_salient: Tensor
+    """`[T, N]` bool: tokens kept as they are."""
+    density_score: Tensor
+    """`[T, N]`: log(rho * delta) among a frame's non-salient tokens; -inf at salient ones."""
+
+
+def dynamic_segments(frame_features: Tensor, c: int, tau: float) -> list[int]:
+    """Segment lengths: cut where adjacent `[T, C]` frames are less similar than `tau`, and at the c - 1 least similar.
+
+    A video of fewer than `c` frames is cut everywhere (the official code raises there).
+    """
+    frame = unit(frame_features)
+    similarity = (frame[:-1] * frame[1:]).sum(1)  # [T - 1]
+    cut = similarity < tau
+    cut[similarity.argsort(stable=True)[: c - 1]] = True
+    ends = [t + 1 for t, is_cut in enumerate(cut.tolist()) if is_cut]
+    return [end - start for start, end in zip([0, *ends], [*ends, len(frame)], strict=True)]
+
+
+def token_counts(
+    lengths: Sequence[int],
+    budgets: Sequence[int],
+    size: int,
+    d: float,
+    p: int,
+    variant: str,
+    keep_remainder: bool = True,
+) -> tuple[list[int], list[int]]:
+    """Salient tokens and anchors of every frame: two lists of T counts.
+
+    `budgets`: tokens to keep per frame, of `size`. The share `d` of a segment's budget are anchors, which sit in every
+    p-th frame, counted back from the segment's last. `variant` onevision rounds the share per frame, video per segment.
+    Anchors that do not divide evenly go to the last anchor frames; those that a frame has no room for to the
+    segment's other frames. `keep_remainder=False` drops the former, as the official onevision code does.
+    """
+    salient: list[int] = []
+    anchors: list[int] = []
+    for length in lengths:
+        budget = budgets[len(salient) : len(salient) + length]
+        if variant == "onevision":
+            context = sum(int(b * d) for b in budget)
+            kept = [b - int(b * d) for b in budget]
+        else:
+            context = int(sum(budget) * d)
+            kept = spread(sum(budget) - context, length)
+        hosts = [j for j in range(length) if (length - 1 - j) % p == 0]
+        shares = spread(context, len(hosts))[::-1] if keep_remainder else [context // len(hosts)] * len(hosts)
+        room = [size - k for k in kept]
+        counts = [0] * length
+        for j, share in zip(hosts, shares, strict=True):
+            counts[j] = min(share, room[j])
+        overflow = sum(shares) - sum(counts)
+        for j in [*hosts, *(j for j in range(length) if j not in hosts)]:
+            more = min(overflow, room[j] - counts[j])
+            counts[j] += more
+            overflow -= more
+        salient += kept
+        anchors += counts
+    return salient, anchors
+
+
+def density_scores(features: Tensor, free: Tensor, k: int) -> Tensor:
+    """Log DPC-KNN scores of the `free` (`[T, N]` bool) tokens of each frame among themselves, -inf elsewhere."""
+    squared = squared_distances(features) / features.shape[-1]  # [T, N, N]
+    neighbours = free.sum(1).clamp(1, k)  # [T]
+    density = log_density(squared.masked_fill(~free.unsqueeze(1), torch.inf), neighbours).masked_fill(~free, -torch.inf)
+    pairs = free.unsqueeze(1) & free.unsqueeze(2)
+    delta = peak_distance(squared.masked_fill(~pairs, 0), density)
+    # A free token equal to a denser one has delta 0: it still goes before every salient one.
+    lowest = torch.finfo(delta.dtype).min
+    return (density + delta.log()).clamp_min(lowest).masked_fill(~free, -torch.inf)
+
+
+def reduce_segments(
+    features: Tensor,
+    attention: Tensor,
+    lengths: Sequence[int],
+    salient: Sequence[int],
+    anchors: Sequence[int],
+    *,
+    beta: float,
+    k: int,
+    own_anchors: bool,
+) -> Reduced:
+    """FastVID on `features [T, N, D]` and `attention [T, N]`, with the `salient` and `anchors` counts of each frame.
+
+    Every non-salient token of a segment joins, once per anchor frame, that frame's anchor of highest cosine; an
+    anchor a becomes w a + (1 - w) mean(joined) with w = max(beta, 1 / (n + 1)). `own_anchors`: whether the frame's own
+    anchors join too (each then joins itself).
+    """
+    device = features.device
+    is_salient = top_mask(attention, torch.tensor(salient, device=device))  # [T, N]
+    score = density_scores(features, ~is_salient, k)
+    is_anchor = top_mask(score, torch.tensor(anchors, device=device))
+
+    flat = features.flatten(0, 1).float()  # [TN, D]
+    direction = unit(flat)
+    tokens = flat.clone()
+    index = torch.arange(len(flat), device=device).view_as(is_anchor)
+    start = 0
+    for length in lengths:
+        segment = slice(start, start + length)
+        candidates = index[segment][~is_salient[segment]]
+        for frame in range(start, start + length):
+            if anchors[frame] == 0:
+                continue
+            anchor = index[frame][is_anchor[frame]]  # [A]
+            joining = candidates if own_anchors else candidates[~torch.isin(candidates, anchor)]  # [M]
+            nearest = (direction[joining] @ direction[anchor].T).argmax(1)  # [M]
+            means, counts = group_means(flat[joining], nearest, len(anchor))
+            weight = (1 / (counts + 1)).clamp_min(beta).unsqueeze(1)  # [A, 1]
+            tokens[anchor] = weight * flat[anchor] + (1 - weight) * means
+        start += length
+    keep_idx = (is_salient | is_anchor).flatten().nonzero().squeeze(1)
+    return Reduced(tokens[keep_idx], keep_idx, is_anchor, is_salient, score)
+
+
+@dataclass(frozen=True)
+class FastVID(Method):
+    """FastVID (Shen et al., 2025): dynamic density pruning.
+
+    Idea: cut the video into segments of similar frames (DySeg); per frame keep the salient tokens by the attention of
+    the vision tower's pooling probe (ATS); per segment let density-peak anchors absorb the remaining tokens (DTM).
+
+    Source: arXiv 2503.11187; LunarShen/FastVID a40a109, versions for LLaVA-OneVision and LLaVA-Video (`variant`).
+    Parameters: see the fields. An anchor that no token joins stays as it is.
+    Quirks kept: in the onevision variant an anchor is also among the tokens averaged into it; the position ids of
+    the kept tokens are the original ones.
+    Deviations: the budget is met exactly (B/T tokens a frame, remainder to the earliest frames, none lost to
+    rounding); a video of fewer than `c` frames is cut everywhere; anchors that their frames have no room for (large
+    ratios) move to the segment's other frames. The official code loses tokens in the first case and raises in the
+    other two.
+    """
+
+    c: int = 8
+    """Minimum number of segments."""
+    tau: float = 0.9
+    """Cut between frames whose cosine is below this (0.84 in the official Qwen2.5-VL version)."""
+    d: float = 0.4
+    """Share of anchors in the budget; the rest are salient tokens."""
+    p: int = 4
+    """One anchor frame for every p frames of a segment."""
+    beta: float = 0.6
+    """Least weight of an anchor in its merged token."""
+    k: int = 4
+    """Nearest neighbours in the density."""
+    variant: str = "onevision"
+    """`onevision` or `video`: which official version; they differ in rounding and in which tokens join an anchor."""
+
+    name: ClassVar[str] = "fastvid"
+    needs: ClassVar[frozenset[str]] = frozenset({"probe_attention", "frame_features"})
+    positions: ClassVar[Positions] = "original"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "c", 1, 10_000, integer=True)
+        check_range(self, "tau", -1, 1)
+        check_range(self, "d", 0, 1)
+        check_range(self, "p", 1, 10_000, integer=True)
+        check_range(self, "beta", 0, 1)
+        check_range(self, "k", 1, 10_000, integer=True)
+        check_choice(self, "variant", ("onevision", "video"))
+
+    def select(self, tokens: VideoTokens) -> PrunedTokens:
+        lengths = dynamic_segments(supplied(tokens, "frame_features"), self.c, self.tau)
+        budgets = spread(self.budget(tokens), tokens.frames)
+        salient, anchors = token_counts(lengths, budgets, tokens.tokens_per_frame, self.d, self.p, self.variant)
+        reduced = reduce_segments(
+            tokens.features,
+            supplied(tokens, "probe_attention"),
+            lengths,
+            salient,
+            anchors,
+            beta=self.beta,
+            k=self.k,
+            own_anchors=self.variant == "onevision",
+        )
+        notes = {"segment_lengths": lengths, "anchors_per_frame": anchors}
+        return PrunedTokens(reduced.tokens.to(tokens.features.dtype), reduced.keep_idx, notes=notes)

@@ -1,0 +1,243 @@
+"""FlashVID: keep attended, diverse tokens; merge the others along trees through each segment, then by clusters."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmg_bench.methods._greedy import cosine_distances, max_min_selection
+from mmg_bench.methods._merge import group_means, group_sums, supplied, unit
+from mmg_bench.methods._ops import descending, frame_means, log_density, peak_distance, squared_distances
+from mmg_bench.methods.base import Method, Positions, check_choice, check_range
+from mmg_bench.tokens import PrunedTokens, VideoTokens
+
+NEIGHBOURS = 7
+"""k of DPC-KNN, or fewer where there are fewer clusters."""
+
+
+class Budgets(NamedTuple):
+    """Tokens of one frame, on average over its segment."""
+
+    total: int
+    adts: int
+    tstm: int
+
+
+def frame_budgets(tokens_per_frame: int, retention_ratio: float, expansion: float, alpha: float) -> Budgets:
+    """B = ceil(N * R * expansion), at most N; ceil(alpha * B) of them are selected (ADTS), the rest merged (TSTM)."""
+    total = min(tokens_per_frame, math.ceil(tokens_per_frame * retention_ratio * expansion))
+    adts = math.ceil(total * alpha)
+    return Budgets(total, adts, total - adts)
+
+
+def segment_lengths(features: Tensor, threshold: float, min_segments: int) -> list[int]:
+    """Cut `[T, N, D]` where neighbouring frame means have a cosine below `threshold`, and at the next lowest ones.
+
+    Further cuts are added until there are `min_segments` segments (or as many as frames).
+    """
+    means = unit(frame_means(features))  # [T, D]
+    similarity = (means[:-1] * means[1:]).sum(-1)  # [T - 1]
+    cut = similarity < threshold
+    missing = max(0, min_segments - 1 - int(cut.sum()))
+    cut[descending(-similarity.masked_fill(cut, torch.inf))[:missing]] = True
+    ends = [*(cut.nonzero().squeeze(1) + 1).tolist(), len(features)]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def by_segment(values: Tensor, lengths: list[int]) -> Tensor:
+    """Means over the frames of each segment, repeated for each of them: `[T, ...]` to `[T, ...]`."""
+    means = [part.mean(0, keepdim=True).expand_as(part) for part in values.split(lengths)]
+    return torch.cat(means)
+
+
+def adts(features: Tensor, attention: Tensor, lengths: list[int], count: int, method: str) -> Tensor:
+    """Attention and diversity based token selection: `count` of each frame, within-frame `[T, count]`, ascending.
+
+    Max-min selection where a candidate's distances are scaled by its attention and, in `attn_div_v2`, by its mean dot
+    product with the frame means of its segment too. There picks are not masked, so a candidate whose dot product is
+    negative can make the search pick a token twice.
+    """
+    x = features.float()
+    distance = cosine_distances(unit(x)) * (attention.float() * 1e6).unsqueeze(1)  # [T, N, N], columns scaled
+    if method == "attn_div":
+        return max_min_selection(distance, count, chosen=-1.0).sort().values
+    relevance = (x @ by_segment(frame_means(features), lengths).unsqueeze(-1)).squeeze(-1)  # [T, N]
+    return max_min_selection(distance * relevance.unsqueeze(1), count, chosen=None).sort().values
+
+
+def temporal_trees(
+    features: Tensor, selected: Tensor, lengths: list[int], budget: int, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """Merge the tokens that were not `selected [T, N]` backwards in time, within segments: tokens, those left.
+
+    Each joins its most similar token in the frame before if their cosine exceeds `threshold`, raised per segment so
+    that `budget` tokens a frame are left, selected ones included. Returns `[T, N, D]` and a mask `[T, N]` of the
+    unmerged tokens that are not selected; in a segment of one frame of all its tokens.
+    A token passes on its sum but counts as 1 for its parent: official, and it inflates the norm of long chains.
+    """
+    frames, size, _ = features.shape
+    values = features.float().clone()
+    x = unit(values)
+    cosine = x[1:] @ x[:-1].mT  # [T - 1, N, N]
+    cosine = cosine.masked_fill(selected[1:, :, None] | selected[:-1, None, :], -1)
+    best = torch.cat([cosine.new_full((1, size), -1), cosine.amax(-1)])  # [T, N]; frame 0 has no parents
+    parent = cosine.argmax(-1)  # [T - 1, N]
+
+    merged, left = [], []
+    for similarity, chosen in zip(best.split(lengths), selected.split(lengths), strict=True):
+        similarity = similarity.clone()
+        similarity[0] = -1  # the first frame of a segment has no parents
+        merges = similarity > threshold
+        surplus = similarity.numel() - budget * len(similarity)
+        if int(merges.sum()) > surplus:
+            cutoff = similarity.flatten().sort(descending=True).values[surplus - 1] if surplus else torch.inf
+            merges = similarity > max(float(cutoff), -1 + 1e-6)
+        merged.append(merges)
+        left.append(~merges & ~chosen if len(chosen) > 1 else torch.ones_like(chosen))
+    merges = torch.cat(merged)  # [T, N]
+
+    count = torch.ones_like(best)
+    for t in range(frames - 1, 0, -1):
+        values[t] /= count[t].masked_fill(merges[t], 1).unsqueeze(-1)
+        sums, joined = group_sums(values[t], parent[t - 1].masked_fill(~merges[t], -1), size)
+        values[t - 1] += sums
+        count[t - 1] += joined
+    values[0] /= count[0].unsqueeze(-1)
+    return values, torch.cat(left)
+
+
+def cluster(values: Tensor, valid: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """DPC-KNN in all frames at once: merge the `valid [T, N]` tokens of `[T, N, D]` into `counts [T]` means a frame.
+
+    Returns the means `[K, D]`, frame by frame in descending score, and the flat index `[K]` of their centres.
+    Each token joins the nearest centre (ties: the one of higher score), a centre itself. With one cluster (k = 1) all
+    scores tie, and the first token is the centre; with two (k = 2), mutual nearest neighbours tie.
+    """
+    frames, size, channels = values.shape
+    squared = squared_distances(values) / channels  # [T, N, N]
+    pairs = valid.unsqueeze(1) & valid.unsqueeze(2)
+    neighbours = counts.clamp(1, NEIGHBOURS)  # [T]
+    density = log_density(squared.masked_fill(~valid.unsqueeze(1), torch.inf), neighbours)
+    density = density.masked_fill(~valid, -torch.inf)
+    score = density + peak_distance(squared.masked_fill(~pairs, 0), density).log()  # -inf for copies of a token
+    score = score.clamp(min=torch.finfo(score.dtype).min).masked_fill(~valid, -torch.inf)
+    slots = torch.arange(int(counts.max()), device=values.device)  # [C]
+    centres = descending(score)[:, : len(slots)]  # [T, C]
+    used = slots < counts.unsqueeze(-1)  # [T, C]
+    to_centre = squared.gather(2, centres.unsqueeze(1).expand(-1, size, -1))  # [T, N, C]
+    label = to_centre.masked_fill(~used.unsqueeze(1), torch.inf).argmin(-1).masked_fill(~valid, -1)  # [T, N]
+    is_centre = torch.zeros_like(valid).scatter(1, centres, used)
+    label = torch.where(is_centre, torch.zeros_like(label).scatter(1, centres, slots.expand_as(centres)), label)
+    means, _ = group_means(values, label, len(slots))  # [T, C, D]
+    first = size * torch.arange(frames, device=values.device).unsqueeze(1)
+    return means[used], (centres + first)[used]
+
+
+class Compressed(NamedTuple):
+    """A video after both stages, each part frame by frame."""
+
+    tokens: Tensor
+    """`[K, D]` in ascending order of `anchors`, float32."""
+    anchors: Tensor
+    """`[K]`: flat indices, ascending; a segment of one frame clusters its selected tokens too, so one can repeat."""
+    adts: Tensor
+    """`[T, A]`: the selected tokens, flat indices."""
+    left: Tensor
+    """`[T]`: tokens of each frame that were clustered."""
+
+
+def compress(
+    features: Tensor, attention: Tensor, lengths: list[int], budgets: Budgets, threshold: float, method: str
+) -> Compressed:
+    """Select and merge the tokens of `[T, N, D]` in its segments."""
+    frames, size, _ = features.shape
+    within = adts(features, attention, lengths, budgets.adts, method)  # [T, A]
+    flat = torch.arange(frames * size, device=features.device).view(frames, size)
+    chosen = flat.gather(1, within)
+    tokens, anchors = features.flatten(0, 1)[chosen.flatten()].float(), chosen.flatten()
+    left = torch.zeros(frames, dtype=torch.int64, device=features.device)
+    if budgets.tstm:
+        selected = torch.zeros_like(flat, dtype=torch.bool).scatter(1, within, True)
+        values, valid = temporal_trees(features, selected, lengths, budgets.total, threshold)
+        left = valid.sum(1)
+        counts: list[int] = []
+        for part in left.split(lengths):
+            ratio = min(1, budgets.tstm * len(part) / int(part.sum()))
+            counts += [math.ceil(n * ratio) for n in part.tolist()]
+        means, centres = cluster(values, valid, torch.tensor(counts, device=features.device))
+        tokens, anchors = torch.cat([tokens, means]), torch.cat([anchors, centres])
+    anchors, order = anchors.sort(stable=True)
+    return Compressed(tokens[order], anchors, chosen, left)
+
+
+def second_stage(attention: Tensor, llm_retention_ratio: float) -> Tensor:
+    """The ceil(n * ratio) most attended of n visual tokens inside the language model: ascending indices into `[n]`.
+
+    `attention [n]`: head mean of what the last prompt token gives to each, in the layer before (officially 19).
+    """
+    return descending(attention)[: math.ceil(len(attention) * llm_retention_ratio)].sort().values
+
+
+@dataclass(frozen=True)
+class FlashVID(Method):
+    """FlashVID (ICLR 2026), its stage before the language model.
+
+    Idea: cut the video into segments of similar frames. In each frame, select tokens that are attended, relevant to
+    the segment and diverse (ADTS); merge the others with the frame before, tree-wise through the segment, and cluster
+    what is left of each frame (TSTM).
+
+    Source: arXiv 2602.08024; Fanziyang-v/FlashVID 1d37422. Parameters: see the fields, with the official defaults
+    but for `expansion`.
+    Not exact: frame and cluster counts are rounded up, and every frame keeps at least one token.
+    Quirks kept: chains of merges inflate norms; in a segment of one frame the selected tokens are clustered as well,
+    so a position can appear twice; `attn_div_v2` does not mask its picks.
+    Deviations: `prune` is the first stage; the second (`second_stage`: 30 % of the tokens from layer 20 on) is not
+    applied, hence `expansion` 1, not 1.25;
+    segments without frames, which the official code makes of short videos, are not; float32 throughout; nothing is
+    random; a budget of all tokens merges nothing (officially an error).
+    """
+
+    expansion: float = 1.0
+    """Factor on the frame budget. 1.25 officially: with it, the second stage averages R over 28 layers; 1 without."""
+    alpha: float = 0.7
+    """Share of the budget that is selected (ADTS); the rest is for merged tokens (TSTM)."""
+    token_selection_method: str = "attn_div_v2"
+    """`attn_div_v2` (attention, relevance to the segment and diversity), or `attn_div` (attention and diversity)."""
+    temporal_threshold: float = 0.8
+    """Cosine above which a token joins one of the frame before."""
+    segment_threshold: float = 0.9
+    """Cosine of neighbouring frame means below which the video is cut."""
+    min_segment_num: int = 8
+    """Segments to have at least, as far as there are frames."""
+
+    name: ClassVar[str] = "flashvid"
+    needs: ClassVar[frozenset[str]] = frozenset({"attention"})
+    positions: ClassVar[Positions] = "contiguous"
+    exact: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "expansion", 0, float("inf"), low_open=True)
+        check_range(self, "alpha", 0, 1)
+        check_choice(self, "token_selection_method", ("attn_div_v2", "attn_div"))
+        check_range(self, "temporal_threshold", -1, 1)
+        check_range(self, "segment_threshold", -1, 1)
+        check_range(self, "min_segment_num", 1, 2**31, integer=True)
+
+    def select(self, tokens: VideoTokens) -> PrunedTokens:
+        lengths = segment_lengths(tokens.features, self.segment_threshold, self.min_segment_num)
+        budgets = frame_budgets(tokens.tokens_per_frame, self.retention_ratio, self.expansion, self.alpha)
+        out = compress(
+            tokens.features,
+            supplied(tokens, "attention"),
+            lengths,
+            budgets,
+            self.temporal_threshold,
+            self.token_selection_method,
+        )
+        notes = {"segments": lengths, "budgets": budgets._asdict()}
+        return PrunedTokens(out.tokens.to(tokens.features.dtype), out.anchors, notes=notes)

@@ -1,0 +1,201 @@
+"""HoliTom, outer part: windows that maximise what can be merged over time, then density and attention in space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmg_bench.methods._merge import centre_scores, group_means, in_raster_order, supplied, unit
+from mmg_bench.methods._ops import descending, largest_remainder, squared_distances, top_mask
+from mmg_bench.methods.base import Method, Positions, check_range
+from mmg_bench.tokens import PrunedTokens, VideoTokens
+
+Window = tuple[int, int]
+"""First and last frame."""
+
+
+class Outer(NamedTuple):
+    """A video after the outer merging: per window its static tokens, then the dynamic ones frame by frame."""
+
+    tokens: Tensor
+    """`[K, D]`, float32."""
+    positions: Tensor
+    """`[K]`: flat positions; of static tokens in the window's first frame."""
+    end_frame: Tensor
+    """`[K]`: the last frame that a token stands for."""
+    is_static: Tensor
+    """`[K]` bool."""
+
+
+def still_links(features: Tensor, tau: float) -> Tensor:
+    """Where a position's cosine with the next frame exceeds `tau`: `features [T, N, D]` to `[T - 1, N]` bool."""
+    direction = unit(features)
+    return (direction[:-1] * direction[1:]).sum(-1) > tau
+
+
+def best_windows(still: Tensor) -> tuple[list[Window], int]:
+    """Cut T frames into windows so that the tokens saved by merging static positions are most, by dynamic programming.
+
+    A window saves (its length - 1) tokens for every position whose links inside it are all `still` (`[T - 1, N]`).
+    Equal totals: the last frame stays alone, then the shortest window. Returns the windows and the tokens saved.
+    """
+    links = len(still)
+    run = torch.zeros_like(still, dtype=torch.int64)  # [T - 1, N]: still links in a row that end here
+    for t in range(links):
+        run[t] = (run[t - 1] + 1 if t else 1) * still[t]
+    lengths = torch.arange(1, links + 1, device=still.device)
+    saved = ((run.unsqueeze(1) >= lengths[:, None]).sum(-1) * lengths).tolist()  # [T - 1 ends, T - 1 lengths]
+    best = [0]  # best[i]: saved in the first i frames
+    begin: list[int] = []
+    for last in range(links + 1):
+        total, first = best[last], last
+        for length in range(1, last + 1):
+            candidate = best[last - length] + saved[last - 1][length - 1]
+            if candidate > total:
+                total, first = candidate, last - length
+        best.append(total)
+        begin.append(first)
+    windows: list[Window] = []
+    last = links
+    while last >= 0:
+        windows.append((begin[last], last))
+        last = begin[last] - 1
+    return windows[::-1], best[-1]
+
+
+def static_positions(still: Tensor, windows: Sequence[Window]) -> Tensor:
+    """Positions whose links inside the window are all still; none in a window of one frame: `[windows, N]` bool."""
+    return torch.stack([still[a:b].all(0) if b > a else still.new_zeros(still.shape[1]) for a, b in windows])
+
+
+def merge_by_density(x: Tensor, count: int, beta: float, k: int) -> tuple[Tensor, Tensor]:
+    """Reduce `x [n, D]` to `count` tokens: `[count, D]` and the indices of their centres, ascending.
+
+    Centres by DPC-KNN; the others join the nearest centre c, which becomes beta c + (1 - beta) mean(joined).
+    """
+    if count == 0:
+        return x[:0].float(), torch.zeros(0, dtype=torch.int64, device=x.device)
+    squared = squared_distances(x) / x.shape[1]  # [n, n]
+    centres = descending(centre_scores(squared, min(k, count)))[:count].sort().values
+    nearest = squared[:, centres].argmin(1)  # [n]
+    nearest[centres] = -1
+    means, joined = group_means(x, nearest, count)
+    centre = x[centres].float()
+    return torch.where(joined.unsqueeze(1) > 0, beta * centre + (1 - beta) * means, centre), centres
+
+
+def merge_outer(
+    features: Tensor,
+    attention: Tensor,
+    windows: Sequence[Window],
+    is_static: Tensor,
+    static_counts: Sequence[int],
+    dynamic_counts: Sequence[int],
+    *,
+    beta: float,
+    k: int,
+    D: float = 0.0,
+) -> Outer:
+    """Merge `features [T, N, D]` in `windows` with static positions `is_static [windows, N]`.
+
+    `static_counts` and `dynamic_counts`: tokens to leave of each window's static positions and of each frame's dynamic
+    ones. Static positions are averaged over time and merged by density. Of a frame's dynamic tokens the most attended
+    round((1 - D) * count) are kept (`attention [T, N]`); the share D is merged by density from the others.
+    """
+    size, device = features.shape[1], features.device
+    flat = features.flatten(0, 1)
+    lengths = torch.tensor([last - first + 1 for first, last in windows], device=device)
+    is_dynamic = ~is_static.repeat_interleave(lengths, 0)  # [T, N]
+    dominant = [round(count * (1 - D)) for count in dynamic_counts]
+    chosen = top_mask(attention.masked_fill(~is_dynamic, -torch.inf), torch.tensor(dominant, device=device))  # [T, N]
+    kept = chosen.flatten().nonzero().squeeze(1).split([sum(dominant[a : b + 1]) for a, b in windows])
+
+    tokens: list[Tensor] = []
+    positions: list[Tensor] = []
+    for (first, last), static, count, attended in zip(windows, is_static, static_counts, kept, strict=True):
+        where = static.nonzero().squeeze(1)  # [n]
+        merged, centres = merge_by_density(features[first : last + 1, where].float().mean(0), count, beta, k)
+        tokens += [merged, flat[attended].float()]
+        positions += [first * size + where[centres], attended]
+        for frame in range(first, last + 1):
+            if contextual := dynamic_counts[frame] - dominant[frame]:
+                rest = (is_dynamic[frame] & ~chosen[frame]).nonzero().squeeze(1)
+                merged, centres = merge_by_density(features[frame, rest], contextual, beta, k)
+                tokens.append(merged)
+                positions.append(frame * size + rest[centres])
+    position = torch.cat(positions)
+    window = (torch.arange(len(windows), device=device).repeat_interleave(lengths))[position // size]  # [K]
+    static_row = is_static[window, position % size]
+    last_frame = lengths.cumsum(0)[window] - 1
+    return Outer(torch.cat(tokens), position, torch.where(static_row, last_frame, position // size), static_row)
+
+
+def group_sizes(windows: Sequence[Window], is_static: Tensor) -> tuple[list[int], list[int]]:
+    """Static tokens of each window, once merged over time, and dynamic tokens of each frame."""
+    static: list[int] = is_static.sum(1).tolist()
+    size = is_static.shape[1]
+    return static, [size - s for (first, last), s in zip(windows, static, strict=True) for _ in range(first, last + 1)]
+
+
+@dataclass(frozen=True)
+class HoliTom(Method):
+    """HoliTom (Shao et al., NeurIPS 2025), its outer merging before the language model.
+
+    Idea: dynamic programming cuts the video where most tokens can be merged over time; static positions become
+    their time mean and are merged by density peaks, dynamic tokens are kept by the attention they receive.
+
+    Source: arXiv 2505.21334; cokeshao/HoliTom e9b2972 (holitom/llava_arch.py). The inner merging at a middle layer of
+    the language model is not part of this method.
+    Parameters: see the fields; the paper uses tau 0.8, and 0.65 at retention 10 %.
+    Quirk kept: D = 0 means that all dynamic tokens are chosen by attention (the dominant share is 1 - D).
+    Deviations: the groups share the budget by largest remainder, so that it is met exactly (official: round for static
+    and ceil for dynamic groups); tokens enter the model in raster order (official: per window static ones first);
+    D > 0, which raises in the release, merges that share of a frame's dynamic tokens by density.
+    """
+
+    tau: float = 0.8
+    """A position is still from one frame to the next if their cosine exceeds this."""
+    beta: float = 0.6
+    """Weight of a centre in its merged token."""
+    k: int = 7
+    """Nearest neighbours in the density (at most the number of centres)."""
+    D: float = 0.0
+    """Share of the dynamic tokens that is merged by density; the rest is kept by attention."""
+
+    name: ClassVar[str] = "holitom"
+    needs: ClassVar[frozenset[str]] = frozenset({"attention"})
+    positions: ClassVar[Positions] = "contiguous"
+    exact: ClassVar[bool] = False
+    """Merging static tokens over time can leave fewer tokens than a large budget asks for."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "tau", -1, 1)
+        check_range(self, "beta", 0, 1)
+        check_range(self, "k", 1, 10_000, integer=True)
+        check_range(self, "D", 0, 1)
+
+    def select(self, tokens: VideoTokens) -> PrunedTokens:
+        still = still_links(tokens.features, self.tau)
+        windows, _ = best_windows(still)
+        is_static = static_positions(still, windows)
+        static, dynamic = group_sizes(windows, is_static)
+        sizes = static + dynamic
+        budget = min(self.budget(tokens), sum(sizes))
+        counts = largest_remainder([n * budget / sum(sizes) for n in sizes], budget, sizes)
+        outer = merge_outer(
+            tokens.features,
+            supplied(tokens, "attention"),
+            windows,
+            is_static,
+            counts[: len(static)],
+            counts[len(static) :],
+            beta=self.beta,
+            k=self.k,
+            D=self.D,
+        )
+        return in_raster_order(outer.tokens, outer.positions, tokens.features, windows=windows)

@@ -1,0 +1,364 @@
+"""MMG-Vid: segments, segment budgets by marginal gain, and density-peak token selection guided by earlier frames.
+
+Ma et al., "MMG-Vid: Maximizing Marginal Gains at Segment-level and Token-level for Efficient Video LLMs",
+arXiv 2508.21044 (AAAI 2026). The authors have published no code. Where each part comes from is marked:
+
+    [P] stated in the paper's abstract          [S] stated in reviews of the paper
+    [R] reconstructed from public code of neighbouring methods          [O] our own choice
+
+The three stages are functions of their own, so that each can be tested, replaced and measured separately:
+`find_segments`, `merge_short_segments`; `marginal_gains`, `segment_ratios`, `segment_budgets`, `frame_budgets`;
+`low_variance_channels`, `temporal_dpc`. T frames, N tokens a frame, D channels, S segments; a segment is a half-open
+range of frames `(start, stop)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmg_bench.methods._ops import (
+    conserve,
+    cosine,
+    frame_means,
+    frames_per_chunk,
+    largest_remainder,
+    log_density,
+    peak_distance,
+    spread,
+    squared_distances,
+    top_mask,
+)
+from mmg_bench.methods.base import Method, check_choice, check_range
+from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
+
+Segment = tuple[int, int]
+GainSign = Literal["natural", "swapped"]
+Order = Literal["temporal", "greedy"]
+
+
+# ---- Stage 1: segments ------------------------------------------------------------------------------------------
+
+
+def frame_similarity(means: Tensor) -> list[float]:
+    """Cosine similarity of the mean tokens (`[T, D]`) of adjacent frames: T - 1 values, in float64."""
+    means = means.double()
+    similarity: list[float] = cosine(means[:-1], means[1:]).tolist()
+    return similarity
+
+
+def find_segments(similarity: Sequence[float], tau: float) -> list[Segment]:
+    """[S] Cut between frames t and t + 1 wherever their similarity is below `tau` (strictly)."""
+    cuts = [t + 1 for t, s in enumerate(similarity) if s < tau]
+    return list(zip([0, *cuts], [*cuts, len(similarity) + 1], strict=True))
+
+
+def merge_short_segments(segments: Sequence[Segment], similarity: Sequence[float], min_frames: int) -> list[Segment]:
+    """[S] says that one-frame segments are not left alone; [O] how: each joins the neighbour it resembles more.
+
+    From left to right, a segment shorter than `min_frames` joins the neighbour whose adjacent frame is the more
+    similar (ties: the left one), until it is long enough or is the only segment.
+    """
+    merged = list(segments)
+    i = 0
+    while i < len(merged):
+        start, stop = merged[i]
+        if stop - start >= min_frames or len(merged) == 1:
+            i += 1
+            continue
+        left = similarity[start - 1] if i > 0 else -torch.inf
+        right = similarity[stop - 1] if i + 1 < len(merged) else -torch.inf
+        if left >= right:
+            merged[i - 1 : i + 1] = [(merged[i - 1][0], stop)]  # long enough: the one before had been
+        else:
+            merged[i : i + 2] = [(start, merged[i + 1][1])]  # looked at again
+    return merged
+
+
+# ---- Stage 2: budgets of the segments ---------------------------------------------------------------------------
+
+
+def segment_means(means: Tensor, segments: Sequence[Segment]) -> Tensor:
+    """Mean of all tokens of each segment, from the frames' means: `[T, D]` to `[S, D]`, float64."""
+    return torch.stack([means[start:stop].double().mean(0) for start, stop in segments])
+
+
+def marginal_gains(
+    features: Tensor, k: float = 0.5, gain_sign: GainSign = "natural", order: Order = "temporal"
+) -> list[float]:
+    """[P] that budgets follow marginal gains, [R] this gain: what segment i adds to the segments taken before it.
+
+    `features`: `[S, D]`. With g_sel the mean feature of the segments taken before i and g_rem that of those still
+    left after it,
+
+        natural [R]   MV_i = k * cos(s_i, g_rem) + (1 - k) * (1 - cos(s_i, g_sel))     representative and new
+        swapped [R]   MV_i = k * cos(s_i, g_sel) + (1 - k) * (1 - cos(s_i, g_rem))
+
+    where a term whose mean is over no segment is 0. Segments are taken in `temporal` order [R], or `greedy` [O]: the
+    highest gain next, ties by the lower index.
+    """
+    inner = features.double().cpu()
+    inner = inner @ inner.mT  # [S, S]: all that the cosines with sums of segments need
+    norm = inner.diagonal()  # [S], squared
+    count = len(norm)
+    taken = torch.zeros_like(norm)  # [S], 0 or 1
+    gains = [0.0] * count
+
+    def cosines(dot: Tensor, squared: Tensor) -> Tensor:
+        return dot / (norm * squared).clamp_min(torch.finfo(norm.dtype).tiny).sqrt()
+
+    for step in range(count):
+        left = 1 - taken
+        with_taken, with_left = inner @ taken, inner @ left  # [S] dot products with the two sums
+        similar_taken = cosines(with_taken, taken @ with_taken)
+        similar_left = cosines(with_left - norm, left @ with_left - 2 * with_left + norm)  # without itself
+        attract, repel = (similar_left, similar_taken), (similar_taken, similar_left)
+        has_taken, has_left = float(step > 0), float(step < count - 1)
+        weights = (has_left, has_taken)
+        if gain_sign == "swapped":
+            attract, repel, weights = repel, attract, weights[::-1]
+        value = k * attract[0] * weights[0] + (1 - k) * (1 - repel[0]) * weights[1]
+        values: list[float] = value.tolist()
+        open_segments = [i for i in range(count) if not taken[i]]
+        # Rounded, for two segments always tie at first: each is then as near to the other.
+        highest = max(open_segments, key=lambda i: round(values[i], 12))  # the first of equals
+        chosen = open_segments[0] if order == "temporal" else highest
+        gains[chosen] = values[chosen]
+        taken[chosen] = 1
+    return gains
+
+
+def segment_ratios(gains: Sequence[float], retention_ratio: float, r_extra: float) -> list[float]:
+    """[R] R_i = R + r_extra * z_i, z the gains' z-scores (population). Not yet in [0, 1], not conserving the budget."""
+    gain = torch.tensor(gains, dtype=torch.float64)
+    z = (gain - gain.mean()) / (gain.std(correction=0) + 1e-8)
+    ratios: list[float] = (retention_ratio + r_extra * z).tolist()
+    return ratios
+
+
+def segment_budgets(
+    ratios: Sequence[float], segments: Sequence[Segment], tokens_per_frame: int, budget: int, r_min: float = 0.0
+) -> list[int]:
+    """[O] Tokens of each segment: `ratios` clamped, scaled and rounded so that they add up to exactly `budget`.
+
+    The lower bound of a segment's ratio is `r_min`, or one token a frame if that is more and `budget` allows it; a
+    bound that the budget cannot meet falls to the even share. Rounding is by largest remainder.
+    """
+    frames = [stop - start for start, stop in segments]
+    low = max(r_min, 1 / tokens_per_frame if budget >= sum(frames) else 0.0)
+    sizes = [n * tokens_per_frame for n in frames]
+    shares = conserve(ratios, sizes, budget, min(low, budget / sum(sizes)))
+    return largest_remainder(shares, budget, sizes)
+
+
+def frame_budgets(budgets: Sequence[int], segments: Sequence[Segment]) -> list[int]:
+    """[O] Tokens of each of the T frames: every segment's budget evenly, remainders to its earliest frames."""
+    shares = (spread(b, stop - start) for b, (start, stop) in zip(budgets, segments, strict=True))
+    return [count for share in shares for count in share]
+
+
+# ---- Stage 3: tokens --------------------------------------------------------------------------------------------
+
+
+class Selection(NamedTuple):
+    """Outcome of stage 3, each `[T, N]`. A frame with no budget has no scores (0)."""
+
+    kept: Tensor
+    """bool."""
+    density: Tensor
+    """rho, float32."""
+    distance: Tensor
+    """delta, float32. Tokens are ranked by gamma = rho * delta."""
+
+
+def low_variance_channels(features: Tensor, segments: Sequence[Segment]) -> Tensor:
+    """[R] The int(D/2) channels (at least 1) of lowest population variance over each segment's tokens: bool `[S, D]`.
+
+    Ties by the lower index; in float64, so that constant channels do tie.
+    """
+    variances = []
+    for start, stop in segments:
+        chunks = features[start:stop].split(frames_per_chunk(features))
+        size = (stop - start) * features.shape[1]
+        mean = sum(part.double().sum((0, 1)) for part in chunks) / size  # [D]
+        variances.append(sum((part.double() - mean).square().sum((0, 1)) for part in chunks) / size)
+    variance = torch.stack(variances)  # [S, D]
+    half = torch.full((len(segments),), max(1, features.shape[2] // 2), device=features.device)
+    return top_mask(-variance, half)
+
+
+def temporal_dpc(
+    features: Tensor,
+    segments: Sequence[Segment],
+    counts: Sequence[int],
+    *,
+    knn: int = 7,
+    channels: Tensor | None = None,
+    means: Tensor | None = None,
+) -> Selection:
+    """[P] Temporal-guided DPC-KNN, [R] in this form: keep `counts[t]` tokens of each frame t of `features` `[T, N, D]`.
+
+    Frames of a segment are taken in order; d(x, y) = ||x - y|| / sqrt(D), in float32.
+
+        first frame    rho_i = exp(-mean of the k smallest d(x_i, x_j)^2), itself included; k = min(knn, count, N - 1)
+        later frames   rho_i = 1 - exp(-mean over g in G of d(x_i, g)^2), G all tokens kept in the segment so far
+        all frames     delta_i = least d(x_i, x_j) to a token of the frame with rho_j > rho_i; else its largest d
+
+    and the tokens of highest rho * delta stay, ties by the lower index. A frame without budget keeps nothing and is
+    passed over: a segment's first frame is its first one with a budget. Plain DPC-KNN in every frame is this
+    function with one-frame `segments`. `channels` (bool `[T, D]`, the same number in every row) restricts d to some
+    channels of each frame; `means` (`[T, D]`) are the frames' mean tokens, if known already.
+
+    Two identities keep it cheap: distances within all frames are one batched Gram matrix; and the mean squared
+    distance to G is ||x - mean(G)||^2 plus the scatter of G, so G need not be stored however large it grows. Frame j
+    of every segment goes in one batch; only the frames of one segment depend on each other.
+    """
+    features = features.detach()
+    frames, tokens, width = features.shape
+    step = frames_per_chunk(features)
+    means = frame_means(features) if means is None else means
+    weight = None if channels is None else channels.float()
+    used = width if channels is None else int(channels[0].sum())
+
+    # One buffer for all copies: fresh memory would cost a CPU more than the arithmetic done in it.
+    buffer = torch.empty(min(step, frames), tokens, width, device=features.device)
+
+    def offsets(index: Tensor, origin: Tensor) -> Tensor:
+        """Tokens of the frames `index` from their `origin` `[F, D]`, in the used channels: `[F, N, D]` in `buffer`."""
+        x = buffer[: len(index)]
+        if features.dtype == x.dtype:
+            torch.index_select(features, 0, index, out=x).sub_(origin.unsqueeze(1))
+        else:
+            torch.sub(features[index], origin.unsqueeze(1), out=x)
+        return x if weight is None else x.mul_(weight[index].unsqueeze(1))
+
+    squared = means.new_empty(frames, tokens, tokens)
+    for part in torch.arange(frames, device=features.device).split(step):
+        squared[part] = squared_distances(offsets(part, means[part]), centered=True)
+    squared /= used  # [T, N, N]
+
+    kept = torch.zeros(frames, tokens, dtype=torch.bool, device=features.device)
+    density, distance = (squared.new_zeros(frames, tokens) for _ in range(2))
+    count = torch.tensor(counts, device=features.device)  # [T]
+
+    # Frame j with a budget of every segment; of G only its size, mean and sum of squared distances from the mean.
+    chains = [[t for t in range(*segment) if counts[t]] for segment in segments]
+    steps = max(map(len, chains))
+    size = squared.new_zeros(len(segments))  # [S]
+    scatter = squared.new_zeros(len(segments))  # [S]
+    center = means[[chain[0] if chain else 0 for chain in chains]]  # [S, D]; any origin will do while G is empty
+    for j in range(steps):
+        live = torch.tensor([(s, chain[j]) for s, chain in enumerate(chains) if len(chain) > j], device=count.device)
+        for s, t in (group.unbind(1) for group in live.split(step)):  # F segments, and their frames
+            within, m = squared[t], count[t]
+            x = offsets(t, center[s]) if steps > 1 else None  # [F, N, D]
+            if x is not None:
+                norm = torch.linalg.vector_norm(x, dim=-1).square_()  # [F, N]
+            if j == 0:
+                order = log_rho = log_density(within, m.clamp(max=min(knn, tokens - 1)).clamp(min=1))
+            else:
+                order = (norm + (scatter[s] / size[s]).unsqueeze(1)) / used  # mean squared distance to G
+                log_rho = torch.expm1(-order).neg_().log_()
+            delta = peak_distance(within, order)
+            chosen = top_mask(log_rho + delta.log(), m)  # rho * delta, without underflow
+            kept[t], density[t], distance[t] = chosen, log_rho.exp(), delta
+            if x is not None and j < steps - 1:
+                members = chosen.float()
+                total = size[s] + m
+                shift = torch.bmm(members.unsqueeze(1), x).squeeze(1) / total.unsqueeze(1)  # [F, D]
+                scatter[s] += (members * norm).sum(1) - total * shift.square().sum(1)
+                center[s] += shift
+                size[s] = total
+    return Selection(kept, density, distance)
+
+
+# ---- The method -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MMGVid(Method):
+    """Segments of similar frames, more tokens for segments that add more, and tokens unlike those already kept.
+
+    Stage 1 cuts the video into segments, stage 2 shares the budget out among them, stage 3 (TG-DPC) picks tokens that
+    are new within the segment and apart within their frame. Kept tokens are the original ones in raster order; nothing
+    is merged. Exactly max(1, round(R*T*N)) tokens are kept. Looks neither at attention nor at the question.
+
+    With a budget of one token, plain DPC-KNN (a segment's first frame; every frame with `stage3="dpc"`) has k = 1: all
+    densities tie, all distances are the frame's largest, and the frame's token 0 is kept. With two, k = 2 and mutual
+    nearest neighbours tie. Later frames of TG-DPC are not affected. With fewer tokens than frames, a segment's earliest
+    frames get one each.
+
+    Source: arXiv 2508.21044, no official code. Grades [P], [S], [R], [O]: see the module's docstring.
+    """
+
+    tau: float = 0.95
+    """[S] Frames whose cosine similarity is below tau belong to different segments; in [-1, 1]."""
+    min_segment_frames: int = 2
+    """[S] that one-frame segments are merged, [O] how: shorter segments join a neighbour. 1 switches merging off."""
+    budgets: Literal["marginal_gain", "uniform"] = "marginal_gain"
+    """[P] Segment budgets follow the marginal gain; `uniform` (ablation) gives all segments the ratio R."""
+    k: float = 0.5
+    """[R] Weight of representativeness against diversity in the marginal gain; in [0, 1]."""
+    r_extra: float = 0.1
+    """[R] Change of a segment's ratio for one standard deviation of gain; 0 equals `budgets="uniform"`."""
+    gain_sign: GainSign = "natural"
+    """[R] `natural`: like what is still to come, unlike what was taken; `swapped`: the other way round."""
+    order: Order = "temporal"
+    """[R] Order in which segments are taken: `temporal`, or `greedy` [O], highest gain first."""
+    r_min: float = 0.0
+    """[O] Lower bound of a segment's ratio; in [0, 1]. At least one token a frame while the budget allows it."""
+    stage3: Literal["tg_dpc", "dpc"] = "tg_dpc"
+    """[P] `tg_dpc`: later frames are guided by the tokens kept; `dpc` (ablation): plain DPC-KNN in every frame."""
+    knn: int = 7
+    """[R] Neighbours in the density of DPC-KNN, at most the frame's budget; >= 1."""
+    channels: Literal["all", "low_variance"] = "all"
+    """[R] Score on all channels, or on the half with the lowest variance over the segment's tokens."""
+
+    name: ClassVar[str] = "mmg_vid"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "tau", -1, 1)
+        check_range(self, "min_segment_frames", 1, 10**6, integer=True)
+        check_choice(self, "budgets", ("marginal_gain", "uniform"))
+        check_range(self, "k", 0, 1)
+        check_range(self, "r_extra", 0, 10**6)
+        check_choice(self, "gain_sign", ("natural", "swapped"))
+        check_choice(self, "order", ("temporal", "greedy"))
+        check_range(self, "r_min", 0, 1)
+        check_choice(self, "stage3", ("tg_dpc", "dpc"))
+        check_range(self, "knn", 1, 10**6, integer=True)
+        check_choice(self, "channels", ("all", "low_variance"))
+
+    def select(self, tokens: VideoTokens) -> PrunedTokens:
+        x = tokens.features.detach()  # [T, N, D]; a choice has no gradient
+        means = frame_means(x)  # [T, D]
+        on_host = means.cpu()  # stages 1 and 2 are a few vectors
+
+        similarity = frame_similarity(on_host)
+        segments = merge_short_segments(find_segments(similarity, self.tau), similarity, self.min_segment_frames)
+
+        ratios = [self.retention_ratio] * len(segments)
+        if self.budgets == "marginal_gain":
+            gains = marginal_gains(segment_means(on_host, segments), self.k, self.gain_sign, self.order)
+            ratios = segment_ratios(gains, self.retention_ratio, self.r_extra)
+        budgets = segment_budgets(ratios, segments, tokens.tokens_per_frame, self.budget(tokens), self.r_min)
+        counts = frame_budgets(budgets, segments)
+
+        channels = None
+        if self.channels == "low_variance":
+            lengths = torch.tensor([stop - start for start, stop in segments], device=x.device)
+            channels = low_variance_channels(x, segments).repeat_interleave(lengths, 0)  # [T, D]
+        chains = segments if self.stage3 == "tg_dpc" else [(t, t + 1) for t in range(tokens.frames)]
+        chosen = temporal_dpc(x, chains, counts, knn=self.knn, channels=channels, means=means).kept
+        return keep(
+            tokens,
+            chosen.flatten().nonzero().squeeze(1),
+            segments=segments,
+            segment_budgets=budgets,
+            frame_budgets=counts,
+        )

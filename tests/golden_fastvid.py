@@ -1,0 +1,44 @@
+import torch
+
+from golden_cases import Inputs, Run
+from mmg_bench.methods.fastvid import dynamic_segments, reduce_segments, token_counts
+
+
+def check_fastvid(run: Run, inputs: Inputs) -> None:
+    features, hyper = inputs["feat"], run.hyper
+    frames, size, _ = features.shape
+    variant = "video" if "llavavideo" in run.id else "onevision"
+    lengths = dynamic_segments(inputs["frame_global"], hyper["c"], hyper["tau"])
+    budgets = [int(size * hyper["retention_ratio"])] * frames
+    keep_remainder = variant == "video"
+    salient, anchors = token_counts(lengths, budgets, size, hyper["d"], hyper["p"], variant, keep_remainder)
+    reduced = reduce_segments(
+        features,
+        inputs["siglip_head_attn"],
+        lengths,
+        salient,
+        anchors,
+        beta=hyper["beta"],
+        k=4,
+        own_anchors=variant == "onevision",
+    )
+    run.check("segment_lengths", lengths)
+    run.check("keep_idx", reduced.keep_idx)
+    run.check("tokens", reduced.tokens)
+    if variant == "onevision":
+        run.check("is_anchor", reduced.is_anchor.flatten()[reduced.keep_idx])
+        run.check("anchors_per_frame", anchors)
+        run.check("density_score", reduced.density_score.exp()[~reduced.is_salient].view(frames, -1))
+        lead, tail = len(inputs["sys_embeds"]), len(inputs["text_embeds"])
+        text = torch.arange(lead + features[..., 0].numel(), lead + features[..., 0].numel() + tail)
+        run.check("position_ids", torch.cat([torch.arange(lead), lead + reduced.keep_idx, text]))
+    else:
+        side = hyper["grid"]
+        row = reduced.keep_idx // side  # over all frames
+        newlines = row.unique() * (side + 1) + side
+        sequence = torch.cat([reduced.keep_idx + row, newlines]).sort().values
+        run.check("sequence_idx_in_grid_with_newline", sequence)
+        run.check("num_newlines_kept", len(newlines))
+
+
+CHECKERS = {"fastvid": check_fastvid}

@@ -1,0 +1,61 @@
+from math import ceil
+
+import pytest
+import torch
+from torch import Tensor
+
+from golden_cases import Inputs, Run
+from mmg_bench.methods.holitom import (
+    Outer,
+    best_windows,
+    group_sizes,
+    merge_outer,
+    static_positions,
+    still_links,
+)
+
+
+def _newline_grid(outer: Outer, newline: Tensor, size: int, side: int) -> Tensor:
+    """The official layout for LLaVA-Video: raster order, a newline after every row that is not empty."""
+    order = outer.positions.argsort()
+    tokens, positions = outer.tokens[order], outer.positions[order]
+    row = positions // size * side + positions % size // side  # over all frames
+    return torch.cat([torch.cat([tokens[row == r], newline.view(1, -1)]) for r in row.unique()])
+
+
+def check_holitom(run: Run, inputs: Inputs) -> None:
+    if "retain_ratio" not in run.hyper:
+        pytest.skip("the inner merging is inside the language model; the method is the outer one")
+    features, hyper = inputs["feat"], run.hyper
+    size = features.shape[1]
+    still = still_links(features, hyper["tau"])
+    windows, saved = best_windows(still)
+    total = features[..., 0].numel()
+    ratio = min(hyper["retain_ratio"] / ((total - saved) / total), 1)
+    is_static = static_positions(still, windows)
+    static, dynamic = group_sizes(windows, is_static)
+    outer = merge_outer(
+        features,
+        inputs["siglip_attn"],
+        windows,
+        is_static,
+        [round(n * ratio) for n in static],
+        [ceil(n * ratio) for n in dynamic],
+        beta=hyper["Beta"],
+        k=hyper["K"],
+        D=hyper["D"],
+    )
+    run.check("windows", windows)
+    run.check("static_reduction", float(saved))
+    run.check("adjusted_ratio", ratio)
+    run.check("tok_frame", outer.positions // size)
+    run.check("tok_pos", outer.positions % size)
+    run.check("tok_end_frame", outer.end_frame)
+    run.check("tok_is_static", outer.is_static.long())
+    if hyper["newline_position"] == "grid":
+        run.check("tokens", _newline_grid(outer, inputs["newline"], size, inputs.grid[1]))
+    else:
+        run.check("tokens", outer.tokens)
+
+
+CHECKERS = {"holitom": check_holitom}

@@ -1,0 +1,40 @@
+import pytest
+import torch
+
+from golden_cases import Inputs, Run
+from mmg_bench.methods.prunevid import (
+    SMALL_GROUP,
+    group_sizes,
+    merge_windows,
+    refine,
+    static_positions,
+    temporal_labels,
+    window_lengths,
+)
+
+
+def check_prunevid(run: Run, inputs: Inputs) -> None:
+    if "alpha" in run.hyper:
+        pytest.skip("stage 2 prunes inside the language model; the method is stage 1")
+    features, hyper = inputs["feat"], run.hyper
+    labels = temporal_labels(features, int(len(features) * hyper["temporal_segment_ratio"]), hyper["k"])
+    refined = refine(labels)
+    lengths = window_lengths(refined)
+    is_static = torch.stack([static_positions(w, hyper["tau"]) for w in features.split(lengths)])
+    static, dynamic = (
+        [int(n * hyper["cluster_ratio"]) if n > SMALL_GROUP else n for n in sizes]
+        for sizes in group_sizes(lengths, is_static)
+    )
+    # The official k of the spatial clusters is fixed; `hyper.k` is that of the temporal ones.
+    merged = merge_windows(features, lengths, is_static, static, dynamic, 7)
+    run.check("temporal_labels_raw", labels)
+    run.check("temporal_labels_refined", refined)
+    run.check("window_sizes", lengths)
+    run.check("static_mask", is_static)
+    run.check("static_sizes", static)
+    run.check("dynamic_sizes", [sum(part) for part in torch.tensor(dynamic).split(lengths)])
+    run.check("assign", merged.assign)
+    run.check("tokens", merged.tokens)
+
+
+CHECKERS = {"prunevid": check_prunevid}

@@ -1,0 +1,229 @@
+"""What every registered method must do, whatever its algorithm. A new method is tested here without being named."""
+
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import mmg_bench
+from mmg_bench.methods import Method
+from mmg_bench.methods.registry import get_method, method_class, method_names
+from mmg_bench.tokens import OPTIONAL_FIELDS, PrunedTokens, VideoTokens
+
+CONFIGS = Path(mmg_bench.__file__).parents[1] / "configs" / "method"
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+NAMES = method_names()
+# The only fixed ratio; every other method takes any.
+RATIO = {"dense": 1.0}
+
+every_method = pytest.mark.parametrize("name", NAMES)
+
+
+def build(name: str, ratio: float = 0.3) -> Method:
+    return get_method(name, retention_ratio=RATIO.get(name, ratio))
+
+
+def video(
+    frames: int = 8, grid: tuple[int, int] = (4, 5), width: int = 16, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> VideoTokens:
+    """Scenes that drift, with every optional field filled at random."""
+    g = torch.Generator().manual_seed(seed)
+    tokens = grid[0] * grid[1]
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g)
+
+    def weights(*shape: int) -> Tensor:
+        return (normal(*shape) * 2).softmax(-1)
+
+    scene = torch.arange(frames) * 3 // frames
+    x = normal(3, 1, width)[scene] + normal(3, tokens, width)[scene] + 0.4 * normal(frames, tokens, width)
+    optional = {
+        "attention": weights(frames, tokens),
+        "keys": normal(frames, tokens, 6),
+        "probe_attention": weights(frames, tokens),
+        "cls_attention": weights(frames, tokens),
+        "frame_features": normal(3, 12)[scene] + 0.3 * normal(frames, 12),
+        "query": normal(7, width),
+        "joint_features": normal(frames, tokens, 10),
+        "joint_query": normal(2, 10),
+    }
+    assert set(optional) == set(OPTIONAL_FIELDS)
+    return VideoTokens(x.to(dtype), grid, **{k: v.to(dtype) for k, v in optional.items()})
+
+
+def tensors(tokens: VideoTokens) -> dict[str, Tensor]:
+    return {f.name: v for f in fields(tokens) if isinstance(v := getattr(tokens, f.name), Tensor)}
+
+
+def assert_valid(pruned: PrunedTokens, method: Method, tokens: VideoTokens) -> None:
+    count = pruned.positions.shape[0]
+    assert pruned.positions.dtype == torch.int64
+    assert pruned.features.shape == (count, tokens.features.shape[2])
+    assert pruned.features.dtype == tokens.features.dtype
+    assert pruned.features.isfinite().all()
+    assert 1 <= count <= tokens.total
+    positions = pruned.positions.tolist()
+    if method.exact:
+        assert count == max(1, round(method.retention_ratio * tokens.total)) == method.budget(tokens)
+        assert len(set(positions)) == count
+    assert positions == sorted(positions)
+    assert positions[0] >= 0
+    assert positions[-1] < tokens.total
+
+
+@every_method
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_any_size_and_ratio(name, data):
+    tokens = video(
+        data.draw(st.integers(1, 9), "frames"),
+        (data.draw(st.integers(1, 5), "height"), data.draw(st.integers(1, 5), "width")),
+        data.draw(st.integers(1, 8), "channels"),
+        data.draw(st.integers(0, 1000), "seed"),
+        data.draw(st.sampled_from(DTYPES), "dtype"),
+    )
+    method = build(name, data.draw(st.one_of(st.sampled_from([1e-6, 0.1, 0.25, 1.0]), st.floats(1e-3, 1)), "ratio"))
+    assert_valid(method.prune(tokens), method, tokens)
+
+
+@every_method
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dtypes(name, dtype):
+    tokens = video(dtype=dtype)
+    method = build(name)
+    assert_valid(method.prune(tokens), method, tokens)
+
+
+@every_method
+@pytest.mark.parametrize("shape", [(1, (4, 5)), (6, (1, 1)), (1, (1, 1)), (2, (1, 2)), (5, (7, 1))], ids=str)
+@pytest.mark.parametrize("ratio", [1e-6, 0.5, 1.0])
+def test_small_videos(name, shape, ratio):
+    tokens = video(*shape)
+    method = build(name, ratio)
+    assert_valid(method.prune(tokens), method, tokens)
+
+
+@every_method
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.7])
+def test_constant_features(name, value):
+    tokens = video()
+    flat = replace(tokens, **{k: torch.full_like(v, value) for k, v in tensors(tokens).items() if "attention" not in k})
+    method = build(name)
+    assert_valid(method.prune(flat), method, flat)
+
+
+@every_method
+def test_deterministic(name):
+    tokens, method = video(), build(name)
+    first = method.prune(tokens)
+    torch.manual_seed(123)
+    torch.rand(3)
+    second = build(name).prune(video())
+    assert torch.equal(first.positions, second.positions)
+    assert torch.equal(first.features, second.features)
+
+
+@every_method
+def test_input_is_left_alone(name):
+    tokens = video()
+    before = {k: v.clone() for k, v in tensors(tokens).items()}
+    pruned = build(name).prune(tokens)
+    for field, value in tensors(tokens).items():
+        assert torch.equal(value, before[field]), field
+    assert not set(vars(pruned)) - {"features", "positions", "layer", "notes"}
+
+
+@every_method
+@pytest.mark.parametrize("ratio", [0.15, 0.3])
+def test_order_of_channels_does_not_matter(name, ratio):
+    """Distances, norms and cosines do not know the order of channels. No two tokens of this video tie."""
+    tokens = video(width=24)
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
+    assert tokens.query is not None
+    shuffled = replace(tokens, features=tokens.features[..., order], query=tokens.query[..., order])
+    method = build(name, ratio)
+    one, other = method.prune(tokens), method.prune(shuffled)
+    assert torch.equal(one.positions, other.positions)
+    torch.testing.assert_close(one.features[:, order], other.features, atol=1e-4, rtol=1e-4)
+
+
+@every_method
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_values_that_are_not_finite_are_refused(name, bad):
+    tokens, method = video(), build(name)
+    for field in ("features", *method.needs):
+        broken = getattr(tokens, field).clone()
+        broken.view(-1)[-1] = bad
+        with pytest.raises(ValueError, match=f"VideoTokens.{field} holds NaN or infinite values: {name}"):
+            method.prune(replace(tokens, **{field: broken}))
+
+
+@every_method
+def test_needs_are_what_is_read(name):
+    """With the declared fields alone the result is the same; without one of them, a clear error."""
+    tokens, method = video(), build(name)
+    bare = replace(tokens, **{f: None for f in OPTIONAL_FIELDS if f not in method.needs})
+    assert torch.equal(method.prune(bare).positions, method.prune(tokens).positions)
+    for field in method.needs:
+        with pytest.raises(ValueError, match=f"{name} needs {field}"):
+            method.prune(replace(tokens, **{field: None}))
+
+
+@every_method
+@pytest.mark.parametrize("ratio", [0, -0.1, 1.01, float("nan"), "half", True])
+def test_retention_ratio_is_checked(name, ratio):
+    with pytest.raises(ValueError, match=f"{method_class(name).__name__}.retention_ratio="):
+        method_class(name)(retention_ratio=ratio)
+
+
+@every_method
+def test_unknown_parameters_are_named(name):
+    with pytest.raises(ValueError, match=f"method '{name}' has no parameter banana; it has: retention_ratio"):
+        get_method(name, banana=1)
+
+
+@every_method
+def test_class_is_documented(name):
+    cls = method_class(name)
+    assert cls.name == name
+    assert cls.__doc__
+    assert not cls.__doc__.startswith(cls.__name__ + "("), "the dataclass's own signature is no docstring"
+    assert next(f.name for f in fields(cls)) == "retention_ratio"
+
+
+@every_method
+def test_config_holds_every_parameter_and_its_default(name):
+    path = CONFIGS / f"{name}.yaml"
+    if not path.is_file():
+        built_in = method_class(name).__module__.startswith("mmg_bench.")
+        assert not built_in, f"{path} is missing"
+        pytest.skip("third-party methods bring their own configs")
+    text = path.read_text()
+    config: dict[str, Any] = yaml.safe_load(text)
+    assert next(iter(config)) == "name"
+    assert config.pop("name") == name
+    expected = {}
+    for f in fields(method_class(name)):
+        if f.name != "retention_ratio":
+            expected[f.name] = f.default_factory() if f.default_factory is not MISSING else f.default
+    assert config == expected
+    assert {k: type(v) for k, v in config.items()} == {k: type(v) for k, v in expected.items()}
+    lines = [line for line in text.splitlines() if line and line[0] not in "# " and not line.startswith("name:")]
+    assert all("  # " in line for line in lines), "every option has a comment"
+    assert get_method(name, **config) == method_class(name)()
+
+
+def test_every_method_config_belongs_to_a_method():
+    assert {p.stem for p in CONFIGS.glob("*.yaml")} <= set(NAMES)
+
+
+def test_unknown_method_is_answered_with_the_names():
+    with pytest.raises(ValueError, match=r"unknown method 'mmgvid'; the registered methods are: .*mmg_vid"):
+        get_method("mmgvid")

@@ -1,0 +1,311 @@
+"""The rivals that prune before the language model, beyond their golden vectors: any input, budgets, stated rules."""
+
+from dataclasses import replace
+from itertools import combinations
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmg_bench.methods.base import Method
+from mmg_bench.methods.dycoke import DyCoke, references
+from mmg_bench.methods.fastvid import FastVID, dynamic_segments, token_counts
+from mmg_bench.methods.holitom import HoliTom, best_windows, merge_by_density
+from mmg_bench.methods.prumerge import PruMerge, merge_around, outlier_ratio, with_grid
+from mmg_bench.methods.prunevid import PruneVid, cluster, counts_by_budget, refine, static_positions
+from mmg_bench.methods.tome import ToMe, merge_to
+from mmg_bench.methods.visionzip import VisionZip, zip_frames
+from mmg_bench.tokens import VideoTokens
+
+METHODS = [
+    VisionZip(),
+    FastVID(),
+    FastVID(variant="video"),
+    PruneVid(),
+    DyCoke(),
+    HoliTom(),
+    HoliTom(D=0.4),
+    ToMe(),
+    PruMerge(),
+    PruMerge(plus=True),
+]
+SHAPES = [(1, 1, 1), (1, 49, 8), (2, 4, 3), (3, 16, 8), (5, 49, 16), (8, 36, 16), (9, 16, 4)]
+RATIOS = [0.001, 0.1, 0.25, 0.5, 0.9, 1.0]
+
+
+def _video(frames: int, size: int, width: int, kind: str = "random", dtype: torch.dtype = torch.float32) -> VideoTokens:
+    generator = torch.Generator().manual_seed(frames * 1000 + size)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    features = {
+        "random": normal(frames, size, width),
+        "still": normal(1, size, width).expand(frames, -1, -1) + 0.01 * normal(frames, size, width),
+        "constant": torch.ones(frames, size, width),
+        "zero": torch.zeros(frames, size, width),
+    }[kind]
+    side = int(size**0.5)
+    return VideoTokens(
+        features.to(dtype),
+        (side, side),
+        attention=normal(frames, size).softmax(1).to(dtype),
+        keys=(normal(frames, size, 4) * (kind != "zero")).to(dtype),
+        probe_attention=normal(frames, size).softmax(1).to(dtype),
+        frame_features=features.mean(1).to(dtype),
+    )
+
+
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", ["random", "still", "constant", "zero"])
+def test_any_video_and_budget(method: Method, shape: tuple[int, int, int], kind: str):
+    for dtype in (torch.float32, torch.bfloat16):
+        tokens = _video(*shape, kind, dtype)
+        before = tokens.features.clone()
+        for ratio in RATIOS:
+            sized = replace(method, retention_ratio=ratio)
+            pruned = sized.prune(tokens)
+            budget = sized.budget(tokens)
+            assert len(pruned) >= 1
+            assert len(pruned) == budget if sized.exact else len(pruned) <= tokens.total
+            assert pruned.features.shape == (len(pruned), tokens.features.shape[2])
+            assert pruned.features.dtype == dtype
+            assert pruned.features.isfinite().all()
+            assert pruned.positions.dtype == torch.int64
+            assert (pruned.positions.diff() > 0).all()
+            assert 0 <= int(pruned.positions[0]) <= int(pruned.positions[-1]) < tokens.total
+            again = sized.prune(tokens)
+            assert torch.equal(again.positions, pruned.positions)
+            assert torch.equal(again.features, pruned.features)
+        assert torch.equal(tokens.features, before)
+
+
+@pytest.mark.parametrize("method", [VisionZip(), FastVID(), DyCoke(), ToMe()], ids=repr)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_full_budget_changes_nothing(method: Method, shape: tuple[int, int, int]):
+    tokens = _video(*shape)
+    pruned = replace(method, retention_ratio=1.0).prune(tokens)
+    assert len(pruned) == tokens.total
+    if not isinstance(method, FastVID):  # its anchors absorb others even when all are kept
+        torch.testing.assert_close(pruned.features, tokens.flat)
+
+
+@pytest.mark.parametrize("method", [PruneVid(), HoliTom()], ids=repr)
+def test_budget_is_met_up_to_what_time_merging_leaves(method: Method):
+    for ratio in RATIOS:
+        sized = replace(method, retention_ratio=ratio)
+        moving, still = _video(8, 36, 16), _video(8, 36, 16, "still")
+        assert len(sized.prune(moving)) == sized.budget(moving)
+        assert len(sized.prune(still)) == min(sized.budget(still), 36)  # all eight frames merge into one
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 8, 16, 17])
+def test_dycoke_floor_is_its_whole_frames(frames: int):
+    tokens = _video(frames, 16, 8)
+    whole = sum(refer == t for t, refer in enumerate(references(frames)))
+    for ratio in RATIOS:
+        method = DyCoke(ratio)
+        assert len(method.prune(tokens)) == max(method.budget(tokens), 16 * whole)
+
+
+def test_dycoke_keeps_what_changed():
+    tokens = _video(2, 16, 8)
+    tokens.features[1] = tokens.features[0]
+    tokens.features[1, [3, 7]] *= -1
+    assert DyCoke(18 / 32).prune(tokens).positions.tolist() == [*range(16), 19, 23]
+    assert references(9) == [0, 0, 0, 2, 4, 4, 4, 6, 8]
+    assert references(8) == [0, 0, 0, 2, 4, 4, 6, 6]
+
+
+@pytest.mark.parametrize("variant", ["onevision", "video"])
+@pytest.mark.parametrize("lengths", [[1], [3, 1, 4], [9], [5, 5, 7]])
+def test_fastvid_counts_meet_every_budget(variant: str, lengths: list[int]):
+    size, frames = 12, sum(lengths)
+    for budget in range(frames * size + 1):
+        budgets = [budget // frames + (t < budget % frames) for t in range(frames)]
+        salient, anchors = token_counts(lengths, budgets, size, 0.4, 4, variant)
+        assert sum(salient) + sum(anchors) == budget
+        assert all(s >= 0 and a >= 0 and s + a <= size for s, a in zip(salient, anchors, strict=True))
+
+
+def test_fastvid_anchor_frames_count_back_from_the_last():
+    salient, anchors = token_counts([6], [10] * 6, 100, 0.4, 4, "onevision")
+    assert salient == [6] * 6
+    assert anchors == [0, 12, 0, 0, 0, 12]
+    assert token_counts([5], [7] * 5, 100, 0.4, 4, "onevision")[1] == [5, 0, 0, 0, 5]
+    assert token_counts([5], [7] * 5, 100, 0.4, 4, "video")[1] == [7, 0, 0, 0, 7]
+
+
+def test_fastvid_cuts():
+    frames = torch.tensor([[1.0, 0.0], [1.0, 0.01], [0.0, 1.0], [0.0, 1.0], [0.1, 1.0]])
+    assert dynamic_segments(frames, 1, 0.9) == [2, 3]
+    assert dynamic_segments(frames, 3, 0.9) == [2, 2, 1]
+    assert dynamic_segments(frames, 8, 0.9) == [1] * 5  # fewer frames than segments: officially an error
+    assert dynamic_segments(frames[:1], 8, 0.9) == [1]
+
+
+def test_visionzip_sums_what_it_merges():
+    features = torch.tensor([[[1.0], [2.0], [4.0], [8.0], [16.0]]])
+    keys = torch.tensor([[[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.5, 0.5], [0.1, 1.0]]])
+    zipped = zip_frames(features, torch.tensor([[0.0, 0.0, 0.0, 1.0, 0.0]]), keys, 1, 2)
+    assert zipped.by_attention.tolist() == [[3]]
+    assert zipped.anchors.tolist() == [[0, 2]]
+    assert zipped.assign.tolist() == [[0, 0, 1, -1, 1]]
+    assert zipped.tokens.flatten().tolist() == [8, 1 + 2, 4 + 16]
+
+
+def test_visionzip_official_split():
+    pruned = VisionZip(0.25).prune(_video(8, 196, 4))  # 49 tokens a frame: 41 dominant, 8 contextual
+    tokens = _video(8, 196, 4)
+    same = (pruned.features == tokens.flat[pruned.positions]).all(1)
+    assert same.view(8, 49).sum(1).tolist() == [41] * 8
+
+
+def test_refine_makes_labels_contiguous():
+    assert refine([0, 0, 1, 0, 0, 0]) == [0] * 6  # a label without a run of two, a shorter run
+    assert refine([0, 0, 1, 1]) == [0, 0, 1, 1]
+    assert refine([0, 0, 2, 1, 1]) == [0, 0, 0, 1, 1]  # equal neighbours: the left
+    assert refine([0, 0, 2, 1, 1, 1]) == [0, 0, 1, 1, 1, 1]
+    assert refine([3, 1, 2]) == [0, 0, 0]
+    assert refine([5]) == [0]
+
+
+def test_prunevid_static_positions():
+    window = torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.1], [0.0, 1.0]], [[1.0, 0.2], [-1.0, 0.0]]])
+    assert static_positions(window, 0.8).tolist() == [True, False]
+    assert static_positions(window[:1], -1.0).tolist() == [False, False]
+
+
+def test_prunevid_counts():
+    assert counts_by_budget([10, 40, 100], 80) == [10, 20, 50]  # small groups stay whole
+    assert counts_by_budget([14, 14, 20], 24) == [7, 7, 10]  # they would leave nothing: all alike
+    assert counts_by_budget([3, 4], 100) == [3, 4]
+    assert counts_by_budget([10, 40], 51) == [10, 40]
+
+
+def test_prunevid_clusters():
+    x = torch.tensor([[[0.0], [0.1], [0.2], [5.0], [5.1], [5.2]]]).expand(2, -1, -1)
+    clusters = cluster(x, [2, 1], 3)
+    first = clusters.assign[0].tolist()
+    assert first[:3] == first[:1] * 3
+    assert first[3:] == first[3:4] * 3
+    assert first[0] != first[3]
+    assert clusters.assign[1].tolist() == [0] * 6
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_holitom_windows_are_optimal(seed: int):
+    still = torch.rand(6, 5, generator=torch.Generator().manual_seed(seed)) < 0.6  # seven frames
+    windows, saved = best_windows(still)
+
+    def gain(windows: list[tuple[int, int]]) -> int:
+        return sum(int(still[a:b].all(0).sum()) * (b - a) for a, b in windows)
+
+    assert [a for a, _ in windows] == [0, *(b + 1 for _, b in windows[:-1])]
+    assert windows[-1][1] == 6
+    assert gain(windows) == saved
+    cuts = [cut for n in range(7) for cut in combinations(range(1, 7), n)]
+    assert saved == max(gain([(a, b - 1) for a, b in zip([0, *c], [*c, 7], strict=True)]) for c in cuts)
+
+
+def test_holitom_ties_leave_frames_alone():
+    assert best_windows(torch.zeros(3, 4, dtype=torch.bool)) == ([(0, 0), (1, 1), (2, 2), (3, 3)], 0)
+    assert best_windows(torch.zeros(0, 4, dtype=torch.bool)) == ([(0, 0)], 0)
+
+
+def test_holitom_density_merging_weighs_by_beta():
+    x = torch.tensor([[0.0], [1.0], [1.1], [1.2]])
+    merged, centres = merge_by_density(x, 1, 0.6, 7)
+    centre = x[centres]
+    torch.testing.assert_close(merged, 0.6 * centre + 0.4 * (x.sum() - centre) / 3)
+    assert merge_by_density(x, 0, 0.6, 7)[0].shape == (0, 1)
+
+
+def test_holitom_dominant_share():
+    """D > 0, which raises in the release: the share D is merged, the rest is kept as it is."""
+    tokens = _video(4, 49, 16)  # nothing is static: each frame gets 12 or 13 of its dynamic tokens
+    for share, kept in ((0.0, 49), (0.4, sum(round(n * 0.6) for n in (13, 12, 12, 12)))):
+        pruned = HoliTom(0.25, D=share).prune(tokens)
+        assert len(pruned) == 49
+        assert int((pruned.features == tokens.flat[pruned.positions]).all(1).sum()) == kept
+
+
+def test_tome_tokens_are_means_of_what_they_stand_for():
+    features = _video(3, 49, 8).features
+    for target in (1, 2, 5, 12, 30, 49):
+        merged, rounds = merge_to(features, target)
+        assert sum(rounds) == 49 - target
+        assert merged.sizes.sum(1).tolist() == [49] * 3
+        for frame in range(3):
+            for row in range(target):
+                members = merged.assign[frame] == row
+                assert int(members.sum()) == int(merged.sizes[frame, row])
+                assert members[merged.anchors[frame, row]]
+                torch.testing.assert_close(merged.tokens[frame, row], features[frame, members].mean(0))
+
+
+def test_prumerge_sums_without_normalising():
+    features = torch.tensor([[[1.0], [10.0], [100.0], [1000.0]]])
+    attention = torch.tensor([[0.5, 0.25, 0.125, 0.0625]])
+    keys = torch.tensor([[[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]]])
+    merged = merge_around(features, attention, keys, torch.tensor([[0, 1]]), neighbours=1)
+    assert merged.flatten().tolist() == [1 + 2.5, 10 + 0.5, 12.5 + 62.5]
+
+
+def test_prumerge_plus_grid():
+    assert with_grid(torch.tensor([7, 0]), 17, 1 / 12).tolist() == [7, 0, 4, 8, 12]  # never the last token, 16
+    assert with_grid(torch.tensor([1]), 4, 0.9).tolist() == [1, 0, 2]
+    assert with_grid(torch.tensor([], dtype=torch.int64), 4, 0.0).tolist() == [0]
+
+
+def test_prumerge_adaptive_follows_outliers():
+    tokens = _video(2, 16, 8)
+    attention = torch.full((2, 16), 0.01)
+    attention[0, [3, 8]] = 0.2
+    assert outlier_ratio(attention[0]) == 2 / 16
+    assert outlier_ratio(attention[1]) == 0
+    method = PruMerge(adaptive=True)
+    assert not method.exact
+    pruned = method.prune(replace(tokens, attention=attention))
+    assert pruned.positions.tolist() == [3, 8, 15, 31]  # without outliers only the summed token is left
+    plus = PruMerge(adaptive=True, plus=True).prune(replace(tokens, attention=attention))
+    assert len(plus) > len(pruned)
+
+
+@pytest.mark.parametrize(
+    ("cls", "field", "value"),
+    [
+        (VisionZip, "dominant_ratio", 1.1),
+        (FastVID, "c", 0),
+        (FastVID, "tau", 2),
+        (FastVID, "d", -0.1),
+        (FastVID, "p", 1.5),
+        (FastVID, "beta", 1.01),
+        (FastVID, "k", 0),
+        (FastVID, "variant", "qwen"),
+        (PruneVid, "tau", -2),
+        (PruneVid, "temporal_segment_ratio", 0),
+        (PruneVid, "k", 0),
+        (HoliTom, "tau", 1.5),
+        (HoliTom, "beta", -1),
+        (HoliTom, "k", True),
+        (HoliTom, "D", 1.5),
+        (PruMerge, "plus", 1),
+        (PruMerge, "adaptive", "yes"),
+        (PruMerge, "neighbours", 0),
+        (ToMe, "retention_ratio", 0),
+        (DyCoke, "retention_ratio", 1.5),
+    ],
+)
+def test_bad_parameters_are_named(cls: type[Method], field: str, value: object):
+    with pytest.raises(ValueError, match=rf"{cls.__name__}\.{field}={value!r}"):
+        cls(**{field: value})
+
+
+@pytest.mark.parametrize("method", [VisionZip(), FastVID(), HoliTom(), PruMerge()], ids=repr)
+def test_missing_field_is_named(method: Method):
+    tokens = _video(2, 4, 3)
+    for name in method.needs:
+        with pytest.raises(ValueError, match=name):
+            method.prune(replace(tokens, **{name: None}))
