@@ -124,11 +124,15 @@ def small_llava_onevision(
     model = LlavaOnevisionForConditionalGeneration(config).eval()
     model.generation_config.eos_token_id = ids[END]
     model.generation_config.pad_token_id = ids[PAD]
-    size = {"height": spec.image_size, "width": spec.image_size}
+    pixels: dict[str, Any] = {
+        "size": {"height": spec.image_size, "width": spec.image_size},
+        "image_mean": [0.5] * 3,  # as SigLIP's own processor
+        "image_std": [0.5] * 3,
+    }
     processor = LlavaOnevisionProcessor(
-        image_processor=LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=config.image_grid_pinpoints),
+        image_processor=LlavaOnevisionImageProcessor(image_grid_pinpoints=config.image_grid_pinpoints, **pixels),
         tokenizer=tokenizer,
-        video_processor=LlavaOnevisionVideoProcessor(size=size),
+        video_processor=LlavaOnevisionVideoProcessor(**pixels),
         num_image_tokens=(spec.image_size // spec.patch_size) ** 2,
         vision_feature_select_strategy="full",
         chat_template=CHAT_TEMPLATE,

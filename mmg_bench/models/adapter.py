@@ -1,0 +1,103 @@
+"""What the hooks must know of a model family, and which family a model belongs to."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from mmg_bench.tokens import VideoTokens
+
+FAMILIES = {"llava_onevision": "mmg_bench.models.llava_onevision:LlavaOnevision"}
+"""`model.config.model_type` -> adapter."""
+
+
+class UnsupportedModelError(ValueError):
+    """No adapter knows the model, or the adapter cannot supply what a method needs."""
+
+
+class Adapter(ABC):
+    """One model family: where its parts are and how its visual tokens are laid out. Holds no state of a run."""
+
+    supplies: ClassVar[frozenset[str]] = frozenset()
+    """Optional fields of `VideoTokens` that the family can fill."""
+
+    def __init__(self, model: Any):
+        self.model = model
+
+    @property
+    @abstractmethod
+    def multimodal(self) -> nn.Module:
+        """The module whose forward takes `input_ids` and scatters video features into the embeddings."""
+
+    @property
+    @abstractmethod
+    def language_model(self) -> nn.Module:
+        """The decoder, called with `inputs_embeds`."""
+
+    @property
+    @abstractmethod
+    def video_token_id(self) -> int:
+        """Id of the placeholder of a visual token."""
+
+    @property
+    @abstractmethod
+    def grid(self) -> tuple[int, int]:
+        """`(H, W)` of the visual tokens of one frame."""
+
+    @property
+    @abstractmethod
+    def trailing(self) -> int:
+        """Placeholders behind the `T * H * W` tokens of a video (newline tokens): never counted, always kept."""
+
+    @abstractmethod
+    def frames(self, inputs: dict[str, Any]) -> int | None:
+        """T of the videos in a forward call's keyword arguments; None when the call holds no video."""
+
+    @abstractmethod
+    def encode(self, videos: dict[str, Tensor], needs: Collection[str]) -> tuple[list[VideoTokens], dict[str, Any]]:
+        """Encode what the processor made of one or several videos, once.
+
+        Returns their tokens, with the fields in `needs` filled, and the keyword arguments by which `generate` takes
+        the encoded videos instead of pixels.
+        """
+
+    @abstractmethod
+    def capture(self, needs: Collection[str]) -> AbstractContextManager[Capture]:
+        """A context that records, of each vision-tower call, what the fields in `needs` are made of."""
+
+    def check(self, needs: Collection[str], who: str) -> None:
+        """Raise UnsupportedModelError when the family cannot supply what `who` needs."""
+        missing = sorted(set(needs) - self.supplies - {"query"})
+        if missing:
+            raise UnsupportedModelError(f"{who}: {self._lacks(missing)}")
+
+    def _lacks(self, fields: Collection[str]) -> str:
+        supplied = ", ".join(sorted(self.supplies)) or "nothing"
+        return (
+            f"models of type {self.model.config.model_type!r} do not supply {', '.join(sorted(fields))} "
+            f"(they supply {supplied}): choose another method or model"
+        )
+
+
+class Capture(ABC):
+    """What was recorded of the vision tower's last call."""
+
+    @abstractmethod
+    def fields(self, first: int, count: int) -> dict[str, Tensor]:
+        """The optional fields of `VideoTokens` for frames `[first, first + count)` of the call."""
+
+
+def adapter_for(model: Any) -> Adapter:
+    """The adapter of `model`. Raises UnsupportedModelError, naming the supported families, when there is none."""
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if kind not in FAMILIES:
+        raise UnsupportedModelError(
+            f"no adapter for {type(model).__name__} (model_type {kind!r}); supported: {', '.join(FAMILIES)}"
+        )
+    module, name = FAMILIES[kind].split(":")
+    return getattr(importlib.import_module(module), name)(model)

@@ -1,0 +1,185 @@
+"""A video LLM ready to answer: model, processor and adapter behind one small face."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mmg_bench.models.adapter import Adapter, adapter_for
+from mmg_bench.tokens import VideoTokens
+
+EMBEDDED = Path(__file__).parent / "embedded"
+"""Checkpoint folder of the embedded model."""
+_NEEDED = ("config.json", "tokenizer_config.json", "tokenizer.json", "processor_config.json", "chat_template.jinja")
+_OLDER_NAMES = {
+    "processor_config.json": ("preprocessor_config.json", "video_preprocessor_config.json"),
+    "chat_template.jinja": ("chat_template.json",),
+    "tokenizer.json": ("vocab.json", "tokenizer.model"),
+}
+
+
+class ModelError(RuntimeError):
+    """A model that cannot be loaded; the message names what is missing and the remedy."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which model, and how it runs."""
+
+    name: str
+    path: str
+    """Hub id, checkpoint folder, or `embedded` for the one inside the package."""
+    revision: str | None = None
+    """Commit of the hub repository."""
+    frames: int = 32
+    """Frames sampled uniformly from a video."""
+    dtype: str = "bfloat16"
+    attn_implementation: str = "sdpa"
+    device: str = "auto"
+    """`auto` takes a GPU when there is one."""
+
+    def __post_init__(self) -> None:
+        if self.frames < 1:
+            raise ValueError(f"model.frames={self.frames}: at least one frame must be sampled")
+        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise ValueError(f"model.dtype={self.dtype!r}: choose float32, bfloat16 or float16")
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device that `auto` stands for, or the one named."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A video as the vision tower left it: what pruning sees, and what `generate` takes instead of pixels."""
+
+    tokens: list[VideoTokens]
+    arguments: dict[str, Any]
+
+
+class VideoLLM:
+    """An unmodified transformers video LLM with its processor. Raises ModelError when it cannot be loaded."""
+
+    def __init__(self, spec: ModelSpec):
+        self.spec = spec
+        self.device = spec.torch_device
+        self.model, self.processor = _load(spec)
+        self.model.to(self.device).eval()
+        self.adapter: Adapter = adapter_for(self.model)
+
+    @cached_property
+    def weights(self) -> str:
+        """What identifies the weights: the revision of a hub model, a digest of a checkpoint folder."""
+        folder = _folder(self.spec)
+        if folder is None:
+            return f"{self.spec.path}@{self.spec.revision or getattr(self.model.config, '_commit_hash', None)}"
+        digest = hashlib.sha256()
+        for file in sorted(folder.glob("*.safetensors")):
+            digest.update(file.read_bytes())
+        return f"{self.spec.name}@{digest.hexdigest()[:12]}"
+
+    def preprocess(self, frames: NDArray[np.uint8]) -> dict[str, Tensor]:
+        """Pixel tensors of one video `[T, H, W, 3]`, on the model's device."""
+        # [T, 3, H, W]: channels first, so that no processor has to guess
+        video = torch.from_numpy(frames).permute(0, 3, 1, 2)
+        made = self.processor.video_processor(videos=[video], return_tensors="pt")
+        return {name: value.to(self.device) for name, value in made.items() if isinstance(value, Tensor)}
+
+    def encode(self, pixels: dict[str, Tensor], needs: Collection[str]) -> Encoded:
+        """Run the vision tower and projector once, filling the optional fields named in `needs`."""
+        return Encoded(*self.adapter.encode(pixels, needs))
+
+    def tokenize(self, question: str, videos: Sequence[VideoTokens]) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask` `[1, S]` of a question about encoded videos, by the model's own template."""
+        content = [{"type": "video"} for _ in videos] + [{"type": "text", "text": question}]
+        text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        placeholder = self.processor.video_token
+        before, *rest = text.split(placeholder)
+        if len(rest) != len(videos):
+            raise ValueError(f"the chat template made {len(rest)} places for {len(videos)} videos: {text!r}")
+        for video, after in zip(videos, rest, strict=True):
+            before += placeholder * (video.total + self.adapter.trailing) + after
+        made = self.processor.tokenizer(before, return_tensors="pt")
+        return {name: made[name].to(self.device) for name in ("input_ids", "attention_mask")}
+
+    def generate(self, inputs: dict[str, Tensor], encoded: Encoded, generation: dict[str, Any]) -> str:
+        """The generated text, by the model's own `generate`."""
+        until = generation.get("until") or []
+        arguments = {k: v for k, v in generation.items() if k in ("max_new_tokens", "num_beams", "do_sample")}
+        if arguments.get("do_sample"):
+            arguments |= {k: generation[k] for k in ("temperature", "top_p") if k in generation}
+        else:  # a checkpoint's own sampling settings would only draw warnings
+            arguments |= {"temperature": None, "top_p": None, "top_k": None}
+        with torch.inference_mode():
+            ids = self.model.generate(**inputs, **encoded.arguments, **arguments)
+        text: str = self.processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        for stop in [until] if isinstance(until, str) else until:
+            text = text.split(stop)[0] if stop else text
+        return text.strip()
+
+
+def _folder(spec: ModelSpec) -> Path | None:
+    """The checkpoint folder, or None for a hub id."""
+    if spec.path == "embedded":
+        return EMBEDDED
+    folder = Path(spec.path).expanduser()
+    return folder if folder.exists() or spec.path.startswith((".", "/", "~")) else None
+
+
+def _load(spec: ModelSpec) -> tuple[Any, Any]:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    folder = _folder(spec)
+    if folder is not None:
+        _check_folder(folder)
+    source = spec.path if folder is None else str(folder)
+    try:
+        processor = AutoProcessor.from_pretrained(source, revision=spec.revision)
+        model = AutoModelForImageTextToText.from_pretrained(
+            source,
+            revision=spec.revision,
+            dtype=getattr(torch, spec.dtype),
+            attn_implementation=spec.attn_implementation,
+        )
+    except OSError as error:
+        where = "the hub cache" if folder is None else "the folder"
+        raise ModelError(
+            f"model {spec.name!r} cannot be loaded from {source!r}: {where} lacks something ({_first_line(error)}); "
+            "download it while online, or set model.path to a complete checkpoint folder"
+        ) from error
+    except (ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"model {spec.name!r} at {source!r} is damaged or of another kind: {_first_line(error)}"
+        ) from error
+    return model, processor
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such checkpoint folder; set model.path to one, or to a hub id")
+    missing = [name for name in _NEEDED if not any((folder / n).is_file() for n in (name, *_OLDER_NAMES.get(name, ())))]
+    if not any(folder.glob("*.safetensors")):
+        missing.append("model.safetensors")
+    if missing:
+        raise ModelError(
+            f"{folder} is no complete checkpoint: {', '.join(missing)} missing; copy the whole folder again"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    with contextlib.suppress(IndexError):
+        return str(error).strip().splitlines()[0]
+    return type(error).__name__

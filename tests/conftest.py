@@ -1,0 +1,49 @@
+"""Shared fixtures: a tiny random LLaVA-OneVision of the real class, and a folder of made data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
+
+TINY = {
+    "image_size": 32,
+    "patch_size": 4,
+    "vision_width": 16,
+    "vision_layers": 2,
+    "vision_heads": 2,
+    "vision_mlp": 32,
+    "text_width": 32,
+    "text_layers": 3,
+    "text_heads": 4,
+    "text_kv_heads": 2,
+    "text_mlp": 64,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny() -> tuple[Any, Any]:
+    """Model and processor; a frame gives 4 x 4 visual tokens."""
+    from mmg_bench.benchmarks.embedded.questions import vocabulary
+    from mmg_bench.models.small import SmallSpec, small_llava_onevision
+
+    torch.manual_seed(0)
+    model, processor = small_llava_onevision(vocabulary(), SmallSpec(**TINY))
+    with torch.no_grad():  # random logits are nearly flat: spread them, so that generated ids can differ
+        model.lm_head.weight.mul_(40)
+        model.model.image_newline.normal_()
+    return model, processor
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as a checkpoint folder."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    for part in tiny:
+        part.save_pretrained(folder)
+    return folder

@@ -1,0 +1,304 @@
+"""Pruning an unmodified model: dense is stock, pruning equals masking, and nothing is left behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from mmg_bench.methods.base import Method
+from mmg_bench.methods.dense import Dense
+from mmg_bench.methods.mmg_vid import MMGVid
+from mmg_bench.methods.random import Random
+from mmg_bench.models.adapter import UnsupportedModelError, adapter_for
+from mmg_bench.models.hooks import pruning
+from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
+from prompts import prompt_inputs, random_video
+
+GREEDY = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+QUESTION = "What colour is the star? Answer with one word."
+
+
+@pytest.fixture
+def inputs(tiny: tuple[Any, Any]) -> dict[str, torch.Tensor]:
+    return prompt_inputs(tiny[1], [QUESTION], [[random_video(6)]])
+
+
+def hooks_of(model: torch.nn.Module) -> int:
+    return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules())
+
+
+def masked_reference(
+    model: Any, inputs: dict[str, torch.Tensor], kept: list[torch.Tensor], positions: str
+) -> torch.Tensor:
+    """Ids that the stock model generates when the pruned tokens are masked instead of removed."""
+    mask = inputs["attention_mask"].clone()
+    for row, positions_kept in enumerate(kept):
+        visual = (inputs["input_ids"][row] == model.config.video_token_index).nonzero().flatten()[:-1]
+        dropped = torch.ones(len(visual), dtype=torch.bool)
+        dropped[positions_kept] = False
+        mask[row, visual[dropped]] = 0
+    whole = inputs["attention_mask"] if positions == "original" else mask
+    ids = (whole.cumsum(-1) - 1).clamp(min=0)
+    return model.generate(**{**inputs, "attention_mask": mask}, position_ids=ids, **GREEDY)
+
+
+def test_dense_is_exactly_stock(tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor]) -> None:
+    model, _ = tiny
+    stock_ids = model.generate(**inputs, **GREEDY)
+    stock_logits = model(**inputs).logits
+    with Dense()(model) as run:
+        assert torch.equal(model.generate(**inputs, **GREEDY), stock_ids)
+        assert torch.equal(model(**inputs).logits, stock_logits)
+    assert run.report[0].realised_tokens == run.report[0].total_tokens == 6 * 16
+    assert run.prompt_tokens == inputs["input_ids"].shape[1]
+
+
+def test_the_model_is_left_as_it_was(tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor]) -> None:
+    model, _ = tiny
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    attributes = {name: set(vars(module)) for name, module in model.named_modules()}
+    hooks, stock = hooks_of(model), model.generate(**inputs, **GREEDY)
+    with MMGVid(retention_ratio=0.25)(model):
+        assert hooks_of(model) > hooks
+        model.generate(**inputs, **GREEDY)
+    with pytest.raises(KeyError, match="mine"), MMGVid(retention_ratio=0.25)(model):
+        raise KeyError("mine")
+    assert hooks_of(model) == hooks
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == attributes
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(model.generate(**inputs, **GREEDY), stock)
+
+
+@pytest.mark.parametrize("positions", ["original", "contiguous"])
+@pytest.mark.parametrize("ratio", [0.05, 0.25, 0.7])
+def test_pruning_equals_masking(
+    tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor], positions: Any, ratio: float
+) -> None:
+    model, _ = tiny
+    method = Random(retention_ratio=ratio)
+    (tokens,), _ = adapter_for(model).encode(inputs, set())
+    kept = method.prune(tokens).positions
+    with method(model, positions=positions) as run:
+        ids = model.generate(**inputs, **GREEDY)
+    assert torch.equal(ids, masked_reference(model, inputs, [kept], positions))
+    assert run.report[0].realised_tokens == round(ratio * 96)
+    assert run.prompt_tokens == inputs["input_ids"].shape[1] - 96 + round(ratio * 96)
+
+
+def test_the_two_numberings_differ(tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor]) -> None:
+    model, _ = tiny
+    logits = {}
+    for positions in ("original", "contiguous"):
+        with Random(retention_ratio=0.25)(model, positions=positions):
+            logits[positions] = model(**inputs).logits[:, -1]
+    assert not torch.allclose(logits["original"], logits["contiguous"])
+
+
+@pytest.mark.parametrize("positions", ["original", "contiguous"])
+def test_a_bare_forward_needs_no_mask(tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor], positions: Any) -> None:
+    """transformers takes a jump in position ids for a border between packed sequences, unless a mask is given."""
+    model, _ = tiny
+    bare = {k: v for k, v in inputs.items() if k != "attention_mask"}
+    with Random(retention_ratio=0.25)(model, positions=positions):
+        with_mask = model(**inputs, use_cache=False).logits
+        without = model(**bare, use_cache=False).logits
+    torch.testing.assert_close(without, with_mask)
+
+
+def test_decoding_by_hand_continues_at_the_right_position(
+    tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor]
+) -> None:
+    model, _ = tiny
+    bare = {k: v for k, v in inputs.items() if k != "attention_mask"}
+    for positions in ("original", "contiguous"):
+        with Random(retention_ratio=0.25)(model, positions=positions):
+            expected = model.generate(**inputs, **GREEDY)[0, -6:].tolist()
+            out, ids = model(**bare, use_cache=True), []
+            for _ in range(6):
+                ids.append(int(out.logits[0, -1].argmax()))
+                out = model(input_ids=torch.tensor([[ids[-1]]]), past_key_values=out.past_key_values, use_cache=True)
+        assert ids == expected
+
+
+@pytest.mark.parametrize("positions", ["original", "contiguous"])
+def test_a_batch_with_left_padding(tiny: tuple[Any, Any], positions: Any) -> None:
+    model, processor = tiny
+    texts = ["What colour is the star? Answer with one word.", "How many times does the star flash?"]
+    inputs = prompt_inputs(processor, texts, [[random_video(6, 1)], [random_video(6, 2)]])
+    assert (inputs["attention_mask"] == 0).any()
+    method = Random(retention_ratio=0.3)
+    tokens, _ = adapter_for(model).encode(inputs, set())
+    kept = [method.prune(t).positions for t in tokens]
+    with method(model, positions=positions) as run:
+        ids = model.generate(**inputs, **GREEDY)
+    assert torch.equal(ids, masked_reference(model, inputs, kept, positions))
+    assert len(run.report) == 2
+
+
+@dataclass(frozen=True)
+class Uneven(Method):
+    """Keeps another number of tokens of each video: the rows of a batch become unequal."""
+
+    name: ClassVar[str] = "uneven"
+
+    def select(self, tokens: VideoTokens) -> PrunedTokens:
+        count = 5 if tokens.features.sum() > self.retention_ratio else 9
+        return keep(tokens, torch.arange(count) * 3)
+
+
+def test_rows_that_keep_unequal_numbers(tiny: tuple[Any, Any]) -> None:
+    model, processor = tiny
+    inputs = prompt_inputs(processor, [QUESTION, QUESTION], [[random_video(6, 1)], [random_video(6, 2)]])
+    tokens, _ = adapter_for(model).encode(inputs, set())
+    sums = [t.features.sum().item() for t in tokens]
+    method = Uneven(retention_ratio=0.5)
+    object.__setattr__(method, "retention_ratio", sum(sums) / 2)  # one of the two videos lies above
+    kept = [method.select(t).positions for t in tokens]
+    assert len(kept[0]) != len(kept[1])
+    with pruning(model, method) as run:
+        ids = model.generate(**inputs, **GREEDY)
+    assert torch.equal(ids, masked_reference(model, inputs, kept, "original"))
+    assert [v.realised_tokens for v in run.report] == [len(k) for k in kept]
+
+
+def test_two_videos_in_one_prompt(tiny: tuple[Any, Any]) -> None:
+    model, processor = tiny
+    inputs = prompt_inputs(processor, [QUESTION], [[random_video(4, 1), random_video(4, 2)]])
+    method = Random(retention_ratio=0.5)
+    with method(model) as run:
+        model.generate(**inputs, **GREEDY)
+    assert [v.realised_tokens for v in run.report] == [32, 32]
+    assert run.prompt_tokens == inputs["input_ids"].shape[1] - 64
+
+
+def test_encoding_once_gives_the_same(tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor]) -> None:
+    model, _ = tiny
+    tokens, encoded = adapter_for(model).encode(inputs, set())
+    text = {k: inputs[k] for k in ("input_ids", "attention_mask")}
+    method = MMGVid(retention_ratio=0.25)
+    with method(model):
+        expected = model.generate(**inputs, **GREEDY)
+    with pruning(model, method, encoded=tokens) as run:
+        first = model.generate(**text, **encoded, **GREEDY)
+        second = model.generate(**text, **encoded, **GREEDY)
+    assert torch.equal(first, expected)
+    assert torch.equal(second, expected)
+    assert run.report[0].notes["segments"]
+
+
+@dataclass(frozen=True)
+class Zeroed(Method):
+    """Keeps token 0 only, with features of its own."""
+
+    name: ClassVar[str] = "zeroed"
+
+    def select(self, tokens: VideoTokens) -> PrunedTokens:
+        return PrunedTokens(torch.zeros_like(tokens.flat[:1]), torch.tensor([0]))
+
+
+def test_merged_features_enter_the_model(tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor]) -> None:
+    model, _ = tiny
+    seen = []
+    handle = model.model.language_model.layers[0].register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    with Zeroed()(model), torch.no_grad():
+        model(**inputs)
+    handle.remove()
+    start = int((inputs["input_ids"][0] == model.config.video_token_index).nonzero()[0])
+    assert seen[0].shape[1] == inputs["input_ids"].shape[1] - 95
+    assert (seen[0][0, start] == 0).all()
+    assert torch.equal(seen[0][0, start + 1], model.model.image_newline)
+
+
+def test_a_prompt_without_video_is_untouched(tiny: tuple[Any, Any]) -> None:
+    model, processor = tiny
+    inputs = processor.tokenizer("what colour is the star?", return_tensors="pt")
+    inputs = {k: inputs[k] for k in ("input_ids", "attention_mask")}
+    stock = model(**inputs).logits
+    with MMGVid()(model):
+        assert torch.equal(model(**inputs).logits, stock)
+
+
+def test_received_attention_is_the_towers_own(tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor]) -> None:
+    model, _ = tiny
+    (tokens,), _ = adapter_for(model).encode(inputs, {"attention", "keys"})
+    tower = model.model.vision_tower
+    tower.set_attn_implementation("eager")
+    weights = tower(inputs["pixel_values_videos"][0], output_attentions=True).attentions[-1]  # [T, heads, P, P]
+    tower.set_attn_implementation("sdpa")
+    expected = model.model.apply_pooling(weights.mean(dim=(1, 2))[..., None])[..., 0]
+    torch.testing.assert_close(tokens.attention, expected)
+    assert tokens.keys is not None
+    assert tokens.keys.shape == (6, 16, 8)
+
+
+@dataclass(frozen=True)
+class MostAttended(Method):
+    """Needs what the vision tower does not return by itself."""
+
+    name: ClassVar[str] = "most_attended"
+    needs: ClassVar[frozenset[str]] = frozenset({"attention"})
+
+    def select(self, tokens: VideoTokens) -> PrunedTokens:
+        assert tokens.attention is not None
+        return keep(tokens, tokens.attention.flatten().argsort(descending=True)[: self.budget(tokens)])
+
+
+def test_attention_is_captured_while_generating(tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor]) -> None:
+    model, _ = tiny
+    method = MostAttended(retention_ratio=0.25)
+    (tokens,), _ = adapter_for(model).encode(inputs, method.needs)
+    kept = method.prune(tokens).positions
+    with method(model):
+        ids = model.generate(**inputs, **GREEDY)
+    assert torch.equal(ids, masked_reference(model, inputs, [kept], "original"))
+
+
+@dataclass(frozen=True)
+class AfterTheQuestion(Method):
+    """Needs the question."""
+
+    name: ClassVar[str] = "after_the_question"
+    needs: ClassVar[frozenset[str]] = frozenset({"query"})
+
+    def select(self, tokens: VideoTokens) -> PrunedTokens:
+        assert tokens.query is not None
+        return keep(tokens, torch.arange(tokens.query.shape[0]))
+
+
+def test_the_question_is_what_follows_the_video(tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor]) -> None:
+    model, _ = tiny
+    tokens, encoded = adapter_for(model).encode(inputs, set())
+    behind = inputs["input_ids"].shape[1] - 2 - 96 - 1  # without <|im_start|> user, the video and its newline
+    text = {k: inputs[k] for k in ("input_ids", "attention_mask")}
+    with AfterTheQuestion()(model) as run, torch.no_grad():
+        model(**inputs)
+    assert run.report[0].realised_tokens == behind
+    with pruning(model, AfterTheQuestion(), encoded=tokens) as run, torch.no_grad():
+        model(**text, **encoded)
+    assert run.report[0].realised_tokens == behind
+
+
+def test_misuse_is_explained(tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor]) -> None:
+    model, _ = tiny
+    with MMGVid()(model), pytest.raises(RuntimeError, match="being pruned already"), MMGVid()(model):
+        pass
+    with pytest.raises(UnsupportedModelError, match="llava_onevision"), MMGVid()(torch.nn.Linear(2, 2)):
+        pass
+    with (
+        pytest.raises(ValueError, match=r"positions='dense'.*original, contiguous"),
+        MMGVid()(model, positions="dense"),
+    ):
+        pass
+    length = inputs["input_ids"].shape[1]
+    four = {**inputs, "attention_mask": torch.zeros(1, 1, length, length)}
+    with MMGVid()(model), pytest.raises(ValueError, match="2-D attention mask"):
+        model(**four)
+    torn = inputs["input_ids"].clone()
+    last = int((torn[0] == model.config.video_token_index).nonzero()[-1])
+    torn[0, [last, last + 1]] = torn[0, [last + 1, last]]
+    with MMGVid()(model), pytest.raises(ValueError, match="placeholders in columns"):
+        model(**{**inputs, "input_ids": torn})
+    assert hooks_of(model) == 0

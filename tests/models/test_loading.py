@@ -1,0 +1,73 @@
+"""Loading a model, and the prompt that reaches it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmg_bench.models.loading import ModelError, ModelSpec, VideoLLM
+from prompts import prompt_inputs, random_video
+
+
+def spec(path: Path | str) -> ModelSpec:
+    return ModelSpec("tiny", str(path), frames=4, dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_folder: Path) -> VideoLLM:
+    return VideoLLM(spec(tiny_folder))
+
+
+def test_the_prompt_is_the_processors_own(llm: VideoLLM) -> None:
+    video, text = random_video(4), "What colour is the star? Answer with one word."
+    expected = prompt_inputs(llm.processor, [text], [[video]])
+    pixels = llm.preprocess(video)
+    assert torch.equal(pixels["pixel_values_videos"], expected["pixel_values_videos"])
+    made = llm.tokenize(text, llm.encode(pixels, set()).tokens)
+    for name in ("input_ids", "attention_mask"):
+        assert torch.equal(made[name], expected[name])
+
+
+def test_generation_stops_at_the_tasks_words(llm: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = llm.encode(llm.preprocess(random_video(4)), set())
+    inputs = llm.tokenize("What colour is the star?", encoded.tokens)
+    whole = llm.generate(inputs, encoded, {"max_new_tokens": 6})
+    words = whole.split()
+    assert len(words) > 1
+    cut = llm.generate(inputs, encoded, {"max_new_tokens": 6, "until": [words[1]]})
+    assert cut == whole.split(words[1])[0].strip()
+
+
+def test_weights_are_identified_by_content(llm: VideoLLM, tiny_folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_folder, tmp_path / "copy")
+    assert VideoLLM(spec(copy)).weights == llm.weights
+    assert llm.weights.startswith("tiny@")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "processor_config.json"])
+def test_a_missing_file_is_named(tiny_folder: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "copy")
+    (folder / name).unlink()
+    with pytest.raises(ModelError, match=rf"copy is no complete checkpoint: .*{name}.* missing"):
+        VideoLLM(spec(folder))
+
+
+def test_damaged_weights_are_named(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "copy")
+    (folder / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(ModelError, match="copy"):
+        VideoLLM(spec(folder))
+
+
+def test_other_mistakes_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such checkpoint folder"):
+        VideoLLM(spec(tmp_path / "nowhere"))
+    with pytest.raises(ModelError, match="the hub cache lacks"):
+        VideoLLM(spec("nobody/no-such-model"))
+    with pytest.raises(ValueError, match=r"model.dtype='int9'"):
+        ModelSpec("x", "y", dtype="int9")
+    with pytest.raises(ValueError, match=r"model.frames=0"):
+        ModelSpec("x", "y", frames=0)
