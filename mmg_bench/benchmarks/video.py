@@ -1,0 +1,37 @@
+"""Frames of a video file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class VideoError(RuntimeError):
+    """A video that cannot be read: missing, empty, or not a video. The message names the file and the remedy."""
+
+
+def read_frames(path: Path, frames: int) -> NDArray[np.uint8]:
+    """`frames` RGB frames `[frames, H, W, 3]`, uniformly from the first to the last (shorter videos repeat some).
+
+    The sampling is lmms-eval's: `linspace(0, n - 1, frames)`, rounded down. Raises VideoError.
+    """
+    if frames < 1:
+        raise ValueError(f"frames={frames}: at least one frame must be sampled")
+    if not path.is_file():
+        raise VideoError(f"{path}: no such video; download it, or correct the benchmark's data folder")
+    if path.stat().st_size == 0:
+        raise VideoError(f"{path}: the file is empty; download it again")
+    from decord import VideoReader
+
+    try:
+        reader = VideoReader(str(path), num_threads=1)
+        wanted = np.linspace(0, len(reader) - 1, frames).astype(int) if len(reader) else None
+        pixels = None if wanted is None else reader.get_batch(wanted.tolist()).asnumpy()
+    except Exception as error:  # decord raises several kinds, with a C++ trace for a message
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise VideoError(f"{path}: cannot be decoded ({first_line}); download it again") from error
+    if pixels is None:
+        raise VideoError(f"{path}: holds no frame; download it again")
+    return pixels

@@ -1,0 +1,149 @@
+"""The embedded benchmark: deterministic, answerable, balanced, and real H.264."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmg_bench.benchmarks.embedded import dataset
+from mmg_bench.benchmarks.embedded.questions import COUNTS, SKILLS, all_questions, sample_questions, vocabulary
+from mmg_bench.benchmarks.embedded.render import coverage, render_frames, write_video
+from mmg_bench.benchmarks.embedded.world import COLOURS, SAMPLED, SHAPES, STRIDE, make_rng, make_world
+from mmg_bench.benchmarks.video import VideoError, read_frames
+
+WORLDS = [make_world("test", i) for i in range(150)]
+
+
+def test_a_seed_gives_one_video_and_splits_are_disjoint() -> None:
+    assert make_world("test", 3) == make_world("test", 3)
+    assert len({repr(make_world(split, 3).scenes) for split in ("train", "test", "validation")}) == 3
+    with pytest.raises(ValueError, match="unknown split 'dev'"):
+        make_world("dev", 0)
+
+
+def test_scenes_hold_what_the_questions_need() -> None:
+    for world in WORLDS:
+        sampled = range(0, world.frames, STRIDE)
+        assert len(sampled) == SAMPLED
+        assert 2 <= len(world.scenes) <= 4
+        for scene in world.scenes:
+            assert sum(scene.first <= t < scene.end for t in sampled) >= 3
+            assert 1 <= len(scene.movers) <= 2
+        colours = [m.colour for m in world.movers]
+        assert len(set(colours)) == len(colours)
+        for flash in world.flashes:  # seen in exactly one sampled frame
+            assert sum(flash.first <= t <= flash.last for t in sampled) == 1
+
+
+def test_answers_are_what_the_video_shows() -> None:
+    for world in WORLDS[:40]:
+        movers = {m.colour: m for m in world.movers}
+        scene_of = {m.colour: i for i, scene in enumerate(world.scenes) for m in scene.movers}
+        for q in all_questions(world):
+            words = q.text.rstrip("?").replace(",", "").split()
+            assert q.answer in q.choices
+            if q.skill == "colour":
+                assert [m.colour for m in world.movers if m.shape == words[-1]] == [q.answer]
+            elif q.skill == "shape":
+                assert movers[words[4]].shape == q.answer
+            elif q.skill == "direction":
+                mover = movers[words[4]]
+                end, start = mover.centre(1.0), mover.start
+                moved = {"left": start[0] - end[0], "right": end[0] - start[0], "up": start[1] - end[1]}
+                moved["down"] = end[1] - start[1]
+                assert max(moved, key=moved.__getitem__) == q.answer
+            elif q.skill == "order":
+                pick = min if "first" in words else max
+                assert pick(words[-3], words[-1], key=scene_of.__getitem__) == q.answer
+            elif q.skill == "event":
+                assert {f.colour for f in world.flashes} == {q.answer}
+            elif "star" in words:
+                assert COUNTS.index(q.answer) + 1 == len(world.flashes)
+            else:
+                assert COUNTS.index(q.answer) + 1 == sum(m.shape == words[-1] for m in world.movers)
+
+
+def test_no_answer_wins_by_being_frequent() -> None:
+    answers: dict[str, Counter[str]] = {skill: Counter() for skill in SKILLS}
+    for world in WORLDS:
+        for q in sample_questions(world, 1, make_rng("test", world.index, 1)):
+            answers[q.skill][q.answer] += 1
+    chance = {"colour": 6, "shape": 5, "direction": 4, "order": 6, "event": 6, "count": 3}
+    for skill, counted in answers.items():
+        assert counted.most_common(1)[0][1] / counted.total() < 1 / chance[skill] + 0.2, (skill, counted)
+
+
+def test_every_word_is_in_the_vocabulary() -> None:
+    words = {w.lower() for w in vocabulary()}
+    for world in WORLDS:
+        for q in all_questions(world):
+            text = q.text.replace("?", " ?").replace(",", " ,")
+            assert {w.lower() for w in text.split()} <= words
+            assert q.answer in words
+
+
+def test_objects_are_painted_in_their_colour() -> None:
+    world = WORLDS[0]
+    mover = world.scenes[0].movers[0]
+    picture = render_frames(world, [0], 224)[0]
+    rows, columns, alpha = coverage(mover.shape, mover.centre(0.0), mover.radius, 224)
+    inside = picture[rows, columns][alpha == 1]
+    assert len(inside) > 200
+    assert (inside == np.array(COLOURS[mover.colour])).all()
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, "star"])
+def test_shapes_stay_within_their_radius(shape: str) -> None:
+    rows, columns, alpha = coverage(shape, (0.5, 0.5), 0.25, 100)
+    y, x = np.mgrid[rows, columns] + 0.5
+    far = np.hypot(x - 50, y - 50) > 25 * 1.3  # corners of a square reach beyond the radius
+    assert alpha[far].max(initial=0) == 0
+    assert alpha.sum() > 200
+
+
+def test_the_file_decodes_to_what_was_drawn(tmp_path: Path) -> None:
+    world = WORLDS[1]
+    write_video(world, tmp_path / "v.mp4")
+    frames = read_frames(tmp_path / "v.mp4", SAMPLED)
+    assert frames.shape == (SAMPLED, 224, 224, 3)
+    drawn = render_frames(world, list(range(0, world.frames, STRIDE)), 224)
+    error = np.abs(frames.astype(float) - drawn).mean(axis=(1, 2, 3))
+    assert error.max() < 6  # of 255; a frame beside the right one differs by far more at every cut
+    assert b"avc1" in (tmp_path / "v.mp4").read_bytes()
+    write_video(world, tmp_path / "again.mp4")
+    assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "v.mp4").read_bytes()
+
+
+def test_the_data_set_is_named_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMG_BENCH_CACHE", str(tmp_path))
+    dataset.prepare.cache_clear()
+    path = dataset.prepare(4)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {r["video"] for r in rows} == {f"test-{i:04d}.mp4" for i in range(4)}
+    assert len({r["question_id"] for r in rows}) == len(rows)
+    assert dataset.prepare(5).parent != path.parent
+    dataset.prepare.cache_clear()
+
+
+def test_unreadable_videos_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(VideoError, match=r"gone\.mp4: no such video"):
+        read_frames(tmp_path / "gone.mp4", 4)
+    (tmp_path / "empty.mp4").touch()
+    with pytest.raises(VideoError, match=r"empty\.mp4: the file is empty"):
+        read_frames(tmp_path / "empty.mp4", 4)
+    (tmp_path / "text.mp4").write_text("not a video")
+    with pytest.raises(VideoError, match=r"text\.mp4: cannot be decoded"):
+        read_frames(tmp_path / "text.mp4", 4)
+    with pytest.raises(ValueError, match="frames=0"):
+        read_frames(tmp_path / "text.mp4", 0)
+
+
+def test_short_videos_repeat_frames(tmp_path: Path) -> None:
+    write_video(make_world("train", 0, sampled=3), tmp_path / "v.mp4", size=32)
+    frames = read_frames(tmp_path / "v.mp4", 20)
+    assert len(frames) == 20
+    assert (frames[0] == frames[1]).all() or (frames[1] == frames[2]).all()

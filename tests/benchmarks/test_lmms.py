@@ -1,0 +1,123 @@
+"""lmms-eval tasks as questions: the embedded one, and what goes wrong with others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmg_bench.benchmarks.embedded import dataset
+from mmg_bench.benchmarks.lmms import Benchmark, BenchmarkError, BenchmarkSpec, _as_score
+from mmg_bench.config import benchmark_spec, load
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Benchmark:
+    return Benchmark(benchmark_spec(load("benchmark", "embedded")))
+
+
+def test_questions_come_video_by_video(embedded: Benchmark) -> None:
+    videos = [q.video for q in embedded.questions]
+    assert len(videos) >= 300
+    assert len(set(videos)) == dataset.VIDEOS
+    assert videos == [v for v in dict.fromkeys(videos) for _ in range(videos.count(v))]
+    first = embedded.questions[0]
+    assert first.prompt.endswith("? Answer with one word.")
+    assert first.generation["max_new_tokens"] == 4
+
+
+def test_the_tasks_own_scoring(embedded: Benchmark) -> None:
+    q = embedded.questions[0]
+    assert embedded.score(q, q.target) == 1
+    assert embedded.score(q, f" {q.target.title()}.") == 1
+    assert embedded.score(q, f"not {q.target}") == 0
+    assert embedded.score(q, "") == 0
+
+
+def test_a_video_is_rendered_when_first_asked_for(
+    embedded: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMG_BENCH_CACHE", str(tmp_path))
+    dataset.prepare.cache_clear()
+    path = embedded.video_path(embedded.questions[0])
+    dataset.prepare.cache_clear()
+    assert path.is_file()
+    assert tmp_path in path.parents
+
+
+def test_the_wrong_number_of_questions_is_an_error() -> None:
+    spec = benchmark_spec({**load("benchmark", "embedded"), "questions": 99})
+    with pytest.raises(BenchmarkError, match=r"has 382 questions here, not 99"):
+        _ = Benchmark(spec).questions
+
+
+def test_a_column_that_is_not_there() -> None:
+    spec = benchmark_spec({**load("benchmark", "embedded"), "skill": "kind"})
+    with pytest.raises(BenchmarkError, match=r"no column 'kind'; it has question_id, video, skill"):
+        _ = Benchmark(spec).questions
+
+
+def test_a_task_that_does_not_exist() -> None:
+    with pytest.raises(BenchmarkError, match=r"lmms-eval has no task 'videomee'"):
+        Benchmark(BenchmarkSpec("x", ("videomee",), video="v", include_path=load_path()))
+
+
+def load_path() -> str:
+    path = benchmark_spec(load("benchmark", "embedded")).include_path
+    assert path is not None
+    return path
+
+
+TASK = """
+task: broken
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: generate_until
+doc_to_visual: !function utils.doc_to_visual
+doc_to_text: question
+doc_to_target: answer
+process_results: !function utils.process_results
+generation_kwargs: {{max_new_tokens: 1}}
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+UTILS = """
+import sys
+def doc_to_visual(doc):
+    sys.exit("video path:/data/v.mp4 does not exist, please check")
+def process_results(doc, results):
+    return {"acc": {"pred_answer": results[0], "answer": doc["answer"]}}
+"""
+
+
+def test_a_task_that_exits_for_a_missing_video(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"video": "v", "question": "Which?", "answer": "A"}\n')
+    (tmp_path / "broken.yaml").write_text(TASK.format(data=tmp_path / "data.jsonl"))
+    (tmp_path / "utils.py").write_text(UTILS)
+    benchmark = Benchmark(BenchmarkSpec("broken", ("broken",), video="video", include_path=str(tmp_path)))
+    (question,) = benchmark.questions
+    with pytest.raises(BenchmarkError, match=r"question '0': video path:/data/v.mp4 does not exist"):
+        benchmark.video_path(question)
+    assert (benchmark.score(question, "A"), benchmark.score(question, "B")) == (1, 0)
+    assert question.skill == "broken"
+
+
+def test_data_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text(TASK.format(data=tmp_path / "gone.jsonl"))
+    (tmp_path / "utils.py").write_text(UTILS)
+    with pytest.raises(BenchmarkError, match=r"data of task 'broken' cannot be loaded"):
+        Benchmark(BenchmarkSpec("broken", ("broken",), video="video", include_path=str(tmp_path)))
+
+
+def test_scores_in_every_form() -> None:
+    assert _as_score(True, "x") == 1
+    assert _as_score({"score": 0.5, "pred": 1}, "x") == 0.5
+    assert _as_score({"parsed_pred": "A", "answer": "A"}, "x") == 1
+    assert _as_score({"pred": 2, "ground_truth": 1}, "x") == 0
+    with pytest.raises(BenchmarkError, match="cannot tell right from wrong in x"):
+        _as_score({"text": "A"}, "x")
+
+
+def test_limit_is_checked() -> None:
+    with pytest.raises(BenchmarkError, match="limit=0"):
+        Benchmark(benchmark_spec(load("benchmark", "embedded")), limit=0)
