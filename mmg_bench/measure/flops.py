@@ -1,0 +1,95 @@
+"""FLOPs of the language model's prefill: two published formulas, and a count by torch itself.
+
+Everything here is in multiply-adds. Papers call them FLOPs; counting a multiply and an add as two doubles the figures.
+The formulas count the visual tokens alone and leave out the vision tower, the text, the pruning and the output head.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class TextGeometry:
+    """The sizes of a language model that its FLOPs depend on. The MLP has three matrices (gate, up and down)."""
+
+    layers: int
+    """L."""
+    hidden: int
+    """d, the width of the residual stream; the queries are taken to be as wide."""
+    intermediate: int
+    """m, the width inside the MLP."""
+    kv_width: int
+    """kv, the width of the keys: key-value heads * head size, equal to d without grouped queries."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"TextGeometry.{f.name}={value!r}: it must be a positive integer")
+
+    @classmethod
+    def from_config(cls, config: Any) -> Self:
+        """From a transformers text config, such as `model.config.get_text_config()`."""
+        heads = config.num_attention_heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return cls(config.num_hidden_layers, config.hidden_size, config.intermediate_size, kv_heads * head_size)
+
+    def tokens_per_layer(self, tokens: int | Sequence[int]) -> list[int]:
+        """`[L]` token counts from one count for all layers, or from the counts of an in-LLM method as they are."""
+        counts = [tokens] * self.layers if isinstance(tokens, int) else list(tokens)
+        if len(counts) != self.layers:
+            raise ValueError(f"got token counts of {len(counts)} layers; the language model has {self.layers}")
+        if min(counts) < 0:
+            raise ValueError(f"token counts must not be negative, got {min(counts)}")
+        return counts
+
+
+def flops_gqa(geometry: TextGeometry, tokens: int | Sequence[int]) -> int:
+    """Multiply-adds of the prefill with the real width of keys and values: the sum over layers of
+
+        n d^2 (2 + 2 kv/d) + 2 n^2 d + 3 n d m
+
+    for n visual tokens, one number or one a layer. The convention of InfoMerge's tables (arXiv 2606.02161), which
+    quote MMG-Vid and its rivals: 48.82 T for LLaVA-OneVision-7B with 32 frames.
+    """
+    d, m, kv = geometry.hidden, geometry.intermediate, geometry.kv_width
+    return sum(2 * n * d * (d + kv) + 2 * n * n * d + 3 * n * d * m for n in geometry.tokens_per_layer(tokens))
+
+
+def flops_4nd2(geometry: TextGeometry, tokens: int | Sequence[int]) -> int:
+    """Multiply-adds of the prefill as if every query head had its own keys and values: the sum over layers of
+
+        4 n d^2 + 2 n^2 d + 3 n d m
+
+    for n visual tokens, one number or one a layer. FastV's convention (arXiv 2403.06764; 2 n d m there, for an MLP
+    without a gate), with the gated MLP as PyramidDrop (arXiv 2410.17247) has it; it overstates models with grouped
+    queries.
+    """
+    d, m = geometry.hidden, geometry.intermediate
+    return sum(4 * n * d * d + 2 * n * n * d + 3 * n * d * m for n in geometry.tokens_per_layer(tokens))
+
+
+def flops_counted(model: Any, inputs: Mapping[str, Any]) -> int:
+    """Multiply-adds of one forward pass `model(**inputs)`, as torch's own counter sees them.
+
+    Unlike the formulas this counts all that runs: text tokens, the vision tower when `inputs` hold pixels, and the
+    output head (of the last position only, as in generation, where the model offers that). Attention counts as full,
+    not causal, squares, as in the formulas. torch's own attention is run by plain matrix products, because the counter
+    misses some of its fused kernels; it needs memory for the whole attention matrix. Other fused kernels, such as the
+    flash-attn package's, count as nothing: load the model with `sdpa` or `eager` attention.
+    """
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    arguments = dict(inputs)
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        arguments.setdefault("logits_to_keep", 1)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(**arguments)
+    return counter.get_total_flops() // 2  # the counter takes a multiply-add for two

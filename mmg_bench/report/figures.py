@@ -1,0 +1,158 @@
+"""Figures from result rows: what pruning costs in accuracy, and what it saves in time."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from mmg_bench.report.rows import ALL, AVERAGE, DENSE, headline
+from mmg_bench.report.table import is_control
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; yellow is left out, being faint on white
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = "osD^vP*X"
+_GREY = "#777777"
+
+
+def accuracy_vs_retention(
+    rows: pd.DataFrame,
+    *,
+    methods: Collection[str] | None = None,
+    bands: Collection[str] | None = None,
+    chance: float | None = None,
+) -> Figure:
+    """Accuracy over retention ratio: a line a method with its 95 % band, and dense as a level.
+
+    rows: of one model and number of frames; with several benchmarks their average is drawn.
+    methods: labels to draw, all by default. bands: those of them to draw with a band, all by default.
+    chance: accuracy of guessing in percent, drawn as a level.
+    """
+    accuracy = _select(rows, "accuracy")
+    figure, axes = _axes()
+    dense = accuracy[accuracy.method == DENSE]
+    ratios = sorted({100 * r for r in accuracy.retention_ratio if r < 1})
+    if len(dense):
+        axes.axhspan(dense.ci_low.iloc[0], dense.ci_high.iloc[0], color="black", alpha=0.06, lw=0)
+        axes.axhline(dense.value.iloc[0], color="black", lw=1.4, label=f"dense ({dense.value.iloc[0]:.1f} %)")
+    for method, style in _styles(accuracy, methods).items():
+        line = accuracy[accuracy.method == method].sort_values("retention_ratio")
+        x = 100 * line.retention_ratio
+        axes.plot(x, line.value, label=method, **style)
+        if bands is None or method in bands:
+            axes.fill_between(x, line.ci_low, line.ci_high, color=style["color"], alpha=0.1, lw=0)
+    if chance is not None:
+        axes.axhline(chance, color=_GREY, lw=1, ls=":", label=f"chance ({chance:.1f} %)")
+    axes.set_xticks(ratios, [f"{r:g}" for r in ratios])
+    axes.set_xlabel("retention ratio, %")
+    axes.set_ylabel("accuracy, %")
+    _finish(figure, axes, accuracy)
+    return figure
+
+
+def accuracy_vs_speedup(
+    rows: pd.DataFrame, *, methods: Collection[str] | None = None, metric: str = "prefill_speedup"
+) -> Figure:
+    """Accuracy over speed-up: a point a cell with its 95 % intervals; the ends of each line tell the retention ratio.
+
+    rows: of one model and number of frames. metric: which speed-up. Up and to the right is better.
+    """
+    accuracy = _select(rows, "accuracy")
+    speed = rows[(rows.metric == metric) & (rows.skill == ALL)].drop_duplicates(["method", "retention_ratio"])
+    both = accuracy.merge(speed, on=["method", "retention_ratio"], suffixes=("", "_speed"))
+    if both.empty:
+        raise ValueError(f"no cell has both accuracy and {metric}: measure latency for this table first")
+    figure, axes = _axes()
+    dense = both[both.method == DENSE]
+    if len(dense):
+        axes.axhline(dense.value.iloc[0], color="black", lw=1, alpha=0.5)
+        axes.plot(1, dense.value.iloc[0], "ko", label="dense")
+    for method, style in _styles(both, methods).items():
+        points = both[both.method == method].sort_values("value_speed")
+        axes.plot(points.value_speed, points.value, label=method, **style)
+        axes.errorbar(
+            points.value_speed,
+            points.value,
+            xerr=_errors(points.value_speed, points.ci_low_speed, points.ci_high_speed),
+            yerr=_errors(points.value, points.ci_low, points.ci_high),
+            fmt="none",
+            ecolor=style["color"],
+            elinewidth=1,
+            alpha=0.4,
+        )
+        ends = points.iloc[[0, -1]].drop_duplicates()
+        for x, y, ratio in zip(ends.value_speed, ends.value, ends.retention_ratio, strict=True):
+            axes.annotate(f"{100 * ratio:g}", (x, y), (4, 4), textcoords="offset points", fontsize=7, color=_GREY)
+    axes.set_xlabel(f"{metric.removesuffix('_speedup')} speed-up over dense, ×  (labels: retention ratio, %)")
+    axes.set_ylabel("accuracy, %")
+    _finish(figure, axes, both)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Save as `path`.png and `path`.svg and return both; the same figure gives the same files."""
+    import matplotlib as mpl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg")]
+    with mpl.rc_context({"svg.hashsalt": "mmg_bench", "svg.fonttype": "none"}):
+        figure.savefig(files[0], dpi=160)
+        figure.savefig(files[1], metadata={"Date": None})
+    return files
+
+
+def _select(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The rows of a metric for whole cells, checked to be of one model and number of frames."""
+    runs = rows[["model", "frames"]].drop_duplicates()
+    if len(runs) != 1:
+        raise ValueError(f"rows of {len(runs)} models or frame counts: choose those of one for a figure")
+    main = headline(rows)
+    found = main[(main.metric == metric) & main.value.notna()]
+    if found.empty:
+        raise ValueError(f"the rows hold no measured {metric} to draw")
+    return found
+
+
+def _styles(rows: pd.DataFrame, methods: Collection[str] | None) -> dict[str, dict[str, Any]]:
+    """A look for each method; controls are grey and dashed. Depends on all methods of the rows, not on the choice."""
+    known = [m for m in dict.fromkeys(rows.method) if m != DENSE]
+    if unknown := set(methods or ()) - set(known):
+        raise ValueError(f"no rows of {', '.join(sorted(unknown))}; there are: {', '.join(known)}")
+    styles: dict[str, dict[str, Any]] = {}
+    for control in (False, True):
+        for i, method in enumerate(m for m in known if is_control(m) == control):
+            colour = _GREY if control else _COLOURS[i % len(_COLOURS)]
+            # markers go round slower than colours by one, so that pairs do not repeat before all are used
+            marker = _MARKERS[(i + i // len(_COLOURS)) % len(_MARKERS)]
+            look: dict[str, Any] = (
+                {"ls": "--", "lw": 1.0, "markersize": 4.5} if control else {"ls": "-", "lw": 1.8, "markersize": 5.5}
+            )
+            styles[method] = {"color": colour, "marker": marker, **look}
+    return {m: s for m, s in styles.items() if methods is None or m in methods}
+
+
+def _errors(value: pd.Series, low: pd.Series, high: pd.Series) -> list[pd.Series]:
+    return [(value - low).clip(lower=0), (high - value).clip(lower=0)]
+
+
+def _axes() -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure as NewFigure  # not pyplot: no global state, no window
+
+    figure = NewFigure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.grid(alpha=0.25, lw=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _finish(figure: Figure, axes: Axes, rows: pd.DataFrame) -> None:
+    first = rows.iloc[0]
+    where = "the average of benchmarks" if first["benchmark"] == AVERAGE else first["benchmark"]
+    axes.set_title(f"{first['model']} on {where}, {first['frames']} frames", loc="left", fontsize=10)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)

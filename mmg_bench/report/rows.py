@@ -1,0 +1,373 @@
+"""Result rows: records and measurements as one tidy table, one measured value a row.
+
+Tables, figures and pages are made from these rows alone. `accuracy` and `accuracy_kept_percent` are in percent, times
+in ms, sizes in bytes, FLOPs in multiply-adds; speed-ups are factors against dense.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
+
+import numpy as np
+import pandas as pd
+
+from mmg_bench.measure.flops import TextGeometry, flops_4nd2, flops_gqa
+from mmg_bench.report.statistics import Bootstrap, Estimate, accuracy, compare
+from mmg_bench.runner.records import Record
+
+
+class ResultRow(NamedTuple):
+    """A row; its fields are the columns, in order. One measured value."""
+
+    table: str
+    model: str
+    weights: str
+    benchmark: str
+    skill: str
+    frames: int
+    method: str
+    retention_ratio: float
+    realised_tokens: float
+    """Visual tokens that entered layer 0, mean over the questions."""
+    metric: str
+    value: float
+    ci_low: float
+    ci_high: float
+    n: int
+    """Questions (or repeats) that the value rests on."""
+    n_errors: int
+    """Questions that failed and are left out."""
+    source: str
+    """`measured`, `cited` or `pending`."""
+    provenance: str
+    """Key into provenance.json; several, when a cell was resumed elsewhere, are joined by `;`."""
+
+
+COLUMNS = ResultRow._fields
+_DTYPES = {str: "str", int: "int64", float: "float64"}
+_TYPES = {name: _DTYPES[kind] for name, kind in get_type_hints(ResultRow).items()}
+METRICS = (
+    *("accuracy", "accuracy_kept_percent", "flips_lost", "flips_won", "p_mcnemar"),
+    *("decode_ms", "preprocess_ms", "encode_ms", "prune_ms", "prefill_ms", "decode_token_ms", "ttft_ms", "e2e_ms"),
+    *("prefill_speedup", "ttft_speedup", "e2e_speedup"),
+    *("flops_gqa", "flops_4nd2", "flops_counted", "kv_cache_bytes", "peak_memory_bytes"),
+)
+DENSE = "dense"
+ALL = "all"
+"""Skill of a row about all questions."""
+AVERAGE = "average"
+"""Benchmark of a row about the unweighted mean of several benchmarks."""
+NO_BENCHMARK = "-"
+"""Benchmark of a measurement that belongs to none, such as latency at a given geometry."""
+
+LayerTokens = Callable[[Record], Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A value measured outside the evaluation, such as a latency. Fields are the columns of the same name."""
+
+    model: str
+    benchmark: str
+    """`-` for a measurement that belongs to no benchmark."""
+    frames: int
+    method: str
+    retention_ratio: float
+    metric: str
+    value: float
+    ci_low: float
+    ci_high: float
+    n: int
+    """Repeats."""
+    provenance: str
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise ValueError(f"Measurement.metric={self.metric!r}: choose one of {', '.join(METRICS)}")
+
+
+def result_rows(
+    records: Iterable[Record],
+    *,
+    table: str,
+    weights: Mapping[str, str],
+    methods: Sequence[str] = (),
+    benchmarks: Sequence[str] = (),
+    measurements: Iterable[Measurement] = (),
+    geometries: Mapping[str, TextGeometry] | None = None,
+    layer_tokens: LayerTokens | None = None,
+    bootstrap: Bootstrap | None = None,
+) -> pd.DataFrame:
+    """The rows of a table, in an order that does not depend on the order of `records`.
+
+    weights: what each model's weights are, such as `pretrained`.
+    methods, benchmarks: the order to list them in; those not named follow by name. Dense comes first.
+    geometries: sizes of each model's language model; without one a model gets no FLOPs.
+    layer_tokens: visual tokens in each layer for a record, for methods that prune inside the language model. Without
+        it the tokens that enter layer 0 count for all layers, and a cell that prunes nothing before layer 0 gets no
+        FLOPs, for they would be those of dense.
+
+    Accuracy is the mean over the questions that were answered; those that failed are counted in `n_errors`. With
+    several benchmarks, rows of benchmark `average` hold the unweighted mean over them, for cells that ran on all.
+
+    Raises ValueError when dense is missing, when the questions of a cell are not those of dense, and when two cells
+    would share a row.
+    """
+    bootstrap = bootstrap or Bootstrap()
+    rows: list[dict[str, Any]] = []
+    realised: dict[_Where, float] = {}
+    for (model, frames), by_benchmark in _cells(records).items():
+        cost = _Cost((geometries or {}).get(model), layer_tokens)
+        if len(by_benchmark) > 1:
+            by_benchmark[AVERAGE] = _averages(by_benchmark)
+        for benchmark, cells in by_benchmark.items():
+            for (method, ratio), cell in cells.items():
+                where = _Where(model, frames, benchmark, method, ratio)
+                realised[where] = _mean(r.realised_tokens for r in cell.records)
+                provenance = ";".join(sorted({r.provenance for r in cell.records}))
+                for skill, metric, estimate in _statistics(cell, cells[DENSE, 1.0], cost, bootstrap):
+                    rows.append(_row(where, skill, metric, estimate, realised[where], "measured", provenance))
+    for m in measurements:
+        where = _Where(m.model, m.frames, m.benchmark, m.method, m.retention_ratio)
+        estimate = Estimate(m.value, m.ci_low, m.ci_high, m.n, 0)
+        rows.append(_row(where, ALL, m.metric, estimate, realised.get(where, math.nan), "measured", m.provenance))
+    return _frame(_sorted(rows, methods, benchmarks), table, weights)
+
+
+def pending_rows(
+    *, table: str, model: str, weights: str, frames: int, benchmarks: Sequence[str], cells: Sequence[tuple[str, float]]
+) -> pd.DataFrame:
+    """Rows of accuracies still to be measured, for (method, retention ratio) `cells`: tables say so, not leave gaps."""
+    nothing = Estimate(math.nan, math.nan, math.nan, 0, 0)
+    rows = [
+        _row(_Where(model, frames, benchmark, method, ratio), ALL, "accuracy", nothing, math.nan, "pending", "")
+        for benchmark in benchmarks
+        for method, ratio in cells
+    ]
+    return _frame(_sorted(rows, [method for method, _ in cells], benchmarks), table, {model: weights})
+
+
+def write_rows(rows: pd.DataFrame, path: Path) -> None:
+    """Write `rows` as CSV, whole or not at all. Ten significant digits: more would differ between machines."""
+    if tuple(rows.columns) != COLUMNS:
+        raise ValueError(f"columns {list(rows.columns)} are not those of result rows: {list(COLUMNS)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        rows.to_csv(temporary, index=False, float_format="%.10g", lineterminator="\n")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """The rows that `write_rows` wrote. Raises ValueError for a file that is not whole or of another version."""
+    with path.open(encoding="utf-8", newline="") as file:
+        for number, fields in enumerate(csv.reader(file), start=1):
+            if number == 1 and tuple(fields) != COLUMNS:
+                raise ValueError(f"{path}: columns {fields} are not those of result rows: {list(COLUMNS)}")
+            if len(fields) != len(COLUMNS):
+                raise ValueError(f"{path}:{number}: {len(fields)} fields instead of {len(COLUMNS)}: make it again")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: empty: make it again")
+    text = [c for c in COLUMNS if _TYPES[c] == "str"]
+    numbers = [c for c in COLUMNS if c not in text]
+    return pd.read_csv(  # a text column may hold "NA" or "-"
+        path,
+        dtype=dict.fromkeys(text, str),
+        keep_default_na=False,
+        na_values={c: [""] for c in numbers},
+    ).astype(_TYPES)
+
+
+def as_tuples(rows: pd.DataFrame) -> list[ResultRow]:
+    """The rows of a frame as typed tuples."""
+    return [ResultRow(*row) for row in rows[list(COLUMNS)].itertuples(index=False)]
+
+
+def headline(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that stand for a whole cell: of the only benchmark, or of the average over several."""
+    overall = rows[(rows.skill == ALL) & (rows.benchmark != NO_BENCHMARK)]
+    benchmarks = overall.benchmark.unique()
+    return overall if len(benchmarks) == 1 else overall[overall.benchmark == AVERAGE]
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """The answers of one method at one retention ratio, ordered by benchmark and question."""
+
+    records: tuple[Record, ...]
+
+    @property
+    def scores(self) -> list[float]:
+        return [math.nan if r.error is not None or r.score is None else r.score for r in self.records]
+
+    @property
+    def videos(self) -> list[str]:
+        """Two benchmarks may give two videos the same id."""
+        return [f"{r.benchmark}/{r.video}" for r in self.records]
+
+    @property
+    def benchmarks(self) -> list[str]:
+        return [r.benchmark for r in self.records]
+
+    def of_skill(self, skill: str) -> _Cell:
+        return _Cell(tuple(r for r in self.records if r.skill == skill))
+
+
+_Cells = dict[tuple[str, float], _Cell]
+
+
+def _cells(records: Iterable[Record]) -> dict[tuple[str, int], dict[str, _Cells]]:
+    """(model, frames) -> benchmark -> (method, retention ratio) -> cell, checked."""
+    grouped: dict[tuple[str, int, str, str, float], list[Record]] = defaultdict(list)
+    for r in records:
+        grouped[r.model, r.frames, r.benchmark, r.method, r.retention_ratio].append(r)
+    cells: dict[tuple[str, int], dict[str, _Cells]] = defaultdict(lambda: defaultdict(dict))
+    for (model, frames, benchmark, method, ratio), members in sorted(grouped.items()):
+        who = f"{method} at retention ratio {ratio:g} on {benchmark} ({model}, {frames} frames)"
+        if len({r.cell for r in members}) > 1:
+            raise ValueError(f"{who}: cells with different parameters share this label: give each its own label")
+        if len({r.question for r in members}) < len(members):
+            raise ValueError(f"{who}: a question has more than one record: pass each record once")
+        if benchmark in (AVERAGE, NO_BENCHMARK):
+            raise ValueError(f"{who}: a benchmark cannot be called {benchmark!r}; rows use that name")
+        if any(r.skill == ALL for r in members):
+            raise ValueError(f"{who}: a skill cannot be called {ALL!r}; rows use that name")
+        cells[model, frames][benchmark][method, ratio] = _Cell(tuple(sorted(members, key=lambda r: r.question)))
+    for (model, frames), by_benchmark in cells.items():
+        for benchmark, of_benchmark in by_benchmark.items():
+            where = f"on {benchmark} ({model}, {frames} frames)"
+            if (DENSE, 1.0) not in of_benchmark:
+                raise ValueError(f"no records of dense at retention ratio 1 {where}: every table compares with dense")
+            wanted = {r.question for r in of_benchmark[DENSE, 1.0].records}
+            for (method, ratio), cell in of_benchmark.items():
+                if different := sorted(wanted ^ {r.question for r in cell.records}):
+                    raise ValueError(
+                        f"{method} at retention ratio {ratio:g} {where}: {len(different)} questions are not both in "
+                        f"this cell and in dense, such as {different[0]!r}: run the same command again to complete it"
+                    )
+    return cells
+
+
+def _averages(by_benchmark: Mapping[str, _Cells]) -> _Cells:
+    """The cells that ran on every benchmark, their records put together."""
+    everywhere = set.intersection(*(set(cells) for cells in by_benchmark.values()))
+    return {
+        key: _Cell(tuple(r for cells in by_benchmark.values() for r in cells[key].records))
+        for key in sorted(everywhere)
+    }
+
+
+class _Cost:
+    """FLOPs of a record in both conventions, where they are known."""
+
+    def __init__(self, geometry: TextGeometry | None, layer_tokens: LayerTokens | None):
+        self.layer_tokens = layer_tokens
+        self.conventions = {}
+        if geometry is not None:
+            for formula in (flops_gqa, flops_4nd2):  # questions share their token counts: compute each once
+                self.conventions[formula.__name__] = cache(partial(formula, geometry))
+
+    def tokens(self, record: Record) -> int | tuple[int, ...] | None:
+        if record.realised_tokens is None:
+            return None
+        if self.layer_tokens is not None:
+            return tuple(self.layer_tokens(record))
+        inside = record.retention_ratio < 1 and record.realised_tokens == record.total_tokens
+        return None if inside else record.realised_tokens
+
+    def means(self, records: Sequence[Record]) -> Iterator[tuple[str, Estimate]]:
+        tokens = [t for t in map(self.tokens, records) if t is not None]
+        for name, flops in self.conventions.items():
+            if tokens:
+                mean = _mean(flops(t) for t in tokens)
+                yield name, Estimate(mean, math.nan, math.nan, len(tokens), len(records) - len(tokens))
+
+
+def _statistics(cell: _Cell, dense: _Cell, cost: _Cost, bootstrap: Bootstrap) -> Iterator[tuple[str, str, Estimate]]:
+    """(skill, metric, estimate) of a cell."""
+    groups = cell.benchmarks
+    yield ALL, "accuracy", accuracy(cell.scores, cell.videos, groups, bootstrap=bootstrap)
+    pair = compare(cell.scores, dense.scores, cell.videos, groups, bootstrap=bootstrap)
+    kept = pair.kept_percent
+    yield ALL, "accuracy_kept_percent", kept
+    for metric in ("flips_lost", "flips_won", "p_mcnemar"):
+        yield ALL, metric, Estimate(getattr(pair, metric), math.nan, math.nan, kept.n, kept.n_errors)
+    for metric, estimate in cost.means(cell.records):
+        yield ALL, metric, estimate
+    if len(set(groups)) == 1:
+        for skill in sorted({r.skill for r in cell.records}):
+            part = cell.of_skill(skill)
+            yield skill, "accuracy", accuracy(part.scores, part.videos, bootstrap=bootstrap)
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known else math.nan
+
+
+@dataclass(frozen=True)
+class _Where:
+    """What a row is about, but for skill and metric."""
+
+    model: str
+    frames: int
+    benchmark: str
+    method: str
+    retention_ratio: float
+
+
+def _row(
+    where: _Where, skill: str, metric: str, estimate: Estimate, realised: float, source: str, provenance: str
+) -> dict[str, Any]:
+    return {
+        **vars(where),
+        "skill": skill,
+        "realised_tokens": realised,
+        "metric": metric,
+        "value": estimate.value,
+        "ci_low": estimate.low,
+        "ci_high": estimate.high,
+        "n": estimate.n,
+        "n_errors": estimate.n_errors,
+        "source": source,
+        "provenance": provenance,
+    }
+
+
+def _sorted(rows: list[dict[str, Any]], methods: Sequence[str], benchmarks: Sequence[str]) -> list[dict[str, Any]]:
+    method_rank = {name: i for i, name in enumerate(dict.fromkeys((DENSE, *methods)))}
+    benchmark_rank = {name: i for i, name in enumerate(dict.fromkeys(benchmarks))}
+    benchmark_rank |= {AVERAGE: len(rows) + len(benchmarks), NO_BENCHMARK: len(rows) + len(benchmarks) + 1}
+
+    def key(row: dict[str, Any]) -> tuple[Any, ...]:
+        benchmark, method, skill = row["benchmark"], row["method"], row["skill"]
+        return (
+            *(row["model"], row["frames"], benchmark_rank.get(benchmark, len(benchmarks)), benchmark),
+            *(method_rank.get(method, len(method_rank)), method, -row["retention_ratio"]),
+            *(skill != ALL, skill, METRICS.index(row["metric"])),
+        )
+
+    ordered = sorted(rows, key=key)
+    for first, second in pairwise(ordered):
+        if key(first) == key(second):
+            same = ", ".join(f"{c}={first[c]}" for c in ("model", "benchmark", "method", "retention_ratio", "metric"))
+            raise ValueError(f"two values for one row ({same}): pass each measurement once")
+    return ordered
+
+
+def _frame(rows: list[dict[str, Any]], table: str, weights: Mapping[str, str]) -> pd.DataFrame:
+    if unknown := {row["model"] for row in rows} - set(weights):
+        raise ValueError(f"`weights` does not say what the weights of {', '.join(sorted(unknown))} are")
+    labelled = [{**row, "table": table, "weights": weights[row["model"]]} for row in rows]
+    return pd.DataFrame(labelled, columns=list(COLUMNS)).astype(_TYPES)

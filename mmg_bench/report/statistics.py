@@ -1,0 +1,187 @@
+"""Accuracy and paired comparison with dense, with bootstrap intervals that respect the videos.
+
+Questions about one video are not independent, so the bootstrap draws whole videos. All functions are pure: the same
+scores give the same result to the last digit, in any order of the questions. Scores are in 0..1, NaN where a question
+failed; percentages are in 0..100. A quantity that is not defined (accuracy of no question, percent kept of a dense
+accuracy of 0) is NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray = NDArray[np.float64]
+Labels = Sequence[str] | NDArray[np.str_]
+
+_CHUNK = 2**22  # elements: bounds the memory of a product to tens of megabytes
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are made: percentile bootstrap over videos."""
+
+    n_boot: int = 10_000
+    """Resamples."""
+    seed: int = 0
+    """Equal seeds draw equal resamples of equally many videos, so all cells of a table share their resamples."""
+    level: float = 0.95
+    """Coverage of the interval, in (0, 1)."""
+
+    def __post_init__(self) -> None:
+        if self.n_boot < 1:
+            raise ValueError(f"Bootstrap.n_boot={self.n_boot}: it must be at least 1")
+        if not 0 < self.level < 1:
+            raise ValueError(f"Bootstrap.level={self.level}: it must be in (0, 1)")
+
+    def sums(self, per_video: FloatArray) -> FloatArray:
+        """`[V, K]` sums of each video -> `[n_boot, K]` sums over V videos drawn with replacement."""
+        draws = _draws(len(per_video), self.n_boot, self.seed)
+        rows = max(1, _CHUNK // len(per_video))
+        return np.concatenate([draws[i : i + rows] @ per_video for i in range(0, self.n_boot, rows)])
+
+    def interval(self, samples: FloatArray) -> tuple[float, float]:
+        """Lowest and highest of the middle `level` of the resamples in which the quantity is defined."""
+        samples = samples[np.isfinite(samples)]
+        if not samples.size:
+            return math.nan, math.nan
+        tail = (1 - self.level) / 2
+        low, high = np.quantile(samples, [tail, 1 - tail])
+        return float(low), float(high)
+
+
+@lru_cache(maxsize=4)
+def _draws(videos: int, n_boot: int, seed: int) -> NDArray[np.uint16]:
+    """`[n_boot, videos]`: how often each resample holds each video."""
+    rng = np.random.default_rng(seed)
+    draws = np.empty((n_boot, videos), np.uint16)
+    rows = max(1, _CHUNK // videos)
+    for i in range(0, n_boot, rows):
+        draws[i : i + rows] = rng.multinomial(videos, np.full(videos, 1 / videos), size=min(rows, n_boot - i))
+    draws.flags.writeable = False
+    return draws
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    """Questions that it rests on."""
+    n_errors: int
+    """Questions left out because they failed, in either cell of a pair."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A cell against dense on the questions that both answered."""
+
+    kept_percent: Estimate
+    """100 * accuracy / accuracy of dense."""
+    flips_lost: int
+    """Questions that dense answered better."""
+    flips_won: int
+    """Questions that the method answered better."""
+    p_mcnemar: float
+    """Exact two-sided p of as uneven a split of the flips, were both directions equally likely."""
+
+
+def accuracy(
+    scores: ArrayLike, videos: Labels, groups: Labels | None = None, *, bootstrap: Bootstrap | None = None
+) -> Estimate:
+    """Mean score in percent, with its interval.
+
+    scores: `[Q]`. videos: `[Q]`, label of the video of each question; labels of different benchmarks must differ.
+    groups: `[Q]`, such as the benchmark or the skill of each question: then the result is the unweighted mean of the
+    groups' means, resampled together.
+    """
+    bootstrap = bootstrap or Bootstrap()
+    means, n, n_errors = _group_means([scores], videos, groups, bootstrap)
+    average = 100 * means[0].mean(axis=-1)
+    return Estimate(float(average[0]), *bootstrap.interval(average[1:]), n, n_errors)
+
+
+def compare(
+    scores: ArrayLike,
+    dense: ArrayLike,
+    videos: Labels,
+    groups: Labels | None = None,
+    *,
+    bootstrap: Bootstrap | None = None,
+) -> Comparison:
+    """Paired comparison of a cell's `scores` (`[Q]`) with those of `dense` on the same questions in the same order.
+
+    A question that failed in either cell is left out of the pair and counted. With `groups` the percentage is that of
+    the unweighted means over the groups; flips are counted over all questions. kept_percent is NaN where the accuracy
+    of dense is 0; resamples in which it is 0 are left out of the interval.
+    """
+    bootstrap = bootstrap or Bootstrap()
+    means, n, n_errors = _group_means([scores, dense], videos, groups, bootstrap)
+    ours, theirs = means.mean(axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        kept = np.where(theirs > 0, 100 * ours / theirs, np.nan)
+    difference = np.asarray(scores, float) - np.asarray(dense, float)
+    lost, won = int((difference < 0).sum()), int((difference > 0).sum())
+    estimate = Estimate(float(kept[0]), *bootstrap.interval(kept[1:]), n, n_errors)
+    return Comparison(estimate, lost, won, mcnemar(lost, won))
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """Exact two-sided p of McNemar's test: a binomial test of `lost` against `won` at 1/2; 1 without any flip."""
+    if lost < 0 or won < 0:
+        raise ValueError(f"flips must not be negative, got lost={lost}, won={won}")
+    flips = lost + won
+    term = total = 1  # C(flips, 0); integers of any length keep this exact
+    for k in range(min(lost, won)):
+        term = term * (flips - k) // (k + 1)
+        total += term
+    return min(1.0, 2 * total / 2**flips)
+
+
+def _group_means(
+    columns: Sequence[ArrayLike], videos: Labels, groups: Labels | None, bootstrap: Bootstrap
+) -> tuple[FloatArray, int, int]:
+    """Means of each column in each group, `[columns, 1 + n_boot, groups]`, the sample's own first.
+
+    Also how many questions all columns answered, which alone count, and how many not.
+    """
+    scores = np.stack([np.asarray(c, float) for c in columns])  # [C, Q]
+    videos = np.asarray(videos)
+    groups = np.zeros(len(videos), int) if groups is None else np.asarray(groups)
+    if scores.ndim != 2 or scores.shape[1:] != videos.shape or videos.shape != groups.shape:
+        raise ValueError(
+            f"scores {list(scores.shape[1:])}, videos {list(videos.shape)} and groups {list(groups.shape)} must have "
+            "one entry a question each"
+        )
+    if not videos.size:
+        raise ValueError("there is no question to compute statistics of")
+    if not np.all(np.isnan(scores) | ((scores >= 0) & (scores <= 1))):
+        raise ValueError("scores must be in 0..1, or NaN where the question failed")
+    answered = ~np.isnan(scores).any(axis=0)
+    video_names, video = np.unique(videos, return_inverse=True)
+    group_names, group = np.unique(groups, return_inverse=True)
+    # one order whatever the input's, so that sums round the same way
+    order = np.lexsort((*scores, group, video))
+    order = order[answered[order]]
+    cell = video[order] * len(group_names) + group[order]
+    size = len(video_names) * len(group_names)
+
+    def per_video(weights: FloatArray) -> FloatArray:
+        sums = np.bincount(cell, weights, size).astype(np.float64)
+        return sums.reshape(len(video_names), len(group_names))
+
+    blocks = [per_video(np.ones(len(order))), *(per_video(s[order]) for s in scores)]
+    stacked = np.concatenate(blocks, axis=1)  # [V, (1 + C) * G]
+    sums = np.concatenate([stacked.sum(axis=0, keepdims=True), bootstrap.sums(stacked)])
+    counts, *totals = np.split(sums, len(blocks), axis=1)  # each [1 + n_boot, G]
+    with np.errstate(invalid="ignore"):
+        means = np.stack(totals) / counts  # 0 / 0 is NaN: a group without a question
+    return means, len(order), len(videos) - len(order)

@@ -1,0 +1,330 @@
+"""Tables from result rows: one a model and frame count, as Markdown and on the terminal.
+
+The layout is that of the field: dense on top, then a block for each retention ratio with a line a method. With one
+benchmark its skills are the columns, with several the benchmarks are.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from mmg_bench.report.published import published as published_numbers
+from mmg_bench.report.rows import ALL, AVERAGE, DENSE, NO_BENCHMARK, ResultRow, as_tuples, headline
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+CONTROLS = frozenset({"random", "uniform", "pooled", "fewer_frames"})
+"""Methods that show what a budget is worth without any idea behind it."""
+NONE = "–"
+FLAG = "⚠"
+_MARKS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text of a table's cell."""
+
+    text: str
+    bold: bool = False
+
+
+@dataclass(frozen=True)
+class Block:
+    """Lines of one retention ratio. The title of the first block, dense, is empty."""
+
+    title: str
+    lines: tuple[tuple[Cell, ...], ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A laid-out table: what the Markdown and the terminal show."""
+
+    title: str
+    header: tuple[str, ...]
+    """What was measured, on what, and how to do it again; a line each."""
+    columns: tuple[str, ...]
+    blocks: tuple[Block, ...]
+    footnotes: tuple[str, ...]
+
+
+def is_control(method: str) -> bool:
+    """Whether the method behind a label such as `random` or `random(positions=contiguous)` is a control."""
+    return method.split("(")[0] in CONTROLS
+
+
+def layout(
+    rows: pd.DataFrame, provenance: Mapping[str, Mapping[str, Any]], published: pd.DataFrame | None = None
+) -> list[Table]:
+    """The tables of `rows`, one for each model and number of frames.
+
+    provenance: what provenance.json holds; the header shows device, dtype, attention, date, commit and command of each
+        key that the rows name.
+    published: numbers to show beside ours, as `mmg_bench.report.published.published` returns them (the default).
+
+    Raises ValueError when there are no rows, or when they name a provenance key that is missing.
+    """
+    if rows.empty:
+        raise ValueError("there are no rows to make a table of")
+    published = published_numbers() if published is None else published
+    return [
+        _Layout(part, provenance, published[(published.model == model) & (published.frames == frames)]).table()
+        for (model, frames), part in rows.groupby(["model", "frames"], sort=False)
+    ]
+
+
+def to_markdown(tables: Sequence[Table]) -> str:
+    """The tables as one Markdown document."""
+    return "\n\n".join(_markdown(t) for t in tables) + "\n"
+
+
+def print_tables(tables: Sequence[Table], console: Console | None = None) -> None:
+    """The same on the terminal."""
+    import rich.table
+    from rich.console import Console as RichConsole
+    from rich.text import Text
+
+    # a log is no terminal: there, nothing is gained by wrapping
+    console = console or RichConsole(width=None if sys.stdout.isatty() else 200)
+    for table in tables:
+        grid = rich.table.Table(title=Text(table.title), title_justify="left")
+        for i, column in enumerate(table.columns):
+            grid.add_column(Text(column), justify="right" if i else "left")
+        for block in table.blocks:
+            if block.title:
+                grid.add_row(Text(block.title, style="bold"))
+            for cells in block.lines:
+                grid.add_row(*(Text(c.text, style="bold" if c.bold else "") for c in cells))
+            grid.add_section()
+        console.print(grid)
+        for note in (*table.header, *table.footnotes):
+            console.print(Text(note))
+
+
+def _markdown(table: Table) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(c.replace("|", r"\|") for c in cells) + " |"
+
+    body = [line(table.columns), "|:--" + "|--:" * (len(table.columns) - 1) + "|"]
+    for block in table.blocks:
+        if block.title:
+            body.append(line([f"**{block.title}**"] + [""] * (len(table.columns) - 1)))
+        body += [line([f"**{c.text}**" if c.bold else c.text for c in cells]) for cells in block.lines]
+    parts = [f"## {table.title}", "\n".join(f"- {h}" for h in table.header), "\n".join(body)]
+    if table.footnotes:
+        parts.append("\n".join(f"- {n}" for n in table.footnotes))
+    return "\n\n".join(parts)
+
+
+class _Notes:
+    """Footnotes, each with a mark that the cells carry."""
+
+    def __init__(self) -> None:
+        self.sources: dict[str, str] = {}
+        self.flags: list[str] = []
+
+    def mark(self, text: str) -> str:
+        repeat, index = divmod(len(self.sources), len(_MARKS))
+        return self.sources.setdefault(text, _MARKS[index] * (repeat + 1))
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        return (*(f"{mark} {text}" for text, mark in self.sources.items()), *(f"{FLAG} {f}" for f in self.flags))
+
+
+class _Layout:
+    """Makes the table of one model and number of frames."""
+
+    def __init__(self, rows: pd.DataFrame, provenance: Mapping[str, Mapping[str, Any]], published: pd.DataFrame):
+        self.rows, self.provenance, self.published = rows, provenance, published
+        self.notes = _Notes()
+        self.by_key = {(r.benchmark, r.skill, r.method, r.retention_ratio, r.metric): r for r in as_tuples(rows)}
+        self.benchmarks = [b for b in rows.benchmark.unique() if b not in (AVERAGE, NO_BENCHMARK)]
+        main = headline(rows)
+        self.main = str(main.benchmark.iloc[0]) if len(main) else NO_BENCHMARK
+        self.skills = [s for s in rows.skill.unique() if s != ALL] if len(self.benchmarks) == 1 else []
+        if len(self.skills) < 2:  # a single skill is the whole benchmark once more
+            self.skills = []
+        self.cells = list(dict.fromkeys(zip(rows.method, rows.retention_ratio, strict=True)))
+
+    def table(self) -> Table:
+        columns = self._columns()
+        ratios = sorted({ratio for _, ratio in self.cells}, reverse=True)
+        blocks = [Block("", tuple(tuple(c[cell] for c in columns.values()) for cell in self._of(DENSE)))]
+        for ratio in ratios:
+            lines = [cell for cell in self.cells if cell[1] == ratio and cell[0] != DENSE]
+            if lines:
+                title = f"R = {100 * ratio:.4g} %"
+                blocks.append(Block(title, tuple(tuple(c[cell] for c in columns.values()) for cell in lines)))
+        first = self.rows.iloc[0]
+        names = ", ".join(self.benchmarks) or "no benchmark"
+        title = f"{first['table']}: {first['model']}, {names}, {first['frames']} frames"
+        return Table(title, self._header(), tuple(columns), tuple(b for b in blocks if b.lines), self.notes.lines)
+
+    def _of(self, method: str) -> list[tuple[str, float]]:
+        return [cell for cell in self.cells if cell[0] == method]
+
+    def _columns(self) -> dict[str, dict[tuple[str, float], Cell]]:
+        """Column name -> its cells; columns in which nothing was measured are left out."""
+        names = {cell: Cell(f"{cell[0]} (control)" if is_control(cell[0]) else cell[0]) for cell in self.cells}
+        columns = {"Method": names}
+        scores = [(skill, self.benchmarks[0], skill) for skill in self.skills]
+        if len(self.benchmarks) == 1:
+            scores.append(("All" if self.skills else self.benchmarks[0], self.benchmarks[0], ALL))
+        elif self.benchmarks:
+            scores += [*((b, b, ALL) for b in self.benchmarks), ("Avg.", AVERAGE, ALL)]
+        for name, benchmark, skill in scores:
+            columns[name] = {cell: Cell(self._score(benchmark, skill, *cell)) for cell in self.cells}
+        best = self._best()
+        columns["Kept % [95 % CI]"] = {cell: Cell(self._kept(*cell), cell in best) for cell in self.cells}
+        for name, text in (
+            ("p (McNemar)", self._p),
+            ("Tokens", self._tokens),
+            ("FLOPs (of dense)", self._flops),
+            ("Prefill speed-up [95 % CI]", self._speedup),
+        ):
+            columns[name] = {cell: Cell(text(*cell)) for cell in self.cells}
+        if (self.rows.n_errors > 0).any():
+            columns["Errors"] = {cell: Cell(self._errors(*cell)) for cell in self.cells}
+        return {k: v for k, v in columns.items() if any(c.text != NONE for c in v.values())}
+
+    def _row(self, metric: str, method: str, ratio: float, *others: str) -> ResultRow | None:
+        """The row of a metric on the main benchmark, or else on none, or on one of `others`; None without a value."""
+        for benchmark in (self.main, NO_BENCHMARK, *others):
+            row = self.by_key.get((benchmark, ALL, method, ratio, metric))
+            if row is not None and math.isfinite(row.value):
+                return row
+        return None
+
+    def _score(self, benchmark: str, skill: str, method: str, ratio: float) -> str:
+        row = self.by_key.get((benchmark, skill, method, ratio, "accuracy"))
+        cited = self._published(benchmark, method, ratio) if skill == ALL else ""
+        if row is None or not math.isfinite(row.value):
+            return f"{'pending' if row is not None and row.source == 'pending' else NONE}{cited}"
+        flag = f" {FLAG}" if skill == ALL and method == DENSE and self._differs(row) else ""
+        return f"{row.value:.1f}{flag}{cited}"
+
+    def _published(self, benchmark: str, method: str, ratio: float, digits: int = 1) -> str:
+        """The published numbers of a cell in parentheses, each with the marks of its sources; else nothing."""
+        found = self._published_rows(benchmark, method, ratio)
+        texts = []
+        for score, same in found.groupby("score", sort=False):
+            notes = [f"{s} ({n})" if n else s for s, n in zip(same.source, same.note, strict=True)]
+            texts.append(f"{score:.{digits}f}{''.join(self.notes.mark(n) for n in notes)}")
+        return f" ({', '.join(texts)})" if texts else ""
+
+    def _published_rows(self, benchmark: str, method: str, ratio: float) -> pd.DataFrame:
+        p = self.published
+        return p[(p.benchmark == benchmark) & (p.method == method) & np.isclose(p.retention, ratio)]
+
+    def _differs(self, row: ResultRow) -> bool:
+        """Whether a dense accuracy contradicts a published one; then says so in a footnote."""
+        found = self._published_rows(row.benchmark, row.method, row.retention_ratio)
+        outside = found[(found.score < row.ci_low) | (found.score > row.ci_high)]
+        for score, source in zip(outside.score, outside.source, strict=True):
+            self.notes.flags.append(
+                f"{row.benchmark}: dense scores {row.value:.1f} [{row.ci_low:.1f}, {row.ci_high:.1f}] here, but "
+                f"{score:.1f} in {source}: the difference is larger than the 95 % interval"
+            )
+        return len(outside) > 0
+
+    def _kept(self, method: str, ratio: float) -> str:
+        cited = self._published("average_retention_percent", method, ratio) if self.main == AVERAGE else ""
+        row = self._row("accuracy_kept_percent", method, ratio)
+        if row is None:
+            return NONE + cited
+        return (f"{row.value:.1f}" if method == DENSE else _with_interval(row, 1)) + cited
+
+    def _best(self) -> set[tuple[str, float]]:
+        """The highest percent kept of each block, controls and dense apart."""
+        kept = {
+            (m, r): row.value
+            for m, r in self.cells
+            if m != DENSE and not is_control(m) and (row := self._row("accuracy_kept_percent", m, r)) is not None
+        }
+        return {(m, r) for (m, r), v in kept.items() if v == max(w for (_, s), w in kept.items() if s == r)}
+
+    def _p(self, method: str, ratio: float) -> str:
+        row = self._row("p_mcnemar", method, ratio)
+        if row is None or method == DENSE:
+            return NONE
+        return "< 0.001" if row.value < 0.001 else f"{row.value:.3f}"
+
+    def _tokens(self, method: str, ratio: float) -> str:
+        here = self.rows[(self.rows.method == method) & (self.rows.retention_ratio == ratio)]
+        known = here[here.benchmark.isin((self.main, NO_BENCHMARK))].realised_tokens.dropna()
+        return f"{known.iloc[0]:.1f}".removesuffix(".0") if len(known) else NONE
+
+    def _flops(self, method: str, ratio: float) -> str:
+        row, dense = (self._row("flops_gqa", *cell) for cell in ((method, ratio), (DENSE, 1.0)))
+        if row is None:
+            return NONE
+        share = f" ({100 * row.value / dense.value:.1f} %)" if dense is not None and method != DENSE else ""
+        return _with_unit(row.value, scale=row.value if dense is None else dense.value) + share
+
+    def _speedup(self, method: str, ratio: float) -> str:
+        cited = self._published("prefill_speedup", method, ratio)
+        row = self._row("prefill_speedup", method, ratio, *self.benchmarks)
+        if row is None:
+            return NONE + cited
+        return ("1×" if method == DENSE else _with_interval(row, 2, "×")) + cited
+
+    def _errors(self, method: str, ratio: float) -> str:
+        row = self.by_key.get((self.main, ALL, method, ratio, "accuracy"))
+        return NONE if row is None or row.source == "pending" else f"{row.n_errors} of {row.n + row.n_errors}"
+
+    def _header(self) -> tuple[str, ...]:
+        weights = ", ".join(self.rows.weights.unique())
+        counts = [
+            f"{row.benchmark} ({row.n + row.n_errors} questions)" if row.source != "pending" else row.benchmark
+            for b in self.benchmarks
+            if (row := self.by_key.get((b, ALL, DENSE, 1.0, "accuracy"))) is not None
+        ]
+        first = self.rows.iloc[0]
+        lines = [f"Model: {first['model']}, weights: {weights}; {first['frames']} frames; {', '.join(counts)}"]
+        keys = dict.fromkeys(k for keys in self.rows.provenance.unique() for k in keys.split(";") if k)
+        lines += [self._measured(key) for key in keys]
+        if self.benchmarks:
+            lines.append(
+                "Accuracy and percent kept: in percent, over the questions that were answered; intervals are paired "
+                "with dense, from a bootstrap over videos. In bold, the most kept in a block, controls aside"
+            )
+        if self._row("flops_gqa", DENSE, 1.0) is not None:
+            lines.append("FLOPs: multiply-adds of the language model's prefill over visual tokens (`flops_gqa`)")
+        timed = self._row("prefill_speedup", DENSE, 1.0, *self.benchmarks)
+        if timed is not None:
+            where = "" if timed.benchmark in (self.main, NO_BENCHMARK) else f", on {timed.benchmark}"
+            lines.append(f"Prefill speed-up: pruning and prefill against those of dense, {timed.n} rounds{where}")
+        if len(self.published):
+            lines.append("In parentheses: published numbers")
+        return tuple(lines)
+
+    def _measured(self, key: str) -> str:
+        if key not in self.provenance:
+            raise ValueError(f"the rows name provenance {key!r}, which provenance.json lacks: write both anew")
+        facts = self.provenance[key]
+        settings = {**(facts["model"] if isinstance(facts.get("model"), Mapping) else {}), **facts}
+        known = [str(settings[f]) for f in ("device", "dtype", "attention", "date") if settings.get(f)]
+        known += [f"commit {facts['commit']}"] if facts.get("commit") else []
+        again = f"; reproduce with `{facts['command']}`" if facts.get("command") else ""
+        return f"Measured ({key}): {', '.join(known) or 'nothing recorded'}{again}"
+
+
+def _with_interval(row: ResultRow, digits: int, unit: str = "") -> str:
+    interval = f" [{row.ci_low:.{digits}f}, {row.ci_high:.{digits}f}]" if math.isfinite(row.ci_low) else ""
+    return f"{row.value:.{digits}f}{unit}{interval}"
+
+
+def _with_unit(value: float, scale: float) -> str:
+    """`value` in the SI unit that suits `scale`, so that a whole column has one unit."""
+    power = min(12, max(0, 3 * int(math.log10(scale) // 3))) if scale > 0 else 0
+    unit = {12: " T", 9: " G", 6: " M", 3: " k", 0: ""}[power]
+    return f"{value / 10**power:.2f}{unit}"

@@ -1,0 +1,87 @@
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Model
+
+from mmg_bench.measure.flops import TextGeometry, flops_4nd2, flops_counted, flops_gqa
+
+QWEN2_7B = TextGeometry(layers=28, hidden=3584, intermediate=18944, kv_width=512)
+TOKENS = 32 * 196
+
+
+def small_config():
+    return Qwen2Config(
+        vocab_size=50,
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+
+
+@pytest.mark.parametrize(
+    ("tokens", "published"),
+    [(6272, 48.82), (1568, 10.73), (1254, 8.50), (941, 6.32), (627, 4.17)],
+    ids=["dense", "25 %", "20 %", "15 %", "10 %"],
+)
+def test_published_figures_of_llava_onevision_7b(tokens, published):
+    assert round(flops_gqa(QWEN2_7B, tokens) / 1e12, 2) == published
+
+
+def test_published_figure_of_fastv_which_prunes_after_two_layers():
+    # InfoMerge Table 1: 9.4 T at 15 %
+    assert flops_gqa(QWEN2_7B, [TOKENS] * 2 + [round(0.15 * TOKENS)] * 26) / 1e12 == pytest.approx(9.4, abs=0.05)
+
+
+def test_published_figure_of_llava_video_7b():
+    assert flops_gqa(QWEN2_7B, 64 * 169) / 1e12 == pytest.approx(94.1, abs=0.05)
+
+
+def test_conventions_agree_without_grouped_queries():
+    full = TextGeometry(layers=2, hidden=8, intermediate=16, kv_width=8)
+    assert flops_gqa(full, 5) == flops_4nd2(full, 5) == 2 * (4 * 5 * 64 + 2 * 25 * 8 + 3 * 5 * 8 * 16)
+    assert flops_4nd2(QWEN2_7B, TOKENS) > flops_gqa(QWEN2_7B, TOKENS)
+
+
+def test_layers_add_up():
+    one = TextGeometry(layers=1, hidden=8, intermediate=16, kv_width=4)
+    two = TextGeometry(layers=2, hidden=8, intermediate=16, kv_width=4)
+    assert flops_gqa(two, [7, 3]) == flops_gqa(one, 7) + flops_gqa(one, 3)
+    assert flops_gqa(two, [7, 0]) == flops_gqa(one, 7)
+
+
+def test_geometry_from_a_config():
+    assert TextGeometry.from_config(small_config()) == TextGeometry(3, 64, 160, 32)
+    wide = Qwen2Config(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=32)
+    assert TextGeometry.from_config(wide).kv_width == 64
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_formula_agrees_with_torchs_counter(implementation):
+    config = small_config()
+    config._attn_implementation = implementation
+    model = Qwen2Model(config).eval()
+    tokens = 48
+    counted = flops_counted(model, {"inputs_embeds": torch.randn(1, tokens, 64)})
+    # the counter also sees the rotary embedding's small outer product
+    assert counted == pytest.approx(flops_gqa(TextGeometry.from_config(config), tokens), rel=2e-3)
+
+
+def test_output_head_counts_for_the_last_position_only():
+    config = small_config()
+    model = Qwen2ForCausalLM(config).eval()
+    inputs = {"input_ids": torch.arange(40)[None]}
+    head = flops_counted(model, inputs) - flops_counted(model.model, inputs)
+    assert head == config.vocab_size * config.hidden_size
+    assert list(inputs) == ["input_ids"]
+
+
+def test_bad_geometry_and_counts_are_refused():
+    with pytest.raises(ValueError, match="kv_width=0"):
+        TextGeometry(1, 8, 16, 0)
+    with pytest.raises(ValueError, match=r"layers=2.5"):
+        TextGeometry(2.5, 8, 16, 4)
+    with pytest.raises(ValueError, match="27 layers"):
+        flops_gqa(QWEN2_7B, [10] * 27)
+    with pytest.raises(ValueError, match="negative"):
+        flops_gqa(QWEN2_7B, -1)

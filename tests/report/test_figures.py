@@ -1,0 +1,73 @@
+import subprocess
+import sys
+
+import pytest
+
+from mmg_bench.report.figures import accuracy_vs_retention, accuracy_vs_speedup, save
+from mmg_bench.report.rows import Measurement, headline, result_rows
+from mmg_bench.report.statistics import Bootstrap
+
+
+@pytest.fixture
+def rows(toy):
+    cells = [("dense", 1.0, 1.0), ("ours", 0.5, 1.8), ("ours", 0.25, 3.0), ("random", 0.25, 3.2)]
+    speed = [Measurement("toy", "-", 8, m, r, "prefill_speedup", x, 0.9 * x, 1.1 * x, 20, "k") for m, r, x in cells]
+    return result_rows(toy, table="t", weights={"toy": "w"}, measurements=speed, bootstrap=Bootstrap(300))
+
+
+def lines(figure):
+    return {line.get_label(): line for line in figure.axes[0].get_lines() if not line.get_label().startswith("_")}
+
+
+def test_lines_hold_the_rows_values(rows):
+    figure = accuracy_vs_retention(rows, chance=25)
+    drawn = lines(figure)
+    assert list(drawn) == ["dense (83.3 %)", "ours", "random", "chance (25.0 %)"]
+    assert drawn["ours"].get_xdata().tolist() == [25, 50]
+    assert drawn["ours"].get_ydata().tolist() == pytest.approx([100 * 7 / 12, 100 * 8 / 12])
+    assert drawn["chance (25.0 %)"].get_ydata() == [25, 25]
+
+
+def test_bands_are_the_intervals(rows):
+    figure = accuracy_vs_retention(rows, bands=["ours"])
+    (band,) = figure.axes[0].collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    main = headline(rows)
+    ours = main[(main.method == "ours") & (main.metric == "accuracy")]
+    assert {heights.min(), heights.max()} == {ours.ci_low.min(), ours.ci_high.max()}
+
+
+def test_looks_do_not_depend_on_the_choice_of_methods(rows):
+    every, one = lines(accuracy_vs_retention(rows)), lines(accuracy_vs_retention(rows, methods=["ours"]))
+    assert "random" not in one
+    assert one["ours"].get_color() == every["ours"].get_color()
+
+
+def test_scatter_pairs_speed_and_accuracy(rows):
+    drawn = lines(accuracy_vs_speedup(rows))
+    assert drawn["ours"].get_xdata().tolist() == [1.8, 3.0]
+    assert drawn["ours"].get_ydata().tolist() == pytest.approx([100 * 8 / 12, 100 * 7 / 12])
+
+
+def test_saved_files_are_equal_every_time(rows, tmp_path):
+    first = save(accuracy_vs_retention(rows), tmp_path / "a" / "figure")
+    second = save(accuracy_vs_retention(rows), tmp_path / "b" / "figure")
+    assert [p.name for p in first] == ["figure.png", "figure.svg"]
+    for one, two in zip(first, second, strict=True):
+        assert one.read_bytes() == two.read_bytes()
+        assert one.stat().st_size > 5000
+
+
+def test_what_cannot_be_drawn_is_an_error(rows):
+    with pytest.raises(ValueError, match="no rows of nobody"):
+        accuracy_vs_retention(rows, methods=["nobody"])
+    with pytest.raises(ValueError, match="measure latency"):
+        accuracy_vs_speedup(rows, metric="e2e_speedup")
+    with pytest.raises(ValueError, match="no measured accuracy"):
+        accuracy_vs_retention(rows[rows.metric != "accuracy"])
+
+
+def test_drawing_libraries_are_loaded_only_when_used():
+    modules = "mmg_bench.report.figures, mmg_bench.report.table, mmg_bench.report.rows"
+    code = f"import sys, {modules}; sys.exit(any(m in sys.modules for m in ('matplotlib', 'rich')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,246 @@
+import dataclasses
+import random
+
+import pandas as pd
+import pytest
+
+from mmg_bench.measure.flops import TextGeometry, flops_4nd2, flops_gqa
+from mmg_bench.report.rows import COLUMNS, Measurement, as_tuples, headline, pending_rows, read_rows, write_rows
+from mmg_bench.report.rows import result_rows as all_rows
+from mmg_bench.report.statistics import Bootstrap
+
+GEOMETRY = TextGeometry(layers=2, hidden=8, intermediate=16, kv_width=4)
+
+
+def result_rows(records, **changes):
+    given = {"table": "t", "weights": {"toy": "trained"}, "bootstrap": Bootstrap(n_boot=300)}
+    return all_rows(records, **{**given, **changes})
+
+
+def value(rows, method, ratio, metric, benchmark="bench", skill="all"):
+    """The one row about this, as a tuple."""
+    (found,) = [
+        r
+        for r in as_tuples(rows)
+        if (r.method, r.retention_ratio, r.metric, r.benchmark, r.skill) == (method, ratio, metric, benchmark, skill)
+    ]
+    return found
+
+
+def measurement(**changes):
+    given = ("toy", "bench", 8, "ours", 0.25, "prefill_speedup", 2.5, 2.4, 2.6, 20, "key2")
+    return dataclasses.replace(Measurement(*given), **changes)
+
+
+def test_columns_are_those_of_the_design(toy):
+    assert ",".join(result_rows(toy).columns) == (
+        "table,model,weights,benchmark,skill,frames,method,retention_ratio,realised_tokens,metric,value,ci_low,ci_high,"
+        "n,n_errors,source,provenance"
+    )
+
+
+def test_values_by_hand(toy):
+    rows = result_rows(toy)
+    assert value(rows, "dense", 1.0, "accuracy").value == pytest.approx(100 * 10 / 12)
+    assert value(rows, "dense", 1.0, "accuracy_kept_percent").value == 100
+    ours = value(rows, "ours", 0.25, "accuracy_kept_percent")
+    assert ours.value == pytest.approx(100 * 7 / 10)
+    assert ours.ci_low < ours.value < ours.ci_high
+    assert value(rows, "ours", 0.25, "flips_lost").value == 4
+    assert value(rows, "ours", 0.25, "flips_won").value == 1
+    assert value(rows, "ours", 0.25, "p_mcnemar").value == 2 * (1 + 5) / 32
+    assert value(rows, "ours", 0.25, "accuracy", skill="colour").value == pytest.approx(100 * 3 / 6)
+    assert value(rows, "ours", 0.25, "accuracy", skill="order").value == pytest.approx(100 * 4 / 6)
+    assert value(rows, "ours", 0.25, "accuracy").realised_tokens == 16
+    assert set(rows.weights) == {"trained"}
+    assert set(rows.provenance) == {"key1"}
+
+
+def test_failures_are_left_out_and_counted(toy):
+    rows = result_rows(toy)
+    control = value(rows, "random", 0.25, "accuracy")
+    assert control.value == pytest.approx(100 * 4 / 11)
+    assert (control.n, control.n_errors) == (11, 1)
+    kept = value(rows, "random", 0.25, "accuracy_kept_percent")
+    assert kept.value == pytest.approx(100 * 4 / 9)  # dense without the question that failed here
+    assert (kept.n, kept.n_errors) == (11, 1)
+    assert value(rows, "random", 0.25, "accuracy").realised_tokens == 16
+
+
+def test_order_is_dense_first_then_methods_as_given_then_falling_ratios(toy):
+    rows = result_rows(toy, methods=["random", "ours"])
+    assert list(dict.fromkeys(zip(rows.method, rows.retention_ratio, strict=True))) == [
+        ("dense", 1.0),
+        ("random", 0.25),
+        ("ours", 0.5),
+        ("ours", 0.25),
+    ]
+    by_name = result_rows(toy)
+    assert list(dict.fromkeys(by_name.method)) == ["dense", "ours", "random"]
+
+
+def test_the_order_of_records_does_not_matter(toy):
+    shuffled = random.Random(0).sample(toy, len(toy))
+    pd.testing.assert_frame_equal(result_rows(toy), result_rows(shuffled))
+
+
+def test_average_over_benchmarks_is_unweighted(make):
+    records = [
+        *make("dense", 1.0, "1111", benchmark="long"),
+        *make("ours", 0.5, "1100", benchmark="long"),
+        *make("dense", 1.0, "10", benchmark="short"),
+        *make("ours", 0.5, "10", benchmark="short"),
+        *make("partial", 0.5, "10", benchmark="short"),
+    ]
+    rows = result_rows(records, benchmarks=["short", "long"])
+    assert list(rows.benchmark.unique()) == ["short", "long", "average"]
+    assert value(rows, "dense", 1.0, "accuracy", "average").value == 75
+    assert value(rows, "ours", 0.5, "accuracy", "average").value == 50
+    kept = value(rows, "ours", 0.5, "accuracy_kept_percent", "average")
+    assert kept.value == pytest.approx(100 * 50 / 75)
+    assert kept.n == 6
+    assert value(rows, "ours", 0.5, "flips_lost", "average").value == 2
+    assert "partial" not in set(rows[rows.benchmark == "average"].method)
+    assert set(headline(rows).benchmark) == {"average"}
+    assert set(headline(result_rows(records[:8])).benchmark) == {"long"}
+
+
+def test_videos_of_two_benchmarks_are_apart_though_their_ids_are_equal(make):
+    alone = result_rows([*make("dense", 1.0, "10" * 20, benchmark="a")])
+    both = result_rows([r for b in ("a", "b") for r in make("dense", 1.0, "10" * 10 + "11" * 10, benchmark=b)])
+    one, average = value(both, "dense", 1.0, "accuracy", "a"), value(both, "dense", 1.0, "accuracy", "average")
+    assert average.ci_high - average.ci_low < 0.85 * (one.ci_high - one.ci_low)
+    assert value(alone, "dense", 1.0, "accuracy", "a").ci_low == 50  # every video has one right and one wrong
+
+
+def test_flops_come_from_realised_tokens(toy):
+    rows = result_rows(toy, geometries={"toy": GEOMETRY})
+    assert value(rows, "ours", 0.25, "flops_gqa").value == flops_gqa(GEOMETRY, 16)
+    assert value(rows, "dense", 1.0, "flops_4nd2").value == flops_4nd2(GEOMETRY, 64)
+    failed = value(rows, "random", 0.25, "flops_gqa")
+    assert failed.value == flops_gqa(GEOMETRY, 16)
+    assert (failed.n, failed.n_errors) == (11, 1)
+    assert not result_rows(toy).metric.str.startswith("flops").any()
+
+
+def test_pruning_inside_the_model_gets_no_flops_of_dense(make):
+    inside = [dataclasses.replace(r, realised_tokens=64) for r in make("fastv", 0.25, "11")]
+    records = [*make("dense", 1.0, "11"), *inside]
+    unknown = result_rows(records, geometries={"toy": GEOMETRY})
+    assert set(unknown[unknown.metric == "flops_gqa"].method) == {"dense"}
+    known = result_rows(
+        records,
+        geometries={"toy": GEOMETRY},
+        layer_tokens=lambda r: [64, 16] if r.method == "fastv" else [64, 64],
+    )
+    assert value(known, "fastv", 0.25, "flops_gqa").value == flops_gqa(GEOMETRY, [64, 16])
+
+
+def test_measurements_become_rows_of_their_cell(toy):
+    rows = result_rows(toy, measurements=[measurement(), measurement(benchmark="-", metric="prune_ms")])
+    speed = value(rows, "ours", 0.25, "prefill_speedup")
+    assert (speed.value, speed.ci_low, speed.ci_high, speed.n, speed.provenance) == (2.5, 2.4, 2.6, 20, "key2")
+    assert speed.realised_tokens == 16
+    assert rows.benchmark.iloc[-1] == "-"
+
+
+def test_measurements_need_no_records():
+    rows = result_rows([], measurements=[measurement()])
+    assert len(rows) == 1
+    assert pd.isna(rows.realised_tokens.iloc[0])
+
+
+def test_round_trip(toy, tmp_path):
+    rows = result_rows(
+        toy, measurements=[measurement(benchmark="-")], geometries={"toy": GEOMETRY}, weights={"toy": "NA"}
+    )
+    first, second = tmp_path / "new" / "rows.csv", tmp_path / "again.csv"
+    write_rows(rows, first)
+    back = read_rows(first)
+    pd.testing.assert_frame_equal(back, rows, rtol=1e-9)
+    write_rows(back, second)
+    assert first.read_bytes() == second.read_bytes()
+    assert sorted(p.name for p in first.parent.iterdir()) == ["rows.csv"]
+
+
+def test_a_failed_write_leaves_the_old_file(toy, tmp_path, monkeypatch):
+    path = tmp_path / "rows.csv"
+    write_rows(result_rows(toy), path)
+    before = path.read_bytes()
+
+    def disk_full(frame, target, **options):
+        target.write_text("table,model\nto", encoding="utf-8")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", disk_full)
+    with pytest.raises(OSError, match="No space"):
+        write_rows(result_rows(toy), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: "", "empty"),
+        (lambda text: text[: text.rindex(",") - 30], "fields instead of"),
+        (lambda text: text.replace("retention_ratio", "ratio", 1), "columns"),
+    ],
+    ids=["empty", "torn", "other columns"],
+)
+def test_damaged_files_are_refused(toy, tmp_path, damage, message):
+    path = tmp_path / "rows.csv"
+    write_rows(result_rows(toy), path)
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(ValueError, match=message):
+        read_rows(path)
+
+
+def test_no_rows_survive_a_round_trip(tmp_path):
+    write_rows(result_rows([]), tmp_path / "rows.csv")
+    assert read_rows(tmp_path / "rows.csv").empty
+
+
+def test_pending_rows_join_measured_ones(toy):
+    pending = pending_rows(
+        table="t", model="big", weights="absent", frames=32, benchmarks=["bench"], cells=[("dense", 1.0), ("ours", 0.5)]
+    )
+    assert tuple(pending.columns) == COLUMNS
+    assert set(pending.source) == {"pending"}
+    assert pending.value.isna().all()
+    both = pd.concat([result_rows(toy), pending])
+    assert both.dtypes.equals(pending.dtypes)
+
+
+def test_missing_dense_is_an_error(toy):
+    with pytest.raises(ValueError, match="no records of dense"):
+        result_rows([r for r in toy if r.method != "dense"])
+
+
+def test_other_questions_than_dense_are_an_error(toy):
+    with pytest.raises(ValueError, match=r"ours at retention ratio 0.25.*1 questions.*'q03'"):
+        result_rows([r for r in toy if (r.retention_ratio, r.method, r.question) != (0.25, "ours", "q03")])
+
+
+def test_repeated_and_mixed_cells_are_errors(toy):
+    with pytest.raises(ValueError, match="more than one record"):
+        result_rows([*toy, toy[0]])
+    other = [dataclasses.replace(r, cell="tau=0.9") for r in toy if r.method == "random"]
+    with pytest.raises(ValueError, match="different parameters share this label"):
+        result_rows([*toy, *other])
+
+
+def test_reserved_names_are_errors(make):
+    with pytest.raises(ValueError, match="'average'"):
+        result_rows(make("dense", 1.0, "11", benchmark="average"))
+    with pytest.raises(ValueError, match="'all'"):
+        result_rows(make("dense", 1.0, "11", skills=("all",)))
+
+
+def test_bad_measurements_are_errors(toy):
+    with pytest.raises(ValueError, match=r"'speedup'.*prefill_speedup"):
+        measurement(metric="speedup")
+    with pytest.raises(ValueError, match="two values for one row"):
+        result_rows(toy, measurements=[measurement(), measurement(value=3.0)])
+    with pytest.raises(ValueError, match="weights of other"):
+        result_rows(toy, measurements=[measurement(model="other")])

@@ -1,0 +1,174 @@
+import dataclasses
+import io
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from mmg_bench.measure.flops import TextGeometry
+from mmg_bench.report.published import COLUMNS
+from mmg_bench.report.rows import Measurement, pending_rows, result_rows
+from mmg_bench.report.table import is_control, layout, print_tables, to_markdown
+
+GEOMETRY = TextGeometry(layers=4, hidden=64, intermediate=128, kv_width=32)
+NOTHING = pd.DataFrame(columns=list(COLUMNS))
+
+SNAPSHOT = """\
+## t: toy, bench, 8 frames
+
+- Model: toy, weights: trained; 8 frames; bench (12 questions)
+- Measured (key1): a CPU, float32, sdpa, 2026-01-02, commit abc123; reproduce with `mmg-bench table toy`
+- Accuracy and percent kept: in percent, over the questions that were answered; intervals are paired with dense, \
+from a bootstrap over videos. In bold, the most kept in a block, controls aside
+- FLOPs: multiply-adds of the language model's prefill over visual tokens (`flops_gqa`)
+- Prefill speed-up: pruning and prefill against those of dense, 20 rounds
+- In parentheses: published numbers
+
+| Method | colour | order | All | Kept % [95 % CI] | p (McNemar) | Tokens | FLOPs (of dense) | \
+Prefill speed-up [95 % CI] | Errors |
+|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|
+| dense | 83.3 | 83.3 | 83.3 (84.0ᵃ, 86.0ᵇ) | 100.0 | – | 64 | 11.53 M | 1× | 0 of 12 |
+| **R = 50 %** |  |  |  |  |  |  |  |  |  |
+| ours | 66.7 | 66.7 | 66.7 | **80.0 [40.0, 100.0]** | 0.500 | 32 | 5.24 M (45.5 %) | – | 0 of 12 |
+| **R = 25 %** |  |  |  |  |  |  |  |  |  |
+| ours | 50.0 | 66.7 | 58.3 (70.0ᵃ) | **70.0 [33.3, 125.0]** | 0.375 | 16 | 2.49 M (21.6 %) | \
+2.50× [2.40, 2.60] | 0 of 12 |
+| random (control) | 33.3 | 40.0 | 36.4 | 44.4 [0.0, 88.9] | 0.062 | 16 | 2.49 M (21.6 %) | – | 1 of 12 |
+
+- ᵃ One paper
+- ᵇ Another (their own run)
+"""
+
+
+def cited(*numbers):
+    """(method, retention, benchmark, score, source, note) each."""
+    rows = [("toy", 8, m, r, b, s, float("nan"), source, note) for m, r, b, s, source, note in numbers]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def rows_of(records, **options):
+    return result_rows(records, table="t", weights={"toy": "trained"}, **options)
+
+
+def line(markdown, method):
+    """Cells of the first line that starts with `method`, by column name."""
+    lines = [[c.strip() for c in text.strip("| ").split(" | ")] for text in markdown.splitlines() if text[:1] == "|"]
+    return dict(zip(lines[0], next(x for x in lines if x[0] == method), strict=True))
+
+
+def test_markdown_of_one_benchmark(toy, provenance):
+    speed = [
+        Measurement("toy", "bench", 8, m, r, "prefill_speedup", *v, 20, "key1")
+        for m, r, v in (("dense", 1.0, (1, 1, 1)), ("ours", 0.25, (2.5, 2.4, 2.6)))
+    ]
+    published = cited(
+        ("dense", 1.0, "bench", 84.0, "One paper", ""),
+        ("dense", 1.0, "bench", 86.0, "Another", "their own run"),
+        ("ours", 0.25, "bench", 70.0, "One paper", ""),
+        ("ours", 0.25, "elsewhere", 1.0, "Not to be shown", ""),
+    )
+    rows = rows_of(toy, measurements=speed, geometries={"toy": GEOMETRY})
+    assert to_markdown(layout(rows, provenance, published)) == SNAPSHOT
+
+
+def test_several_benchmarks_are_columns_with_their_average(make, provenance):
+    records = [
+        *make("dense", 1.0, "1111", benchmark="long"),
+        *make("ours", 0.5, "1100", benchmark="long"),
+        *make("dense", 1.0, "10", benchmark="short"),
+        *make("ours", 0.5, "10", benchmark="short"),
+        *make("partial", 0.5, "10", benchmark="short"),
+    ]
+    speed = [Measurement("toy", "short", 8, "ours", 0.5, "prefill_speedup", 1.5, 1.4, 1.6, 20, "key1")]
+    published = cited(("ours", 0.5, "average_retention_percent", 99.5, "abstract", "over 99.5 %"))
+    rows = rows_of(records, benchmarks=["short", "long"], measurements=speed)
+    text = to_markdown(layout(rows, provenance, published))
+    ours = line(text, "ours")
+    assert list(ours)[:5] == ["Method", "short", "long", "Avg.", "Kept % [95 % CI]"]
+    assert (ours["short"], ours["long"], ours["Avg."]) == ("50.0", "50.0", "50.0")
+    assert ours["Kept % [95 % CI]"].startswith("**66.7 [")
+    assert ours["Kept % [95 % CI]"].endswith(" (99.5ᵃ)**")
+    assert ours["Prefill speed-up [95 % CI]"] == "1.50× [1.40, 1.60]"
+    assert "- ᵃ abstract (over 99.5 %)" in text
+    partial = line(text, "partial")
+    assert (partial["short"], partial["long"], partial["Avg."]) == ("50.0", "–", "–")
+    assert "Errors" not in ours
+    assert "FLOPs (of dense)" not in ours
+
+
+def test_dense_that_contradicts_a_publication_is_flagged(make, provenance):
+    rows = rows_of(make("dense", 1.0, "10" * 10))  # each video 50 %: the interval is [50, 50]
+    text = to_markdown(layout(rows, provenance, cited(("dense", 1.0, "bench", 64.9, "A paper", ""))))
+    assert line(text, "dense")["All"] == "50.0 ⚠ (64.9ᵃ)"
+    assert "- ⚠ bench: dense scores 50.0 [50.0, 50.0] here, but 64.9 in A paper" in text
+    agreeing = to_markdown(layout(rows, provenance, cited(("dense", 1.0, "bench", 50.0, "A paper", ""))))
+    assert "⚠" not in agreeing
+
+
+def test_controls_are_never_the_best(make, provenance):
+    records = [
+        *make("dense", 1.0, "1111"),
+        *make("random", 0.5, "1111"),
+        *make("a", 0.5, "1110"),
+        *make("b", 0.5, "1000"),
+    ]
+    text = to_markdown(layout(rows_of(records), provenance, NOTHING))
+    assert "**" not in line(text, "random (control)")["Kept % [95 % CI]"]
+    assert line(text, "a")["Kept % [95 % CI]"].startswith("**75.0")
+    assert "**" not in line(text, "b")["Kept % [95 % CI]"]
+
+
+def test_variants_of_controls_are_controls():
+    assert is_control("random")
+    assert is_control("fewer_frames(positions=contiguous)")
+    assert not is_control("mmg_vid")
+    assert not is_control("random_walk")
+
+
+def test_undefined_and_failed_values_show_as_none(make, provenance):
+    records = [*make("dense", 1.0, "0000"), *make("a", 0.5, "1xxx"), *make("b", 0.5, "xxxx")]
+    text = to_markdown(layout(rows_of(records), provenance, NOTHING))
+    assert "nan" not in text
+    assert "Kept" not in text.split("| Method")[1].splitlines()[0]  # undefined everywhere: no column
+    assert line(text, "a")["All"] == "100.0"
+    assert (line(text, "b")["All"], line(text, "b")["Errors"]) == ("–", "4 of 4")
+
+
+def test_pending_cells_say_so(provenance):
+    rows = pending_rows(
+        table="t", model="toy", weights="absent", frames=8, benchmarks=["x", "y"], cells=[("dense", 1.0), ("ours", 0.5)]
+    )
+    text = to_markdown(layout(rows, provenance, cited(("ours", 0.5, "x", 57.9, "A paper", ""))))
+    assert line(text, "ours") == {"Method": "ours", "x": "pending (57.9ᵃ)", "y": "pending"}
+
+
+def test_each_model_has_its_own_table(make, provenance):
+    records = [*make("dense", 1.0, "10"), *make("dense", 1.0, "10", frames=16)]
+    tables = layout(rows_of(records), provenance, NOTHING)
+    assert [t.title for t in tables] == ["t: toy, bench, 8 frames", "t: toy, bench, 16 frames"]
+
+
+def test_missing_provenance_and_no_rows_are_errors(toy, provenance):
+    rows = rows_of(toy)
+    with pytest.raises(ValueError, match="'key1'"):
+        layout(rows, {}, NOTHING)
+    with pytest.raises(ValueError, match="no rows"):
+        layout(rows.iloc[:0], provenance, NOTHING)
+
+
+def test_pipes_do_not_break_the_table(make, provenance):
+    records = [dataclasses.replace(r, method="a|b", cell="c") for r in make("ours", 0.5, "11")]
+    text = to_markdown(layout(rows_of([*make("dense", 1.0, "11"), *records]), provenance, NOTHING))
+    assert r"| a\|b |" in text
+
+
+def test_terminal_shows_the_same_cells(toy, provenance):
+    tables = layout(rows_of(toy), provenance, NOTHING)
+    out = io.StringIO()
+    print_tables(tables, Console(file=out, width=200))
+    shown = out.getvalue()
+    for block in tables[0].blocks:
+        for cells in block.lines:
+            assert any(all(c.text in text for c in cells) for text in shown.splitlines())
+    assert "[33.3, 125.0]" in shown  # not taken for markup
+    assert "reproduce with `mmg-bench table toy`" in shown
