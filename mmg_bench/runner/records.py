@@ -20,7 +20,7 @@ class Record:
     frames: int
     """Frames sampled from the video for every question."""
     method: str
-    """Label of the method as tables show it, such as `mmg_vid` or `mmg_vid/contiguous`."""
+    """Label of the method as tables show it, such as `mmg_vid` or `mmg_vid(positions=contiguous)`."""
     retention_ratio: float
     cell: str
     """Key of model x benchmark x method x every parameter: two records with one cell differ in the question only."""
@@ -133,3 +133,14 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if number == len(lines):  # no newline behind it: torn while written
                 return
             raise ValueError(f"{path}:{number}: not JSON ({error}): delete the line and run again") from error
+
+
+def drop_errors(folder: Path) -> None:
+    """Take the records of failed questions out of a run folder, so that they are tried again."""
+    for path in sorted(folder.glob("records*.jsonl")):
+        rows = [row for _, row in _rows(path)]
+        good = [row for row in rows if row.get("error") is None]
+        if len(good) < len(rows):
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in good), encoding="utf-8")
+            partial.replace(path)

@@ -1,0 +1,94 @@
+"""The command `mmg-bench`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+HELP = """\
+mmg-bench: training-free visual-token pruning for video LLMs, measured
+
+  mmg-bench run [options]      answer a benchmark with one model and one or several methods
+  mmg-bench table [options]    make a whole table, such as Table 1 of the MMG-Vid paper
+  mmg-bench methods            list the pruning methods and their parameters
+
+Options are Hydra overrides; `mmg-bench run --help` lists them with the choices of each group.
+
+  mmg-bench run model=embedded method=mmg_vid retention_ratio=0.25 benchmark=embedded
+  mmg-bench run -m method=mmg_vid,random retention_ratio=0.1,0.15,0.25   # one pass over the videos
+  mmg-bench run method=mmg_vid method.tau=0.9 positions=contiguous latency=true
+  mmg-bench table table=table1 profile=embedded
+
+An interrupted command goes on where it stopped when it is given again. The exit status is 1 when any answer failed,
+and 2 when the command could not be carried out.
+"""
+
+
+def main() -> None:
+    """Entry point."""
+    command, *rest = sys.argv[1:] or ["--help"]
+    commands: dict[str, Callable[[list[str]], int]] = {"run": _run, "table": _table, "methods": _methods}
+    if command in ("-h", "--help", "help"):
+        print(HELP)
+        sys.exit(0)
+    if command not in commands:
+        print(f"mmg-bench: no command {command!r}; choose one of {', '.join(commands)}, or --help", file=sys.stderr)
+        sys.exit(2)
+    try:
+        sys.exit(1 if commands[command](rest) else 0)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def _run(overrides: list[str]) -> int:
+    return _with_hydra("run", overrides, lambda config: _commands().run([config]))
+
+
+def _table(overrides: list[str]) -> int:
+    return _with_hydra("table", overrides, lambda config: _commands().table(config))
+
+
+def _methods(_: list[str]) -> int:
+    from dataclasses import fields
+
+    from mmg_bench.methods.registry import method_class, method_names
+
+    for name in method_names():
+        cls = method_class(name)
+        first_line = (cls.__doc__ or "").strip().splitlines()[0]
+        options = ", ".join(f"{f.name}={f.default}" for f in fields(cls) if f.name != "retention_ratio")
+        print(f"{name:14} {first_line}" + (f"\n{'':14}   {options}" if options else ""))
+    return 0
+
+
+def _commands() -> Any:
+    """The heavy part of the package, imported only when something is to be run."""
+    from mmg_bench import commands
+
+    return commands
+
+
+def _with_hydra(config_name: str, overrides: list[str], task: Callable[[Any], int]) -> int:
+    """Compose the configuration and carry out the task; what the user can mend ends in one line, not a traceback."""
+    import hydra
+
+    from mmg_bench.config import CONFIGS
+    from mmg_bench.runner.launcher import register
+
+    register()
+    failed = 0
+
+    def guarded(config: Any) -> int:
+        nonlocal failed
+        try:
+            failed = task(config)
+        except (ValueError, RuntimeError, OSError) as error:
+            print(f"mmg-bench: {error}", file=sys.stderr)
+            sys.exit(2)
+        return failed
+
+    sys.argv = [f"mmg-bench {config_name}", *overrides]
+    hydra.main(version_base=None, config_path=str(CONFIGS), config_name=config_name)(guarded)()
+    return failed

@@ -1,0 +1,214 @@
+"""What `mmg-bench run` and `mmg-bench table` do with their composed configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import DictConfig
+
+from mmg_bench import config as cfg
+from mmg_bench.benchmarks.lmms import Benchmark, BenchmarkSpec
+from mmg_bench.measure.flops import TextGeometry
+from mmg_bench.measure.latency import SPEEDUPS, STAGES, LatencySettings, measure_cells, speedup
+from mmg_bench.models.loading import VideoLLM
+from mmg_bench.report.rows import Measurement, result_rows, write_rows
+from mmg_bench.report.table import layout, print_tables, to_markdown
+from mmg_bench.runner import provenance
+from mmg_bench.runner.cells import Cell
+from mmg_bench.runner.evaluate import Shard, evaluate
+from mmg_bench.runner.records import Record
+from mmg_bench.runner.requirements import missing
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model, some benchmarks and the cells to compare on them."""
+
+    table: str
+    model: dict[str, Any]
+    benchmarks: list[dict[str, Any]]
+    cells: list[Cell]
+    folders: list[Path]
+    """Where the records of each benchmark go."""
+    results: Path
+    """Where the rows, the table and their provenance go."""
+    limit: int | None
+    latency: LatencySettings | None
+    shard: Shard
+
+
+def run(configs: Sequence[DictConfig]) -> int:
+    """Run jobs composed from run.yaml, those of one model and benchmark together. Returns how many answers failed."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for config in map(cfg.plain, configs):
+        apart = {k: v for k, v in config.items() if k not in ("method", "retention_ratio", "positions")}
+        groups.setdefault(json.dumps(apart, sort_keys=True), []).append(config)
+    jobs = []
+    for members in groups.values():  # every configuration is checked before the first model is loaded
+        first = members[0]
+        cells = [cfg.cell(m["method"], m["retention_ratio"], m["positions"]) for m in members]
+        if first["dense"]:
+            cells.insert(0, cfg.cell({"name": "dense"}, 1.0))
+        folder = Path(first["output_dir"])
+        jobs.append(
+            Job(
+                table="run",
+                model=first["model"],
+                benchmarks=[first["benchmark"]],
+                cells=list(dict.fromkeys(cells)),
+                folders=[folder],
+                results=folder,
+                limit=first["limit"],
+                latency=LatencySettings(**first["measure"]) if first["latency"] else None,
+                shard=Shard(**first["shard"]),
+            )
+        )
+    return sum(_do(job) for job in jobs)
+
+
+def table(config: DictConfig) -> int:
+    """Make a whole table composed from table.yaml. Returns how many answers failed."""
+    plain = cfg.plain(config)
+    spec = plain["table"]
+    name, profile = _profile(spec, plain["profile"])
+    benchmarks = [cfg.load("benchmark", b) for b in profile["benchmarks"]]
+    job = Job(
+        table=spec["name"],
+        model=cfg.load("model", profile["model"]),
+        benchmarks=benchmarks,
+        cells=cfg.table_cells(profile["methods"], spec["retention_ratios"]),
+        folders=[Path(plain["output_dir"]) / name / b["name"] for b in benchmarks],
+        results=Path(plain["results_dir"]) / name,
+        limit=plain["limit"],
+        latency=LatencySettings(**plain["measure"]),
+        shard=Shard(),
+    )
+    return _do(job)
+
+
+def _profile(spec: dict[str, Any], wanted: str) -> tuple[str, dict[str, Any]]:
+    """The profile asked for, or the first that this machine can run; says which, why, and what the others lack."""
+    profiles: dict[str, dict[str, Any]] = spec["profiles"]
+    if wanted != "auto":
+        if wanted not in profiles:
+            raise ValueError(f"table {spec['name']!r} has no profile {wanted!r}; choose auto or {', '.join(profiles)}")
+        print(f"Profile {wanted}: asked for.", flush=True)
+        return wanted, profiles[wanted]
+    for name, profile in profiles.items():
+        benchmarks = [cfg.load("benchmark", b) for b in profile["benchmarks"]]
+        lacks = missing(cfg.load("model", profile["model"]), benchmarks, profile["needs_gpu"])
+        what = f"{profile['model']} on {', '.join(profile['benchmarks'])}"
+        if not lacks:
+            print(f"Profile {name} ({what}): everything it needs is at hand.\n", flush=True)
+            return name, profile
+        print(f"Profile {name} ({what}) is passed over. Missing here:", *lacks, sep="\n  - ")
+        print(f"  Once they are there, this runs it:  make reproduce-{spec['name']} PROFILE={name}\n", flush=True)
+    raise ValueError(f"no profile of table {spec['name']!r} can run here; what each lacks is listed above")
+
+
+def _do(job: Job) -> int:
+    """Answer, measure, report."""
+    llm = VideoLLM(cfg.model_spec(job.model))
+    for cell in job.cells:
+        llm.adapter.check(cell.method.needs, cell.label)
+    specs = [cfg.benchmark_spec(b) for b in job.benchmarks]
+    records: list[Record] = []
+    benchmark: Benchmark | None = None
+    first: Benchmark | None = None
+    sources: dict[str, Any] = {}
+    for spec, folder in zip(specs, job.folders, strict=True):
+        benchmark = Benchmark(spec, job.limit)
+        first = first or benchmark
+        entry = provenance.describe(_settings(job, llm, spec), llm.device)
+        key = provenance.register(folder, entry)
+        print(f"{spec.name}: {len(benchmark.questions)} questions, {len(job.cells)} cells -> {folder}", flush=True)
+        records += evaluate(llm, benchmark, job.cells, folder, key, job.shard)
+        sources |= provenance.read(folder)
+    assert first is not None
+    failed = [r for r in records if r.error is not None]
+    for r in failed[:5]:
+        print(f"failed: {r.method} at R = {r.retention_ratio:g}, {r.benchmark} {r.question}: {r.error}")
+    if failed:
+        print(f"{len(failed)} answers failed (they are not scored as wrong); the same command tries them again.")
+    if job.shard.count > 1:
+        print(f"shard {job.shard.index + 1} of {job.shard.count} is done; run once without shards for the table")
+        return len(failed)
+    measurements: list[Measurement] = []
+    if job.latency is not None:
+        entry = provenance.describe({**_settings(job, llm, specs[0]), "latency": asdict(job.latency)}, llm.device)
+        key = provenance.register(job.folders[0], entry)
+        sources |= provenance.read(job.folders[0])
+        measurements = _latency(job, llm, first, key)
+    rows = result_rows(
+        records,
+        table=job.table,
+        weights={llm.spec.name: llm.weights},
+        methods=list(dict.fromkeys(cell.label for cell in job.cells)),
+        benchmarks=[spec.name for spec in specs],
+        measurements=measurements,
+        geometries={llm.spec.name: TextGeometry.from_config(llm.model.config.get_text_config())},
+    )
+    _publish(rows, sources, job.results)
+    return len(failed)
+
+
+def _settings(job: Job, llm: VideoLLM, spec: BenchmarkSpec) -> dict[str, Any]:
+    """What decides the numbers, apart from machine and versions."""
+    return {
+        "model": asdict(llm.spec),
+        "weights": llm.weights,
+        "dtype": llm.spec.dtype,
+        "attention": llm.model.config._attn_implementation,
+        "benchmark": asdict(spec),
+        "limit": job.limit,
+    }
+
+
+def _latency(job: Job, llm: VideoLLM, benchmark: Benchmark, key: str) -> list[Measurement]:
+    """Times and speed-ups of every cell, on the benchmark's first question."""
+    assert job.latency is not None
+    question = benchmark.questions[0]
+    video = benchmark.video_path(question)
+    times = measure_cells(llm, job.cells, video, question.prompt, job.latency)
+    dense = next(t for t, cell in zip(times, job.cells, strict=True) if cell.method.name == "dense")
+    out = []
+    for cell, measured in zip(job.cells, times, strict=True):
+        values = {}
+        for stage in STAGES:
+            low, middle, high = (float(measured.quantile(stage, q)) for q in (0.05, 0.5, 0.95))
+            values[stage] = middle, low, high
+        for metric, stages in SPEEDUPS.items():
+            values[metric] = speedup(dense, measured, stages)
+        for metric, (value, low, high) in values.items():
+            out.append(
+                Measurement(
+                    model=llm.spec.name,
+                    benchmark=benchmark.spec.name,
+                    frames=llm.spec.frames,
+                    method=cell.label,
+                    retention_ratio=cell.method.retention_ratio,
+                    metric=metric,
+                    value=value,
+                    ci_low=low,
+                    ci_high=high,
+                    n=job.latency.repeats,
+                    provenance=key,
+                )
+            )
+    return out
+
+
+def _publish(rows: pd.DataFrame, sources: dict[str, Any], folder: Path) -> None:
+    """Write rows.csv, table.md and provenance.json, and print the table."""
+    used = {key for keys in rows.provenance for key in str(keys).split(";") if key}
+    provenance.write(folder, {key: sources[key] for key in sorted(used)})
+    write_rows(rows, folder / "rows.csv")
+    tables = layout(rows, sources)
+    (folder / "table.md").write_text(to_markdown(tables), encoding="utf-8")
+    print_tables(tables)
+    print(f"\nWritten: {folder}/table.md, rows.csv, provenance.json")

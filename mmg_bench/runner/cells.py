@@ -1,0 +1,52 @@
+"""Cells: one pruning method with all its parameters, as a column of a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any
+
+from mmg_bench.methods.base import Method, Positions
+from mmg_bench.methods.registry import get_method
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method as one run compares it."""
+
+    method: Method
+    positions: Positions
+    """Position ids of the kept tokens: `original` or `contiguous`."""
+
+    @property
+    def label(self) -> str:
+        """Name for tables: the method's, with every parameter that is not at its default (the ratio apart)."""
+        changed = {
+            f.name: getattr(self.method, f.name)
+            for f in fields(self.method)
+            if f.name != "retention_ratio" and f.default is not MISSING and getattr(self.method, f.name) != f.default
+        }
+        if self.positions != self.method.positions:
+            changed["positions"] = self.positions
+        inside = ", ".join(f"{name}={value}" for name, value in changed.items())
+        return f"{self.method.name}({inside})" if inside else self.method.name
+
+    def key(self, **context: Any) -> str:
+        """Digest of the method, all its parameters and the context (model, benchmark, frames, ...)."""
+        content = {
+            "method": self.method.name,
+            "parameters": asdict(self.method),
+            "positions": self.positions,
+            **context,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def make_cell(name: str, retention_ratio: float, positions: Positions | None = None, **parameters: Any) -> Cell:
+    """Build a cell by the method's name. dense has no ratio but 1. Raises ValueError for anything out of range."""
+    ratio = 1.0 if name == "dense" else retention_ratio
+    method = get_method(name, retention_ratio=ratio, **parameters)
+    if positions not in (None, "original", "contiguous"):
+        raise ValueError(f"positions={positions!r}: choose original, contiguous or null (the method's own)")
+    return Cell(method, positions or method.positions)

@@ -1,0 +1,141 @@
+"""The one pass over a benchmark: each video decoded and encoded once, then every question answered in every cell."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mmg_bench.benchmarks.lmms import Benchmark, Question
+from mmg_bench.benchmarks.video import read_frames
+from mmg_bench.models.hooks import pruning
+from mmg_bench.models.loading import Encoded, VideoLLM
+from mmg_bench.runner.cells import Cell
+from mmg_bench.runner.records import Record, RecordFile, drop_errors, read_records
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which part of the videos this worker takes."""
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ValueError(f"shard.index={self.index}, shard.count={self.count}: need 0 <= index < count")
+
+
+def evaluate(
+    llm: VideoLLM,
+    benchmark: Benchmark,
+    cells: Sequence[Cell],
+    folder: Path,
+    provenance: str,
+    shard: Shard | None = None,
+) -> list[Record]:
+    """Answer every question in every cell, appending to `folder`; what is recorded there already is not done again.
+
+    Questions that failed in an earlier call are tried again. Faults of one question become records with `error` set.
+    Returns the records of the cells asked for.
+    """
+    shard = shard or Shard()
+    run = _Pass(llm, benchmark, folder, provenance)
+    drop_errors(folder)
+    keys = {run.key(cell): cell for cell in cells}
+    wanted = set(itertools.product(keys, (q.id for q in benchmark.questions)))
+    done = {r.key for r in read_records(folder)}
+    videos = [list(group) for _, group in itertools.groupby(benchmark.questions, key=lambda q: q.video)]
+    mine = videos[shard.index :: shard.count]
+    total = sum(1 for key in keys for video in mine for q in video if (key, q.id) not in done)
+    name = f"records-{shard.index}.jsonl" if shard.count > 1 else "records.jsonl"
+    with RecordFile(folder / name) as file, tqdm(total=total, unit="answer", smoothing=0.02) as bar:
+        for questions in mine:
+            pending = {key: left for key in keys if (left := [q for q in questions if (key, q.id) not in done])}
+            if pending:
+                bar.set_description(f"video {questions[0].video}", refresh=False)
+                for record in run.video({key: (keys[key], left) for key, left in pending.items()}):
+                    file.append([record])
+                    bar.update()
+    return [r for r in read_records(folder) if r.key in wanted]
+
+
+@dataclass
+class _Pass:
+    llm: VideoLLM
+    benchmark: Benchmark
+    folder: Path
+    provenance: str
+
+    def key(self, cell: Cell) -> str:
+        spec = self.llm.spec
+        return cell.key(
+            model=spec.name,
+            weights=self.llm.weights,
+            frames=spec.frames,
+            dtype=spec.dtype,
+            benchmark=self.benchmark.spec.name,
+        )
+
+    def video(self, work: dict[str, tuple[Cell, list[Question]]]) -> Iterable[Record]:
+        """All questions about one video, in every cell that still lacks them."""
+        first = next(iter(work.values()))[1][0]
+        needs = frozenset().union(*(cell.method.needs for cell, _ in work.values()))
+        try:
+            path = self.benchmark.video_path(first)
+            pixels = self.llm.preprocess(read_frames(path, self.llm.spec.frames))
+            encoded = self.llm.encode(pixels, needs)
+        except Exception as error:  # the video's fault must not end the run
+            for key, (cell, questions) in work.items():
+                for question in questions:
+                    yield self.record(key, cell, question, error=error)
+            return
+        for key, (cell, questions) in work.items():
+            yield from self.cell(key, cell, questions, encoded)
+
+    def cell(self, key: str, cell: Cell, questions: list[Question], encoded: Encoded) -> Iterable[Record]:
+        """The questions about one encoded video in one cell."""
+        with pruning(self.llm.model, cell.method, cell.positions, encoded=encoded.tokens) as run:
+            for question in questions:
+                try:
+                    inputs = self.llm.tokenize(question.prompt, encoded.tokens)
+                    text = self.llm.generate(inputs, encoded, question.generation)
+                    score = self.benchmark.score(question, text)
+                except Exception as error:
+                    yield self.record(key, cell, question, error=error)
+                    continue
+                yield self.record(
+                    key,
+                    cell,
+                    question,
+                    prediction=text,
+                    score=score,
+                    realised_tokens=sum(video.realised_tokens for video in run.report),
+                    total_tokens=sum(video.total_tokens for video in run.report),
+                    prompt_tokens=run.prompt_tokens,
+                )
+
+    def record(
+        self, key: str, cell: Cell, question: Question, error: Exception | None = None, **outcome: Any
+    ) -> Record:
+        """A record of an answer, or of the fault that stands in its place."""
+        unknown = dict.fromkeys(("prediction", "score", "realised_tokens", "total_tokens", "prompt_tokens"))
+        return Record(
+            model=self.llm.spec.name,
+            benchmark=self.benchmark.spec.name,
+            frames=self.llm.spec.frames,
+            method=cell.label,
+            retention_ratio=cell.method.retention_ratio,
+            cell=key,
+            question=question.id,
+            video=question.video,
+            skill=question.skill,
+            target=question.target,
+            error=None if error is None else f"{type(error).__name__}: {error}",
+            provenance=self.provenance,
+            **{**unknown, **outcome},
+        )

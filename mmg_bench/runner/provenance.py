@@ -1,0 +1,75 @@
+"""Where a number comes from: everything needed to obtain it again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("mmg-bench", "torch", "torchvision", "transformers", "lmms-eval", "decord", "numpy")
+_UNSTABLE = ("date", "command")  # differ between two runs of one thing
+
+
+def describe(settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Settings of a run together with machine, versions, commit, date and command."""
+    return {
+        **settings,
+        "device": _device_name(device),
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "commit": _commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def register(folder: Path, entry: dict[str, Any]) -> str:
+    """Add an entry to `folder`/provenance.json and return its key; equal settings share one entry."""
+    stable = {k: v for k, v in entry.items() if k not in _UNSTABLE}
+    key = hashlib.sha256(json.dumps(stable, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    entries = read(folder)
+    if key not in entries:
+        write(folder, {**entries, key: entry})
+    return key
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """All entries of `folder`/provenance.json; none when there is no such file."""
+    path = folder / "provenance.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def write(folder: Path, entries: dict[str, Any]) -> None:
+    """Write provenance.json in one step, so that a stop in the middle leaves the old one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / "provenance.partial"
+    partial.write_text(json.dumps(entries, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8")
+    partial.replace(folder / "provenance.json")
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.machine()} ({len(models) or '?'} cores)"
+
+
+def _commit() -> str:
+    """The commit of the checkout that runs, `+` behind it when files differ; `unknown` outside a checkout."""
+    here = Path(__file__).parent
+    head = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if head.returncode:
+        return "unknown"
+    state = ["git", "-C", str(here), "status", "--porcelain", "--untracked-files=no"]
+    changed = subprocess.run(state, capture_output=True, text=True, check=False).stdout.strip()
+    return head.stdout.strip()[:12] + ("+" if changed else "")

@@ -1,0 +1,193 @@
+"""The one pass: resume, faults as records, and what a kill leaves behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmg_bench.benchmarks import lmms
+from mmg_bench.benchmarks.embedded.render import write_video
+from mmg_bench.benchmarks.embedded.world import make_world
+from mmg_bench.benchmarks.lmms import BenchmarkError, Question
+from mmg_bench.models.loading import ModelSpec, VideoLLM
+from mmg_bench.runner import evaluate as runner
+from mmg_bench.runner.cells import make_cell
+from mmg_bench.runner.evaluate import Shard, evaluate
+from mmg_bench.runner.records import read_records
+
+CELLS = [make_cell("dense", 1.0), make_cell("mmg_vid", 0.25), make_cell("random", 0.1, "contiguous")]
+
+
+class ThreeVideos:
+    """A benchmark of three videos with two questions each; the last video's file is damaged."""
+
+    def __init__(self, folder: Path):
+        self.spec = lmms.BenchmarkSpec("three", ("three",), video="video")
+        self.folder = folder
+        self.questions = [
+            Question(f"{v}-{i}", f"v{v}", "skill", "three", 2 * v + i, text, "red", {"max_new_tokens": 2})
+            for v in range(3)
+            for i, text in enumerate(("What colour is the star?", "What colour is the ring?"))
+        ]
+        for v in range(2):
+            write_video(make_world("train", v, sampled=4), folder / f"v{v}.mp4", size=32)
+        (folder / "v2.mp4").write_bytes(b"not a video")
+
+    def video_path(self, question: Question) -> Path:
+        return self.folder / f"{question.video}.mp4"
+
+    def score(self, question: Question, text: str) -> float:
+        return float(text == question.target)
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_folder: Path) -> VideoLLM:
+    return VideoLLM(ModelSpec("tiny", str(tiny_folder), frames=4, dtype="float32", device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return ThreeVideos(tmp_path_factory.mktemp("videos"))
+
+
+def test_every_question_in_every_cell(llm: VideoLLM, benchmark: Any, tmp_path: Path) -> None:
+    records = evaluate(llm, benchmark, CELLS, tmp_path, "p")
+    assert len(records) == 6 * len(CELLS)
+    assert {r.method for r in records} == {"dense", "mmg_vid", "random(positions=contiguous)"}
+    good = [r for r in records if r.error is None]
+    assert len(good) == 4 * len(CELLS)
+    realised = {r.method: r.realised_tokens for r in good}
+    assert realised == {"dense": 64, "mmg_vid": 16, "random(positions=contiguous)": 6}
+    for r in records:
+        if r.video == "v2":
+            assert r.error is not None
+            assert "v2.mp4" in r.error
+            assert "download it again" in r.error
+            assert r.score is None
+            assert r.prediction is None
+
+
+def test_dense_answers_are_those_of_stock_generate(llm: VideoLLM, benchmark: Any, tmp_path: Path) -> None:
+    from mmg_bench.benchmarks.video import read_frames
+
+    records = {r.question: r for r in evaluate(llm, benchmark, CELLS[:1], tmp_path, "p")}
+    question = benchmark.questions[0]
+    conversation = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question.prompt}]}]
+    text = llm.processor.apply_chat_template(conversation, add_generation_prompt=True)
+    frames = read_frames(benchmark.video_path(question), 4)
+    inputs = llm.processor(text=text, videos=[frames], return_tensors="pt")
+    ids = llm.model.generate(**inputs, max_new_tokens=2, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert records[question.id].prediction == llm.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    assert records[question.id].prompt_tokens == inputs["input_ids"].shape[1]
+
+
+class Killed(BaseException):
+    """Stands for a signal: not an Exception, so that nothing may swallow it."""
+
+
+def test_a_killed_run_goes_on(llm: VideoLLM, benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = evaluate(llm, benchmark, CELLS, tmp_path / "whole", "p")
+    answers: Iterator[int] = iter(range(100))
+    generate = VideoLLM.generate
+
+    def dies(self: VideoLLM, *args: Any) -> str:
+        if next(answers) == 7:
+            raise Killed
+        return generate(self, *args)
+
+    monkeypatch.setattr(VideoLLM, "generate", dies)
+    with pytest.raises(Killed):
+        evaluate(llm, benchmark, CELLS, tmp_path / "cut", "p")
+    assert len(read_records(tmp_path / "cut")) == 7
+    with (tmp_path / "cut" / "records.jsonl").open("a") as f:
+        f.write('{"model": "ti')  # the line in flight
+    before = next(answers)
+    records = evaluate(llm, benchmark, CELLS, tmp_path / "cut", "p")
+    assert next(answers) - before - 1 == 4 * len(CELLS) - 7  # nothing is answered twice
+    assert sorted(records, key=lambda r: r.key) == sorted(expected, key=lambda r: r.key)
+
+
+def test_a_finished_run_touches_no_video(
+    llm: VideoLLM, benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(make_world("train", 2, sampled=4), tmp_path / "v2.mp4", size=32)
+    whole = ThreeVideos(tmp_path)
+    write_video(make_world("train", 2, sampled=4), tmp_path / "v2.mp4", size=32)
+    first = evaluate(llm, whole, CELLS, tmp_path / "out", "p")
+    assert all(r.error is None for r in first)
+    monkeypatch.setattr(runner, "read_frames", lambda *_: pytest.fail("decoded again"))
+    assert evaluate(llm, whole, CELLS, tmp_path / "out", "other") == first
+
+
+def test_failed_answers_are_tried_again(llm: VideoLLM, tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    benchmark = ThreeVideos(videos)
+    first = evaluate(llm, benchmark, CELLS[:1], tmp_path, "p")
+    assert sum(r.error is not None for r in first) == 2
+    write_video(make_world("train", 2, sampled=4), videos / "v2.mp4", size=32)
+    second = evaluate(llm, benchmark, CELLS[:1], tmp_path, "p")
+    assert all(r.error is None for r in second)
+    assert [r for r in second if r.video != "v2"] == [r for r in first if r.video != "v2"]
+
+
+def test_one_faulty_answer_spoils_no_other(
+    llm: VideoLLM, benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = VideoLLM.generate
+
+    def fails_on_rings(self: VideoLLM, inputs: Any, *rest: Any) -> str:
+        if "ring" in self.processor.tokenizer.decode(inputs["input_ids"][0]):
+            raise RuntimeError("out of memory")
+        return generate(self, inputs, *rest)
+
+    monkeypatch.setattr(VideoLLM, "generate", fails_on_rings)
+    records = [r for r in evaluate(llm, benchmark, CELLS, tmp_path, "p") if r.video != "v2"]
+    assert {r.question: r.error for r in records} == {
+        "0-0": None,
+        "0-1": "RuntimeError: out of memory",
+        "1-0": None,
+        "1-1": "RuntimeError: out of memory",
+    }
+
+
+def test_shards_divide_the_videos(llm: VideoLLM, benchmark: Any, tmp_path: Path) -> None:
+    first = evaluate(llm, benchmark, CELLS[:1], tmp_path, "p", Shard(0, 2))
+    assert {r.video for r in first} == {"v0", "v2"}
+    assert len(evaluate(llm, benchmark, CELLS[:1], tmp_path, "p", Shard(1, 2))) == 6
+    assert sorted(p.name for p in tmp_path.glob("records*")) == ["records-0.jsonl", "records-1.jsonl"]
+    with pytest.raises(ValueError, match=r"shard.index=2, shard.count=2"):
+        Shard(2, 2)
+
+
+def test_a_video_that_the_task_misses_is_an_error_record(
+    llm: VideoLLM, benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(question: Question) -> Path:
+        raise BenchmarkError(f"question {question.id!r}: video path does not exist")
+
+    monkeypatch.setattr(benchmark, "video_path", missing)
+    records = evaluate(llm, benchmark, CELLS[:1], tmp_path, "p")
+    assert {r.error for r in records if r.video == "v0"} == {
+        "BenchmarkError: question '0-0': video path does not exist"
+    }
+
+
+def test_records_are_on_the_disk_before_the_next_answer(
+    llm: VideoLLM, benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[int] = []
+    generate = VideoLLM.generate
+
+    def counts(self: VideoLLM, *args: Any) -> str:
+        lines.append(len((tmp_path / "records.jsonl").read_text().splitlines()))
+        return generate(self, *args)
+
+    monkeypatch.setattr(VideoLLM, "generate", counts)
+    evaluate(llm, benchmark, CELLS, tmp_path, "p")
+    assert lines == list(range(4 * len(CELLS)))
+    assert all(json.loads(line)["provenance"] == "p" for line in (tmp_path / "records.jsonl").open())

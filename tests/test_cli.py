@@ -1,0 +1,110 @@
+"""The command line as a user meets it: real processes, the real embedded model."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mmg_bench.report.rows import read_rows
+
+COMMAND = [sys.executable, "-m", "mmg_bench"]
+
+
+def mmg_bench(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, **environment}
+    return subprocess.run([*COMMAND, *args], capture_output=True, text=True, env=env, check=False)
+
+
+def test_help_is_quick() -> None:
+    mmg_bench("--help")
+    started = time.perf_counter()
+    done = mmg_bench("--help")
+    assert time.perf_counter() - started < 1.5
+    assert done.returncode == 0
+    assert "mmg-bench run" in done.stdout
+
+
+def test_methods_are_listed() -> None:
+    done = mmg_bench("methods")
+    assert done.returncode == 0
+    assert "mmg_vid" in done.stdout
+    assert "tau=0.95" in done.stdout
+
+
+def test_a_sweep_shares_one_pass(tmp_path: Path) -> None:
+    sweep = ["run", "-m", "method=mmg_vid,random", "retention_ratio=0.1,0.25", "limit=6", f"output_dir={tmp_path}"]
+    done = mmg_bench(*sweep)
+    assert done.returncode == 0, done.stderr
+    assert "embedded: 6 questions, 5 cells" in done.stdout
+    rows = read_rows(tmp_path / "rows.csv")
+    cells = {(r.method, r.retention_ratio) for r in rows.itertuples()}
+    assert cells == {("dense", 1.0), *((m, r) for m in ("mmg_vid", "random") for r in (0.1, 0.25))}
+    assert (tmp_path / "table.md").read_text().count("mmg_vid") == 2
+    assert (tmp_path / "provenance.json").exists()
+    # the same questions again, one method more: only its own answers are new
+    before = (tmp_path / "records.jsonl").read_text()
+    assert mmg_bench("run", "method=uniform", "limit=6", f"output_dir={tmp_path}").returncode == 0
+    after = (tmp_path / "records.jsonl").read_text()
+    assert after.startswith(before)
+    assert len(after.splitlines()) == len(before.splitlines()) + 6
+
+
+def test_a_killed_run_resumes(tmp_path: Path) -> None:
+    args = ["run", "method=mmg_vid", "limit=24", f"output_dir={tmp_path}"]
+    records = tmp_path / "records.jsonl"
+    process = subprocess.Popen([*COMMAND, *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and not (records.exists() and len(records.read_text().splitlines()) >= 5):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    left = [line for line in records.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    assert 5 <= len(left) < 48
+    assert mmg_bench(*args).returncode == 0
+    whole = records.read_text().splitlines(keepends=True)
+    assert whole[: len(left)] == left
+    assert len(whole) == 48
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["run", "method=mmgvid"], "mmg_vid"),
+        (["run", "retention_ratio=1.5"], "MMGVid.retention_ratio=1.5: it must be a number in (0, 1]"),
+        (["run", "model.path=/nowhere"], "/nowhere: no such checkpoint folder"),
+        (["table", "profile=papers"], "has no profile 'papers'; choose auto or paper, embedded"),
+        (["tables"], "no command 'tables'; choose one of run, table"),
+    ],
+)
+def test_mistakes_end_in_one_line(args: list[str], says: str, tmp_path: Path) -> None:
+    done = mmg_bench(*args, *([f"output_dir={tmp_path}"] if args[0] != "tables" else []))
+    assert done.returncode != 0
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_failed_answers_show_in_the_exit_status(tmp_path: Path) -> None:
+    """A damaged video costs its own questions, and is not scored as wrong."""
+    cache = tmp_path / "cache"
+    args = ["run", "method=random", "limit=12", f"output_dir={tmp_path / 'out'}"]
+    assert (
+        mmg_bench("run", "method=random", "limit=1", f"output_dir={tmp_path}", MMG_BENCH_CACHE=str(cache)).returncode
+        == 0
+    )
+    (folder,) = cache.glob("embedded-*")
+    (folder / "test-0001.mp4").write_bytes(b"damaged")
+    done = mmg_bench(*args, MMG_BENCH_CACHE=str(cache))
+    assert done.returncode == 1, done.stderr
+    assert "12 answers failed (they are not scored as wrong)" in done.stdout
+    rows = read_rows(tmp_path / "out" / "rows.csv")
+    overall = rows[(rows.metric == "accuracy") & (rows.skill == "all")]
+    assert set(overall.n_errors) == {6}
+    assert set(overall.n) == {6}
+    (folder / "test-0001.mp4").unlink()  # rendered anew
+    assert mmg_bench(*args, MMG_BENCH_CACHE=str(cache)).returncode == 0

@@ -1,0 +1,90 @@
+"""Every configuration composes, and mistakes are answered with the valid names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import MissingConfigException
+
+from mmg_bench import config as cfg
+from mmg_bench.methods.registry import method_names
+from mmg_bench.runner import launcher
+
+
+@pytest.fixture(autouse=True)
+def _hydra() -> Iterator[None]:
+    launcher.register()
+    with initialize_config_dir(str(cfg.CONFIGS), version_base=None):
+        yield
+    GlobalHydra.instance().clear()
+
+
+def names(group: str) -> list[str]:
+    return sorted(p.stem for p in (cfg.CONFIGS / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", names("method"))
+def test_methods(name: str) -> None:
+    config = cfg.plain(compose("run", [f"method={name}"]))
+    cell = cfg.cell(config["method"], config["retention_ratio"], config["positions"])
+    assert cell.method.name == cell.label == name  # every default in the file is the class's own
+
+
+def test_every_method_has_a_configuration() -> None:
+    assert names("method") == sorted(method_names())
+
+
+@pytest.mark.parametrize("name", names("model"))
+def test_models(name: str) -> None:
+    config = cfg.plain(compose("run", [f"model={name}"]))
+    assert cfg.model_spec(config["model"]).name == name
+
+
+@pytest.mark.parametrize("name", names("benchmark"))
+def test_benchmarks(name: str) -> None:
+    config = cfg.plain(compose("run", [f"benchmark={name}"]))
+    spec = cfg.benchmark_spec(config["benchmark"])
+    assert spec.name == name
+    assert spec.questions is not None
+
+
+@pytest.mark.parametrize("name", names("table"))
+def test_tables(name: str) -> None:
+    spec = cfg.plain(compose("table", [f"table={name}"]))["table"]
+    for profile in spec["profiles"].values():
+        cfg.model_spec(cfg.load("model", profile["model"]))
+        for benchmark in profile["benchmarks"]:
+            cfg.benchmark_spec(cfg.load("benchmark", benchmark))
+        cells = cfg.table_cells(profile["methods"], spec["retention_ratios"])
+        assert cells[0].method.name == "dense"
+        assert len({(c.label, c.method.retention_ratio) for c in cells}) == len(cells)
+
+
+def test_unknown_names_are_answered_with_the_valid_ones() -> None:
+    with pytest.raises(MissingConfigException, match=r"(?s)method/mmgvid.*mmg_vid"):
+        compose("run", ["method=mmgvid"])
+    with pytest.raises(ValueError, match=r"no benchmark is called 'video-mme'; choose one of: .*videomme"):
+        cfg.load("benchmark", "video-mme")
+    with pytest.raises(ValueError, match=r"unknown method 'fast'; the registered methods are: .*mmg_vid"):
+        cfg.cell({"name": "fast"}, 0.5)
+    with pytest.raises(ValueError, match=r"method 'mmg_vid' has no parameter tua; it has: .*tau"):
+        cfg.cell({"name": "mmg_vid", "tua": 1}, 0.5)
+    with pytest.raises(ValueError, match=r"model has no option frame; it has: .*frames"):
+        cfg.model_spec({**cfg.load("model", "embedded"), "frame": 3})
+
+
+@pytest.mark.parametrize("ratio", [0, -0.1, 1.01, "a", True])
+def test_a_ratio_out_of_range(ratio: object) -> None:
+    with pytest.raises(ValueError, match=r"MMGVid.retention_ratio=.* it must be a number in \(0, 1\]"):
+        cfg.cell({"name": "mmg_vid"}, ratio)  # type: ignore[arg-type]
+
+
+def test_labels_tell_what_differs() -> None:
+    assert (
+        cfg.cell({"name": "mmg_vid", "tau": 0.9}, 0.25, "contiguous").label == "mmg_vid(tau=0.9, positions=contiguous)"
+    )
+    same = cfg.cell({"name": "mmg_vid"}, 0.25), cfg.cell({"name": "mmg_vid", "tau": 0.95}, 0.25, "original")
+    assert same[0].key(model="m") == same[1].key(model="m") != same[0].key(model="n")
