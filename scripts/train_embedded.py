@@ -6,14 +6,15 @@
 Three things make two CPU cores enough. The vision tower first learns alone, from what each visual token shows (shape,
 colour, position); many questions stand behind each video in one sequence, every question seeing the video and itself
 only; and videos grow from 4 to 16 frames. While the language model learns, a linear probe on the visual tokens of a
-middle layer is asked which way each object moves, which gets it off the plateau that motion otherwise has. Probes
-are dropped on export. Pruning plays no part in training.
+middle layer is asked which way each object moves and where it came from, which gets it off the plateau that motion
+otherwise has. Probes are dropped on export. Pruning plays no part in training.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,17 +58,20 @@ class Stage:
 
 
 def token_labels(world: World, frames: list[int]) -> dict[str, np.ndarray]:
-    """What each visual token shows: `kind`, `hue`, `way` `[T, N]` class indices, `place [T, N, 2]` object centres."""
+    """What each visual token shows: `kind`, `hue`, `way` `[T, N]` class indices, `place [T, N, 2]` its object's centre,
+    and `origin [T, N, 2]` where that object entered the scene."""
     shape = (len(frames), GRID, GRID)
     labels = {key: np.zeros(shape, dtype=np.int64) for key in ("kind", "hue", "way")}
-    place = np.zeros((*shape, 2), dtype=np.float32)
+    place, origin = np.zeros((2, *shape, 2), dtype=np.float32)
     cell = SPEC.image_size // GRID
     for t, frame in enumerate(frames):
         best = np.full((GRID, GRID), 0.12, dtype=np.float32)  # a token shows an object that covers an eighth of it
         scene = world.scene_at(frame)
-        items = [(m.shape, m.colour, m.centre(scene.progress(frame)), m.radius, m.direction) for m in scene.movers]
-        items += [("star", f.colour, f.centre, f.radius, "none") for f in world.flashes if f.first <= frame <= f.last]
-        for kind, hue, centre, radius, way in items:
+        now = scene.progress(frame)
+        items = [(m.shape, m.colour, m.centre(now), m.radius, m.direction, m.start) for m in scene.movers]
+        flashes = [f for f in world.flashes if f.first <= frame <= f.last]
+        items += [("star", f.colour, f.centre, f.radius, "none", f.centre) for f in flashes]
+        for kind, hue, centre, radius, way, start in items:
             rows, columns, alpha = coverage(kind, centre, radius, SPEC.image_size)
             full = np.zeros((SPEC.image_size, SPEC.image_size), dtype=np.float32)
             full[rows, columns] = alpha
@@ -78,8 +82,9 @@ def token_labels(world: World, frames: list[int]) -> dict[str, np.ndarray]:
             labels["hue"][t][here] = HUES.index(hue)
             # which way cannot be told in a scene's first frame
             labels["way"][t][here] = WAYS.index(way) if frame - scene.first >= STRIDE else IGNORE
-            place[t][here] = centre
-    return {**{k: v.reshape(len(frames), -1) for k, v in labels.items()}, "place": place.reshape(len(frames), -1, 2)}
+            place[t][here], origin[t][here] = centre, start
+    flat = {key: value.reshape(len(frames), -1) for key, value in labels.items()}
+    return {**flat, "place": place.reshape(len(frames), -1, 2), "origin": origin.reshape(len(frames), -1, 2)}
 
 
 class Videos(IterableDataset):
@@ -116,7 +121,7 @@ def make_example(split: str, index: int, stage: Stage, noise: float) -> dict[str
 def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
     batch: dict[str, Any] = {"questions": [e["questions"] for e in examples]}
     batch["pixels"] = torch.stack([e["pixels"] for e in examples])
-    for key in ("kind", "hue", "way", "place"):
+    for key in ("kind", "hue", "way", "place", "origin"):
         batch[key] = torch.from_numpy(np.stack([e[key] for e in examples]))
     return batch
 
@@ -134,7 +139,7 @@ class Trainee(nn.Module):
         self.model.model.vision_tower.set_attn_implementation("eager")
         width = SPEC.text_width
         self.probe = nn.Linear(width, len(KINDS) + len(HUES) + 2)
-        self.way_probe = nn.Linear(width, len(WAYS))
+        self.motion_probe = nn.Linear(width, len(WAYS) + 2)
         template = self.processor.apply_chat_template(
             [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "@"}]}],
             add_generation_prompt=True,
@@ -234,15 +239,18 @@ class Trainee(nn.Module):
         logits = self.model.lm_head(out.last_hidden_state[:, shared:]).float()
         loss = F.cross_entropy(logits.flatten(0, 1), seq["targets"].flatten(), ignore_index=IGNORE)
         visual = out.hidden_states[PROBED_LAYER][:, shared - features.shape[1] : shared - 1]
-        way = self.way_probe(visual.float())
+        way, origin = self.motion_probe(visual.float()).split([len(WAYS), 2], dim=-1)
         truth = batch["way"].flatten(1, 2)
         weight = torch.tensor([0.1] + [1.0] * len(DIRECTIONS), device=way.device)
         aux = F.cross_entropy(way.flatten(0, 1), truth.flatten(), weight=weight, ignore_index=IGNORE)
-        stats = {"answer": loss.item(), "way": aux.item()}
         moving = truth > 0
-        if moving.any():
-            stats["way_right"] = (way.argmax(-1) == truth)[moving].float().mean().item()
-        loss = loss + 0.3 * aux
+        start = F.smooth_l1_loss(origin[moving], batch["origin"].flatten(1, 2)[moving], beta=0.1)
+        stats = {
+            "answer": loss.item(),
+            "way": (way.argmax(-1) == truth)[moving].float().mean().item(),
+            "origin": (origin - batch["origin"].flatten(1, 2))[moving].abs().mean().item(),
+        }
+        loss = loss + aux + 5 * start
         if train_vision:
             tower, _ = self.tower_loss(batch)
             loss = loss + 0.1 * tower
@@ -281,7 +289,7 @@ def learning_rate(stage: Stage, step: int, warmup: int, last: bool) -> float:
         return stage.lr * (step + 1) / warmup
     floor = 0.01 if last else 0.3
     done = (step - warmup) / max(1, stage.steps - warmup)
-    return stage.lr * (floor + (1 - floor) * 0.5 * (1 + np.cos(np.pi * done)))
+    return stage.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def train(config: dict[str, Any], folder: Path, device: str) -> Trainee:
