@@ -6,8 +6,9 @@
 Three things make two CPU cores enough. The vision tower first learns alone, from what each visual token shows (shape,
 colour, position); many questions stand behind each video in one sequence, every question seeing the video and itself
 only; and videos grow from 4 to 16 frames. While the language model learns, a linear probe on the visual tokens of a
-middle layer is asked which way each object moves and where it came from, which gets it off the plateau that motion
-otherwise has. Probes are dropped on export. Pruning plays no part in training.
+middle layer is asked which way each object moves and where it came from, and the model's own head is asked to read
+them as the words for what they show: this gets it off the plateaus of motion, and of finding the token that a word
+means. Probes are dropped on export. Pruning plays no part in training.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class Stage:
     questions: int
     train: list[str]
     lr: float
+    motion: float = 1.0
+    words: float = 0.0
 
 
 # --------------------------------------------------------------------------------------------------- data
@@ -144,6 +147,7 @@ class Trainee(nn.Module):
             [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "@"}]}],
             add_generation_prompt=True,
         )
+        self.register_buffer("names", self.word_ids(), persistent=False)
         before, after = template.split("@")
         self.head, self.middle = before.split("<video>")
         self.tail = after
@@ -155,6 +159,13 @@ class Trainee(nn.Module):
             "projector": inner.multi_modal_projector,
             "language": inner.language_model,
         }
+
+    def word_ids(self) -> Tensor:
+        """Token ids of the names of kinds, hues and ways, `[3, classes]`; "none" and what is missing is IGNORE."""
+        rows = [
+            [IGNORE, *self.processor.tokenizer.convert_tokens_to_ids(list(names[1:]))] for names in (KINDS, HUES, WAYS)
+        ]
+        return torch.tensor([row + [IGNORE] * (max(map(len, rows)) - len(row)) for row in rows])
 
     def ids(self, text: str) -> list[int]:
         return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -225,7 +236,18 @@ class Trainee(nn.Module):
             "shared": torch.tensor(shared),
         }
 
-    def answer_loss(self, batch: dict[str, Any], train_vision: bool) -> tuple[Tensor, dict[str, float]]:
+    def word_loss(self, hidden: Tensor, batch: dict[str, Any]) -> Tensor:
+        """Cross-entropy of reading visual tokens `[B, T*N, D]` as the words for what they show, by the model's head."""
+        truth = [batch[key].flatten(1, 2) for key in ("kind", "hue", "way")]
+        shown = truth[0] > 0
+        logits = self.model.lm_head(self.model.model.language_model.norm(hidden[shown])).float().log_softmax(-1)
+        losses = []
+        for names, labels in zip(self.names, truth, strict=True):
+            target = names[labels[shown].clamp(min=0)]
+            losses.append(F.nll_loss(logits, target, ignore_index=IGNORE))
+        return torch.stack(losses).mean()
+
+    def answer_loss(self, batch: dict[str, Any], stage: Stage) -> tuple[Tensor, dict[str, float]]:
         features = self.features(batch["pixels"])
         seq = self.sequence(features, batch["questions"])
         out = self.model.model.language_model(
@@ -250,8 +272,12 @@ class Trainee(nn.Module):
             "way": (way.argmax(-1) == truth)[moving].float().mean().item(),
             "origin": (origin - batch["origin"].flatten(1, 2))[moving].abs().mean().item(),
         }
-        loss = loss + aux + 5 * start
-        if train_vision:
+        loss = loss + stage.motion * (aux + 5 * start)
+        if stage.words:
+            words = self.word_loss(visual, batch)
+            stats["words"] = words.item()
+            loss = loss + stage.words * words
+        if "vision" in stage.train:
             tower, _ = self.tower_loss(batch)
             loss = loss + 0.1 * tower
         return loss, stats
@@ -337,7 +363,7 @@ def train(config: dict[str, Any], folder: Path, device: str) -> Trainee:
                 group["lr"] = learning_rate(stage, done["step"], config["warmup_steps"], last)
             with torch.autocast(device_type=device.split(":")[0], dtype=torch.bfloat16):
                 if stage.questions:
-                    loss, stats = trainee.answer_loss(batch, "vision" in stage.train)
+                    loss, stats = trainee.answer_loss(batch, stage)
                 else:
                     loss, stats = trainee.tower_loss(batch)
             optimizer.zero_grad(set_to_none=True)

@@ -38,9 +38,10 @@ class SmallSpec:
     text_width: int = 192
     text_layers: int = 4
     text_heads: int = 3
-    text_kv_heads: int = 1
+    text_kv_heads: int = 3
     text_mlp: int = 512
     max_positions: int = 4096
+    rope_theta: float = 1e6  # slow enough rotations that a word finds its token 800 positions away
 
     def __post_init__(self) -> None:
         for whole, part in (
@@ -108,6 +109,7 @@ def small_llava_onevision(
         num_attention_heads=spec.text_heads,
         num_key_value_heads=spec.text_kv_heads,
         max_position_embeddings=spec.max_positions,
+        rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
         bos_token_id=None,
         eos_token_id=ids[END],
         pad_token_id=ids[PAD],

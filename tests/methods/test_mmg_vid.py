@@ -237,6 +237,17 @@ def test_frames_without_budget_are_passed_over():
     assert torch.equal(chosen.kept[1:3], alone.kept)
 
 
+def test_guide_of_one_token_seen_again():
+    """The scatter of one token is 0 but for rounding; a frame that all but repeats it must still be ranked."""
+    for seed in range(200):
+        first = noise(1, 5, 9, seed=seed)
+        features = torch.cat([first, first + 1e-4 * noise(2, 5, 9, seed=seed + 1)])
+        chosen = mmg_vid.temporal_dpc(features, [(0, 3)], [1, 1, 1])
+        assert (chosen.density >= 0).all()
+        assert int(chosen.kept[0].int().argmax()) == 0
+        assert not chosen.kept[1, 0]
+
+
 def test_guide_avoids_what_is_kept():
     """Tokens already kept in the first frame are not kept again in a frame that repeats it."""
     frame = noise(1, 10, 32, seed=8)

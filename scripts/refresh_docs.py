@@ -1,0 +1,87 @@
+"""Draw the pictures of README and docs: test videos, what each method keeps of one, and the curves of Table 1.
+
+python scripts/draw_pictures.py [--results results/table1/embedded]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from mmg_bench import config as cfg
+from mmg_bench.benchmarks.embedded.dataset import video_file
+from mmg_bench.benchmarks.video import read_frames
+from mmg_bench.methods.registry import get_method
+from mmg_bench.models.loading import VideoLLM
+from mmg_bench.report import figures
+from mmg_bench.report.overlay import contact_sheet, kept_overlay
+from mmg_bench.report.rows import ALL, DENSE, read_rows
+from mmg_bench.report.table import is_control
+
+ROOT = Path(__file__).resolve().parent.parent
+VIDEOS = (3, 5, 8, 13)
+SIZE = 112
+METHODS = ("mmg_vid", "dpc_knn", "random")
+
+
+def frames_of(number: int) -> np.ndarray:
+    """The 16 frames that the model sees, `[16, SIZE, SIZE, 3]`."""
+    frames = read_frames(video_file(f"test-{number:04d}.mp4"), 16)
+    return np.stack([np.asarray(Image.fromarray(f).resize((SIZE, SIZE))) for f in frames])
+
+
+def compact_table(rows: pd.DataFrame) -> str:
+    """Percent of dense kept, a line a method and a column a retention ratio, as Markdown."""
+    overall = rows[rows.skill == ALL]
+    kept = overall[overall.metric == "accuracy_kept_percent"].set_index(["method", "retention_ratio"])
+    dense = overall[(overall.method == DENSE) & (overall.metric == "accuracy")].iloc[0]
+    ratios = sorted({r for _, r in kept.index if r < 1}, reverse=True)
+    methods = [m for m in dict.fromkeys(m for m, _ in kept.index) if m != DENSE]
+    lines = [
+        f"Percent of dense accuracy kept, with its paired 95 % interval; {dense.model} model, {dense.frames} frames,",
+        f"{dense.n} questions; dense answers {dense.value:.1f} % [{dense.ci_low:.1f}, {dense.ci_high:.1f}] right.",
+        "",
+        "| | " + " | ".join(f"R = {100 * r:g} %" for r in ratios) + " |",
+        "|:--" + "|--:" * len(ratios) + "|",
+    ]
+    for method in methods:
+        cells = [kept.loc[(method, r)] for r in ratios]
+        texts = [f"{c.value:.1f} [{c.ci_low:.1f}, {c.ci_high:.1f}]" for c in cells]
+        name = f"{method} (control)" if is_control(method) else f"**{method}**" if method == "mmg_vid" else method
+        lines.append(f"| {name} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Bring README and docs up to date with the results.")
+    parser.add_argument("--results", type=Path, default=ROOT / "results" / "table1" / "embedded")
+    results = parser.parse_args().results.resolve()
+    folder = ROOT / "docs" / "img"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    Image.fromarray(contact_sheet([frames_of(v) for v in VIDEOS])).save(folder / "embedded.png")
+
+    llm = VideoLLM(cfg.model_spec(cfg.load("model", "embedded")))
+    frames = frames_of(VIDEOS[0])
+    encoded = llm.encode(llm.preprocess(read_frames(video_file(f"test-{VIDEOS[0]:04d}.mp4"), 16)), set())
+    kept = [get_method(name, retention_ratio=0.25).prune(encoded.tokens[0]).positions.numpy() for name in METHODS]
+    rows = [frames, *(kept_overlay(frames, positions, llm.adapter.grid) for positions in kept)]
+    Image.fromarray(contact_sheet(rows)).save(folder / "kept.png")
+
+    rows_of_table = read_rows(results / "rows.csv")
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text().split("<!-- table:begin -->\n")
+    after = rest.split("<!-- table:end -->")[1]
+    where = f"[The whole table]({(results / 'table.md').relative_to(ROOT)}): every skill, tokens, FLOPs, speed-up."
+    table = f"<!-- table:begin -->\n{compact_table(rows_of_table)}\n\n{where}\n<!-- table:end -->"
+    readme.write_text(before + table + after)
+
+    figures.save(figures.accuracy_vs_retention(rows_of_table, bands=["mmg_vid", "random"]), folder / "retention")
+
+
+if __name__ == "__main__":
+    main()
