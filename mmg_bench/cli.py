@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -64,8 +65,14 @@ def _methods(_: list[str]) -> int:
 
 
 def _commands() -> Any:
-    """The heavy part of the package, imported only when something is to be run."""
+    """The heavy part of the package, imported only when something is to be run, with its libraries quiet."""
+    os.environ.setdefault("LOGURU_LEVEL", "WARNING")  # lmms-eval's
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    from transformers.utils import logging
+
     from mmg_bench import commands
+
+    logging.disable_progress_bar()
 
     return commands
 

@@ -104,10 +104,12 @@ def _profile(spec: dict[str, Any], wanted: str) -> tuple[str, dict[str, Any]]:
         lacks = missing(cfg.load("model", profile["model"]), benchmarks, profile["needs_gpu"])
         what = f"{profile['model']} on {', '.join(profile['benchmarks'])}"
         if not lacks:
-            print(f"Profile {name} ({what}): everything it needs is at hand.\n", flush=True)
+            print(f"Profile {name} ({what}) runs: everything it needs is at hand.\n", flush=True)
             return name, profile
         print(f"Profile {name} ({what}) is passed over. Missing here:", *lacks, sep="\n  - ")
-        print(f"  Once they are there, this runs it:  make reproduce-{spec['name']} PROFILE={name}\n", flush=True)
+        print(
+            f"  How to get them: docs/reproducing.md. Then:  make reproduce-{spec['name']} PROFILE={name}\n", flush=True
+        )
     raise ValueError(f"no profile of table {spec['name']!r} can run here; what each lacks is listed above")
 
 

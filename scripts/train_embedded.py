@@ -4,11 +4,11 @@
     python scripts/train_embedded.py --export DIR    # write the checkpoint folder of the last state
 
 Three things make two CPU cores enough. The vision tower first learns alone, from what each visual token shows (shape,
-colour, position); many questions stand behind each video in one sequence, every question seeing the video and itself
-only; and videos grow from 4 to 16 frames. While the language model learns, a linear probe on the visual tokens of a
-middle layer is asked which way each object moves and where it came from, and the model's own head is asked to read
-them as the words for what they show: this gets it off the plateaus of motion, and of finding the token that a word
-means. Probes are dropped on export. Pruning plays no part in training.
+colour, position). Many questions stand behind each video in one sequence, every question seeing the video and itself
+only. And videos grow from 4 to 16 frames. Helper losses get the language model off its plateaus: a linear probe on the
+visual tokens of a middle layer is asked which way each object moves and where it came from; the model's own head is
+asked to read those tokens as the words for what they show, and a question's word for a colour as the words for what has
+it. Probes are dropped on export. Pruning plays no part in training.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
-from mmg_bench.benchmarks.embedded.questions import POST_PROMPT, Question, sample_questions, vocabulary
+from mmg_bench.benchmarks.embedded.questions import POST_PROMPT, sample_questions, vocabulary
 from mmg_bench.benchmarks.embedded.render import coverage, render_frames
 from mmg_bench.benchmarks.embedded.world import COLOURS, DIRECTIONS, SHAPES, STRIDE, World, make_rng, make_world
 from mmg_bench.models.small import SmallSpec, small_llava_onevision
@@ -40,7 +40,8 @@ GRID = SPEC.image_size // SPEC.patch_size // 2  # visual tokens a side
 KINDS = ("none", *SHAPES, "star")
 HUES = ("none", *COLOURS)
 WAYS = ("none", *DIRECTIONS)
-PROBED_LAYER = 2  # the direction probe reads the output of this many layers of the language model
+PROBED_LAYER = 2  # visual tokens are probed behind this many layers of the language model,
+BINDING_LAYER = 3  # the words of a question behind this many
 IGNORE = -100
 
 
@@ -55,6 +56,7 @@ class Stage:
     lr: float
     motion: float = 1.0
     words: float = 0.0
+    binding: float = 0.0
 
 
 # --------------------------------------------------------------------------------------------------- data
@@ -118,11 +120,12 @@ def make_example(split: str, index: int, stage: Stage, noise: float) -> dict[str
         pixels = pixels * rng.uniform(0.93, 1.07) + rng.uniform(-6, 6)
     questions = sample_questions(world, stage.questions, make_rng(split, index, stream=1))
     pixels = torch.from_numpy(np.clip(pixels, 0, 255).astype(np.uint8)).permute(0, 3, 1, 2)
-    return {"pixels": pixels, "questions": questions, **token_labels(world, frames)}
+    named = {m.colour: (m.shape, m.direction) for m in world.movers}
+    return {"pixels": pixels, "questions": questions, "named": named, **token_labels(world, frames)}
 
 
 def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    batch: dict[str, Any] = {"questions": [e["questions"] for e in examples]}
+    batch: dict[str, Any] = {key: [e[key] for e in examples] for key in ("questions", "named")}
     batch["pixels"] = torch.stack([e["pixels"] for e in examples])
     for key in ("kind", "hue", "way", "place", "origin"):
         batch[key] = torch.from_numpy(np.stack([e[key] for e in examples]))
@@ -194,14 +197,21 @@ class Trainee(nn.Module):
         }
         return loss, stats
 
-    def sequence(self, features: Tensor, questions: list[list[Question]]) -> dict[str, Tensor]:
-        """Input embeddings, position ids, an additive mask and targets of videos with their questions behind them."""
+    def sequence(self, features: Tensor, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Input embeddings, position ids, an additive mask and targets of videos with their questions behind them.
+
+        `bound` `[B, S, 2]`: at a question's word for a colour, the words for shape and direction of what it names.
+        """
+        questions, tokenizer = batch["questions"], self.processor.tokenizer
         device, visual = features.device, features.shape[1]
         prefix = self.ids(self.head)
         shared = len(prefix) + visual
-        blocks = []  # per video: (token ids, targets, positions, block numbers)
-        for video in questions:
+        blocks, bound = [], []  # per video: (token ids, targets, positions, block numbers)
+        for video, named in zip(questions, batch["named"], strict=True):
             ids, targets, positions, owner = [], [], [], []
+            means = {
+                tokenizer.convert_tokens_to_ids(k): tokenizer.convert_tokens_to_ids(list(v)) for k, v in named.items()
+            }
             for number, q in enumerate(video, start=1):
                 ask = self.ids(f"{self.middle}{q.text} {POST_PROMPT}{self.tail}")
                 reply = self.ids(f"{q.answer}<|im_end|>")
@@ -211,6 +221,9 @@ class Trainee(nn.Module):
                 positions += list(range(shared, shared + len(whole) - 1))
                 owner += [number] * (len(whole) - 1)
             blocks.append((ids, targets, positions, owner))
+            bound.append(
+                [means.get(i, [IGNORE] * 2) if t == IGNORE else [IGNORE] * 2 for i, t in zip(ids, targets, strict=True)]
+            )
         longest = max(len(b[0]) for b in blocks)
 
         def padded(column: int, fill: int) -> Tensor:
@@ -233,14 +246,19 @@ class Trainee(nn.Module):
             "position_ids": torch.cat([start, positions], dim=1),
             "attention_mask": mask,
             "targets": targets,
+            "bound": torch.tensor([b + [[IGNORE] * 2] * (longest - len(b)) for b in bound], device=device),
             "shared": torch.tensor(shared),
         }
+
+    def lens(self, hidden: Tensor) -> Tensor:
+        """Log-probabilities of the words that the model's own head reads in hidden states."""
+        return self.model.lm_head(self.model.model.language_model.norm(hidden)).float().log_softmax(-1)
 
     def word_loss(self, hidden: Tensor, batch: dict[str, Any]) -> Tensor:
         """Cross-entropy of reading visual tokens `[B, T*N, D]` as the words for what they show, by the model's head."""
         truth = [batch[key].flatten(1, 2) for key in ("kind", "hue", "way")]
         shown = truth[0] > 0
-        logits = self.model.lm_head(self.model.model.language_model.norm(hidden[shown])).float().log_softmax(-1)
+        logits = self.lens(hidden[shown])
         losses = []
         for names, labels in zip(self.names, truth, strict=True):
             target = names[labels[shown].clamp(min=0)]
@@ -249,7 +267,7 @@ class Trainee(nn.Module):
 
     def answer_loss(self, batch: dict[str, Any], stage: Stage) -> tuple[Tensor, dict[str, float]]:
         features = self.features(batch["pixels"])
-        seq = self.sequence(features, batch["questions"])
+        seq = self.sequence(features, batch)
         out = self.model.model.language_model(
             inputs_embeds=seq["inputs_embeds"],
             position_ids=seq["position_ids"],
@@ -277,6 +295,12 @@ class Trainee(nn.Module):
             words = self.word_loss(visual, batch)
             stats["words"] = words.item()
             loss = loss + stage.words * words
+        if stage.binding:
+            named = seq["bound"][..., 0] != IGNORE
+            read = self.lens(out.hidden_states[BINDING_LAYER][:, shared:][named])
+            binding = F.nll_loss(read.repeat_interleave(2, 0), seq["bound"][named].flatten())
+            stats["binding"] = binding.item()
+            loss = loss + stage.binding * binding
         if "vision" in stage.train:
             tower, _ = self.tower_loss(batch)
             loss = loss + 0.1 * tower
@@ -289,9 +313,10 @@ class Trainee(nn.Module):
         for first in range(0, videos, 8):
             examples = [make_example("validation", i, stage, noise=0.0) for i in range(first, min(first + 8, videos))]
             batch = to_device(collate(examples), device)
-            seq = self.sequence(self.features(batch["pixels"]), batch["questions"])
-            targets, shared = seq.pop("targets"), int(seq.pop("shared"))
-            hidden = self.model.model.language_model(**seq, use_cache=False).last_hidden_state[:, shared:]
+            seq = self.sequence(self.features(batch["pixels"]), batch)
+            targets, shared = seq["targets"], int(seq["shared"])
+            inputs = {k: seq[k] for k in ("inputs_embeds", "position_ids", "attention_mask")}
+            hidden = self.model.model.language_model(**inputs, use_cache=False).last_hidden_state[:, shared:]
             guess = self.model.lm_head(hidden).argmax(-1)
             for row, video in enumerate(batch["questions"]):
                 at = (targets[row] != IGNORE).nonzero().flatten()[::2]  # the answer, not the end of the turn

@@ -270,7 +270,8 @@ def temporal_dpc(
                 members = chosen.float()
                 total = size[s] + m
                 shift = torch.bmm(members.unsqueeze(1), x).squeeze(1) / total.unsqueeze(1)  # [F, D]
-                scatter[s] += (members * norm).sum(1) - total * shift.square().sum(1)
+                added = (members * norm).sum(1) - total * shift.square().sum(1)
+                scatter[s] = (scatter[s] + added).clamp_(min=0)  # rounding must not turn distances negative
                 center[s] += shift
                 size[s] = total
     return Selection(kept, density, distance)

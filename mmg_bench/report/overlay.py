@@ -17,7 +17,9 @@ def kept_overlay(frames: Pictures, positions: NDArray[np.int64], grid: tuple[int
     count, height, width, _ = frames.shape
     rows, columns = grid
     if len(positions) and not 0 <= positions.min() <= positions.max() < count * rows * columns:
-        raise ValueError(f"positions reach {positions.max()}, but {count} frames of {rows} x {columns} tokens were given")
+        raise ValueError(
+            f"positions reach {positions.max()}, but {count} frames of {rows} x {columns} tokens were given"
+        )
     kept = np.zeros(count * rows * columns, dtype=bool)
     kept[positions] = True
     row_of = np.arange(height) * rows // height  # [H], the token row of each pixel row
