@@ -57,6 +57,7 @@ class Stage:
     motion: float = 1.0
     words: float = 0.0
     binding: float = 0.0
+    hide: float = 0.0
 
 
 # --------------------------------------------------------------------------------------------------- data
@@ -197,18 +198,19 @@ class Trainee(nn.Module):
         }
         return loss, stats
 
-    def sequence(self, features: Tensor, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def sequence(self, features: Tensor, batch: dict[str, Any], hide: float = 0.0) -> dict[str, Tensor]:
         """Input embeddings, position ids, an additive mask and targets of videos with their questions behind them.
 
         `bound` `[B, S, 2]`: at a question's word for a colour, the words for shape and direction of what it names.
+        `hide`: share of the questions whose answer may not look at the video itself, only at the question's words.
         """
         questions, tokenizer = batch["questions"], self.processor.tokenizer
         device, visual = features.device, features.shape[1]
         prefix = self.ids(self.head)
         shared = len(prefix) + visual
-        blocks, bound = [], []  # per video: (token ids, targets, positions, block numbers)
+        blocks, bound = [], []  # per video: token ids, targets, positions, block numbers, who is blind
         for video, named in zip(questions, batch["named"], strict=True):
-            ids, targets, positions, owner = [], [], [], []
+            ids, targets, positions, owner, blind = [], [], [], [], []
             means = {
                 tokenizer.convert_tokens_to_ids(k): tokenizer.convert_tokens_to_ids(list(v)) for k, v in named.items()
             }
@@ -220,7 +222,10 @@ class Trainee(nn.Module):
                 targets += [IGNORE] * (len(ask) - 1) + reply
                 positions += list(range(shared, shared + len(whole) - 1))
                 owner += [number] * (len(whole) - 1)
-            blocks.append((ids, targets, positions, owner))
+                tail = len(self.ids(self.tail)) + len(reply) - 1
+                hidden = int(torch.rand(()) < hide)
+                blind += [0] * (len(whole) - 1 - tail) + [hidden] * tail
+            blocks.append((ids, targets, positions, owner, blind))
             bound.append(
                 [means.get(i, [IGNORE] * 2) if t == IGNORE else [IGNORE] * 2 for i, t in zip(ids, targets, strict=True)]
             )
@@ -239,8 +244,12 @@ class Trainee(nn.Module):
         length = owner.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
         same = (owner[:, :, None] == owner[:, None, :]) | (owner[:, None, :] == 0)
+        seen = causal & same  # [B, S, S]
+        if hide:
+            blind = torch.cat([torch.zeros_like(start), padded(4, 0)], dim=1).bool()
+            seen[:, :, len(prefix) : shared] &= ~blind[:, :, None]
         mask = torch.zeros(batch, 1, length, length, device=device)
-        mask.masked_fill_(~(causal & same)[:, None], torch.finfo(torch.float32).min)
+        mask.masked_fill_(~seen[:, None], torch.finfo(torch.float32).min)
         return {
             "inputs_embeds": embeds,
             "position_ids": torch.cat([start, positions], dim=1),
@@ -267,7 +276,7 @@ class Trainee(nn.Module):
 
     def answer_loss(self, batch: dict[str, Any], stage: Stage) -> tuple[Tensor, dict[str, float]]:
         features = self.features(batch["pixels"])
-        seq = self.sequence(features, batch)
+        seq = self.sequence(features, batch, stage.hide)
         out = self.model.model.language_model(
             inputs_embeds=seq["inputs_embeds"],
             position_ids=seq["position_ids"],

@@ -140,6 +140,7 @@ def _folder(spec: ModelSpec) -> Path | None:
 
 
 def _load(spec: ModelSpec) -> tuple[Any, Any]:
+    from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     folder = _folder(spec)
@@ -160,7 +161,7 @@ def _load(spec: ModelSpec) -> tuple[Any, Any]:
             f"model {spec.name!r} cannot be loaded from {source!r}: {where} lacks something ({_first_line(error)}); "
             "download it while online, or set model.path to a complete checkpoint folder"
         ) from error
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"model {spec.name!r} at {source!r} is damaged or of another kind: {_first_line(error)}"
         ) from error

@@ -45,14 +45,15 @@ def evaluate(
     """
     shard = shard or Shard()
     run = _Pass(llm, benchmark, folder, provenance)
-    drop_errors(folder)
+    name = f"records-{shard.index}.jsonl" if shard.count > 1 else "records.jsonl"
+    # while other shards may be writing, only one's own file may be touched
+    drop_errors(folder, name if shard.count > 1 else "records*.jsonl")
     keys = {run.key(cell): cell for cell in cells}
     wanted = set(itertools.product(keys, (q.id for q in benchmark.questions)))
     done = {r.key for r in read_records(folder)}
     videos = [list(group) for _, group in itertools.groupby(benchmark.questions, key=lambda q: q.video)]
     mine = videos[shard.index :: shard.count]
     total = sum(1 for key in keys for video in mine for q in video if (key, q.id) not in done)
-    name = f"records-{shard.index}.jsonl" if shard.count > 1 else "records.jsonl"
     with RecordFile(folder / name) as file, tqdm(total=total, unit="answer", smoothing=0.02) as bar:
         for questions in mine:
             pending = {key: left for key in keys if (left := [q for q in questions if (key, q.id) not in done])}

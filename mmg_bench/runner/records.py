@@ -135,9 +135,9 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise ValueError(f"{path}:{number}: not JSON ({error}): delete the line and run again") from error
 
 
-def drop_errors(folder: Path) -> None:
-    """Take the records of failed questions out of a run folder, so that they are tried again."""
-    for path in sorted(folder.glob("records*.jsonl")):
+def drop_errors(folder: Path, files: str = "records*.jsonl") -> None:
+    """Take the records of failed questions out of the `files` of a run folder, so that they are tried again."""
+    for path in sorted(folder.glob(files)):
         rows = [row for _, row in _rows(path)]
         good = [row for row in rows if row.get("error") is None]
         if len(good) < len(rows):
