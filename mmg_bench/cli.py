@@ -44,7 +44,12 @@ def main() -> None:
 
 
 def _run(overrides: list[str]) -> int:
-    return _with_hydra("run", overrides, lambda config: _commands().run([config]))
+    if not {"-m", "--multirun"} & set(overrides):
+        return _with_hydra("run", overrides, lambda config: _commands().run([config]))
+    from mmg_bench.config import sweep
+
+    rest = [o for o in overrides if o not in ("-m", "--multirun")]
+    return _guarded(lambda: _commands().run(sweep("run", rest)))
 
 
 def _table(overrides: list[str]) -> int:
@@ -78,24 +83,29 @@ def _commands() -> Any:
 
 
 def _with_hydra(config_name: str, overrides: list[str], task: Callable[[Any], int]) -> int:
-    """Compose the configuration and carry out the task; what the user can mend ends in one line, not a traceback."""
+    """Compose the configuration and carry out the task."""
     import hydra
 
     from mmg_bench.config import CONFIGS
-    from mmg_bench.runner.launcher import register
 
-    register()
     failed = 0
 
-    def guarded(config: Any) -> int:
+    def job(config: Any) -> None:
         nonlocal failed
-        try:
-            failed = task(config)
-        except (ValueError, RuntimeError, OSError) as error:
-            print(f"mmg-bench: {error}", file=sys.stderr)
-            sys.exit(2)
-        return failed
+        failed = _guarded(lambda: task(config))
 
     sys.argv = [f"mmg-bench {config_name}", *overrides]
-    hydra.main(version_base=None, config_path=str(CONFIGS), config_name=config_name)(guarded)()
+    hydra.main(version_base=None, config_path=str(CONFIGS), config_name=config_name)(job)()
     return failed
+
+
+def _guarded(task: Callable[[], int]) -> int:
+    """Carry out a task; what the user can mend ends in one line, not in a traceback."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return task()
+    except (ValueError, RuntimeError, OSError, HydraException, OmegaConfBaseException) as error:
+        print(f"mmg-bench: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from mmg_bench.benchmarks.lmms import BenchmarkSpec
@@ -27,6 +30,22 @@ def load(group: str, name: str) -> dict[str, Any]:
         names = sorted(p.stem for p in (CONFIGS / group).glob("*.yaml"))
         raise ValueError(f"no {group} is called {name!r}; choose one of: {', '.join(names)}")
     return plain(OmegaConf.load(path))
+
+
+def sweep(name: str, overrides: Sequence[str]) -> list[DictConfig]:
+    """Compose `name`.yaml once for every combination of the values that `overrides` list, as Hydra's multirun does.
+
+    Composed together, not one job after another, so that what they share can be done once.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    choices = [
+        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+        if o.is_sweep_override()
+        else [o.input_line or ""]
+        for o in parsed
+    ]
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        return [compose(name, list(combination)) for combination in product(*choices)]
 
 
 def plain(config: Any) -> dict[str, Any]:

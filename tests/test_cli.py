@@ -45,7 +45,7 @@ def test_a_sweep_shares_one_pass(tmp_path: Path) -> None:
     rows = read_rows(tmp_path / "rows.csv")
     cells = {(r.method, r.retention_ratio) for r in rows.itertuples()}
     assert cells == {("dense", 1.0), *((m, r) for m in ("mmg_vid", "random") for r in (0.1, 0.25))}
-    assert (tmp_path / "table.md").read_text().count("mmg_vid") == 2
+    assert (tmp_path / "table.md").read_text().count("| mmg_vid |") == 2
     assert (tmp_path / "provenance.json").exists()
     # the same questions again, one method more: only its own answers are new
     before = (tmp_path / "records.jsonl").read_text()

@@ -11,12 +11,10 @@ from hydra.errors import MissingConfigException
 
 from mmg_bench import config as cfg
 from mmg_bench.methods.registry import method_names
-from mmg_bench.runner import launcher
 
 
 @pytest.fixture(autouse=True)
 def _hydra() -> Iterator[None]:
-    launcher.register()
     with initialize_config_dir(str(cfg.CONFIGS), version_base=None):
         yield
     GlobalHydra.instance().clear()
@@ -88,3 +86,12 @@ def test_labels_tell_what_differs() -> None:
     )
     same = cfg.cell({"name": "mmg_vid"}, 0.25), cfg.cell({"name": "mmg_vid", "tau": 0.95}, 0.25, "original")
     assert same[0].key(model="m") == same[1].key(model="m") != same[0].key(model="n")
+
+
+def test_a_sweep_is_every_combination() -> None:
+    GlobalHydra.instance().clear()
+    configs = cfg.sweep("run", ["method=mmg_vid,random", "retention_ratio=0.1,0.25", "limit=3"])
+    found = [(c.method.name, c.retention_ratio, c.limit) for c in configs]
+    assert found == [(m, r, 3) for m in ("mmg_vid", "random") for r in (0.1, 0.25)]
+    (one,) = cfg.sweep("run", ["method.tau=0.9"])
+    assert one.method.tau == 0.9
