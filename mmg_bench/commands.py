@@ -12,7 +12,7 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from mmg_bench import config as cfg
-from mmg_bench.benchmarks.lmms import Benchmark, BenchmarkSpec
+from mmg_bench.benchmarks.lmms import Benchmark
 from mmg_bench.measure.flops import TextGeometry
 from mmg_bench.measure.latency import SPEEDUPS, STAGES, LatencySettings, measure_cells, speedup
 from mmg_bench.models.loading import VideoLLM
@@ -123,10 +123,10 @@ def _do(job: Job) -> int:
     benchmark: Benchmark | None = None
     first: Benchmark | None = None
     sources: dict[str, Any] = {}
-    for spec, folder in zip(specs, job.folders, strict=True):
+    for spec, config, folder in zip(specs, job.benchmarks, job.folders, strict=True):
         benchmark = Benchmark(spec, job.limit)
         first = first or benchmark
-        entry = provenance.describe(_settings(job, llm, spec), llm.device)
+        entry = provenance.describe(_settings(job, llm, config), llm.device)
         key = provenance.register(folder, entry)
         print(f"{spec.name}: {len(benchmark.questions)} questions, {len(job.cells)} cells -> {folder}", flush=True)
         records += evaluate(llm, benchmark, job.cells, folder, key, job.shard)
@@ -142,7 +142,9 @@ def _do(job: Job) -> int:
         return len(failed)
     measurements: list[Measurement] = []
     if job.latency is not None:
-        entry = provenance.describe({**_settings(job, llm, specs[0]), "latency": asdict(job.latency)}, llm.device)
+        entry = provenance.describe(
+            {**_settings(job, llm, job.benchmarks[0]), "latency": asdict(job.latency)}, llm.device
+        )
         key = provenance.register(job.folders[0], entry)
         sources |= provenance.read(job.folders[0])
         measurements = _latency(job, llm, first, key)
@@ -159,14 +161,14 @@ def _do(job: Job) -> int:
     return len(failed)
 
 
-def _settings(job: Job, llm: VideoLLM, spec: BenchmarkSpec) -> dict[str, Any]:
-    """What decides the numbers, apart from machine and versions."""
+def _settings(job: Job, llm: VideoLLM, benchmark: dict[str, Any]) -> dict[str, Any]:
+    """What decides the numbers, apart from machine and versions: as configured, so without this machine's paths."""
     return {
         "model": asdict(llm.spec),
         "weights": llm.weights,
         "dtype": llm.spec.dtype,
         "attention": llm.model.config._attn_implementation,
-        "benchmark": asdict(spec),
+        "benchmark": benchmark,
         "limit": job.limit,
     }
 
@@ -211,6 +213,8 @@ def _publish(rows: pd.DataFrame, sources: dict[str, Any], folder: Path) -> None:
     provenance.write(folder, {key: sources[key] for key in sorted(used)})
     write_rows(rows, folder / "rows.csv")
     tables = layout(rows, sources)
-    (folder / "table.md").write_text(to_markdown(tables), encoding="utf-8")
+    partial = folder / "table.partial"
+    partial.write_text(to_markdown(tables), encoding="utf-8")
+    partial.replace(folder / "table.md")
     print_tables(tables)
     print(f"\nWritten: {folder}/table.md, rows.csv, provenance.json")

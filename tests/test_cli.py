@@ -55,15 +55,20 @@ def test_a_sweep_shares_one_pass(tmp_path: Path) -> None:
     assert len(after.splitlines()) == len(before.splitlines()) + 6
 
 
-def test_a_killed_run_resumes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_run_resumes(tmp_path: Path, how: signal.Signals) -> None:
     args = ["run", "method=mmg_vid", "limit=24", f"output_dir={tmp_path}"]
     records = tmp_path / "records.jsonl"
-    process = subprocess.Popen([*COMMAND, *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*COMMAND, *args], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and not (records.exists() and len(records.read_text().splitlines()) >= 5):
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(how)
+    _, errors = process.communicate()
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert "the same command goes on from here" in errors
+        assert "Traceback" not in errors
     left = [line for line in records.read_text().splitlines(keepends=True) if line.endswith("\n")]
     assert 5 <= len(left) < 48
     assert mmg_bench(*args).returncode == 0
