@@ -52,8 +52,7 @@ def run(configs: Sequence[DictConfig]) -> int:
     for members in groups.values():  # every configuration is checked before the first model is loaded
         first = members[0]
         cells = [cfg.cell(m["method"], m["retention_ratio"], m["positions"]) for m in members]
-        if first["dense"]:
-            cells.insert(0, cfg.cell({"name": "dense"}, 1.0))
+        cells.insert(0, cfg.cell({"name": "dense"}, 1.0))  # the reference of every percentage
         folder = Path(first["output_dir"])
         jobs.append(
             Job(
@@ -118,20 +117,17 @@ def _do(job: Job) -> int:
     llm = VideoLLM(cfg.model_spec(job.model))
     for cell in job.cells:
         llm.adapter.check(cell.method.needs, cell.label)
-    specs = [cfg.benchmark_spec(b) for b in job.benchmarks]
+    # all of them now: data that is missing must show before hours are spent on the first
+    benchmarks = [Benchmark(cfg.benchmark_spec(b), job.limit) for b in job.benchmarks]
+    counts = [len(benchmark.questions) for benchmark in benchmarks]
     records: list[Record] = []
-    benchmark: Benchmark | None = None
-    first: Benchmark | None = None
     sources: dict[str, Any] = {}
-    for spec, config, folder in zip(specs, job.benchmarks, job.folders, strict=True):
-        benchmark = Benchmark(spec, job.limit)
-        first = first or benchmark
+    for benchmark, count, config, folder in zip(benchmarks, counts, job.benchmarks, job.folders, strict=True):
         entry = provenance.describe(_settings(job, llm, config), llm.device)
         key = provenance.register(folder, entry)
-        print(f"{spec.name}: {len(benchmark.questions)} questions, {len(job.cells)} cells -> {folder}", flush=True)
+        print(f"{benchmark.spec.name}: {count} questions, {len(job.cells)} cells -> {folder}", flush=True)
         records += evaluate(llm, benchmark, job.cells, folder, key, job.shard)
         sources |= provenance.read(folder)
-    assert first is not None
     failed = [r for r in records if r.error is not None]
     for r in failed[:5]:
         print(f"failed: {r.method} at R = {r.retention_ratio:g}, {r.benchmark} {r.question}: {r.error}")
@@ -147,13 +143,13 @@ def _do(job: Job) -> int:
         )
         key = provenance.register(job.folders[0], entry)
         sources |= provenance.read(job.folders[0])
-        measurements = _latency(job, llm, first, key)
+        measurements = _latency(job, llm, benchmarks[0], key)
     rows = result_rows(
         records,
         table=job.table,
         weights={llm.spec.name: llm.weights},
         methods=list(dict.fromkeys(cell.label for cell in job.cells)),
-        benchmarks=[spec.name for spec in specs],
+        benchmarks=[benchmark.spec.name for benchmark in benchmarks],
         measurements=measurements,
         geometries={llm.spec.name: TextGeometry.from_config(llm.model.config.get_text_config())},
     )

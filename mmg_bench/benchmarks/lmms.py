@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,6 @@ class BenchmarkSpec:
     """How many questions the published benchmark has; another count is an error."""
     include_path: str | None = None
     """Folder of task files that lmms-eval does not ship."""
-    chance: float | None = field(default=None)
-    """Accuracy of guessing, in percent, where it is known."""
 
 
 @dataclass(frozen=True)

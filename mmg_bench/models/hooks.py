@@ -145,9 +145,8 @@ class _Splice:
             return None
         kept = self.kept
         batch, width = embeds.shape[:2]
-        behind = (
-            past + kept.prompt - kept.index.shape[1] if past else 0
-        )  # columns before this call, had none been removed
+        # columns before this call, had none been removed
+        behind = past + kept.prompt - kept.index.shape[1] if past else 0
         if mask is None:  # without one, transformers takes a jump in position ids for a border between sequences
             mask = torch.ones(batch, behind + width, dtype=torch.long, device=embeds.device)
         if ids is None:

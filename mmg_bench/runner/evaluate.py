@@ -44,7 +44,7 @@ def evaluate(
     Returns the records of the cells asked for.
     """
     shard = shard or Shard()
-    run = _Pass(llm, benchmark, folder, provenance)
+    run = _Pass(llm, benchmark, provenance)
     name = f"records-{shard.index}.jsonl" if shard.count > 1 else "records.jsonl"
     # while other shards may be writing, only one's own file may be touched
     drop_errors(folder, name if shard.count > 1 else "records*.jsonl")
@@ -69,7 +69,6 @@ def evaluate(
 class _Pass:
     llm: VideoLLM
     benchmark: Benchmark
-    folder: Path
     provenance: str
 
     def key(self, cell: Cell) -> str:
