@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -45,15 +46,15 @@ def main() -> None:
 
 def _run(overrides: list[str]) -> int:
     if not {"-m", "--multirun"} & set(overrides):
-        return _with_hydra("run", overrides, lambda config: _commands().run([config]))
+        return _with_hydra("run", overrides, lambda config: _command("evaluation").run([config]))
     from mmg_bench.config import sweep
 
     rest = [o for o in overrides if o not in ("-m", "--multirun")]
-    return _guarded(lambda: _commands().run(sweep("run", rest)))
+    return _guarded(lambda: _command("evaluation").run(sweep("run", rest)))
 
 
 def _table(overrides: list[str]) -> int:
-    return _with_hydra("table", overrides, lambda config: _commands().table(config))
+    return _with_hydra("table", overrides, lambda config: _command("evaluation").table(config))
 
 
 def _methods(_: list[str]) -> int:
@@ -69,17 +70,14 @@ def _methods(_: list[str]) -> int:
     return 0
 
 
-def _commands() -> Any:
-    """The heavy part of the package, imported only when something is to be run, with its libraries quiet."""
+def _command(module: str) -> Any:
+    """A module of `mmg_bench.commands`: heavy, so imported only when it is called, with its libraries quiet."""
     os.environ.setdefault("LOGURU_LEVEL", "WARNING")  # lmms-eval's
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     from transformers.utils import logging
 
-    from mmg_bench import commands
-
     logging.disable_progress_bar()
-
-    return commands
+    return importlib.import_module(f"mmg_bench.commands.{module}")
 
 
 def _with_hydra(config_name: str, overrides: list[str], task: Callable[[Any], int]) -> int:
