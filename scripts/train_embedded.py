@@ -356,6 +356,9 @@ def train(config: dict[str, Any], folder: Path, device: str) -> Trainee:
     torch.manual_seed(config["seed"])
     stages = [Stage(**s) for s in config["stages"]]
     trainee = Trainee().to(device)
+    # a CPU without bfloat16 instructions emulates them, at a twentieth of the speed of float32
+    precision = getattr(torch, config["precision"])
+    mixed = torch.autocast(device.split(":")[0], dtype=precision, enabled=precision != torch.float32)
     log = folder / "log.jsonl"
     state_file = folder / "state.pt"
     done = {"stage": 0, "step": 0, "video": 0, "seconds": 0.0}
@@ -395,7 +398,7 @@ def train(config: dict[str, Any], folder: Path, device: str) -> Trainee:
             batch = to_device(next(batches), device)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(stage, done["step"], config["warmup_steps"], last)
-            with torch.autocast(device_type=device.split(":")[0], dtype=torch.bfloat16):
+            with mixed:
                 if stage.questions:
                     loss, stats = trainee.answer_loss(batch, stage)
                 else:
@@ -410,7 +413,7 @@ def train(config: dict[str, Any], folder: Path, device: str) -> Trainee:
                 stats = {k: round(v, 4) for k, v in stats.items()}
                 write(stage=stage.name, step=done["step"], loss=round(loss.item(), 4), **stats)
             if stage.questions and (done["step"] % config["evaluate_every"] == 0 or done["step"] == stage.steps):
-                with torch.autocast(device_type=device.split(":")[0], dtype=torch.bfloat16):
+                with mixed:
                     scores = trainee.accuracy(stage, config["evaluate_videos"], device)
                 write(stage=stage.name, step=done["step"], validation={k: round(v, 3) for k, v in scores.items()})
             if done["step"] % config["checkpoint_every"] == 0:
