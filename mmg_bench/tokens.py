@@ -1,10 +1,10 @@
-"""The two values that everything speaks in: a video's tokens before and after pruning."""
+"""The values that everything speaks in: a video's tokens before and after pruning, and inside the language model."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -115,13 +115,60 @@ class PrunedTokens:
     """`[K, D]`."""
     positions: Tensor
     """`[K]` int64: flat raster indices into `T * N`, ascending; of a merged token, its anchor's."""
-    layer: int = 0
-    """Language-model layer before which the pruning happens; 0 is before the model."""
     notes: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """What the method did, for reports (segments, budgets); never read by the pipeline."""
+    state: Any = field(default=None, compare=False)
+    """What the method's own stage inside the language model needs to know; only handed on (`LayerTokens.state`)."""
 
     def __len__(self) -> int:
         return self.positions.shape[0]
+
+
+class Attention(Protocol):
+    """Attention of the text behind a video to the visual tokens that are left, recomputed for the rows asked for."""
+
+    def __call__(
+        self, rows: Tensor | None = None, *, own: bool = False, rotary: bool = True, causal: bool = True
+    ) -> Tensor:
+        """Softmax weights `[heads, R, n]`, float32, of text tokens `rows` (`[R]` int64; None: the prompt's last).
+
+        Of the layer before the one that prunes, or of its `own` queries and keys. `rotary` and `causal` can be left
+        out for methods that do so. The softmax runs over the whole sequence, of which the visual part is returned.
+        """
+
+    def phases(self) -> tuple[Tensor, Tensor]:
+        """A vector of ones rotated to the positions of the text `[L, width]` and of the visual tokens `[n, width]`."""
+
+
+@dataclass(frozen=True)
+class LayerTokens:
+    """The visual tokens of one video inside the language model, before a layer at which a method prunes."""
+
+    features: Tensor
+    """`[n, D]`: hidden states of the tokens that are left."""
+    positions: Tensor
+    """`[n]` int64: their flat raster indices into `T * N`."""
+    text: Tensor
+    """`[L, D]`: hidden states of the text behind the video; the last is the prompt's last token."""
+    total: int
+    """T * N of the video."""
+    stage: int
+    """Which of the method's layers this is, from 0."""
+    attention: Attention
+    state: Any = None
+    """What the stage before handed on."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a stage inside the language model leaves of `LayerTokens`."""
+
+    index: Tensor
+    """`[K]` int64 into the n tokens, in the order in which they go on; of a merged token, its anchor's."""
+    features: Tensor | None = None
+    """`[K, D]`: their new hidden states, where they change."""
+    state: Any = None
+    """Handed on to the next stage."""
 
 
 def keep(tokens: VideoTokens, positions: Tensor, **notes: Any) -> PrunedTokens:

@@ -1,6 +1,5 @@
 from math import ceil
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -9,6 +8,7 @@ from mmg_bench.methods.holitom import (
     Outer,
     best_windows,
     group_sizes,
+    merge_inside,
     merge_outer,
     static_positions,
     still_links,
@@ -24,8 +24,24 @@ def _newline_grid(outer: Outer, newline: Tensor, size: int, side: int) -> Tensor
 
 
 def check_holitom(run: Run, inputs: Inputs) -> None:
-    if "retain_ratio" not in run.hyper:
-        pytest.skip("the inner merging is inside the language model; the method is the outer one")
+    if "retain_ratio" in run.hyper:
+        _check_outer(run, inputs)
+    else:
+        _check_inner(run, inputs)
+
+
+def _check_inner(run: Run, inputs: Inputs) -> None:
+    first, tokens = len(inputs["sys_embeds"]), inputs.tokens()
+    row = inputs["llm_last_row"].mean(0)  # [L]
+    merged = merge_inside(tokens.flat, row[first : first + tokens.total], run.hyper["r"])
+    run.check("keep_idx", merged.kept)
+    run.check("merge_into", merged.target)
+    run.check("tokens", merged.tokens)
+    everything = torch.arange(len(row))  # original position ids stay
+    run.check("position_ids", torch.cat([everything[:first], first + merged.kept, everything[first + tokens.total :]]))
+
+
+def _check_outer(run: Run, inputs: Inputs) -> None:
     features, hyper = inputs["feat"], run.hyper
     size = features.shape[1]
     still = still_links(features, hyper["tau"])

@@ -1,11 +1,12 @@
-import pytest
 import torch
 
 from golden_cases import Inputs, Run
 from mmg_bench.methods.prunevid import (
     SMALL_GROUP,
+    group_numbers,
     group_sizes,
     merge_windows,
+    rank_in_groups,
     refine,
     static_positions,
     temporal_labels,
@@ -15,7 +16,19 @@ from mmg_bench.methods.prunevid import (
 
 def check_prunevid(run: Run, inputs: Inputs) -> None:
     if "alpha" in run.hyper:
-        pytest.skip("stage 2 prunes inside the language model; the method is stage 1")
+        _check_inner(run, inputs)
+    else:
+        _check_outer(run, inputs)
+
+
+def _check_inner(run: Run, inputs: Inputs) -> None:
+    static, dynamic, windows = (inputs[name].tolist() for name in ("static_sizes", "dynamic_sizes", "window_sizes"))
+    per_frame = [d // w for d, w in zip(dynamic, windows, strict=True) for _ in range(w)]
+    group = group_numbers(windows, static, per_frame, torch.device("cpu"))
+    run.check("keep_idx", rank_in_groups(inputs["text_to_visual_attn"], group, run.hyper["alpha"]))
+
+
+def _check_outer(run: Run, inputs: Inputs) -> None:
     features, hyper = inputs["feat"], run.hyper
     labels = temporal_labels(features, int(len(features) * hyper["temporal_segment_ratio"]), hyper["k"])
     refined = refine(labels)

@@ -58,7 +58,13 @@ def frame_groups(total: int, frames: int) -> list[tuple[slice, int]]:
     return [(run, count) for run, count in runs if count > 0 and run.start < run.stop]
 
 
-def in_raster_order(features: Tensor, positions: Tensor, like: Tensor, **notes: Any) -> PrunedTokens:
-    """`features [K, D]` at distinct flat `positions [K]`, sorted by position and in the dtype of `like`."""
+def in_raster_order(
+    features: Tensor, positions: Tensor, like: Tensor, *, state: Tensor | None = None, **notes: Any
+) -> PrunedTokens:
+    """`features [K, D]` at distinct flat `positions [K]`, sorted by position and in the dtype of `like`.
+
+    `state [K]`, one value a token, is sorted along.
+    """
     positions, order = positions.sort()
-    return PrunedTokens(features[order].to(like.dtype), positions, notes=notes)
+    sorted_state = None if state is None else state[order]
+    return PrunedTokens(features[order].to(like.dtype), positions, notes=notes, state=sorted_state)

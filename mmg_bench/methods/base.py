@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
-from mmg_bench.tokens import OPTIONAL_FIELDS, PrunedTokens, VideoTokens
+from mmg_bench.tokens import OPTIONAL_FIELDS, LayerTokens, PrunedTokens, Selection, VideoTokens
 
 Positions = Literal["original", "contiguous"]
 
@@ -26,10 +27,14 @@ class Method(ABC):
         with MMGVid(retention_ratio=0.25)(model) as run:
             model.generate(**inputs)
         print(run.report)
+
+    A method that prunes inside the language model names the `layers` and implements `select_inside`; one that prunes
+    only there derives from `_inside.InsideMethod`. One that hides keys while decoding names a `key_layer` and
+    implements `select_keys`.
     """
 
     retention_ratio: float = 0.25
-    """Visual tokens that enter the language model, over T * N; in (0, 1]."""
+    """Visual tokens that enter the language model, over T * N, unless the method says otherwise; in (0, 1]."""
 
     name: ClassVar[str]
     """Registry name, the same as the module's."""
@@ -39,6 +44,10 @@ class Method(ABC):
     """Whether every input is left with round(R * T * N) tokens exactly."""
     positions: ClassVar[Positions] = "original"
     """Position ids of the kept tokens in the official code: their own, or renumbered without gaps."""
+    inside_positions: ClassVar[Positions | None] = None
+    """The same for what is pruned inside the language model; None: as `positions` (or as the run overrides it)."""
+    prunes_caches: ClassVar[bool] = False
+    """Whether keys and values of the layers below a stage are pruned with it."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -67,6 +76,31 @@ class Method(ABC):
     def select(self, tokens: VideoTokens) -> PrunedTokens:
         """The algorithm. Called by `prune` on checked input; must work for any T, N, D >= 1, dtype and device."""
 
+    def layers(self, depth: int) -> tuple[int, ...]:
+        """Layers of a language model of `depth` layers before which it prunes again: ascending, in 1..depth - 1."""
+        return ()
+
+    def prune_inside(self, tokens: LayerTokens) -> Selection:
+        """Prune one video before one of the `layers`. Deterministic; `tokens` is not changed."""
+        with torch.autocast(tokens.features.device.type, enabled=False):
+            return self.select_inside(tokens)
+
+    def select_inside(self, tokens: LayerTokens) -> Selection:
+        """The algorithm of `prune_inside`, for methods that name `layers`."""
+        raise TypeError(f"{type(self).__name__} names layers() but has no select_inside()")
+
+    def key_layer(self, depth: int) -> int | None:
+        """The layer from which on some visual keys are hidden at each decoding step; None: nothing is hidden."""
+        return None
+
+    def select_keys(self, attention: Tensor, memory: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """Choose the visual keys that one decoding step sees, given attention of the layer before `key_layer`.
+
+        `attention [n]`: head mean of what the current token gives to each visual token; `memory`: what the last step
+        returned, None at the first. Returns the indices `[K]` to see (None: all), and the memory for the next step.
+        """
+        raise TypeError(f"{type(self).__name__} names a key_layer() but has no select_keys()")
+
     def __call__(self, model: Any, positions: Positions | None = None) -> AbstractContextManager[Any]:
         """A context in which `model` (an unmodified transformers model) prunes with this method."""
         from mmg_bench.models.hooks import pruning
@@ -88,8 +122,8 @@ def check_range(
         )
 
 
-def check_choice(method: object, field: str, choices: tuple[str, ...]) -> None:
+def check_choice(method: object, field: str, choices: tuple[Any, ...]) -> None:
     """Raise a ValueError that names the field, its value and the choices unless the value is one of them."""
     value = getattr(method, field)
     if value not in choices:
-        raise ValueError(f"{type(method).__name__}.{field}={value!r}: choose one of {', '.join(choices)}")
+        raise ValueError(f"{type(method).__name__}.{field}={value!r}: choose one of {', '.join(map(str, choices))}")

@@ -1,4 +1,4 @@
-"""DyCoke, stage 1 (temporal token merging): drop the tokens that repeat an earlier frame."""
+"""DyCoke: drop the tokens that repeat an earlier frame, and look at few visual keys while decoding."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from mmg_bench.methods._inside import check_layer, most_attended
 from mmg_bench.methods._merge import unit
 from mmg_bench.methods._ops import spread
-from mmg_bench.methods.base import Method, Positions
+from mmg_bench.methods.base import Method, Positions, check_range
 from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
 
 
@@ -47,27 +48,57 @@ def temporal_merge(features: Tensor, counts: Sequence[int], refers: Sequence[int
     return flat[kept]
 
 
+def similarity(attention: Tensor, memory: Tensor) -> Tensor:
+    """Cosine of the attention `[n]` of two decoding steps."""
+    return torch.cosine_similarity(attention.float(), memory.float(), dim=0)
+
+
 @dataclass(frozen=True)
 class DyCoke(Method):
-    """DyCoke (Tao et al., CVPR 2025), its temporal token merging before the language model.
+    """DyCoke (Tao et al., CVPR 2025).
 
     Idea: in groups of four frames keep the first whole; of the second, third and fourth keep the tokens least
-    similar to the same position of frame 1 or 3.
+    similar to the same position of frame 1 or 3. While decoding, layers from the fourth on see only the visual keys
+    that the current token attends to most in the layer before, whenever that attention has changed since the last step.
 
-    Source: arXiv 2411.15024; KD-TAO/DyCoke dd74634 (dycole_ttm). Stage 2, the dynamic key-value cache while
-    decoding, is not part of this method.
-    Parameters: none but `retention_ratio`. The official knob is k, the share dropped of a reduced frame; here the
+    Source: arXiv 2411.15024; KD-TAO/DyCoke dd74634 (dycole_ttm, PrunableDynamicCache). `retention_ratio` is what the
+    first stage leaves; `inner` switches the second off, which costs no token its place in the cache.
+    Parameters: see the fields. The official knob of stage 1 is k, the share dropped of a reduced frame; here the
     reduced frames share what the whole ones leave of the budget, remainder to the earliest.
-    Quirks kept: the third frame of the last group stays whole.
+    Quirks kept: the third frame of the last group stays whole; a decoding step whose attention resembles the last
+    one's sees all keys.
     Deviations: kept tokens enter the model in raster order (official: by ascending similarity within a reduced
     frame); the last frame of an odd number is kept whole (official: dropped), and videos of up to four frames are
     reduced within their pairs (official: an error).
     """
 
+    inner: bool = True
+    """Whether visual keys are hidden while decoding."""
+    p: float = 0.7
+    """Share of the visual keys that is hidden. 0.7 in the official README, 0.8 in the code's constructor."""
+    layer: int = 3
+    """First layer from which on they are hidden."""
+    change: float = 0.9
+    """They are chosen only where the cosine with the last step's attention is below this; else all are seen."""
+
     name: ClassVar[str] = "dycoke"
     positions: ClassVar[Positions] = "contiguous"
     exact: ClassVar[bool] = False
     """Whole frames are never reduced: not below about a quarter (3/8 at eight frames, all at one)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "p", 0, 1)
+        check_range(self, "layer", 1, 10_000, integer=True)
+        check_range(self, "change", -1, 1)
+
+    def key_layer(self, depth: int) -> int | None:
+        return check_layer(self, "layer", depth) if self.inner else None
+
+    def select_keys(self, attention: Tensor, memory: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        if memory is not None and similarity(attention, memory) >= self.change:
+            return None, attention
+        return most_attended(attention, int(len(attention) * (1 - self.p))), attention
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
         size = tokens.tokens_per_frame

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from mmg_bench.methods._greedy import cosine_distances, max_min_selection
+from mmg_bench.methods._inside import layers_at, most_attended
 from mmg_bench.methods._merge import group_means, group_sums, supplied, unit
 from mmg_bench.methods._ops import descending, frame_means, log_density, peak_distance, squared_distances
 from mmg_bench.methods.base import Method, Positions, check_choice, check_range
-from mmg_bench.tokens import PrunedTokens, VideoTokens
+from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens
 
+PRUNING_LAYER, OFFICIAL_DEPTH = 20, 28
 NEIGHBOURS = 7
 """k of DPC-KNN, or fewer where there are fewer clusters."""
 
@@ -179,30 +181,29 @@ def second_stage(attention: Tensor, llm_retention_ratio: float) -> Tensor:
 
     `attention [n]`: head mean of what the last prompt token gives to each, in the layer before (officially 19).
     """
-    return descending(attention)[: math.ceil(len(attention) * llm_retention_ratio)].sort().values
+    return most_attended(attention, math.ceil(len(attention) * llm_retention_ratio))
 
 
 @dataclass(frozen=True)
 class FlashVID(Method):
-    """FlashVID (ICLR 2026), its stage before the language model.
+    """FlashVID (ICLR 2026).
 
     Idea: cut the video into segments of similar frames. In each frame, select tokens that are attended, relevant to
     the segment and diverse (ADTS); merge the others with the frame before, tree-wise through the segment, and cluster
-    what is left of each frame (TSTM).
+    what is left of each frame (TSTM). Late in the language model keep the tokens that the last one attends to.
 
-    Source: arXiv 2602.08024; Fanziyang-v/FlashVID 1d37422. Parameters: see the fields, with the official defaults
-    but for `expansion`.
+    Source: arXiv 2602.08024; Fanziyang-v/FlashVID 1d37422. Parameters: see the fields, with the official defaults.
+    `retention_ratio` is the mean over 28 layers: 1.25 times that enters layer 0, and 30 % of it layer 20; with `inner`
+    off, set `expansion` to 1.
     Not exact: frame and cluster counts are rounded up, and every frame keeps at least one token.
     Quirks kept: chains of merges inflate norms; in a segment of one frame the selected tokens are clustered as well,
     so a position can appear twice; `attn_div_v2` does not mask its picks.
-    Deviations: `prune` is the first stage; the second (`second_stage`: 30 % of the tokens from layer 20 on) is not
-    applied, hence `expansion` 1, not 1.25;
-    segments without frames, which the official code makes of short videos, are not; float32 throughout; nothing is
-    random; a budget of all tokens merges nothing (officially an error).
+    Deviations: segments without frames, which the official code makes of short videos, are not; float32 throughout;
+    nothing is random; a budget of all tokens merges nothing (officially an error).
     """
 
-    expansion: float = 1.0
-    """Factor on the frame budget. 1.25 officially: with it, the second stage averages R over 28 layers; 1 without."""
+    expansion: float = 1.25
+    """Factor on the frame budget, which the stage inside the language model makes up for."""
     alpha: float = 0.7
     """Share of the budget that is selected (ADTS); the rest is for merged tokens (TSTM)."""
     token_selection_method: str = "attn_div_v2"
@@ -213,10 +214,15 @@ class FlashVID(Method):
     """Cosine of neighbouring frame means below which the video is cut."""
     min_segment_num: int = 8
     """Segments to have at least, as far as there are frames."""
+    inner: bool = True
+    """Whether to prune inside the language model too."""
+    llm_retention_ratio: float = 0.3
+    """Share of the tokens that are left there."""
 
     name: ClassVar[str] = "flashvid"
     needs: ClassVar[frozenset[str]] = frozenset({"attention"})
     positions: ClassVar[Positions] = "contiguous"
+    inside_positions: ClassVar[Positions] = "original"
     exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -227,6 +233,7 @@ class FlashVID(Method):
         check_range(self, "temporal_threshold", -1, 1)
         check_range(self, "segment_threshold", -1, 1)
         check_range(self, "min_segment_num", 1, 2**31, integer=True)
+        check_range(self, "llm_retention_ratio", 0, 1, low_open=True)
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
         lengths = segment_lengths(tokens.features, self.segment_threshold, self.min_segment_num)
@@ -241,3 +248,10 @@ class FlashVID(Method):
         )
         notes = {"segments": lengths, "budgets": budgets._asdict()}
         return PrunedTokens(out.tokens.to(tokens.features.dtype), out.anchors, notes=notes)
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        """Officially before layer 20 of 28; at the same share of another depth."""
+        return layers_at([PRUNING_LAYER], OFFICIAL_DEPTH, depth) if self.inner else ()
+
+    def select_inside(self, tokens: LayerTokens) -> Selection:
+        return Selection(second_stage(tokens.attention()[:, 0].mean(0), self.llm_retention_ratio))

@@ -1,4 +1,4 @@
-"""HoliTom, outer part: windows that maximise what can be merged over time, then density and attention in space."""
+"""HoliTom: windows that maximise what merges over time, density and attention in space, merging inside the LLM."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from mmg_bench.methods._inside import layers_at, most_attended
 from mmg_bench.methods._merge import centre_scores, group_means, in_raster_order, supplied, unit
 from mmg_bench.methods._ops import descending, largest_remainder, squared_distances, top_mask
 from mmg_bench.methods.base import Method, Positions, check_range
-from mmg_bench.tokens import PrunedTokens, VideoTokens
+from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens
 
+MERGING_LAYER, OFFICIAL_DEPTH = 18, 28
 Window = tuple[int, int]
 """First and last frame."""
 
@@ -141,15 +143,47 @@ def group_sizes(windows: Sequence[Window], is_static: Tensor) -> tuple[list[int]
     return static, [size - s for (first, last), s in zip(windows, static, strict=True) for _ in range(first, last + 1)]
 
 
+class Inner(NamedTuple):
+    """What the inner merging makes of n tokens."""
+
+    kept: Tensor
+    """`[K]`: ascending indices of the tokens that stay."""
+    tokens: Tensor
+    """`[K, D]` float32: with the dropped ones merged into them."""
+    target: Tensor
+    """`[n]`: the token that each went into; itself where it stays."""
+
+
+def merge_inside(features: Tensor, attention: Tensor, r: float) -> Inner:
+    """Keep the round(n * (1 - r)) most attended of `[n, D]`, and merge each other into the one it is most similar to.
+
+    Dropped tokens, in raster order, are merged one after another by h = (h + x) / 2: of the d that join a token the
+    i-th (from 0) weighs 2^-(d - i), the token itself 2^-d. One matrix product does it.
+    """
+    count = len(attention)
+    kept = most_attended(attention, max(1, round(count * (1 - r))))
+    stays = torch.zeros(count, dtype=torch.bool, device=kept.device).index_fill(0, kept, True)
+    x = features.float()
+    direction = unit(x)
+    slot = (direction @ direction[kept].T).argmax(1)  # [n]: the most similar kept token, by its number among the kept
+    slot = torch.where(stays, stays.cumsum(0) - 1, slot)
+    joins = (slot.unsqueeze(0) == torch.arange(len(kept), device=kept.device).unsqueeze(1)) & ~stays  # [K, n]
+    later = joins.sum(1, keepdim=True) - joins.cumsum(1) + joins.long()  # of those that join, from this one on
+    weight = torch.where(joins, 0.5 ** later.double(), 0).float()  # [K, n]
+    own = 0.5 ** joins.sum(1, keepdim=True).double()  # [K, 1]
+    return Inner(kept, own.float() * x[kept] + weight @ x, kept[slot])
+
+
 @dataclass(frozen=True)
 class HoliTom(Method):
-    """HoliTom (Shao et al., NeurIPS 2025), its outer merging before the language model.
+    """HoliTom (Shao et al., NeurIPS 2025).
 
     Idea: dynamic programming cuts the video where most tokens can be merged over time; static positions become
-    their time mean and are merged by density peaks, dynamic tokens are kept by the attention they receive.
+    their time mean and are merged by density peaks, dynamic tokens are kept by the attention they receive. In the
+    middle of the language model the less attended half is merged into the tokens it resembles.
 
-    Source: arXiv 2505.21334; cokeshao/HoliTom e9b2972 (holitom/llava_arch.py). The inner merging at a middle layer of
-    the language model is not part of this method.
+    Source: arXiv 2505.21334; cokeshao/HoliTom e9b2972 (holitom/llava_arch.py, holitom/modeling_qwen2.py).
+    `retention_ratio` is what the outer merging leaves; `inner` switches the inner one off.
     Parameters: see the fields; the paper uses tau 0.8, and 0.65 at retention 10 %.
     Quirk kept: D = 0 means that all dynamic tokens are chosen by attention (the dominant share is 1 - D).
     Deviations: the groups share the budget by largest remainder, so that it is met exactly (official: round for static
@@ -165,10 +199,15 @@ class HoliTom(Method):
     """Nearest neighbours in the density (at most the number of centres)."""
     D: float = 0.0
     """Share of the dynamic tokens that is merged by density; the rest is kept by attention."""
+    inner: bool = True
+    """Whether to merge inside the language model too."""
+    r: float = 0.5
+    """Share of the tokens that is merged there."""
 
     name: ClassVar[str] = "holitom"
     needs: ClassVar[frozenset[str]] = frozenset({"attention"})
     positions: ClassVar[Positions] = "contiguous"
+    inside_positions: ClassVar[Positions] = "original"
     exact: ClassVar[bool] = False
     """Merging static tokens over time can leave fewer tokens than a large budget asks for."""
 
@@ -178,6 +217,7 @@ class HoliTom(Method):
         check_range(self, "beta", 0, 1)
         check_range(self, "k", 1, 10_000, integer=True)
         check_range(self, "D", 0, 1)
+        check_range(self, "r", 0, 1)
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
         still = still_links(tokens.features, self.tau)
@@ -199,3 +239,11 @@ class HoliTom(Method):
             D=self.D,
         )
         return in_raster_order(outer.tokens, outer.positions, tokens.features, windows=windows)
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        """Officially before layer 18 of 28; at the same share of another depth."""
+        return layers_at([MERGING_LAYER], OFFICIAL_DEPTH, depth) if self.inner else ()
+
+    def select_inside(self, tokens: LayerTokens) -> Selection:
+        merged = merge_inside(tokens.features, tokens.attention()[:, 0].mean(0), self.r)
+        return Selection(merged.kept, merged.tokens)

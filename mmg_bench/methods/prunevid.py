@@ -1,4 +1,4 @@
-"""PruneVid, stage 1: merge what is static in time, then cluster what is redundant in space."""
+"""PruneVid: merge what is static in time, cluster what is redundant in space, keep what the question attends to."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from mmg_bench.methods._inside import layers_at
 from mmg_bench.methods._merge import centre_scores, group_means, in_raster_order, unit
 from mmg_bench.methods._ops import descending, frame_means, largest_remainder, squared_distances
 from mmg_bench.methods.base import Method, Positions, check_range
-from mmg_bench.tokens import PrunedTokens, VideoTokens
+from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens
 
+SELECTED_LAYER, OFFICIAL_DEPTH = 10, 32
 SMALL_GROUP = 14
 """Groups of at most this many tokens are left alone (fixed in the official code)."""
 
@@ -149,6 +151,19 @@ def merge_windows(
     return Merged(torch.cat(tokens), assign, torch.cat(anchors))
 
 
+def group_numbers(
+    lengths: Sequence[int], static: Sequence[int], dynamic: Sequence[int], device: torch.device
+) -> Tensor:
+    """Number of the group of each row of `Merged.tokens`, given the counts of each window and frame: `[K]` int64."""
+    sizes: list[int] = []
+    start = 0
+    for length, count in zip(lengths, static, strict=True):
+        sizes += [count, *dynamic[start : start + length]]
+        start += length
+    counts = torch.tensor(sizes, device=device)
+    return torch.arange(len(counts), device=device).repeat_interleave(counts)
+
+
 def group_sizes(lengths: Sequence[int], is_static: Tensor) -> tuple[list[int], list[int]]:
     """Static tokens of each window, once merged over time, and dynamic tokens of each frame."""
     static: list[int] = is_static.sum(1).tolist()
@@ -171,15 +186,32 @@ def counts_by_budget(sizes: Sequence[int], budget: int) -> list[int]:
     return largest_remainder(shares, budget, sizes)
 
 
+def rank_in_groups(attention: Tensor, group: Tensor, alpha: float) -> Tensor:
+    """Stage 2: of each group of size g the int(g * alpha) tokens of highest attention: ascending indices `[K]`.
+
+    `attention [heads, queries, n]`: without rotary embedding and causal mask, queries all text behind the video; its
+    maximum over both is the score. `group [n]`: group numbers from 0. Where nothing would be left, the best token.
+    """
+    score = attention.amax((0, 1))  # [n]
+    order = descending(score)
+    by_group = order[group[order].argsort(stable=True)]  # groups one after another, best first
+    sizes = torch.bincount(group)
+    starts = sizes.cumsum(0) - sizes
+    rank = torch.arange(len(score), device=score.device) - starts[group[by_group]]
+    kept = by_group[rank < (sizes[group[by_group]].double() * alpha).long()]
+    return kept.sort().values if len(kept) else order[:1]
+
+
 @dataclass(frozen=True)
 class PruneVid(Method):
-    """PruneVid (Huang et al., 2024), stage 1: spatial-temporal token merging before the language model.
+    """PruneVid (Huang et al., 2024): spatial-temporal token merging, then selection by the question.
 
     Idea: cluster frames into windows; in a window average over time the positions that hardly change; cluster the
-    static tokens of each window and the dynamic tokens of each frame, and replace clusters by their means.
+    static tokens of each window and the dynamic tokens of each frame, and replace clusters by their means. Behind a
+    middle layer of the language model keep of each group what the question's tokens attend to, in all caches too.
 
-    Source: arXiv 2412.16117; Visual-AI/PruneVid b12600c (merge_frames_dynamic). Stage 2, which prunes inside the
-    language model by the attention of the question, is not part of this method.
+    Source: arXiv 2412.16117; Visual-AI/PruneVid b12600c (merge_frames_dynamic, VTPWindowCache). `retention_ratio` is
+    what stage 1 leaves; `inner` switches stage 2 off.
     Parameters: see the fields. The official knob is a `cluster_ratio`; here it follows from `retention_ratio`, so
     that the total meets the budget (`counts_by_budget`).
     Quirks kept: groups of up to 14 tokens stay whole; of a label with several longest runs all are kept.
@@ -193,9 +225,15 @@ class PruneVid(Method):
     """Temporal clusters, as a share of the frames."""
     k: int = 7
     """Nearest neighbours in the density."""
+    inner: bool = True
+    """Whether stage 2 prunes inside the language model."""
+    alpha: float = 0.4
+    """Share of each group that stage 2 keeps."""
 
     name: ClassVar[str] = "prunevid"
     positions: ClassVar[Positions] = "contiguous"
+    inside_positions: ClassVar[Positions] = "original"
+    prunes_caches: ClassVar[bool] = True
     exact: ClassVar[bool] = False
     """Merging static tokens over time can leave fewer tokens than a large budget asks for."""
 
@@ -204,6 +242,7 @@ class PruneVid(Method):
         check_range(self, "tau", -1, 1)
         check_range(self, "temporal_segment_ratio", 0, 1, low_open=True)
         check_range(self, "k", 1, 10_000, integer=True)
+        check_range(self, "alpha", 0, 1, low_open=True)
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
         clusters = max(1, int(tokens.frames * self.temporal_segment_ratio))
@@ -213,4 +252,15 @@ class PruneVid(Method):
         counts = counts_by_budget(static + dynamic, self.budget(tokens))
         static, dynamic = counts[: len(static)], counts[len(static) :]
         merged = merge_windows(tokens.features, lengths, is_static, static, dynamic, self.k)
-        return in_raster_order(merged.tokens, merged.anchors, tokens.features, window_lengths=lengths)
+        # window by window, static tokens first: groups as stage 2 wants them
+        group = group_numbers(lengths, static, dynamic, merged.anchors.device)
+        return in_raster_order(merged.tokens, merged.anchors, tokens.features, state=group, window_lengths=lengths)
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        """Officially behind layer 10 of 32, that is before layer 11; at the same share of another depth."""
+        return layers_at([SELECTED_LAYER + 1], OFFICIAL_DEPTH, depth) if self.inner else ()
+
+    def select_inside(self, tokens: LayerTokens) -> Selection:
+        every = torch.arange(len(tokens.text), device=tokens.features.device)
+        attention = tokens.attention(every, rotary=False, causal=False)
+        return Selection(rank_in_groups(attention, tokens.state, self.alpha))

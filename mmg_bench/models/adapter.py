@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -36,8 +36,36 @@ class Adapter(ABC):
 
     @property
     @abstractmethod
-    def language_model(self) -> nn.Module:
+    def language_model(self) -> Any:
         """The decoder, called with `inputs_embeds`."""
+
+    @property
+    def text_config(self) -> Any:
+        """The language model's configuration."""
+        return self.language_model.config
+
+    @property
+    def layers(self) -> Sequence[Any]:
+        """The language model's decoder layers."""
+        return self.language_model.layers
+
+    def attention_module(self, layer: Any) -> Any:
+        """The attention of a decoder layer, with `q_proj`, `k_proj`, `head_dim` and `scaling`."""
+        return layer.self_attn
+
+    def normalised(self, layer: Any, hidden: Tensor) -> Tensor:
+        """What the attention of a decoder layer gets of the layer's input `[S, D]`."""
+        normalised: Tensor = layer.input_layernorm(hidden)
+        return normalised
+
+    def rotary(self, hidden: Tensor, ids: Tensor) -> Any:
+        """The rotary embeddings that the language model makes of position ids `[..., B, S]` for its layers."""
+        return self.language_model.rotary_emb(hidden, ids)
+
+    def rows(self, rotary: Any, row: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines `[S, width]` of one row of those embeddings."""
+        cos, sin = rotary
+        return cos[row if len(cos) > 1 else 0], sin[row if len(sin) > 1 else 0]
 
     @property
     @abstractmethod

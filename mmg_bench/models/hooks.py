@@ -2,7 +2,8 @@
 
 Two hooks do it. One before the multimodal module's forward notes, from `input_ids`, where the visual tokens lie. One
 before the language model's forward takes the kept rows of the prompt at prefill, and the matching columns of the
-attention mask at every later step. The model's own code does everything else.
+attention mask at every later step. Methods that prune inside the language model get more (`inside.py`). The model's own
+code does everything else.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 from mmg_bench.methods.base import Method, Positions, check_choice
 from mmg_bench.models.adapter import Adapter, Capture, adapter_for
+from mmg_bench.models.inside import Inside, Span
+from mmg_bench.models.kept import Kept, left_padded
 from mmg_bench.tokens import QUESTION_FIELDS, PrunedTokens, VideoTokens
 
 _ACTIVE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -30,8 +33,12 @@ class VideoReport:
 
     total_tokens: int
     realised_tokens: int
+    """Visual tokens that enter layer 0."""
     prune_seconds: float
+    """Spent before layer 0; what a method does inside the language model is part of its forward."""
     notes: dict[str, Any]
+    stages: tuple[tuple[int, int], ...] = ()
+    """`(layer, visual tokens that enter it)` of each later layer before which the method pruned."""
 
 
 @dataclass
@@ -44,25 +51,10 @@ class Run:
     prompt_tokens: int | None = None
     """Tokens that entered layer 0 at the last prefill: visual, newline and text."""
 
-
-@dataclass(frozen=True)
-class _Kept:
-    """What is left of a prompt `[B, S]` after pruning; rows are padded on the left to one length."""
-
-    index: Tensor  # [B, K] columns of the prompt
-    real: Tensor  # [B, K] bool; False where a row is padded
-    removed: Tensor  # [B] columns taken out
-    prompt: int  # S
-
-    def gather(self, values: Tensor) -> Tensor:
-        """The kept columns of `values` `[B, S, ...]`."""
-        index = self.index.reshape(*self.index.shape, *[1] * (values.dim() - 2))
-        return values.gather(1, index.expand(-1, -1, *values.shape[2:]))
-
-    def mask(self, attention_mask: Tensor) -> Tensor:
-        """The kept columns, and all behind the prompt, of a 2-D attention mask `[B, >= S]`."""
-        prompt = self.gather(attention_mask[:, : self.prompt]) * self.real.to(attention_mask.dtype)
-        return torch.cat([prompt, attention_mask[:, self.prompt :]], dim=1)
+    @property
+    def stages(self) -> list[list[int]]:
+        """`[layer, visual tokens that enter it]` of all videos of the last prompt together."""
+        return [[same[0][0], sum(n for _, n in same)] for same in zip(*(v.stages for v in self.report), strict=True)]
 
 
 @contextmanager
@@ -95,6 +87,8 @@ def pruning(
         splice = _Splice(adapter, run, encoded, captured)
         for module, hook in ((adapter.multimodal, splice.locate), (adapter.language_model, splice.cut)):
             stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        if splice.inside.needed:
+            splice.inside.install(stack)
         _ACTIVE.add(model)
         stack.callback(_ACTIVE.discard, model)
         yield run
@@ -107,10 +101,12 @@ class _Splice:
         self, adapter: Adapter, run: Run, encoded: Sequence[VideoTokens] | None, captured: Capture | None
     ) -> None:
         self.adapter, self.run, self.encoded, self.captured = adapter, run, encoded, captured
+        self.inside = Inside(adapter, run.method, run.positions, self._note_stage)
         self.pruned: dict[int, tuple[PrunedTokens, float]] = {}  # of `encoded`, for methods that ignore the question
         self.visual: Tensor | None = None  # [B, S] bool, between the two hooks of one forward
         self.frames = 0
-        self.kept: _Kept | None = None  # of the prompt that is being decoded
+        self.kept: Kept | None = None  # of the prompt that is being decoded
+        self.active = False  # whether that prompt holds videos that the method prunes
 
     def locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the multimodal module: note where the visual tokens are, if the call holds videos."""
@@ -134,44 +130,48 @@ class _Splice:
         past = cache.get_seq_length() if cache is not None else 0
         if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
             raise ValueError("pruning needs a 2-D attention mask: leave cache_implementation and custom masks unset")
+        spans: list[Span] | None = None
         if self.visual is not None:
             if past:
                 raise ValueError("a prompt with videos came with a filled cache: pass the whole conversation at once")
-            outcome = self._prune(embeds, self.visual)
-            self.kept = outcome[0] if outcome else None
+            self.kept, embeds, spans = self._prune(embeds, self.visual)
+            self.active = self.kept is not None or self.inside.needed
         elif not past:  # a prompt without video
-            self.kept = None
-        if self.kept is None:
+            self.active = False
+        elif self.active:
+            self.kept = self.inside.settled(self.kept)
+        if not self.active:
+            self.inside.stop()
             return None
-        kept = self.kept
-        batch, width = embeds.shape[:2]
+        batch, width = kwargs["inputs_embeds"].shape[:2]
         # columns before this call, had none been removed
-        behind = past + kept.prompt - kept.index.shape[1] if past else 0
+        behind = past + (self.kept.removed if self.kept is not None and past else 0)
         if mask is None:  # without one, transformers takes a jump in position ids for a border between sequences
             mask = torch.ones(batch, behind + width, dtype=torch.long, device=embeds.device)
         if ids is None:
             ids = torch.arange(behind, behind + width, device=embeds.device)[None]
-        mask, ids = kept.mask(mask), ids.expand(batch, -1)
-        if self.visual is None:
-            if self.run.positions == "contiguous":
-                ids = ids - kept.removed[:, None]
-        else:
-            assert outcome is not None
-            embeds = outcome[1]
-            ids = kept.gather(ids) if self.run.positions == "original" else (mask.cumsum(-1) - 1).clamp(min=0)
+        ids = ids.expand(*ids.shape[:-2], batch, -1)
+        if self.kept is not None:
+            mask = self.kept.mask(mask)
+            ids = self.kept.ids(ids, mask, prefill=spans is not None)
+        self.inside.begin(mask, ids, spans)
         return args, {**kwargs, "inputs_embeds": embeds, "attention_mask": mask, "position_ids": ids}
 
-    def _prune(self, embeds: Tensor, visual: Tensor) -> tuple[_Kept, Tensor] | None:
-        """Prune every video of a prompt `[B, S, D]`: what is left, and its embeddings `[B, K, D]`.
+    def _note_stage(self, video: int, layer: int, tokens: int) -> None:
+        report = self.run.report[video]
+        self.run.report[video] = replace(report, stages=(*report.stages, (layer, tokens)))
 
-        None when every token stays, so that dense is exactly the stock model.
+    def _prune(self, embeds: Tensor, visual: Tensor) -> tuple[Kept | None, Tensor, list[Span]]:
+        """Prune every video of a prompt `[B, S, D]`: what is left, its embeddings `[B, K, D]`, and its videos in them.
+
+        Where every token stays, `None` and the very same embeddings, so that dense is exactly the stock model.
         """
         grid, trailing = self.adapter.grid, self.adapter.trailing
         per_video = self.frames * grid[0] * grid[1]
         self.run.report = []
-        indices, rows = [], []
+        indices, rows, spans = [], [], []
         for row, seen in enumerate(visual):
-            columns, features, end = [], [], 0
+            columns, features, end, width = [], [], 0, 0
             for span in seen.nonzero().flatten().split(per_video + trailing):
                 first, last = int(span[0]), int(span[-1])
                 if len(span) != per_video + trailing or last - first + 1 != len(span):
@@ -184,6 +184,9 @@ class _Splice:
                 self.run.report.append(VideoReport(per_video, len(pruned), seconds, dict(pruned.notes)))
                 columns += [torch.arange(end, first, device=embeds.device), first + pruned.positions]
                 features += [embeds[row, end:first], pruned.features.to(embeds.dtype)]
+                start = width + first - end
+                width = start + len(pruned)
+                spans.append(Span(row, start, width + trailing, pruned.positions, per_video, pruned.state))
                 end = first + per_video
             columns.append(torch.arange(end, embeds.shape[1], device=embeds.device))
             features.append(embeds[row, end:])
@@ -191,10 +194,11 @@ class _Splice:
             rows.append(torch.cat(features))
         self.run.prompt_tokens = max(len(index) for index in indices)
         if all(video.realised_tokens == per_video for video in self.run.report):
-            return None
-        index, real = _left_padded(indices)
-        removed = embeds.shape[1] - real.sum(1)
-        return _Kept(index, real, removed, embeds.shape[1]), _left_padded(rows)[0]
+            return None, embeds, spans
+        kept = Kept.of(indices, embeds.shape[1], self.run.positions == "contiguous")
+        padding = [kept.index.shape[1] - len(index) for index in indices]
+        spans = [replace(s, start=s.start + padding[s.row], end=s.end + padding[s.row]) for s in spans]
+        return kept, left_padded(rows)[0], spans
 
     def _pruned(self, video: int, features: Tensor, text: Tensor) -> tuple[PrunedTokens, float]:
         """Prune the `video`-th video, whose tokens are `features` `[T, N, D]`; also the seconds it took."""
@@ -215,14 +219,6 @@ class _Splice:
         if self.encoded is not None and not method.needs & QUESTION_FIELDS:
             self.pruned[video] = outcome
         return outcome
-
-
-def _left_padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Stack rows `[K_i, ...]` of unequal length, zeros on the left; also `[B, K]` bool, False where padded."""
-    longest = max(len(row) for row in rows)
-    stacked = torch.stack([torch.cat([row.new_zeros(longest - len(row), *row.shape[1:]), row]) for row in rows])
-    counts = torch.tensor([len(row) for row in rows], device=stacked.device)
-    return stacked, torch.arange(longest, device=stacked.device) >= longest - counts[:, None]
 
 
 def _now(like: Tensor) -> float:

@@ -26,7 +26,7 @@ class LlavaOnevision(Adapter):
         return self.model.model
 
     @property
-    def language_model(self) -> nn.Module:
+    def language_model(self) -> Any:
         return self.model.model.language_model
 
     @property

@@ -1,7 +1,8 @@
 """Result rows: records and measurements as one tidy table, one measured value a row.
 
 Tables, figures and pages are made from these rows alone. `accuracy` and `accuracy_kept_percent` are in percent, times
-in ms, sizes in bytes, FLOPs in multiply-adds; speed-ups are factors against dense.
+in ms, sizes in bytes, FLOPs in multiply-adds; speed-ups are factors against dense. `retention_layer_mean` is the share
+of all visual tokens that a layer sees, mean over the layers: what methods that prune inside the language model spend.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import csv
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
@@ -58,7 +59,7 @@ _TYPES = {name: _DTYPES[kind] for name, kind in get_type_hints(ResultRow).items(
 METRICS = (
     *("accuracy", "accuracy_kept_percent", "flips_lost", "flips_won", "p_mcnemar"),
     *("decode_ms", "preprocess_ms", "encode_ms", "prune_ms", "prefill_ms", "decode_token_ms", "ttft_ms", "e2e_ms"),
-    *("prefill_speedup", "ttft_speedup", "e2e_speedup"),
+    *("prefill_speedup", "ttft_speedup", "e2e_speedup", "retention_layer_mean"),
     *("flops_gqa", "flops_4nd2", "flops_counted", "kv_cache_bytes", "peak_memory_bytes"),
 )
 DENSE = "dense"
@@ -68,8 +69,6 @@ AVERAGE = "average"
 """Benchmark of a row about the unweighted mean of several benchmarks."""
 NO_BENCHMARK = "-"
 """Benchmark of a measurement that belongs to none, such as latency at a given geometry."""
-
-LayerTokens = Callable[[Record], Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -104,17 +103,13 @@ def result_rows(
     benchmarks: Sequence[str] = (),
     measurements: Iterable[Measurement] = (),
     geometries: Mapping[str, TextGeometry] | None = None,
-    layer_tokens: LayerTokens | None = None,
     bootstrap: Bootstrap | None = None,
 ) -> pd.DataFrame:
     """The rows of a table, in an order that does not depend on the order of `records`.
 
     weights: what each model's weights are, such as `pretrained`.
     methods, benchmarks: the order to list them in; those not named follow by name. Dense comes first.
-    geometries: sizes of each model's language model; without one a model gets no FLOPs.
-    layer_tokens: visual tokens in each layer for a record, for methods that prune inside the language model. Without
-        it the tokens that enter layer 0 count for all layers, and a cell that prunes nothing before layer 0 gets no
-        FLOPs, for they would be those of dense.
+    geometries: sizes of each model's language model; without one a model gets no FLOPs and no mean over its layers.
 
     Accuracy is the mean over the questions that were answered; those that failed are counted in `n_errors`. With
     several benchmarks, rows of benchmark `average` hold the unweighted mean over them, for cells that ran on all.
@@ -126,7 +121,7 @@ def result_rows(
     rows: list[dict[str, Any]] = []
     realised: dict[_Where, float] = {}
     for (model, frames), by_benchmark in _cells(records).items():
-        cost = _Cost((geometries or {}).get(model), layer_tokens)
+        cost = _Cost((geometries or {}).get(model))
         if len(by_benchmark) > 1:
             by_benchmark[AVERAGE] = _averages(by_benchmark)
         for benchmark, cells in by_benchmark.items():
@@ -269,29 +264,31 @@ def _averages(by_benchmark: Mapping[str, _Cells]) -> _Cells:
 
 
 class _Cost:
-    """FLOPs of a record in both conventions, where they are known."""
+    """Visual tokens of a record over all layers, and their FLOPs in both conventions, where the model is known."""
 
-    def __init__(self, geometry: TextGeometry | None, layer_tokens: LayerTokens | None):
-        self.layer_tokens = layer_tokens
-        self.conventions = {}
-        if geometry is not None:
-            for formula in (flops_gqa, flops_4nd2):  # questions share their token counts: compute each once
-                self.conventions[formula.__name__] = cache(partial(formula, geometry))
-
-    def tokens(self, record: Record) -> int | tuple[int, ...] | None:
-        if record.realised_tokens is None:
-            return None
-        if self.layer_tokens is not None:
-            return tuple(self.layer_tokens(record))
-        inside = record.retention_ratio < 1 and record.realised_tokens == record.total_tokens
-        return None if inside else record.realised_tokens
+    def __init__(self, geometry: TextGeometry | None):
+        self.geometry = geometry
+        # questions share their token counts: compute each once
+        self.conventions = [] if geometry is None else [cache(partial(f, geometry)) for f in (flops_gqa, flops_4nd2)]
 
     def means(self, records: Sequence[Record]) -> Iterator[tuple[str, Estimate]]:
-        tokens = [t for t in map(self.tokens, records) if t is not None]
-        for name, flops in self.conventions.items():
-            if tokens:
-                mean = _mean(flops(t) for t in tokens)
-                yield name, Estimate(mean, math.nan, math.nan, len(tokens), len(records) - len(tokens))
+        known = [r for r in records if r.realised_tokens is not None]
+        if self.geometry is None or not known:
+            return
+        depth = self.geometry.layers
+        tokens = [layer_tokens(r, depth) for r in known]
+        shares = [sum(t) / depth / r.total_tokens for t, r in zip(tokens, known, strict=True) if r.total_tokens]
+        means = [_mean(shares), *(_mean(flops(t) for t in tokens) for flops in self.conventions)]
+        for name, mean in zip(("retention_layer_mean", "flops_gqa", "flops_4nd2"), means, strict=True):
+            yield name, Estimate(mean, math.nan, math.nan, len(known), len(records) - len(known))
+
+
+def layer_tokens(record: Record, depth: int) -> tuple[int, ...]:
+    """Visual tokens that entered each of `depth` layers."""
+    counts = [record.realised_tokens or 0] * depth
+    for layer, tokens in record.stages or []:
+        counts[layer:] = [tokens] * (depth - layer)
+    return tuple(counts)
 
 
 def _statistics(cell: _Cell, dense: _Cell, cost: _Cost, bootstrap: Bootstrap) -> Iterator[tuple[str, str, Estimate]]:

@@ -169,6 +169,13 @@ class _Layout:
         title = f"{first['table']}: {first['model']}, {names}, {first['frames']} frames"
         return Table(title, self._header(), tuple(columns), tuple(b for b in blocks if b.lines), self.notes.lines)
 
+    @property
+    def prunes_inside(self) -> bool:
+        """Whether some cell's layers do not all see the tokens that enter layer 0."""
+        inside = self.rows[self.rows.metric == "retention_layer_mean"]
+        whole = {row.benchmark: row.realised_tokens for row in inside[inside.method == DENSE].itertuples()}
+        return any(row.value < row.realised_tokens / whole[row.benchmark] - 1e-6 for row in inside.itertuples())
+
     def _of(self, method: str) -> list[tuple[str, float]]:
         return [cell for cell in self.cells if cell[0] == method]
 
@@ -188,6 +195,7 @@ class _Layout:
         for name, text in (
             ("p (McNemar)", self._p),
             ("Tokens", self._tokens),
+            *([("Layer mean", self._layer_mean)] if self.prunes_inside else []),
             ("FLOPs (of dense)", self._flops),
             ("Prefill speed-up [95 % CI]", self._speedup),
         ):
@@ -263,6 +271,10 @@ class _Layout:
         known = here[here.benchmark.isin((self.main, NO_BENCHMARK))].realised_tokens.dropna()
         return f"{known.iloc[0]:.1f}".removesuffix(".0") if len(known) else NONE
 
+    def _layer_mean(self, method: str, ratio: float) -> str:
+        row = self._row("retention_layer_mean", method, ratio)
+        return NONE if row is None else f"{100 * row.value:.1f} %"
+
     def _flops(self, method: str, ratio: float) -> str:
         row, dense = (self._row("flops_gqa", *cell) for cell in ((method, ratio), (DENSE, 1.0)))
         if row is None:
@@ -296,6 +308,10 @@ class _Layout:
             lines.append(
                 "Accuracy and percent kept: in percent, over the questions that were answered; intervals are paired "
                 "with dense, from a bootstrap over videos. In bold, the most kept in a block, controls aside"
+            )
+        if self.prunes_inside:
+            lines.append(
+                "Tokens: visual tokens that enter layer 0; layer mean: share of all that a layer sees, on average"
             )
         if self._row("flops_gqa", DENSE, 1.0) is not None:
             lines.append("FLOPs: multiply-adds of the language model's prefill over visual tokens (`flops_gqa`)")

@@ -117,13 +117,14 @@ class _Pass:
                     realised_tokens=sum(video.realised_tokens for video in run.report),
                     total_tokens=sum(video.total_tokens for video in run.report),
                     prompt_tokens=run.prompt_tokens,
+                    stages=run.stages,
                 )
 
     def record(
         self, key: str, cell: Cell, question: Question, error: Exception | None = None, **outcome: Any
     ) -> Record:
         """A record of an answer, or of the fault that stands in its place."""
-        unknown = dict.fromkeys(("prediction", "score", "realised_tokens", "total_tokens", "prompt_tokens"))
+        unknown = dict.fromkeys(("prediction", "score", "realised_tokens", "total_tokens", "prompt_tokens", "stages"))
         return Record(
             model=self.llm.spec.name,
             benchmark=self.benchmark.spec.name,

@@ -42,6 +42,8 @@ class Record:
     """T * N of the video."""
     prompt_tokens: int | None
     """All tokens that entered layer 0: visual, newline and text."""
+    stages: list[list[int]] | None
+    """`[layer, visual tokens that entered it]` of each later layer before which the method pruned."""
     provenance: str
     """Key into the table's provenance.json."""
 

@@ -1,6 +1,6 @@
 """What every registered method must do, whatever its algorithm. A new method is tested here without being named."""
 
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 import mmg_bench
 from mmg_bench.methods import Method
 from mmg_bench.methods.registry import get_method, method_class, method_names
-from mmg_bench.tokens import OPTIONAL_FIELDS, PrunedTokens, VideoTokens
+from mmg_bench.tokens import OPTIONAL_FIELDS, LayerTokens, PrunedTokens, Selection, VideoTokens
 
 CONFIGS = Path(mmg_bench.__file__).parents[1] / "configs" / "method"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -137,7 +137,7 @@ def test_input_is_left_alone(name):
     pruned = build(name).prune(tokens)
     for field, value in tensors(tokens).items():
         assert torch.equal(value, before[field]), field
-    assert not set(vars(pruned)) - {"features", "positions", "layer", "notes"}
+    assert not set(vars(pruned)) - {"features", "positions", "notes", "state"}
 
 
 @every_method
@@ -174,6 +174,63 @@ def test_needs_are_what_is_read(name):
     for field in method.needs:
         with pytest.raises(ValueError, match=f"{name} needs {field}"):
             method.prune(replace(tokens, **{field: None}))
+
+
+@dataclass(frozen=True)
+class FakeAttention:
+    """Random softmax rows over the tokens that are left."""
+
+    tokens: int
+    text: int
+    dtype: torch.dtype
+
+    def __call__(
+        self, rows: Tensor | None = None, *, own: bool = False, rotary: bool = True, causal: bool = True
+    ) -> Tensor:
+        g = torch.Generator().manual_seed(self.tokens)
+        count = 1 if rows is None else len(rows)
+        return (2 * torch.randn(4, count, self.tokens, generator=g)).softmax(-1)
+
+    def phases(self) -> tuple[Tensor, Tensor]:
+        g = torch.Generator().manual_seed(1)
+        return torch.rand(self.text, 8, generator=g) + 0.5, torch.rand(self.tokens, 8, generator=g) + 0.5
+
+
+def through_the_layers(method: Method, tokens: VideoTokens, depth: int = 28) -> list[tuple[LayerTokens, Selection]]:
+    """What the method does at each of its layers, from what it leaves before the first."""
+    pruned = method.prune(tokens)
+    features, positions, state, text = pruned.features, pruned.positions, pruned.state, tokens.query
+    assert text is not None
+    out = []
+    for stage in range(len(method.layers(depth))):
+        attention = FakeAttention(len(positions), len(text), features.dtype)
+        before = LayerTokens(features, positions, text, tokens.total, stage, attention, state)
+        chosen = method.prune_inside(before)
+        out.append((before, chosen))
+        features = features[chosen.index] if chosen.features is None else chosen.features
+        positions, state = positions[chosen.index], chosen.state
+    return out
+
+
+@every_method
+@pytest.mark.parametrize("shape", [(8, (4, 5)), (1, (4, 5)), (6, (1, 1)), (1, (1, 1))], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_inside_the_model(name, shape, dtype):
+    """Stages leave distinct tokens of those they are given, at least one, in their dtype, and change no input."""
+    method, tokens = build(name), video(*shape, dtype=dtype)
+    for (before, chosen), (again, same) in zip(
+        through_the_layers(method, tokens), through_the_layers(method, video(*shape, dtype=dtype)), strict=True
+    ):
+        assert torch.equal(before.features, again.features)
+        assert torch.equal(chosen.index, same.index)
+        assert chosen.index.dtype == torch.int64
+        assert 1 <= len(chosen.index) == len(chosen.index.unique()) <= len(before.positions)
+        assert 0 <= int(chosen.index.min()) <= int(chosen.index.max()) < len(before.positions)
+        if chosen.features is not None:
+            assert chosen.features.shape == (len(chosen.index), before.features.shape[1])
+            assert chosen.features.isfinite().all()
+            if dtype == torch.float32:
+                assert torch.equal(chosen.features, same.features)
 
 
 @every_method

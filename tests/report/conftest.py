@@ -30,6 +30,7 @@ def cell_records(method, ratio, outcomes, *, model="toy", benchmark="bench", fra
                 realised_tokens=None if failed else round(ratio * TOTAL),
                 total_tokens=None if failed else TOTAL,
                 prompt_tokens=None if failed else round(ratio * TOTAL) + 9,
+                stages=None if failed else [],
                 provenance="key1",
             )
         )

@@ -123,17 +123,13 @@ def test_flops_come_from_realised_tokens(toy):
     assert not result_rows(toy).metric.str.startswith("flops").any()
 
 
-def test_pruning_inside_the_model_gets_no_flops_of_dense(make):
-    inside = [dataclasses.replace(r, realised_tokens=64) for r in make("fastv", 0.25, "11")]
-    records = [*make("dense", 1.0, "11"), *inside]
-    unknown = result_rows(records, geometries={"toy": GEOMETRY})
-    assert set(unknown[unknown.metric == "flops_gqa"].method) == {"dense"}
-    known = result_rows(
-        records,
-        geometries={"toy": GEOMETRY},
-        layer_tokens=lambda r: [64, 16] if r.method == "fastv" else [64, 64],
-    )
-    assert value(known, "fastv", 0.25, "flops_gqa").value == flops_gqa(GEOMETRY, [64, 16])
+def test_pruning_inside_the_model_counts_what_each_layer_sees(make):
+    inside = [dataclasses.replace(r, realised_tokens=64, stages=[[1, 16]]) for r in make("fastv", 0.25, "11")]
+    rows = result_rows([*make("dense", 1.0, "11"), *inside], geometries={"toy": GEOMETRY})
+    assert value(rows, "fastv", 0.25, "flops_gqa").value == flops_gqa(GEOMETRY, [64, 16])
+    assert value(rows, "fastv", 0.25, "flops_gqa").realised_tokens == 64
+    assert value(rows, "fastv", 0.25, "retention_layer_mean").value == (64 + 16) / 2 / 64
+    assert value(rows, "dense", 1.0, "retention_layer_mean").value == 1
 
 
 def test_measurements_become_rows_of_their_cell(toy):

@@ -172,3 +172,11 @@ def test_terminal_shows_the_same_cells(toy, provenance):
             assert any(all(c.text in text for c in cells) for text in shown.splitlines())
     assert "[33.3, 125.0]" in shown  # not taken for markup
     assert "reproduce with `mmg-bench table toy`" in shown
+
+
+def test_what_the_layers_see_is_shown_where_methods_prune_inside(make, provenance):
+    inside = [dataclasses.replace(r, realised_tokens=64, stages=[[2, 16]]) for r in make("fastv", 0.25, "11")]
+    rows = rows_of([*make("dense", 1.0, "11"), *inside], geometries={"toy": GEOMETRY})
+    shown = line(to_markdown(layout(rows, provenance, NOTHING)), "fastv")
+    assert shown["Tokens"] == "64"
+    assert shown["Layer mean"] == "62.5 %"

@@ -27,6 +27,7 @@ RECORD = Record(
     realised_tokens=4,
     total_tokens=4,
     prompt_tokens=9,
+    stages=[[2, 3]],
     provenance="p",
 )
 

@@ -1,0 +1,47 @@
+"""What the methods that prune inside the language model share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mmg_bench.methods._ops import descending
+from mmg_bench.methods.base import Method, check_range
+from mmg_bench.tokens import PrunedTokens, VideoTokens
+
+
+class InsideMethod(Method):
+    """A method that leaves the tokens alone until they are inside the language model."""
+
+    exact: ClassVar[bool] = False
+
+    def select(self, tokens: VideoTokens) -> PrunedTokens:
+        return PrunedTokens(tokens.flat, torch.arange(tokens.total, device=tokens.features.device))
+
+
+def layers_at(official: Sequence[int], official_depth: int, depth: int) -> tuple[int, ...]:
+    """The official layers at the same share of another depth: distinct, ascending, in 1..depth - 1.
+
+    Raises ValueError where the model has too few layers for that.
+    """
+    layers: list[int] = []
+    for layer in official:
+        layers.append(max(round(layer * depth / official_depth), layers[-1] + 1 if layers else 1))
+    if layers and layers[-1] >= depth:
+        raise ValueError(f"a language model of {depth} layers has no room for {len(layers)} pruning stages: {layers}")
+    return tuple(layers)
+
+
+def check_layer(method: Method, field: str, depth: int) -> int:
+    """The layer that `field` names, for a model of `depth` layers. Raises ValueError unless it is in 1..depth - 1."""
+    check_range(method, field, 1, depth - 1, integer=True)
+    layer: int = getattr(method, field)
+    return layer
+
+
+def most_attended(attention: Tensor, count: int) -> Tensor:
+    """The `count` highest of `[n]`, ties by the lower index: ascending int64 indices `[count]`."""
+    return descending(attention)[:count].sort().values

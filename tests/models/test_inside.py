@@ -1,0 +1,352 @@
+"""Pruning inside the language model: the attention it goes by, and the equality of removing with masking."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmg_bench.methods._inside import InsideMethod, layers_at
+from mmg_bench.methods.base import Method, Positions
+from mmg_bench.methods.registry import get_method, method_class, method_names
+from mmg_bench.models.hooks import pruning
+from mmg_bench.models.small import SmallSpec, small_llava_onevision
+from mmg_bench.tokens import LayerTokens, Selection
+from prompts import prompt_inputs, random_video
+
+STEPS = 4
+GREEDY = {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False}
+QUESTION = "What colour is the star? Answer with one word."
+DEPTH = 6
+
+
+def inside_methods() -> list[str]:
+    built = {name: method_class(name) for name in method_names()}
+    return [n for n, c in built.items() if c.layers is not Method.layers or c.key_layer is not Method.key_layer]
+
+
+@pytest.fixture(scope="module")
+def deep() -> tuple[Any, Any]:
+    """A tiny model of six layers; a frame gives 4 x 4 visual tokens."""
+    from mmg_bench.benchmarks.embedded.questions import vocabulary
+
+    torch.manual_seed(1)
+    spec = SmallSpec(
+        image_size=32,
+        patch_size=4,
+        vision_width=16,
+        vision_layers=2,
+        vision_heads=2,
+        vision_mlp=32,
+        text_width=32,
+        text_layers=DEPTH,
+        text_heads=4,
+        text_kv_heads=2,
+        text_mlp=64,
+    )
+    model, processor = small_llava_onevision(vocabulary(), spec)
+    with torch.no_grad():  # spread what random weights leave nearly flat: logits, and attention
+        model.lm_head.weight.mul_(40)
+        model.model.image_newline.normal_()
+        for layer in model.model.language_model.layers:
+            layer.self_attn.q_proj.weight.mul_(12)
+            layer.self_attn.k_proj.weight.mul_(12)
+            layer.self_attn.v_proj.weight.mul_(8)
+    return model, processor
+
+
+@pytest.fixture
+def inputs(deep: tuple[Any, Any]) -> dict[str, Tensor]:
+    return prompt_inputs(deep[1], [QUESTION], [[random_video(6)]])
+
+
+@pytest.fixture(autouse=True)
+def no_hook_is_left(deep: tuple[Any, Any]) -> Iterator[None]:
+    yield
+    hooks = [h for m in deep[0].modules() for h in m._forward_pre_hooks.values()]
+    assert not any(h.__module__.startswith("mmg_bench") for h in hooks)
+
+
+# ------------------------------------------------------------------------------------------------ attention
+
+
+@dataclass(frozen=True)
+class Probe(InsideMethod):
+    """Keeps everything and remembers the attention that it was offered."""
+
+    name: ClassVar[str] = "probe"
+    seen: list[dict[str, Tensor]] = field(default_factory=list, compare=False)
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        return (2, 3)
+
+    def select_inside(self, tokens: LayerTokens) -> Selection:
+        rows = torch.arange(len(tokens.text))
+        self.seen.append(
+            {
+                "last": tokens.attention(),
+                "text": tokens.attention(rows),
+                "own": tokens.attention(own=True),
+                "plain": tokens.attention(rows, rotary=False, causal=False),
+            }
+        )
+        return Selection(torch.arange(len(tokens.positions)))
+
+
+def test_rows_are_those_of_eager_attention(deep: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
+    model, _ = deep
+    probe, used = Probe(), []
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+
+    def counting(*args: Any, **kwargs: Any) -> Tensor:
+        used.append(args[0].shape)
+        return sdpa(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch, probe(model):
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", counting)
+        assert model.model.language_model.config._attn_implementation == "sdpa"
+        model(**inputs)
+        assert model.model.language_model.config._attn_implementation == "sdpa"
+    assert sum(shape[1] == 4 for shape in used) == DEPTH, "every layer of the language model must stay on SDPA"
+    model.set_attn_implementation("eager")
+    try:
+        eager = model(**inputs, output_attentions=True).attentions  # of each layer [1, heads, S, S]
+    finally:
+        model.set_attn_implementation("sdpa")
+    visual = (inputs["input_ids"][0] == model.config.video_token_index).nonzero().flatten()[:-1]
+    behind = torch.arange(int(visual[-1]) + 2, inputs["input_ids"].shape[1])
+    for stage, layer in enumerate((2, 3)):
+        seen = probe.seen[stage]
+        torch.testing.assert_close(seen["last"], eager[layer - 1][0][:, -1:, visual], atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(seen["text"], eager[layer - 1][0][:, behind][..., visual], atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(seen["own"], eager[layer][0][:, -1:, visual], atol=1e-6, rtol=1e-4)
+        assert not torch.allclose(seen["plain"], seen["text"], atol=1e-3)
+
+
+# ------------------------------------------------------------------------------------- removing and masking
+
+
+@dataclass
+class Trace:
+    """What a method chose while a prompt was answered."""
+
+    stages: list[tuple[int, LayerTokens, Selection]] = field(default_factory=list)
+    keys: list[Tensor | None] = field(default_factory=list)
+
+
+@contextmanager
+def traced(method: Method) -> Iterator[Trace]:
+    trace, kind = Trace(), type(method)
+    layers = method.layers(DEPTH)
+    prune, select = kind.prune_inside, kind.select_keys
+
+    def prune_inside(self: Any, tokens: LayerTokens) -> Selection:
+        chosen = prune(self, tokens)
+        trace.stages.append((layers[tokens.stage], tokens, chosen))
+        return chosen
+
+    def select_keys(self: Any, attention: Tensor, memory: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        chosen, memory = select(self, attention, memory)
+        trace.keys.append(chosen)
+        return chosen, memory
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "prune_inside", prune_inside)
+        patch.setattr(kind, "select_keys", select_keys)
+        yield trace
+
+
+def masked_reference(
+    model: Any, embeds: Tensor, ids: Tensor, start: int, visual: int, method: Method, contiguous: bool, trace: Trace
+) -> list[int]:
+    """Greedy ids when nothing is removed inside the model: what was chosen is masked for all that must not see it.
+
+    Without a cache: every step runs the whole sequence of `embeds [1, S, D]` and what was generated so far.
+    """
+    language, prompt, made = model.model.language_model, embeds.shape[1], []
+    last_stage = max((layer for layer, _, _ in trace.stages), default=0)
+    for step in range(STEPS):
+        new = model.get_input_embeddings()(torch.tensor([made], dtype=torch.long))
+        x = torch.cat([embeds, new], dim=1)
+        positions = torch.cat([ids, ids[:, -1:] + 1 + torch.arange(step)[None]], dim=1)
+        length = x.shape[1]
+        body = list(range(start, start + visual))  # columns of the visual tokens, in the order in which they stand
+
+        def masks(body: list[int], length: int = length) -> Tensor:
+            """Which column sees which, when only `body` is left of the visual columns: [S, S] bool."""
+            order = [*range(start), *body, *range(start + visual, length)]
+            rank = torch.full((length,), length)
+            rank[order] = torch.arange(len(order))
+            seen = rank[None, :] <= rank[:, None]
+            seen[:, rank == length] = False
+            return seen | torch.eye(length, dtype=torch.bool)
+
+        at_stage = {layer: (tokens, chosen) for layer, tokens, chosen in trace.stages}
+        everywhere = body
+        for _, (_, chosen) in sorted(at_stage.items()):
+            everywhere = [everywhere[i] for i in chosen.index.tolist()]
+        for number, layer in enumerate(language.layers):
+            if number in at_stage:
+                _, chosen = at_stage[number]
+                body = [body[i] for i in chosen.index.tolist()]
+                if chosen.features is not None:
+                    x = x.clone()
+                    x[0, body] = chosen.features
+                if contiguous:
+                    order = [*range(start), *body, *range(start + visual, length)]
+                    positions = positions.clone()
+                    positions[0, order] = torch.arange(len(order))
+            seen = masks(body)
+            if method.prunes_caches and number < last_stage:
+                seen[prompt:] = masks(everywhere)[prompt:]  # caches were pruned after the prompt went through
+            key_layer = method.key_layer(DEPTH)
+            if key_layer is not None and number >= key_layer:
+                for i, keys in enumerate(trace.keys[:step]):
+                    if keys is not None:
+                        hidden = torch.ones(visual, dtype=torch.bool)
+                        hidden[keys] = False
+                        seen[prompt + i, start : start + visual] &= ~hidden
+            mask = torch.zeros(1, 1, length, length).masked_fill_(~seen, torch.finfo(torch.float32).min)
+            rotary = language.rotary_emb(x, positions)
+            x = layer(x, attention_mask=mask, position_embeddings=rotary)
+        made.append(int(model.lm_head(language.norm(x))[0, -1].argmax()))
+    return made
+
+
+@pytest.mark.parametrize("positions", ["original", "contiguous"])
+@pytest.mark.parametrize("name", [*inside_methods(), "sparsevlm+"])
+def test_removing_equals_masking(
+    deep: tuple[Any, Any], inputs: dict[str, Tensor], name: str, positions: Positions
+) -> None:
+    model, _ = deep
+    options = {"version": 2} if name.endswith("+") else {}
+    method = get_method(name.removesuffix("+"), retention_ratio=0.3, **options)
+    at_layer_0: list[tuple[Tensor, Tensor]] = []
+    with torch.no_grad(), traced(method) as trace, method(model, positions=positions) as run:
+        language = model.model.language_model
+        note = language.layers[0].register_forward_pre_hook(
+            lambda m, args, kwargs: at_layer_0.append((args[0], kwargs["position_ids"])), with_kwargs=True
+        )
+        ids = model.generate(**inputs, **GREEDY)[0, inputs["input_ids"].shape[1] :].tolist()
+        note.remove()
+    contiguous = (method.inside_positions or run.positions) == "contiguous"
+    with torch.no_grad():
+        start = int((inputs["input_ids"][0] == model.config.video_token_index).nonzero()[0])
+        embeds, numbers = at_layer_0[0]
+        visual = run.report[0].realised_tokens
+        expected = masked_reference(model, embeds, numbers, start, visual, method, contiguous, trace)
+    assert ids == expected
+    assert run.stages == [[layer, len(chosen.index)] for layer, _, chosen in trace.stages]
+    assert [n for _, n in run.stages] == sorted((n for _, n in run.stages), reverse=True)
+    if method.key_layer(DEPTH) is not None:
+        assert any(keys is not None and len(keys) < visual for keys in trace.keys)
+    else:
+        assert run.stages[-1][1] < visual
+
+
+def test_caches_below_the_stage_are_pruned_where_the_method_says_so(
+    deep: tuple[Any, Any], inputs: dict[str, Tensor]
+) -> None:
+    model, _ = deep
+    for name, pruned in (("prunevid", True), ("fastv", False)):
+        method = get_method(name, retention_ratio=0.5)
+        with torch.no_grad(), method(model) as run:
+            cache = model(**inputs, use_cache=True).past_key_values
+        lengths = [layer.get_seq_length() for layer in cache.layers]
+        (layer, left), whole = run.stages[0], run.prompt_tokens
+        assert whole is not None
+        assert lengths[layer:] == [whole - run.report[0].realised_tokens + left] * (DEPTH - layer)
+        assert lengths[:layer] == [lengths[-1] if pruned else whole] * layer
+
+
+# ------------------------------------------------------------------------------------------ batches and misuse
+
+
+@dataclass(frozen=True)
+class Uneven(InsideMethod):
+    """Leaves a number of tokens that depends on the video."""
+
+    name: ClassVar[str] = "uneven"
+    positions: ClassVar[Positions] = "contiguous"
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        return (1, 3)
+
+    def select_inside(self, tokens: LayerTokens) -> Selection:
+        count = 30 - 10 * tokens.stage + int(tokens.features.double().sum().abs() * 1e4) % 7
+        return Selection(torch.arange(count) * (2 - tokens.stage))
+
+
+@pytest.mark.parametrize("name", ["uneven", "fastv", "sparsevlm", "holitom", "prunevid", "dycoke"])
+def test_rows_of_a_batch_are_answered_as_if_alone(deep: tuple[Any, Any], name: str) -> None:
+    model, processor = deep
+    texts = [QUESTION, "How many times does the star flash?", "What shape is the red object?"]
+    videos = [[random_video(6, seed)] for seed in (1, 2, 3)]
+    method = Uneven() if name == "uneven" else get_method(name, retention_ratio=0.4)
+    inputs = prompt_inputs(processor, texts, videos)
+    assert (inputs["attention_mask"] == 0).any()
+    with method(model) as run:
+        together = model.generate(**inputs, **GREEDY)[:, -STEPS:]
+    counts = [v.stages for v in run.report]
+    for row, (text, video) in enumerate(zip(texts, videos, strict=True)):
+        with method(model) as run:
+            alone = model.generate(**prompt_inputs(processor, [text], [video]), **GREEDY)[:, -STEPS:]
+        assert torch.equal(together[row], alone[0])
+        assert counts[row] == run.report[0].stages
+
+
+def test_two_videos_in_one_prompt_are_pruned_each(deep: tuple[Any, Any]) -> None:
+    model, processor = deep
+    inputs = prompt_inputs(processor, [QUESTION], [[random_video(4, 1), random_video(4, 2)]])
+    with get_method("fastv", retention_ratio=0.25)(model) as run:
+        model.generate(**inputs, **GREEDY)
+    assert [v.stages for v in run.report] == [((2, 16),), ((2, 16),)]
+    assert run.stages == [[2, 32]]
+
+
+def test_without_a_cache_the_answer_is_the_same(deep: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
+    model, _ = deep
+    with torch.no_grad(), get_method("pdrop", retention_ratio=0.3)(model):
+        cached = model(**inputs, use_cache=True).logits
+        torch.testing.assert_close(model(**inputs, use_cache=False).logits, cached)
+
+
+@dataclass(frozen=True)
+class Backwards(InsideMethod):
+    """Names layers that are none."""
+
+    name: ClassVar[str] = "backwards"
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        return (3, 2)
+
+
+def test_misuse_is_explained(deep: tuple[Any, Any]) -> None:
+    model, _ = deep
+    with (
+        pytest.raises(ValueError, match=r"FastV.layer=6: it must be an integer in \[1, 5\]"),
+        pruning(model, get_method("fastv", layer=DEPTH)),
+    ):
+        pass
+    with (
+        pytest.raises(ValueError, match=r"backwards prunes before layers \(3, 2\): not ascending in 1..5"),
+        pruning(model, Backwards()),
+    ):
+        pass
+    with pytest.raises(ValueError, match="has no room for 3 pruning stages"):
+        layers_at((8, 16, 24), 32, 3)
+
+
+def test_official_layers_at_other_depths() -> None:
+    assert [get_method("pdrop").layers(n) for n in (32, 28, 4)] == [(8, 16, 24), (7, 14, 21), (1, 2, 3)]
+    assert [get_method("sparsevlm").layers(n) for n in (32, 28, 4)] == [(3, 7, 16), (3, 6, 14), (1, 2, 3)]
+    assert get_method("holitom").layers(28) == (18,)
+    assert get_method("holitom", inner=False).layers(28) == ()
+    assert get_method("flashvid").layers(28) == (20,)
+    assert get_method("prunevid").layers(32) == (11,)
+    assert get_method("fastv").layers(28) == (2,)
