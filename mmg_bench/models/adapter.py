@@ -6,7 +6,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,11 +23,13 @@ class UnsupportedModelError(ValueError):
 class Adapter(ABC):
     """One model family: where its parts are and how its visual tokens are laid out. Holds no state of a run."""
 
-    supplies: ClassVar[frozenset[str]] = frozenset()
-    """Optional fields of `VideoTokens` that the family can fill."""
-
     def __init__(self, model: Any):
         self.model = model
+
+    @property
+    def supplies(self) -> frozenset[str]:
+        """Optional fields of `VideoTokens` that the adapter can fill for this model."""
+        return frozenset()
 
     @property
     @abstractmethod

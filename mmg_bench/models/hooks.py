@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mmg_bench.methods.base import Method, Positions, check_choice
+from mmg_bench.models import siglip
 from mmg_bench.models.adapter import Adapter, Capture, adapter_for
 from mmg_bench.models.inside import Inside, Span
 from mmg_bench.models.kept import Kept, left_padded
@@ -104,6 +105,7 @@ class _Splice:
         self.inside = Inside(adapter, run.method, run.positions, self._note_stage)
         self.pruned: dict[int, tuple[PrunedTokens, float]] = {}  # of `encoded`, for methods that ignore the question
         self.visual: Tensor | None = None  # [B, S] bool, between the two hooks of one forward
+        self.ids: Tensor | None = None  # [B, S], likewise
         self.frames = 0
         self.kept: Kept | None = None  # of the prompt that is being decoded
         self.active = False  # whether that prompt holds videos that the method prunes
@@ -119,7 +121,7 @@ class _Splice:
             raise ValueError(
                 "a prompt with videos was passed as inputs_embeds: pass input_ids, which tell visual tokens"
             )
-        self.visual, self.frames = ids == self.adapter.video_token_id, frames
+        self.ids, self.visual, self.frames = ids, ids == self.adapter.video_token_id, frames
 
     def cut(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -166,6 +168,7 @@ class _Splice:
 
         Where every token stays, `None` and the very same embeddings, so that dense is exactly the stock model.
         """
+        assert self.ids is not None
         grid, trailing = self.adapter.grid, self.adapter.trailing
         per_video = self.frames * grid[0] * grid[1]
         self.run.report = []
@@ -180,7 +183,8 @@ class _Splice:
                         f"{per_video + trailing} in a row for {self.frames} frames: use the model's own processor"
                     )
                 body = embeds[row, first : first + per_video].unflatten(0, (self.frames, -1))  # [T, N, D]
-                pruned, seconds = self._pruned(len(self.run.report), body, embeds[row, last + 1 :])
+                text = embeds[row, last + 1 :], self.ids[row, last + 1 :]
+                pruned, seconds = self._pruned(len(self.run.report), body, *text)
                 self.run.report.append(VideoReport(per_video, len(pruned), seconds, dict(pruned.notes)))
                 columns += [torch.arange(end, first, device=embeds.device), first + pruned.positions]
                 features += [embeds[row, end:first], pruned.features.to(embeds.dtype)]
@@ -200,8 +204,11 @@ class _Splice:
         spans = [replace(s, start=s.start + padding[s.row], end=s.end + padding[s.row]) for s in spans]
         return kept, left_padded(rows)[0], spans
 
-    def _pruned(self, video: int, features: Tensor, text: Tensor) -> tuple[PrunedTokens, float]:
-        """Prune the `video`-th video, whose tokens are `features` `[T, N, D]`; also the seconds it took."""
+    def _pruned(self, video: int, features: Tensor, text: Tensor, ids: Tensor) -> tuple[PrunedTokens, float]:
+        """Prune the `video`-th video, whose tokens are `features` `[T, N, D]`; also the seconds it took.
+
+        `text` `[L, D]` and `ids` `[L]` are what follows it in the prompt.
+        """
         method = self.run.method
         if video in self.pruned:
             return self.pruned[video]
@@ -213,6 +220,8 @@ class _Splice:
             tokens = VideoTokens(features, self.adapter.grid, **extras)
         if "query" in method.needs:
             tokens = replace(tokens, query=text)
+        if "joint_query" in method.needs and (source := siglip.attached(self.adapter.model)) is not None:
+            tokens = replace(tokens, joint_query=source.joint_query(ids))
         started = _now(features)
         pruned = method.prune(tokens)
         outcome = pruned, _now(features) - started

@@ -1,0 +1,123 @@
+"""What a checkpoint of a video LLM leaves out of its SigLIP tower, from the original SigLIP checkpoint.
+
+transformers checkpoints such as LLaVA-OneVision's carry the tower without its pooling head and without the text tower.
+FastVID needs the head, CDPruner the space that images and texts share. Both take the original, frozen, as FastVID's own
+code does: the head, behind its own layer norm, reads the hidden states of the video LLM's tower.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+TOWER_FIELDS = frozenset({"probe_attention", "frame_features", "joint_features"})
+"""Optional fields of `VideoTokens` that the head makes of the tower's hidden states."""
+FIELDS = TOWER_FIELDS | {"joint_query"}
+"""All that an attached checkpoint supplies."""
+HINT = "give the model its original SigLIP checkpoint (option `siglip`, such as google/siglip-so400m-patch14-384)"
+
+_ATTACHED: weakref.WeakKeyDictionary[nn.Module, Siglip] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Siglip:
+    """Pooling head and text tower of a SigLIP checkpoint, frozen."""
+
+    norm: Any
+    """Layer norm behind the last layer; with the head in float32, so that attention weights do not tie."""
+    head: Any
+    text_tower: Any
+    tokenizer: Any
+    """Of the text tower."""
+    reader: Any
+    """Tokenizer of the language model, which gives the question back as text; None if it was not given."""
+    revision: str | None
+    """Commit of a checkpoint from the hub."""
+
+    @torch.no_grad()
+    def tower_field(self, name: str, hidden: Tensor) -> Tensor:
+        """The field `name` of frames whose hidden states are `hidden` `[F, P, C]`, per patch or per frame; float32.
+
+        `frame_features` `[F, C]`: the head's output. `probe_attention` `[F, P]`: what its probe gives to each patch,
+        mean over heads. `joint_features` `[F, P, C]`: the head's output for each patch alone, as CLIP's projection is
+        applied to each patch by CDPruner.
+        """
+        x = self.norm(hidden.float())
+        if name == "frame_features":
+            return self.head(x)
+        if name == "probe_attention":
+            probe = self.head.probe.expand(len(x), -1, -1)
+            return self.head.attention(probe, x, x)[1].squeeze(1)
+        return self.head(x.flatten(0, 1).unsqueeze(1)).unflatten(0, x.shape[:2])
+
+    def question(self, ids: Tensor) -> str:
+        """The text of the question, from the language model's token ids behind the video, `[L]`.
+
+        Up to the first special token behind it, so without what the chat template adds.
+        """
+        if self.reader is None:
+            raise ValueError(
+                "the question cannot be read: pass the language model's tokenizer to mmg_bench.models.siglip.attach"
+            )
+        special = {i for i, token in self.reader.added_tokens_decoder.items() if token.special}
+        for is_special, words in groupby(ids.tolist(), special.__contains__):
+            if not is_special and (text := self.reader.decode(list(words)).strip()):
+                return text
+        return ""
+
+    @torch.no_grad()
+    def joint_query(self, ids: Tensor) -> Tensor:
+        """The question in the joint space, `[M, C]`, from the language model's token ids behind the video, `[L]`.
+
+        As CDPruner does, a text longer than the text tower's window is cut into M windows. The last is padded: SigLIP
+        was trained so, without a mask.
+        """
+        window = self.text_tower.config.max_position_embeddings
+        words: list[int] = self.tokenizer(self.question(ids))["input_ids"]
+        words += [self.tokenizer.pad_token_id] * (-len(words) % window)
+        batch = torch.tensor(words, device=self.text_tower.device).view(-1, window)
+        return self.text_tower(input_ids=batch).pooler_output.to(ids.device)
+
+
+def attach(model: nn.Module, source: str, reader: Any = None) -> Siglip:
+    """Load the SigLIP checkpoint `source` (hub id or folder) beside a LLaVA-OneVision `model`, which stays as it is.
+
+    From then on methods find `FIELDS` supplied for this model. `reader` is the language model's tokenizer
+    (`processor.tokenizer`), needed for `joint_query` alone. Raises ValueError when the checkpoint is not whole or of
+    another width, OSError when it cannot be read.
+    """
+    from transformers import AutoTokenizer, SiglipModel
+
+    tower: Any = model.model.vision_tower  # type: ignore[union-attr]
+    siglip, info = SiglipModel.from_pretrained(source, dtype=tower.dtype, output_loading_info=True)
+    if info["missing_keys"]:  # transformers would fill them with random numbers
+        raise ValueError(
+            f"{source} is no whole SigLIP checkpoint: it lacks {', '.join(sorted(info['missing_keys'])[:3])}"
+        )
+    siglip.eval().requires_grad_(False)
+    wide, wanted = siglip.config.vision_config.hidden_size, tower.config.hidden_size
+    if wide != wanted:
+        raise ValueError(
+            f"the vision tower of {source} has width {wide}, that of the model {wanted}: name the SigLIP checkpoint "
+            "from which the model's tower was made"
+        )
+    attached = Siglip(
+        norm=siglip.vision_model.post_layernorm.to(tower.device, torch.float32),
+        head=siglip.vision_model.head.to(tower.device, torch.float32),
+        text_tower=siglip.text_model.to(tower.device),
+        tokenizer=AutoTokenizer.from_pretrained(source),
+        reader=reader,
+        revision=getattr(siglip.config, "_commit_hash", None),
+    )
+    _ATTACHED[model] = attached
+    return attached
+
+
+def attached(model: nn.Module) -> Siglip | None:
+    """What was attached to `model`, if anything."""
+    return _ATTACHED.get(model)
