@@ -100,7 +100,8 @@ def _profile(spec: dict[str, Any], wanted: str) -> tuple[str, dict[str, Any]]:
         return wanted, profiles[wanted]
     for name, profile in profiles.items():
         benchmarks = [cfg.load("benchmark", b) for b in profile["benchmarks"]]
-        lacks = missing(cfg.load("model", profile["model"]), benchmarks, profile["needs_gpu"])
+        needs = _needs(cfg.table_cells(profile["methods"], spec["retention_ratios"]))
+        lacks = missing(cfg.load("model", profile["model"]), benchmarks, profile["needs_gpu"], needs)
         what = f"{profile['model']} on {', '.join(profile['benchmarks'])}"
         if not lacks:
             print(f"Profile {name} ({what}) runs: everything it needs is at hand.\n", flush=True)
@@ -115,6 +116,7 @@ def _profile(spec: dict[str, Any], wanted: str) -> tuple[str, dict[str, Any]]:
 def _do(job: Job) -> int:
     """Answer, measure, report."""
     llm = VideoLLM(cfg.model_spec(job.model))
+    llm.prepare(_needs(job.cells))
     for cell in job.cells:
         llm.adapter.check(cell.method.needs, cell.label)
     # all of them now: data that is missing must show before hours are spent on the first
@@ -157,11 +159,16 @@ def _do(job: Job) -> int:
     return len(failed)
 
 
+def _needs(cells: Sequence[Cell]) -> frozenset[str]:
+    """Everything that some cell needs of the model."""
+    return frozenset().union(*(cell.method.needs for cell in cells))
+
+
 def _settings(job: Job, llm: VideoLLM, benchmark: dict[str, Any]) -> dict[str, Any]:
     """What decides the numbers, apart from machine and versions: as configured, so without this machine's paths."""
     return {
         "model": asdict(llm.spec),
-        "weights": llm.weights,
+        "weights": llm.weights_for(_needs(job.cells)),
         "dtype": llm.spec.dtype,
         "attention": llm.model.config._attn_implementation,
         "benchmark": benchmark,

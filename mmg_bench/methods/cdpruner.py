@@ -76,21 +76,30 @@ class CDPruner(Method):
 
     scope: str = "frame"
     """`frame`: a selection for each frame, as for separate images; `video`: one for all T*N tokens."""
-    relevance: str = "negative_cosine"
-    """`negative_cosine`, officially, since CLIP patches correlate negatively with their content; or `cosine`."""
+    relevance: str = "joint"
+    """Where tokens meet the text: `joint`, the space of a contrastive tower; `llm`, that of the language model."""
+    sign: str = "negative"
+    """`negative`, officially, since CLIP patches correlate negatively with their content; or `positive`."""
 
     name: ClassVar[str] = "cdpruner"
     needs: ClassVar[frozenset[str]] = frozenset({"joint_features", "joint_query"})
+    """Of the defaults; `relevance="llm"` needs `query` alone."""
     positions: ClassVar[Positions] = "contiguous"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice(self, "scope", ("frame", "video"))
-        check_choice(self, "relevance", ("negative_cosine", "cosine"))
+        check_choice(self, "relevance", ("joint", "llm"))
+        check_choice(self, "sign", ("negative", "positive"))
+        if self.relevance == "llm":
+            object.__setattr__(self, "needs", frozenset({"query"}))
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
-        joint, query = supplied(tokens, "joint_features"), supplied(tokens, "joint_query")
-        relevance = query_relevance(joint, query, -1 if self.relevance == "negative_cosine" else 1)  # [T, N]
+        if self.relevance == "joint":
+            content, query = supplied(tokens, "joint_features"), supplied(tokens, "joint_query")
+        else:
+            content, query = tokens.features, supplied(tokens, "query")
+        relevance = query_relevance(content, query, -1 if self.sign == "negative" else 1)  # [T, N]
         x, budget = tokens.features, self.budget(tokens)
         if self.scope == "video":
             return keep(tokens, dpp_selection(tokens.flat[None], relevance.view(1, -1), budget)[0])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmg_bench.methods._merge import group_means, supplied, unit
-from mmg_bench.methods._ops import log_density, peak_distance, spread, squared_distances, top_mask
+from mmg_bench.methods._ops import frame_means, log_density, peak_distance, spread, squared_distances, top_mask
 from mmg_bench.methods.base import Method, Positions, check_choice, check_range
 from mmg_bench.tokens import PrunedTokens, VideoTokens
 
@@ -149,7 +149,8 @@ class FastVID(Method):
     the vision tower's pooling probe (ATS); per segment let density-peak anchors absorb the remaining tokens (DTM).
 
     Source: arXiv 2503.11187; LunarShen/FastVID a40a109, versions for LLaVA-OneVision and LLaVA-Video (`variant`).
-    Parameters: see the fields. An anchor that no token joins stays as it is.
+    Parameters: see the fields. An anchor that no token joins stays as it is. `frame_source="mean"` and
+    `salience="received"` are stand-ins of ours for models without the pooling head.
     Quirks kept: in the onevision variant an anchor is also among the tokens averaged into it; the position ids of
     the kept tokens are the original ones.
     Deviations: the budget is met exactly (B/T tokens a frame, remainder to the earliest frames, none lost to
@@ -172,9 +173,14 @@ class FastVID(Method):
     """Nearest neighbours in the density."""
     variant: str = "onevision"
     """`onevision` or `video`: which official version; they differ in rounding and in which tokens join an anchor."""
+    frame_source: str = "head"
+    """What segments compare: `head`, the frame feature of the tower's pooling head; `mean`, the frame's mean token."""
+    salience: str = "probe"
+    """Attention that makes a token salient: `probe`, of the pooling head's probe; `received`, from all patches."""
 
     name: ClassVar[str] = "fastvid"
     needs: ClassVar[frozenset[str]] = frozenset({"probe_attention", "frame_features"})
+    """Of the defaults; an instance has those of its options."""
     positions: ClassVar[Positions] = "original"
 
     def __post_init__(self) -> None:
@@ -186,14 +192,23 @@ class FastVID(Method):
         check_range(self, "beta", 0, 1)
         check_range(self, "k", 1, 10_000, integer=True)
         check_choice(self, "variant", ("onevision", "video"))
+        check_choice(self, "frame_source", ("head", "mean"))
+        check_choice(self, "salience", ("probe", "received"))
+        needs = {self._attention, *(["frame_features"] if self.frame_source == "head" else [])}
+        object.__setattr__(self, "needs", frozenset(needs))
+
+    @property
+    def _attention(self) -> str:
+        return "probe_attention" if self.salience == "probe" else "attention"
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
-        lengths = dynamic_segments(supplied(tokens, "frame_features"), self.c, self.tau)
+        frame = supplied(tokens, "frame_features") if self.frame_source == "head" else frame_means(tokens.features)
+        lengths = dynamic_segments(frame, self.c, self.tau)
         budgets = spread(self.budget(tokens), tokens.frames)
         salient, anchors = token_counts(lengths, budgets, tokens.tokens_per_frame, self.d, self.p, self.variant)
         reduced = reduce_segments(
             tokens.features,
-            supplied(tokens, "probe_attention"),
+            supplied(tokens, self._attention),
             lengths,
             salient,
             anchors,

@@ -10,16 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmg_bench.models import siglip
 from mmg_bench.models.adapter import Adapter, Capture
 from mmg_bench.tokens import VideoTokens
 
 _FRAMES_AT_ONCE = 4  # bounds the memory of the [frames, heads, P, P] attention that is recomputed
+_FROM_ATTENTION = frozenset({"attention", "keys"})
 
 
 class LlavaOnevision(Adapter):
     """Adapter of `LlavaOnevisionForConditionalGeneration`."""
 
-    supplies = frozenset({"attention", "keys"})
+    @property
+    def supplies(self) -> frozenset[str]:
+        return _FROM_ATTENTION | siglip.FIELDS if siglip.attached(self.model) else _FROM_ATTENTION
 
     @property
     def multimodal(self) -> nn.Module:
@@ -52,7 +56,6 @@ class LlavaOnevision(Adapter):
 
     def encode(self, videos: dict[str, Tensor], needs: Collection[str]) -> tuple[list[VideoTokens], dict[str, Any]]:
         pixels = videos["pixel_values_videos"]  # [V, T, 3, H, W]
-        needs = set(needs) & self.supplies
         with torch.inference_mode(), self.capture(needs) as captured:
             outputs = self.model.get_video_features(pixels.to(self.model.dtype), return_dict=True)
         features = outputs.pooler_output[:, : -self.trailing]  # [V, T * N, D]
@@ -63,8 +66,8 @@ class LlavaOnevision(Adapter):
 
     @contextmanager
     def capture(self, needs: Collection[str]) -> Iterator[Capture]:
-        captured = SiglipCapture(self, frozenset(needs) & self.supplies)
-        handle = captured.attention.register_forward_pre_hook(captured.note, with_kwargs=True)
+        captured = SiglipCapture(self, frozenset(needs))
+        handle = captured.layer.register_forward_hook(captured.note, with_kwargs=True)
         try:
             yield captured
         finally:
@@ -74,46 +77,61 @@ class LlavaOnevision(Adapter):
         """Pool per-patch values `[T, P, C]` to per-token values `[T, N, C]` as the model pools its features."""
         return self.model.model.apply_pooling(maps)
 
+    def _lacks(self, fields: Collection[str]) -> str:
+        lacks = super()._lacks(fields)
+        return f"{lacks}, or {siglip.HINT}" if siglip.FIELDS & set(fields) else lacks
+
 
 class SiglipCapture(Capture):
-    """Recomputes, for the one layer that the features come from, what scaled-dot-product attention does not return."""
+    """Recomputes, for the one layer that the features come from, what the tower does not return."""
 
     def __init__(self, adapter: LlavaOnevision, needs: frozenset[str]):
-        self.adapter, self.needs = adapter, needs
-        layer = adapter.model.config.vision_feature_layer
-        if not isinstance(layer, int):  # several layers are concatenated; the last of them is the deepest
-            layer = layer[-1]
+        self.adapter, self.siglip = adapter, siglip.attached(adapter.model)
+        self.needs = needs & adapter.supplies & (_FROM_ATTENTION | siglip.TOWER_FIELDS)
+        index = adapter.model.config.vision_feature_layer
+        if not isinstance(index, int):  # several layers are concatenated; the last of them is the deepest
+            index = index[-1]
         # hidden state 0 is the input of layer 0, hidden state -1 the output of the last one
-        layers = adapter.model.model.vision_tower.encoder.layers
-        self.attention = layers[layer if layer < 0 else layer - 1].self_attn
-        self.inputs: Tensor | None = None  # [frames, P, C]
+        self.layer = adapter.model.model.vision_tower.encoder.layers[index if index < 0 else index - 1]
+        self.seen: tuple[Tensor, Tensor] | None = None  # input and output of the layer, [frames, P, C]
 
-    def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook of the attention: keep its input."""
+    def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        """Forward hook of the layer: keep what goes in and what comes out."""
         if self.needs:
-            self.inputs = (args[0] if args else kwargs["hidden_states"]).detach()
+            self.seen = (args[0] if args else kwargs["hidden_states"]).detach(), output.detach()
 
     @torch.no_grad()
     def fields(self, first: int, count: int) -> dict[str, Tensor]:
         if not self.needs:
             return {}
-        if self.inputs is None or len(self.inputs) < first + count:
+        if self.seen is None or len(self.seen[0]) < first + count:
             raise RuntimeError(
                 "the vision tower did not encode these frames inside the context: open it before the videos are encoded"
             )
-        attention, keys = [], []
-        for frames in self.inputs[first : first + count].split(_FRAMES_AT_ONCE):
-            received, metric = self._attend(frames)
-            attention.append(received)
-            keys.append(metric)
-        maps = {"attention": torch.cat(attention)[..., None], "keys": torch.cat(keys)}
-        pooled = {name: self.adapter.pool(maps[name]) for name in self.needs}
-        return {name: value.squeeze(-1) if name == "attention" else value for name, value in pooled.items()}
+        frames = range(first, first + count)
+        chunks = [frames[i : i + _FRAMES_AT_ONCE] for i in range(0, count, _FRAMES_AT_ONCE)]
+        parts = [self._of(*(x[chunk.start : chunk.stop] for x in self.seen)) for chunk in chunks]
+        return {name: self._pooled(name, torch.cat([part[name] for part in parts])) for name in self.needs}
+
+    def _of(self, inputs: Tensor, outputs: Tensor) -> dict[str, Tensor]:
+        """The fields of frames, per patch, given the layer's input and output `[F, P, C]`."""
+        found: dict[str, Tensor] = {}
+        if self.needs & _FROM_ATTENTION:
+            found["attention"], found["keys"] = self._attend(self.layer.layer_norm1(inputs))
+        if self.siglip is not None:
+            found |= {name: self.siglip.tower_field(name, outputs) for name in self.needs & siglip.TOWER_FIELDS}
+        return found
+
+    def _pooled(self, name: str, value: Tensor) -> Tensor:
+        if name == "frame_features":
+            return value
+        return self.adapter.pool(value) if value.dim() == 3 else self.adapter.pool(value[..., None]).squeeze(-1)
 
     def _attend(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Received attention `[F, P]` and head-mean keys `[F, P, head width]` of frames `[F, P, C]`, in float32."""
-        split = (self.attention.num_heads, self.attention.head_dim)
-        q = self.attention.q_proj(x).unflatten(-1, split).transpose(1, 2).float()  # [F, heads, P, width]
-        k = self.attention.k_proj(x).unflatten(-1, split).transpose(1, 2).float()
-        weights = (q @ k.transpose(-1, -2) * self.attention.scale).softmax(-1)  # [F, heads, P, P]
+        attention = self.layer.self_attn
+        split = (attention.num_heads, attention.head_dim)
+        q = attention.q_proj(x).unflatten(-1, split).transpose(1, 2).float()  # [F, heads, P, width]
+        k = attention.k_proj(x).unflatten(-1, split).transpose(1, 2).float()
+        weights = (q @ k.transpose(-1, -2) * attention.scale).softmax(-1)  # [F, heads, P, P]
         return weights.mean(dim=(1, 2)), k.mean(dim=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mmg_bench.models import siglip
 from mmg_bench.models.adapter import Adapter, adapter_for
 from mmg_bench.tokens import VideoTokens
 
@@ -47,6 +48,9 @@ class ModelSpec:
     attn_implementation: str = "sdpa"
     device: str = "auto"
     """`auto` takes a GPU when there is one."""
+    siglip: str | None = None
+    """Original SigLIP checkpoint of the vision tower: hub id or folder. For methods that need its pooling head or text
+    tower (fastvid, cdpruner); read only when one does."""
 
     def __post_init__(self) -> None:
         if self.frames < 1:
@@ -79,17 +83,29 @@ class VideoLLM:
         self.model, self.processor = _load(spec)
         self.model.to(self.device).eval()
         self.adapter: Adapter = adapter_for(self.model)
+        self._siglip: str | None = None  # identifies the SigLIP checkpoint, once it is read
 
     @cached_property
     def weights(self) -> str:
         """What identifies the weights: the revision of a hub model, a digest of a checkpoint folder."""
-        folder = _folder(self.spec)
-        if folder is None:
-            return f"{self.spec.path}@{self.spec.revision or getattr(self.model.config, '_commit_hash', None)}"
-        digest = hashlib.sha256()
-        for file in sorted(folder.glob("*.safetensors")):
-            digest.update(file.read_bytes())
-        return f"{self.spec.name}@{digest.hexdigest()[:12]}"
+        revision = self.spec.revision or getattr(self.model.config, "_commit_hash", None)
+        return _identity(self.spec.name, self.spec.path, revision)
+
+    def prepare(self, needs: Collection[str]) -> None:
+        """Load what the fields in `needs` take beyond the model: the SigLIP checkpoint, where the spec names one.
+
+        Raises ModelError when it cannot be loaded.
+        """
+        source = self.spec.siglip
+        if source is None or self._siglip is not None or not siglip.FIELDS & set(needs):
+            return
+        with _explained("the SigLIP checkpoint", source, _folder(source), "model.siglip"):
+            attached = siglip.attach(self.model, source, self.processor.tokenizer)
+        self._siglip = _identity("siglip", source, attached.revision)
+
+    def weights_for(self, needs: Collection[str]) -> str:
+        """As `weights`, with those of the SigLIP checkpoint where one of `needs` comes from it."""
+        return f"{self.weights} {self._siglip}" if self._siglip and siglip.FIELDS & set(needs) else self.weights
 
     def preprocess(self, frames: NDArray[np.uint8]) -> dict[str, Tensor]:
         """Pixel tensors of one video `[T, H, W, 3]`, on the model's device."""
@@ -131,23 +147,32 @@ class VideoLLM:
         return text.strip()
 
 
-def _folder(spec: ModelSpec) -> Path | None:
+def _folder(path: str) -> Path | None:
     """The checkpoint folder, or None for a hub id."""
-    if spec.path == "embedded":
+    if path == "embedded":
         return EMBEDDED
-    folder = Path(spec.path).expanduser()
-    return folder if folder.exists() or spec.path.startswith((".", "/", "~")) else None
+    folder = Path(path).expanduser()
+    return folder if folder.exists() or path.startswith((".", "/", "~")) else None
+
+
+def _identity(name: str, path: str, revision: str | None) -> str:
+    folder = _folder(path)
+    if folder is None:
+        return f"{path}@{revision}"
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return f"{name}@{digest.hexdigest()[:12]}"
 
 
 def _load(spec: ModelSpec) -> tuple[Any, Any]:
-    from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    folder = _folder(spec)
+    folder = _folder(spec.path)
     if folder is not None:
         _check_folder(folder)
     source = spec.path if folder is None else str(folder)
-    try:
+    with _explained(f"model {spec.name!r}", source, folder, "model.path"):
         processor = AutoProcessor.from_pretrained(source, revision=spec.revision)
         model = AutoModelForImageTextToText.from_pretrained(
             source,
@@ -155,17 +180,24 @@ def _load(spec: ModelSpec) -> tuple[Any, Any]:
             dtype=getattr(torch, spec.dtype),
             attn_implementation=spec.attn_implementation,
         )
+    return model, processor
+
+
+@contextlib.contextmanager
+def _explained(what: str, source: str, folder: Path | None, option: str) -> Iterator[None]:
+    """Turn what transformers raises while it loads `what` into ModelError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except OSError as error:
         where = "the hub cache" if folder is None else "the folder"
         raise ModelError(
-            f"model {spec.name!r} cannot be loaded from {source!r}: {where} lacks something ({_first_line(error)}); "
-            "download it while online, or set model.path to a complete checkpoint folder"
+            f"{what} cannot be loaded from {source!r}: {where} lacks something ({_first_line(error)}); "
+            f"download it while online, or set {option} to a complete checkpoint folder"
         ) from error
     except (ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"model {spec.name!r} at {source!r} is damaged or of another kind: {_first_line(error)}"
-        ) from error
-    return model, processor
+        raise ModelError(f"{what} at {source!r} is damaged or of another kind: {_first_line(error)}") from error
 
 
 def _check_folder(folder: Path) -> None:

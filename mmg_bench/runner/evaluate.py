@@ -75,7 +75,7 @@ class _Pass:
         spec = self.llm.spec
         return cell.key(
             model=spec.name,
-            weights=self.llm.weights,
+            weights=self.llm.weights_for(cell.method.needs),
             frames=spec.frames,
             dtype=spec.dtype,
             benchmark=self.benchmark.spec.name,

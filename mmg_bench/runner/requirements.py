@@ -5,23 +5,36 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from mmg_bench.models.siglip import FIELDS
 
-def missing(model: Mapping[str, Any], benchmarks: Sequence[Mapping[str, Any]], needs_gpu: bool) -> list[str]:
-    """One line for each thing that is not there: GPU, weights, data. Empty when the table can run. Stays offline."""
+
+def missing(
+    model: Mapping[str, Any],
+    benchmarks: Sequence[Mapping[str, Any]],
+    needs_gpu: bool,
+    needs: Collection[str] = (),
+) -> list[str]:
+    """One line for each thing that is not there: GPU, weights, data. Empty when the table can run. Stays offline.
+
+    `needs`: optional fields of `VideoTokens` that the methods ask for.
+    """
     lines = []
     if needs_gpu:
         import torch
 
         if not torch.cuda.is_available():
             lines.append("a GPU: torch sees no CUDA device")
-    if model["path"] != "embedded" and not Path(model["path"]).expanduser().exists() and not _has_weights(model):
+    if model["path"] != "embedded" and not _has_weights(model["path"], model.get("revision")):
         lines.append(f"the weights of {model['path']} ({_size(model['path'], 'model', model.get('download_gb'))})")
+    extra = model.get("siglip")
+    if extra is not None and FIELDS & set(needs) and not _has_weights(extra):
+        lines.append(f"the weights of {extra}, for its pooling head and text tower ({_size(extra, 'model', None)})")
     for benchmark in benchmarks:
         repo = benchmark.get("dataset")
         if repo is not None and not _has_data(benchmark):
@@ -30,12 +43,14 @@ def missing(model: Mapping[str, Any], benchmarks: Sequence[Mapping[str, Any]], n
     return lines
 
 
-def _has_weights(model: Mapping[str, Any]) -> bool:
-    """Whether every file of the checkpoint is in the local hub cache."""
+def _has_weights(path: str, revision: str | None = None) -> bool:
+    """Whether it is a folder, or every file of the checkpoint is in the local hub cache."""
+    if Path(path).expanduser().exists():
+        return True
     from huggingface_hub import try_to_load_from_cache
 
     def cached(name: str) -> str | None:
-        found = try_to_load_from_cache(model["path"], name, revision=model.get("revision"))
+        found = try_to_load_from_cache(path, name, revision=revision)
         return found if isinstance(found, str) else None
 
     index = cached("model.safetensors.index.json")

@@ -21,6 +21,7 @@ METHODS = [
     VisionZip(),
     FastVID(),
     FastVID(variant="video"),
+    FastVID(frame_source="mean", salience="received"),
     PruneVid(),
     DyCoke(),
     HoliTom(),
@@ -143,6 +144,30 @@ def test_fastvid_cuts():
     assert dynamic_segments(frames, 3, 0.9) == [2, 2, 1]
     assert dynamic_segments(frames, 8, 0.9) == [1] * 5  # fewer frames than segments: officially an error
     assert dynamic_segments(frames[:1], 8, 0.9) == [1]
+
+
+def test_fastvid_stand_ins_for_the_pooling_head():
+    """`mean` and `received` are the defaults on mean tokens and received attention, and need no more than that."""
+    tokens = _video(9, 16, 8)
+    tokens = replace(tokens, frame_features=tokens.features.mean(1).roll(2, 0))
+    assert FastVID.needs == FastVID().needs == {"frame_features", "probe_attention"}
+    for options, needs in (
+        ({"frame_source": "mean"}, {"probe_attention"}),
+        ({"salience": "received"}, {"frame_features", "attention"}),
+        ({"frame_source": "mean", "salience": "received"}, {"attention"}),
+    ):
+        method = FastVID(c=3, tau=-1, **options)
+        assert method.needs == needs
+        changes = {"frame_features": tokens.features.mean(1)} if "frame_source" in options else {}
+        if "salience" in options:
+            changes["probe_attention"] = tokens.attention
+        bare = replace(
+            tokens, **{f: None for f in ("frame_features", "probe_attention", "attention") if f not in needs}
+        )
+        kept, expected = method.prune(bare), FastVID(c=3, tau=-1).prune(replace(tokens, **changes))
+        assert torch.equal(kept.positions, expected.positions)
+        assert kept.notes == expected.notes
+        assert not torch.equal(kept.positions, FastVID(c=3, tau=-1).prune(tokens).positions)
 
 
 def test_visionzip_sums_what_it_merges():
@@ -284,6 +309,8 @@ def test_prumerge_adaptive_follows_outliers():
         (FastVID, "beta", 1.01),
         (FastVID, "k", 0),
         (FastVID, "variant", "qwen"),
+        (FastVID, "frame_source", "cls"),
+        (FastVID, "salience", "cls"),
         (PruneVid, "tau", -2),
         (PruneVid, "temporal_segment_ratio", 0),
         (PruneVid, "k", 0),

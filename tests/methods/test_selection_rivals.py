@@ -26,7 +26,8 @@ METHODS = [
     FlashVID(token_selection_method="attn_div", expansion=1.25, min_segment_num=2, temporal_threshold=0.3),
     FlashVID(alpha=0.0, segment_threshold=-1.0, min_segment_num=1),
     CDPruner(),
-    CDPruner(scope="video", relevance="cosine"),
+    CDPruner(scope="video", sign="positive"),
+    CDPruner(relevance="llm"),
     LlavaScissor(),
     LlavaScissor(tau=0.9),
     STTM(),
@@ -58,11 +59,12 @@ def video(frames: int, grid: tuple[int, int], width: int, kind: str = "random") 
     }[kind]
     joint = normal(frames, size, 5) if kind != "constant" else torch.ones(frames, size, 5)
     attention = normal(frames, size).softmax(1)
-    return VideoTokens(features, grid, attention=attention, joint_features=joint, joint_query=normal(2, 5))
+    text = {"query": normal(3, width), "joint_query": normal(2, 5)}
+    return VideoTokens(features, grid, attention=attention, joint_features=joint, **text)
 
 
 def cast(tokens: VideoTokens, dtype: torch.dtype) -> VideoTokens:
-    fields = ("features", "attention", "joint_features", "joint_query")
+    fields = ("features", "attention", "query", "joint_features", "joint_query")
     return replace(tokens, **{name: getattr(tokens, name).to(dtype) for name in fields})
 
 
@@ -105,6 +107,7 @@ def test_any_video_and_budget(method: Method, shape: tuple[int, tuple[int, int],
         ("flashvid", {"expansion": 0}),
         ("cdpruner", {"scope": "image"}),
         ("cdpruner", {"relevance": "dot"}),
+        ("cdpruner", {"sign": 1}),
         ("llava_scissor", {"tau": 1.5}),
         ("llava_scissor", {"search_steps": 0}),
         ("sttm", {"threshold": 0.85}),
@@ -245,9 +248,20 @@ def test_cdpruner_follows_the_question():
     other = replace(tokens, joint_query=-tokens.joint_query)
     kept = CDPruner(0.2).prune(tokens).positions
     assert not torch.equal(kept, CDPruner(0.2).prune(other).positions)
-    assert torch.equal(kept, CDPruner(0.2, relevance="cosine").prune(other).positions)
+    assert torch.equal(kept, CDPruner(0.2, sign="positive").prune(other).positions)
     assert (kept // 25).bincount().tolist() == [5, 5, 5]
     assert torch.equal(query_relevance(torch.ones(2, 3, 4), torch.ones(1, 4), -1), torch.ones(2, 3))
+
+
+def test_cdpruner_in_the_language_models_space():
+    """`llm` is `joint` with the tokens and the question's embeddings in place of the joint space."""
+    tokens, method = video(3, (5, 5), 8), CDPruner(0.2, relevance="llm")
+    assert method.needs == {"query"}
+    assert CDPruner.needs == CDPruner().needs == {"joint_features", "joint_query"}
+    alike = replace(tokens, joint_features=tokens.features, joint_query=tokens.query)
+    kept = method.prune(replace(tokens, joint_features=None, joint_query=None)).positions
+    assert torch.equal(kept, CDPruner(0.2).prune(alike).positions)
+    assert not torch.equal(kept, CDPruner(0.2).prune(tokens).positions)
 
 
 # llava_scissor

@@ -1,0 +1,226 @@
+"""The pooling head and text tower of an original SigLIP checkpoint beside a LLaVA-OneVision model."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import TINY
+from mmg_bench.methods.cdpruner import CDPruner
+from mmg_bench.methods.fastvid import FastVID
+from mmg_bench.models import siglip
+from mmg_bench.models.adapter import UnsupportedModelError, adapter_for
+from mmg_bench.models.hooks import pruning
+from mmg_bench.models.loading import ModelError, ModelSpec, VideoLLM
+from mmg_bench.models.small import SmallSpec, small_llava_onevision
+from prompts import prompt_inputs, random_video
+
+WINDOW = 8
+QUESTION = "What colour is the star? Answer with one word."
+
+
+def siglip_folder(folder: Path, tower: Any, width: int = 16) -> Path:
+    """A real SiglipModel with its own SiglipTokenizer; the vision tower's weights are those of `tower`."""
+    import sentencepiece
+    from transformers import SiglipConfig, SiglipModel, SiglipTokenizer
+
+    folder.mkdir()
+    text = [QUESTION, "How many times does the star flash?", "Which way does the red object move?"] * 4
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(t.lower() for t in text),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=60,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    tokenizer = SiglipTokenizer(str(folder / "spiece.model"))
+    vision = {**tower.config.to_dict(), "vision_use_head": True, "hidden_size": width}
+    config = SiglipConfig(
+        vision_config=vision,
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": width,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": WINDOW,
+            "projection_size": width,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+    )
+    torch.manual_seed(3)
+    model = SiglipModel(config).eval()
+    with torch.no_grad():  # the usual small start leaves attention all but flat
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    if width == tower.config.hidden_size:
+        model.vision_model.load_state_dict(tower.state_dict(), strict=False)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder: Path) -> Any:
+    """A copy of the tiny model: what is attached to it must not reach other tests."""
+    from transformers import LlavaOnevisionForConditionalGeneration
+
+    return LlavaOnevisionForConditionalGeneration.from_pretrained(tiny_folder).eval()
+
+
+@pytest.fixture(scope="module")
+def source(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return siglip_folder(tmp_path_factory.mktemp("siglip") / "original", model.model.vision_tower)
+
+
+@pytest.fixture(scope="module")
+def attached(model: Any, source: Path, tiny: tuple[Any, Any]) -> siglip.Siglip:
+    return siglip.attach(model, str(source), tiny[1].tokenizer)
+
+
+@pytest.fixture
+def inputs(tiny: tuple[Any, Any]) -> dict[str, torch.Tensor]:
+    return prompt_inputs(tiny[1], [QUESTION], [[random_video(6)]])
+
+
+@pytest.fixture(scope="module")
+def original(source: Path) -> Any:
+    from transformers import SiglipModel
+
+    return SiglipModel.from_pretrained(source).eval()
+
+
+@torch.no_grad()
+def test_tower_fields_are_the_heads_own(
+    model: Any, attached: siglip.Siglip, original: Any, inputs: dict[str, torch.Tensor]
+) -> None:
+    (tokens,), _ = adapter_for(model).encode(inputs, siglip.FIELDS | {"attention", "keys"})
+    pixels = inputs["pixel_values_videos"][0]
+    tower = original.vision_model
+    torch.testing.assert_close(tokens.frame_features, tower(pixels).pooler_output)
+
+    weights = []
+    handle = tower.head.attention.register_forward_hook(lambda module, args, output: weights.append(output[1]))
+    hidden = tower(pixels).last_hidden_state
+    handle.remove()
+    pooled = model.model.apply_pooling(weights[0].mT)[..., 0]  # [T, P, 1] to [T, N]
+    torch.testing.assert_close(tokens.probe_attention, pooled)
+    assert tokens.probe_attention.std() > 1e-3  # not flat
+
+    alone = torch.stack([tower.head(hidden[:, [p]]) for p in range(hidden.shape[1])], dim=1)  # [T, P, C]
+    torch.testing.assert_close(tokens.joint_features, model.model.apply_pooling(alone), atol=1e-4, rtol=1e-4)
+    assert tokens.attention is not None
+    assert tokens.keys is not None
+
+
+@torch.no_grad()
+def test_the_question_in_the_joint_space(
+    model: Any, attached: siglip.Siglip, original: Any, inputs: dict[str, torch.Tensor]
+) -> None:
+    behind = inputs["input_ids"][0, (inputs["input_ids"][0] == model.config.video_token_index).nonzero()[-1] + 1 :]
+    text = "what colour is the star ? answer with one word ."  # as the tiny model's tokenizer gives it back
+    assert attached.question(behind) == text
+    words = attached.tokenizer(text)["input_ids"]
+    assert len(words) > 2 * WINDOW
+    query = attached.joint_query(behind)
+    assert query.shape == (-(-len(words) // WINDOW), 16)
+    first = original.get_text_features(torch.tensor([words[:WINDOW]])).pooler_output
+    torch.testing.assert_close(query[:1], first)
+    last = words[len(words) // WINDOW * WINDOW :]
+    padded = last + [attached.tokenizer.pad_token_id] * (WINDOW - len(last))
+    torch.testing.assert_close(query[-1:], original.get_text_features(torch.tensor([padded])).pooler_output)
+
+
+def test_the_question_follows_all_media(attached: siglip.Siglip, tiny: tuple[Any, Any]) -> None:
+    tokenizer = tiny[1].tokenizer
+    ids = tokenizer("<video> <image> how many times ? <|im_end|> <|im_start|> assistant", return_tensors="pt")
+    assert attached.question(ids["input_ids"][0]) == "how many times ?"
+    assert attached.question(ids["input_ids"][0, :2]) == ""
+    with pytest.raises(ValueError, match=r"pass the language model's tokenizer to mmg_bench\.models\.siglip\.attach"):
+        replace(attached, reader=None).question(ids["input_ids"][0])
+
+
+@pytest.mark.parametrize("method", [FastVID(0.25), CDPruner(0.25)], ids=lambda m: m.name)
+def test_methods_prune_the_model(
+    model: Any, attached: siglip.Siglip, inputs: dict[str, torch.Tensor], method: Any
+) -> None:
+    """The same tokens stay whether the video is encoded inside the prompt or beforehand, and as by hand."""
+    (tokens,), encoded = adapter_for(model).encode(inputs, method.needs)
+    behind = inputs["input_ids"][0, (inputs["input_ids"][0] == model.config.video_token_index).nonzero()[-1] + 1 :]
+    expected = method.prune(replace(tokens, joint_query=attached.joint_query(behind)))
+    seen = []
+    handle = model.model.language_model.layers[0].register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    with torch.no_grad():
+        with method(model) as run:
+            model(**inputs)
+        assert run.report[0].realised_tokens == 24
+        with pruning(model, method, encoded=[tokens]):
+            model(**{k: inputs[k] for k in ("input_ids", "attention_mask")}, **encoded)
+    handle.remove()
+    start = int((inputs["input_ids"][0] == model.config.video_token_index).nonzero()[0])
+    for embeds in seen:
+        torch.testing.assert_close(embeds[0, start : start + 24], expected.features)
+
+
+def test_without_a_checkpoint_the_option_is_named(tiny: tuple[Any, Any]) -> None:
+    for method in (FastVID(), CDPruner()):
+        with pytest.raises(UnsupportedModelError, match=r"option `siglip`, such as google/siglip"), method(tiny[0]):
+            pass
+    for method in (FastVID(frame_source="mean", salience="received"), CDPruner(relevance="llm")):
+        with method(tiny[0]):
+            pass
+
+
+def test_the_model_stays_as_it_is(source: Path) -> None:
+    torch.manual_seed(0)
+    model, _ = small_llava_onevision(["star"], SmallSpec(**TINY))
+    before = set(vars(model)), {name for name, _ in model.named_modules()}
+    parts = siglip.attach(model, str(source))
+    assert (set(vars(model)), {name for name, _ in model.named_modules()}) == before
+    frozen = [p for part in (parts.norm, parts.head, parts.text_tower) for p in part.parameters()]
+    assert not any(p.requires_grad for p in frozen)
+    head = weakref.ref(parts.head)
+    del model, parts, frozen
+    gc.collect()
+    assert head() is None  # nothing outlives the model
+
+
+def test_a_model_configuration_names_the_checkpoint(tiny_folder: Path, source: Path) -> None:
+    spec = ModelSpec("tiny", str(tiny_folder), frames=4, dtype="float32", device="cpu", siglip=str(source))
+    llm = VideoLLM(spec)
+    llm.prepare({"attention"})
+    assert siglip.attached(llm.model) is None  # not read until a method asks
+    llm.prepare({"frame_features"})
+    llm.adapter.check(FastVID().needs | CDPruner().needs, "both")
+    tokens = llm.encode(llm.preprocess(random_video(4)), FastVID().needs).tokens
+    assert tokens[0].frame_features.shape == (4, 16)
+    assert llm.weights_for({"attention"}) == llm.weights
+    assert llm.weights_for({"frame_features"}).startswith(f"{llm.weights} siglip@")
+
+
+def test_a_wrong_checkpoint_is_named(model: Any, source: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    wide = siglip_folder(tmp_path / "wide", model.model.vision_tower, width=32)
+    with pytest.raises(ValueError, match=r"wide has width 32, that of the model 16"):
+        siglip.attach(model, str(wide))
+
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(source / "model.safetensors")
+    torn = siglip_folder(tmp_path / "torn", model.model.vision_tower)
+    save_file({k: v for k, v in weights.items() if "head.probe" not in k}, torn / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"torn is no whole SigLIP checkpoint: it lacks vision_model\.head\.probe"):
+        siglip.attach(model, str(torn))
+
+    for path, says in (
+        (str(torn), "model.siglip|it lacks"),
+        ("nobody/no-such-siglip", "hub cache lacks.*model.siglip"),
+    ):
+        llm = VideoLLM(ModelSpec("tiny", str(tiny_folder), dtype="float32", device="cpu", siglip=path))
+        with pytest.raises(ModelError, match=says):
+            llm.prepare({"frame_features"})
