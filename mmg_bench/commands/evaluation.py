@@ -20,9 +20,10 @@ from mmg_bench.report.rows import Measurement, result_rows, write_rows
 from mmg_bench.report.table import layout, print_tables, to_markdown
 from mmg_bench.runner import provenance
 from mmg_bench.runner.cells import Cell
-from mmg_bench.runner.evaluate import Shard, evaluate
+from mmg_bench.runner.evaluate import Shard, collect, evaluate
 from mmg_bench.runner.records import Record
 from mmg_bench.runner.requirements import missing
+from mmg_bench.runner.workers import in_processes, workers_for
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Job:
     limit: int | None
     latency: LatencySettings | None
     shard: Shard
+    workers: int
+    """Processes that share the videos on this machine."""
 
 
 def run(configs: Sequence[DictConfig]) -> int:
@@ -65,6 +68,7 @@ def run(configs: Sequence[DictConfig]) -> int:
                 limit=first["limit"],
                 latency=LatencySettings(**first["measure"]) if first["latency"] else None,
                 shard=Shard(**first["shard"]),
+                workers=_workers(first, first["model"]),
             )
         )
     return sum(_do(job) for job in jobs)
@@ -76,9 +80,10 @@ def table(config: DictConfig) -> int:
     spec = plain["table"]
     name, profile = _profile(spec, plain["profile"])
     benchmarks = [cfg.load("benchmark", b) for b in profile["benchmarks"]]
+    model = cfg.load("model", profile["model"])
     job = Job(
         table=spec["name"],
-        model=cfg.load("model", profile["model"]),
+        model=model,
         benchmarks=benchmarks,
         cells=cfg.table_cells(profile["methods"], spec["retention_ratios"]),
         folders=[Path(plain["output_dir"]) / name / b["name"] for b in benchmarks],
@@ -86,8 +91,13 @@ def table(config: DictConfig) -> int:
         limit=plain["limit"],
         latency=LatencySettings(**plain["measure"]),
         shard=Shard(),
+        workers=_workers(plain, model),
     )
     return _do(job)
+
+
+def _workers(plain: dict[str, Any], model: dict[str, Any]) -> int:
+    return workers_for(plain["workers"], cfg.model_spec(model).torch_device.type)
 
 
 def _profile(spec: dict[str, Any], wanted: str) -> tuple[str, dict[str, Any]]:
@@ -128,7 +138,11 @@ def _do(job: Job) -> int:
         entry = provenance.describe(_settings(job, llm, config), llm.device)
         key = provenance.register(folder, entry)
         print(f"{benchmark.spec.name}: {count} questions, {len(job.cells)} cells -> {folder}", flush=True)
-        records += evaluate(llm, benchmark, job.cells, folder, key, job.shard)
+        if job.workers > 1 and job.shard.count == 1:
+            in_processes(job.workers, _answer_share, job.model, config, job.limit, job.cells, folder, key)
+            records += collect(llm, benchmark, job.cells, folder)
+        else:
+            records += evaluate(llm, benchmark, job.cells, folder, key, job.shard)
         sources |= provenance.read(folder)
     failed = [r for r in records if r.error is not None]
     for r in failed[:5]:
@@ -157,6 +171,22 @@ def _do(job: Job) -> int:
     )
     _publish(rows, sources, job.results)
     return len(failed)
+
+
+def _answer_share(
+    index: int,
+    count: int,
+    model: dict[str, Any],
+    benchmark: dict[str, Any],
+    limit: int | None,
+    cells: list[Cell],
+    folder: Path,
+    key: str,
+) -> None:
+    """What one of several workers does."""
+    llm = VideoLLM(cfg.model_spec(model))
+    llm.prepare(_needs(cells))
+    evaluate(llm, Benchmark(cfg.benchmark_spec(benchmark), limit), cells, folder, key, Shard(index, count))
 
 
 def _needs(cells: Sequence[Cell]) -> frozenset[str]:

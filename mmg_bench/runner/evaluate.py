@@ -49,7 +49,6 @@ def evaluate(
     # while other shards may be writing, only one's own file may be touched
     drop_errors(folder, name if shard.count > 1 else "records*.jsonl")
     keys = {run.key(cell): cell for cell in cells}
-    wanted = set(itertools.product(keys, (q.id for q in benchmark.questions)))
     done = {r.key for r in read_records(folder)}
     videos = [list(group) for _, group in itertools.groupby(benchmark.questions, key=lambda q: q.video)]
     mine = videos[shard.index :: shard.count]
@@ -62,6 +61,13 @@ def evaluate(
                 for record in run.video({key: (keys[key], left) for key, left in pending.items()}):
                     file.append([record])
                     bar.update()
+    return collect(llm, benchmark, cells, folder)
+
+
+def collect(llm: VideoLLM, benchmark: Benchmark, cells: Sequence[Cell], folder: Path) -> list[Record]:
+    """The records in `folder` of the cells and questions asked for."""
+    keys = map(_Pass(llm, benchmark, "").key, cells)
+    wanted = set(itertools.product(keys, (q.id for q in benchmark.questions)))
     return [r for r in read_records(folder) if r.key in wanted]
 
 
