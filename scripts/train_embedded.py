@@ -58,6 +58,7 @@ class Stage:
     words: float = 0.0
     binding: float = 0.0
     hide: float = 0.0
+    floor: float = 0.3
 
 
 # --------------------------------------------------------------------------------------------------- data
@@ -342,14 +343,13 @@ def to_device(batch: dict[str, Any], device: str) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------- training
 
 
-def learning_rate(stage: Stage, step: int, warmup: int, last: bool) -> float:
-    """Linear warm-up, then a cosine to a tenth (to a hundredth in a stage that ends a part's training)."""
+def learning_rate(stage: Stage, step: int, warmup: int) -> float:
+    """Linear warm-up, then a cosine down to the stage's `floor`, a share of its rate."""
     warmup = min(warmup, stage.steps // 5)
     if step < warmup:
         return stage.lr * (step + 1) / warmup
-    floor = 0.01 if last else 0.3
     done = (step - warmup) / max(1, stage.steps - warmup)
-    return stage.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
+    return stage.lr * (stage.floor + (1 - stage.floor) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def train(config: dict[str, Any], folder: Path, device: str) -> Trainee:
@@ -385,7 +385,6 @@ def train(config: dict[str, Any], folder: Path, device: str) -> Trainee:
         if state and done["step"]:
             optimizer.load_state_dict(state["optimizer"])
         state = None
-        last = number == len(stages) - 1 or not stage.questions
         loader = DataLoader(
             Videos(stage, done["video"], config["noise"]),
             batch_size=stage.batch,
@@ -397,7 +396,7 @@ def train(config: dict[str, Any], folder: Path, device: str) -> Trainee:
         while done["step"] < stage.steps:
             batch = to_device(next(batches), device)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(stage, done["step"], config["warmup_steps"], last)
+                group["lr"] = learning_rate(stage, done["step"], config["warmup_steps"])
             with mixed:
                 if stage.questions:
                     loss, stats = trainee.answer_loss(batch, stage)
