@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,16 +64,17 @@ def measure_efficiency(
     """Measure every cell; the first should be dense. FLOPs, bytes and energy are those of the whole batch."""
     all_times = measure_cells(llm, cells, workload, settings)
     clock = Clock(llm.device)
+    passes: list[tuple[str, Callable[..., Mapping[str, float]], float]] = [
+        ("a pass that watches memory", memory_values, settings.new_tokens),
+        ("a pass that counts", _counts, energy_seconds),
+    ]
     results = []
     for cell, times in zip(cells, all_times, strict=True):
         values, failure = dict[str, Value](), times.failure
         if failure is None:
             values = {k: Value(*v, settings.repeats) for k, v in time_values(all_times[0], times).items()}
             values |= {k: Value(v) for k, v in _formulas(llm, times, workload, ceilings).items()}
-            for purpose, task, option in (
-                ("a pass that watches memory", memory_values, settings.new_tokens),
-                ("a pass that counts", _counts, energy_seconds),
-            ):
+            for purpose, task, option in passes:
                 clock.stage_now = purpose
                 found, message = within_memory(clock, task, llm, cell, workload, option)
                 values |= {k: Value(v) for k, v in (found or {}).items()}

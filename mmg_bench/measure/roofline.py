@@ -85,7 +85,7 @@ class LanguageModel:
         """Of an adapted model."""
         model = adapter.model
         head = model.get_output_embeddings().weight
-        looked_up = adapter.language_model.get_input_embeddings().weight  # type: ignore[operator]
+        looked_up = adapter.language_model.get_input_embeddings().weight
         read = {id(p): p for p in adapter.language_model.parameters() if p is not looked_up}
         read[id(head)] = head  # also where it is tied to the embeddings
         return cls(
