@@ -13,6 +13,7 @@ mmg-bench: training-free visual-token pruning for video LLMs, measured
 
   mmg-bench run [options]      answer a benchmark with one model and one or several methods
   mmg-bench table [options]    make a whole table, such as Table 1 of the MMG-Vid paper
+  mmg-bench measure [options]  speed, memory and FLOPs of one model, beside dense; needs no weights and no benchmark
   mmg-bench methods            list the pruning methods and their parameters
 
 Options are Hydra overrides; `mmg-bench run --help` lists them with the choices of each group.
@@ -21,6 +22,7 @@ Options are Hydra overrides; `mmg-bench run --help` lists them with the choices 
   mmg-bench run -m method=mmg_vid,random retention_ratio=0.1,0.15,0.25   # one pass over the videos
   mmg-bench run method=mmg_vid method.tau=0.9 positions=contiguous latency=true
   mmg-bench table table=table1 profile=embedded
+  mmg-bench measure -m model=llava_onevision_7b weights=random frames=32,64 retention_ratio=0.1,0.25
 
 An interrupted command goes on where it stopped when it is given again. The exit status is 1 when any answer failed,
 and 2 when the command could not be carried out.
@@ -30,7 +32,12 @@ and 2 when the command could not be carried out.
 def main() -> None:
     """Entry point."""
     command, *rest = sys.argv[1:] or ["--help"]
-    commands: dict[str, Callable[[list[str]], int]] = {"run": _run, "table": _table, "methods": _methods}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "run": _run,
+        "table": _table,
+        "measure": _measure,
+        "methods": _methods,
+    }
     if command in ("-h", "--help", "help"):
         print(HELP)
         sys.exit(0)
@@ -45,16 +52,15 @@ def main() -> None:
 
 
 def _run(overrides: list[str]) -> int:
-    if not {"-m", "--multirun"} & set(overrides):
-        return _with_hydra("run", overrides, lambda config: _command("evaluation").run([config]))
-    from mmg_bench.config import sweep
+    return _swept("run", overrides, lambda configs: _command("evaluation").run(configs))
 
-    rest = [o for o in overrides if o not in ("-m", "--multirun")]
-    return _guarded(lambda: _command("evaluation").run(sweep("run", rest)))
+
+def _measure(overrides: list[str]) -> int:
+    return _swept("measure", overrides, lambda configs: _command("measure").measure(configs))
 
 
 def _table(overrides: list[str]) -> int:
-    return _with_hydra("table", overrides, lambda config: _command("evaluation").table(config))
+    return _with_hydra("table", overrides, lambda config: _command("tables").table(config))
 
 
 def _methods(_: list[str]) -> int:
@@ -78,6 +84,16 @@ def _command(module: str) -> Any:
 
     logging.disable_progress_bar()
     return importlib.import_module(f"mmg_bench.commands.{module}")
+
+
+def _swept(config_name: str, overrides: list[str], task: Callable[[list[Any]], int]) -> int:
+    """Carry out a task on one configuration, or on all that a sweep composes, together."""
+    if not {"-m", "--multirun"} & set(overrides):
+        return _with_hydra(config_name, overrides, lambda config: task([config]))
+    from mmg_bench.config import sweep
+
+    rest = [o for o in overrides if o not in ("-m", "--multirun")]
+    return _guarded(lambda: task(sweep(config_name, rest)))
 
 
 def _with_hydra(config_name: str, overrides: list[str], task: Callable[[Any], int]) -> int:

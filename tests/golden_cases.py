@@ -3,6 +3,7 @@
 A folder holds `inputs.npz` (arrays `<case>/<name>`) and one `<method>.npz` for each method, whose `meta` describes its
 runs. To check a method, add `tests/golden_<method>.py` with `CHECKERS = {"<file stem>": check}` and
 `check(run: Run, inputs: Inputs) -> None`, which calls `run.check(output_name, our_value)` for what it reproduces.
+`MMG_GOLDEN_DEVICE=cuda` has the methods run on a GPU.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from mmg_bench.tokens import VideoTokens
 Checker = Callable[["Run", "Inputs"], None]
 
 TOLERANCE = 2e-5
+DEVICE = torch.device(os.environ.get("MMG_GOLDEN_DEVICE", "cpu"))
+"""Where the methods run."""
 
 
 def folders() -> list[Path]:
@@ -50,7 +53,7 @@ class Inputs:
     def __getitem__(self, name: str) -> Tensor:
         """By last part of the key ("feat"), or the full key where that is ambiguous ("in/S_grid/newline")."""
         path, key = self.keys[name]
-        return torch.from_numpy(np.array(_arrays(path)[key]))
+        return torch.from_numpy(np.array(_arrays(path)[key])).to(DEVICE)
 
     def __contains__(self, name: str) -> bool:
         return name in self.keys

@@ -17,11 +17,11 @@ def _check_keys(run: Run, inputs: Inputs) -> None:
     for step in range(3):
         row = inputs[f"llm_dec_row{step}"].mean(0)  # [L]
         attention = row[first : first + visual]
-        run.check(f"step{step}_similarity", np.float32(0 if memory is None else similarity(attention, memory)))
+        run.check(f"step{step}_similarity", np.float32(0 if memory is None else float(similarity(attention, memory))))
         chosen, memory = method.select_keys(attention, memory)
         run.check(f"step{step}_pruned", np.int64(chosen is not None))
         everything = np.arange(len(row))
-        kept = [] if chosen is None else np.r_[everything[:first], first + chosen, everything[first + visual :]]
+        kept = [] if chosen is None else np.r_[everything[:first], first + chosen.cpu(), everything[first + visual :]]
         run.check(f"step{step}_kv_keep", np.asarray(kept, dtype=np.int64))
 
 

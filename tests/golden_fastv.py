@@ -9,7 +9,7 @@ def check_fastv(run: Run, inputs: Inputs) -> None:
     row = inputs["llm_last_row"].mean(0)  # [L]
     kept = keep_by_attention(row[first : first + visual], 1 - run.hyper["R"])
     sequence = np.arange(len(row))
-    sequence = np.r_[sequence[:first], first + kept.numpy(), sequence[first + visual :]]
+    sequence = np.r_[sequence[:first], first + kept.cpu().numpy(), sequence[first + visual :]]
     run.check("keep_idx", kept)
     run.check("keep_seq", sequence)
     run.check("position_ids", sequence)  # original position ids stay

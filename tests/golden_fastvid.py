@@ -31,7 +31,7 @@ def check_fastvid(run: Run, inputs: Inputs) -> None:
         run.check("density_score", reduced.density_score.exp()[~reduced.is_salient].view(frames, -1))
         lead, tail = len(inputs["sys_embeds"]), len(inputs["text_embeds"])
         text = torch.arange(lead + features[..., 0].numel(), lead + features[..., 0].numel() + tail)
-        run.check("position_ids", torch.cat([torch.arange(lead), lead + reduced.keep_idx, text]))
+        run.check("position_ids", torch.cat([torch.arange(lead), lead + reduced.keep_idx.cpu(), text]))
     else:
         side = hyper["grid"]
         row = reduced.keep_idx // side  # over all frames

@@ -38,7 +38,7 @@ def _check_outer(run: Run, inputs: Inputs) -> None:
     run.check("tokens_after_temporal_merge_per_frame", out.left)
     pruned = method.prune(tokens)
     assert pruned.positions.tolist() == out.anchors.tolist()
-    _check_merged(run, pruned.features.numpy(), pruned.positions.numpy(), tokens.tokens_per_frame)
+    _check_merged(run, pruned.features.cpu().numpy(), pruned.positions.cpu().numpy(), tokens.tokens_per_frame)
 
 
 def _check_merged(run: Run, features: np.ndarray, anchors: np.ndarray, per_frame: int) -> None:
@@ -59,7 +59,7 @@ def _check_merged(run: Run, features: np.ndarray, anchors: np.ndarray, per_frame
 def _check_inner(run: Run, inputs: Inputs) -> None:
     first, visual = len(inputs["sys_embeds"]), inputs.tokens().total
     attention = inputs["llm_last_row"].mean(0)  # [L]
-    kept = flashvid.second_stage(attention[first : first + visual], run.hyper["llm_retention_ratio"])
+    kept = flashvid.second_stage(attention[first : first + visual], run.hyper["llm_retention_ratio"]).cpu()
     run.check("keep_idx", kept)
     positions = np.arange(len(attention))  # original position ids stay
     run.check("position_ids", np.r_[positions[:first], positions[first + kept], positions[first + visual :]])

@@ -37,7 +37,7 @@ def _check_inner(run: Run, inputs: Inputs) -> None:
     run.check("keep_idx", merged.kept)
     run.check("merge_into", merged.target)
     run.check("tokens", merged.tokens)
-    everything = torch.arange(len(row))  # original position ids stay
+    everything = torch.arange(len(row), device=row.device)  # original position ids stay
     run.check("position_ids", torch.cat([everything[:first], first + merged.kept, everything[first + tokens.total :]]))
 
 

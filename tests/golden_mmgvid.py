@@ -55,8 +55,8 @@ def _check_tokens(run: Run, inputs: Inputs) -> None:
     channels = None
     if run.hyper["channels"] == "lowvar":
         channels = low_variance_channels(features, segments)  # [S, D]
-        run.check("channels_per_segment", np.stack([row.nonzero().squeeze(1) for row in channels]))
-        channels = channels.repeat_interleave(torch.tensor(segments).diff().flatten(), 0)
+        run.check("channels_per_segment", np.stack([row.nonzero().squeeze(1).cpu() for row in channels]))
+        channels = channels.repeat_interleave(torch.tensor(segments, device=features.device).diff().flatten(), 0)
     counts = [int(run.hyper["R"] * tokens)] * frames
     chosen = temporal_dpc(features, segments, counts, channels=channels)
     run.check("keep_idx", chosen.kept.flatten().nonzero().squeeze(1))

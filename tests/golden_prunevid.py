@@ -24,8 +24,9 @@ def check_prunevid(run: Run, inputs: Inputs) -> None:
 def _check_inner(run: Run, inputs: Inputs) -> None:
     static, dynamic, windows = (inputs[name].tolist() for name in ("static_sizes", "dynamic_sizes", "window_sizes"))
     per_frame = [d // w for d, w in zip(dynamic, windows, strict=True) for _ in range(w)]
-    group = group_numbers(windows, static, per_frame, torch.device("cpu"))
-    run.check("keep_idx", rank_in_groups(inputs["text_to_visual_attn"], group, run.hyper["alpha"]))
+    attention = inputs["text_to_visual_attn"]
+    group = group_numbers(windows, static, per_frame, attention.device)
+    run.check("keep_idx", rank_in_groups(attention, group, run.hyper["alpha"]))
 
 
 def _check_outer(run: Run, inputs: Inputs) -> None:

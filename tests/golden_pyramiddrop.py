@@ -15,7 +15,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def check_pdrop(run: Run, inputs: Inputs) -> None:
     hyper, visual = run.hyper, inputs.tokens().flat
-    left = torch.arange(len(visual))  # flat indices of the tokens still there
+    left = torch.arange(len(visual), device=visual.device)  # flat indices of the tokens still there
     first = len(inputs["sys_embeds"])
     for stage, ratio in enumerate(hyper["image_token_ratio_list"]):
         hidden = torch.cat([inputs["sys_embeds"], visual[left], inputs["text_embeds"]])
@@ -25,10 +25,12 @@ def check_pdrop(run: Run, inputs: Inputs) -> None:
             inputs["q_proj"][stage],
             inputs["k_proj"][stage],
             hyper["num_heads"],
-            torch.arange(len(hidden)),  # renumbered at every stage
+            torch.arange(len(hidden), device=hidden.device),  # renumbered at every stage
             hyper["rope_base"],
         )
-        row = attention.weights(torch.tensor([len(hidden) - 1])).mean(0)[0, first : first + len(left)]
+        row = attention.weights(torch.tensor([len(hidden) - 1], device=hidden.device)).mean(0)[
+            0, first : first + len(left)
+        ]
         run.check(f"stage{stage + 1}_attn", row, tolerance=TOLERANCE)
         left = left[keep_by_rank(row, len(visual), ratio)]
         run.check(f"stage{stage + 1}_keep_idx", left)

@@ -19,17 +19,18 @@ def check_sparsevlm(run: Run, inputs: Inputs) -> None:
 
     first, text = len(inputs["sys_embeds"]), len(inputs["text_embeds"])
     features = tokens.flat
-    positions = torch.arange(first + len(features) + text)
+    device = features.device
+    positions = torch.arange(first + len(features) + text, device=device)
     for stage, budget in enumerate(hyper["budgets"], start=1):
         # the rows hang on what earlier stages merged: each stage is checked from the official input
-        attention = torch.from_numpy(run.output(f"stage{stage}_input_text_to_visual_attn"))
+        attention = torch.from_numpy(run.output(f"stage{stage}_input_text_to_visual_attn")).to(device)
         if run.flagged(f"stage{stage}_input_text_to_visual_attn"):
             return
         if hyper["attn_rows"] == "all":
             attention = attention[:, raters]
         if second:
             width = hyper["head_dim"]
-            ones = rotate(torch.ones(len(positions), width), rotary_embedding(positions, width))
+            ones = rotate(torch.ones(len(positions), width, device=device), rotary_embedding(positions, width))
             # ill-conditioned where phases cancel: the product must be the official one, before rows are taken from it
             bias = rotary_bias(ones[first + len(features) :], ones[first : first + len(features)])
             attention = attention / bias[raters]
@@ -43,16 +44,14 @@ def check_sparsevlm(run: Run, inputs: Inputs) -> None:
         run.check(f"stage{stage}_keep_idx", selection.index[:count])
         if second:
             features = features[selection.index]
-            kept = torch.cat(
-                [torch.arange(first), first + selection.index, torch.arange(len(positions) - text, len(positions))]
-            )
-            positions = positions[kept]
+            behind = positions[len(positions) - text :]
+            positions = torch.cat([positions[:first], positions[first + selection.index], behind])
         else:
             assert selection.features is not None
             run.check(f"stage{stage}_merged_tokens", selection.features[count:], tolerance=TOLERANCE)
             run.check(f"stage{stage}_cluster_num", len(selection.index) - count)
             features = selection.features
-            positions = torch.arange(first + len(features) + text)
+            positions = torch.arange(first + len(features) + text, device=device)
     run.check("final_tokens", features, tolerance=TOLERANCE)
     run.check("final_position_ids", positions)
 

@@ -16,7 +16,7 @@ def check(run: Run, inputs: Inputs) -> None:
     run.check("tyxyx", merged.boxes)
     run.check("num_patches", merged.areas)
     assert int(merged.areas.sum()) == tokens.total
-    assert torch.equal(owner.unique(), torch.arange(len(found)))
+    assert torch.equal(owner.unique().cpu(), torch.arange(len(found)))
 
     names = ("threshold", "temporal_thresh", "root_level")
     pruned = STTM(**{name: hyper[name] for name in names}).prune(tokens)

@@ -29,7 +29,7 @@ def check_visionzip(run: Run, inputs: Inputs) -> None:
     zipped = zip_frames(features, attention, keys, dominant, contextual)
 
     frames, size = features.shape[:2]
-    offset = torch.arange(frames).unsqueeze(1) * size
+    offset = torch.arange(frames, device=features.device).unsqueeze(1) * size
     run.check("dominant_idx", (zipped.by_attention.sort().values + offset).flatten())
     run.check("contextual_anchor", zipped.anchors)
     run.check("assign", zipped.assign)

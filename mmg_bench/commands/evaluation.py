@@ -1,4 +1,4 @@
-"""What `mmg-bench run` and `mmg-bench table` do with their composed configuration."""
+"""What `mmg-bench run`, and `mmg-bench table` for tables of accuracy, do with their composed configuration."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from omegaconf import DictConfig
 
 from mmg_bench import config as cfg
 from mmg_bench.benchmarks.lmms import Benchmark
+from mmg_bench.commands.profiles import choose
+from mmg_bench.commands.publish import publish
 from mmg_bench.measure.flops import TextGeometry
-from mmg_bench.measure.latency import SPEEDUPS, STAGES, LatencySettings, measure_cells, speedup
+from mmg_bench.measure.latency import LatencySettings, measure_cells, time_values
+from mmg_bench.measure.workload import Workload
 from mmg_bench.models.loading import VideoLLM
-from mmg_bench.report.rows import Measurement, result_rows, write_rows
-from mmg_bench.report.table import layout, print_tables, to_markdown
+from mmg_bench.report.rows import Measurement, result_rows
+from mmg_bench.report.table import layout
 from mmg_bench.runner import provenance
 from mmg_bench.runner.cells import Cell
 from mmg_bench.runner.evaluate import Shard, collect, evaluate
@@ -78,7 +80,7 @@ def table(config: DictConfig) -> int:
     """Make a whole table composed from table.yaml. Returns how many answers failed."""
     plain = cfg.plain(config)
     spec = plain["table"]
-    name, profile = _profile(spec, plain["profile"])
+    name, profile = choose(spec, plain["profile"], _what, _lacks)
     benchmarks = [cfg.load("benchmark", b) for b in profile["benchmarks"]]
     model = cfg.load("model", profile["model"])
     job = Job(
@@ -100,27 +102,14 @@ def _workers(plain: dict[str, Any], model: dict[str, Any]) -> int:
     return workers_for(plain["workers"], cfg.model_spec(model).torch_device.type)
 
 
-def _profile(spec: dict[str, Any], wanted: str) -> tuple[str, dict[str, Any]]:
-    """The profile asked for, or the first that this machine can run; says which, why, and what the others lack."""
-    profiles: dict[str, dict[str, Any]] = spec["profiles"]
-    if wanted != "auto":
-        if wanted not in profiles:
-            raise ValueError(f"table {spec['name']!r} has no profile {wanted!r}; choose auto or {', '.join(profiles)}")
-        print(f"Profile {wanted}: asked for.", flush=True)
-        return wanted, profiles[wanted]
-    for name, profile in profiles.items():
-        benchmarks = [cfg.load("benchmark", b) for b in profile["benchmarks"]]
-        needs = _needs(cfg.table_cells(profile["methods"], spec["retention_ratios"]))
-        lacks = missing(cfg.load("model", profile["model"]), benchmarks, profile["needs_gpu"], needs)
-        what = f"{profile['model']} on {', '.join(profile['benchmarks'])}"
-        if not lacks:
-            print(f"Profile {name} ({what}) runs: everything it needs is at hand.\n", flush=True)
-            return name, profile
-        print(f"Profile {name} ({what}) is passed over. Missing here:", *lacks, sep="\n  - ")
-        print(
-            f"  How to get them: docs/reproducing.md. Then:  make reproduce-{spec['name']} PROFILE={name}\n", flush=True
-        )
-    raise ValueError(f"no profile of table {spec['name']!r} can run here; what each lacks is listed above")
+def _what(profile: dict[str, Any]) -> str:
+    return f"{profile['model']} on {', '.join(profile['benchmarks'])}"
+
+
+def _lacks(profile: dict[str, Any]) -> list[str]:
+    benchmarks = [cfg.load("benchmark", b) for b in profile["benchmarks"]]
+    needs = _needs(cfg.table_cells(profile["methods"], [0.5]))  # whatever the ratio
+    return missing(cfg.load("model", profile["model"]), benchmarks, profile["needs_gpu"], needs)
 
 
 def _do(job: Job) -> int:
@@ -169,7 +158,7 @@ def _do(job: Job) -> int:
         measurements=measurements,
         geometries={llm.spec.name: TextGeometry.from_config(llm.model.config.get_text_config())},
     )
-    _publish(rows, sources, job.results)
+    publish(rows, sources, job.results, layout)
     return len(failed)
 
 
@@ -210,44 +199,26 @@ def _latency(job: Job, llm: VideoLLM, benchmark: Benchmark, key: str) -> list[Me
     """Times and speed-ups of every cell, on the benchmark's first question."""
     assert job.latency is not None
     question = benchmark.questions[0]
-    video = benchmark.video_path(question)
-    times = measure_cells(llm, job.cells, video, question.prompt, job.latency)
+    workload = Workload(benchmark.video_path(question), question.prompt, llm.spec.frames)
+    times = measure_cells(llm, job.cells, workload, job.latency)
     dense = next(t for t, cell in zip(times, job.cells, strict=True) if cell.method.name == "dense")
-    out = []
     for cell, measured in zip(job.cells, times, strict=True):
-        values = {}
-        for stage in STAGES:
-            low, middle, high = (float(measured.quantile(stage, q)) for q in (0.05, 0.5, 0.95))
-            values[stage] = middle, low, high
-        for metric, stages in SPEEDUPS.items():
-            values[metric] = speedup(dense, measured, stages)
-        for metric, (value, low, high) in values.items():
-            out.append(
-                Measurement(
-                    model=llm.spec.name,
-                    benchmark=benchmark.spec.name,
-                    frames=llm.spec.frames,
-                    method=cell.label,
-                    retention_ratio=cell.method.retention_ratio,
-                    metric=metric,
-                    value=value,
-                    ci_low=low,
-                    ci_high=high,
-                    n=job.latency.repeats,
-                    provenance=key,
-                )
-            )
-    return out
-
-
-def _publish(rows: pd.DataFrame, sources: dict[str, Any], folder: Path) -> None:
-    """Write rows.csv, table.md and provenance.json, and print the table."""
-    used = {key for keys in rows.provenance for key in str(keys).split(";") if key}
-    provenance.write(folder, {key: sources[key] for key in sorted(used)})
-    write_rows(rows, folder / "rows.csv")
-    tables = layout(rows, sources)
-    partial = folder / "table.partial"
-    partial.write_text(to_markdown(tables), encoding="utf-8")
-    partial.replace(folder / "table.md")
-    print_tables(tables)
-    print(f"\nWritten: {folder}/table.md, rows.csv, provenance.json")
+        if measured.failure is not None:
+            print(f"{cell.label} at R = {cell.method.retention_ratio:g} is not timed: {measured.failure}")
+    return [
+        Measurement(
+            model=llm.spec.name,
+            benchmark=benchmark.spec.name,
+            frames=llm.spec.frames,
+            method=cell.label,
+            retention_ratio=cell.method.retention_ratio,
+            metric=metric,
+            value=value,
+            ci_low=low,
+            ci_high=high,
+            n=job.latency.repeats,
+            provenance=key,
+        )
+        for cell, measured in zip(job.cells, times, strict=True)
+        for metric, (value, low, high) in time_values(dense, measured).items()
+    ]

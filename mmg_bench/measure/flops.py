@@ -7,7 +7,7 @@ The formulas count the visual tokens alone and leave out the vision tower, the t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -49,6 +49,14 @@ class TextGeometry:
         return counts
 
 
+def layer_counts(entering: int, stages: Iterable[Sequence[int]], depth: int) -> list[int]:
+    """`[depth]` tokens in each layer, from those that enter layer 0 and `(layer, tokens from there on)` of others."""
+    counts = [entering] * depth
+    for layer, tokens in stages:
+        counts[layer:] = [tokens] * (depth - layer)
+    return counts
+
+
 def flops_gqa(geometry: TextGeometry, tokens: int | Sequence[int]) -> int:
     """Multiply-adds of the prefill with the real width of keys and values: the sum over layers of
 
@@ -77,19 +85,33 @@ def flops_4nd2(geometry: TextGeometry, tokens: int | Sequence[int]) -> int:
 def flops_counted(model: Any, inputs: Mapping[str, Any]) -> int:
     """Multiply-adds of one forward pass `model(**inputs)`, as torch's own counter sees them.
 
-    Unlike the formulas this counts all that runs: text tokens, the vision tower when `inputs` hold pixels, and the
-    output head (of the last position only, as in generation, where the model offers that). Attention counts as full,
-    not causal, squares, as in the formulas. torch's own attention is run by plain matrix products, because the counter
-    misses some of its fused kernels; it needs memory for the whole attention matrix. Other fused kernels, such as the
-    flash-attn package's, count as nothing: load the model with `sdpa` or `eager` attention.
+    Unlike the formulas this counts all that runs: text tokens, pruning inside the pass, the vision tower when `inputs`
+    hold pixels, and the output head (of the last position only, as in generation, where the model offers that). torch's
+    own attention counts as full, not causal, squares, as in the formulas, whichever kernel runs it. Kernels of other
+    packages, such as flash-attn's or Triton's, count as nothing: load the model with `sdpa` or `eager` attention.
     """
     import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     arguments = dict(inputs)
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         arguments.setdefault("logits_to_keep", 1)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    # the counter knows not all of torch's fused kernels, nor keys with fewer heads than the queries
+    aten = torch.ops.aten
+    kernels = [getattr(aten, f"_scaled_dot_product_{name}", None) for name in _FUSED_ATTENTION]
+    attention = {kernel: _attention_flops for kernel in kernels if kernel is not None}
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=attention) as counter:
         model(**arguments)
     return counter.get_total_flops() // 2  # the counter takes a multiply-add for two
+
+
+_FUSED_ATTENTION = (
+    *("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention"),
+    "fused_attention_overrideable",
+)
+
+
+def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    """Of `query` `[B, heads, S, width]` against any number of key heads: two products of full squares."""
+    batch, heads, rows, width = query
+    return 2 * batch * heads * rows * key[-2] * (width + value[-1])

@@ -1,34 +1,51 @@
 """Latency of one question, stage by stage, with dense and every cell interleaved.
 
 A run of its own: nothing is scored, and in every round the video is decoded, preprocessed and encoded anew. Prefill is
-one forward call of the whole model on encoded video, up to the first token's logits; pruning happens inside it and is
-taken out into its own stage.
+one forward call of the whole model on encoded video, up to the first token's logits; pruning before the language model
+happens inside it and is taken out into its own stage. Running out of memory is a result, not an end.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+import gc
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mmg_bench.benchmarks.video import read_frames
+from mmg_bench.measure.clock import Clock
+from mmg_bench.measure.flops import layer_counts
+from mmg_bench.measure.workload import (
+    Workload,
+    decode_steps,
+    needs_sets,
+    out_of_memory,
+    prefill,
+    preprocess,
+    tower_needs,
+)
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import Encoded, VideoLLM
 from mmg_bench.runner.cells import Cell
 
 STAGES = ("decode_ms", "preprocess_ms", "encode_ms", "prune_ms", "prefill_ms", "decode_token_ms")
+SUMS = {"ttft_ms": ("encode_ms", "prune_ms", "prefill_ms"), "e2e_ms": STAGES}
+"""Sum -> its stages; all tokens that were decoded count."""
 SPEEDUPS = {
     "prefill_speedup": ("prune_ms", "prefill_ms"),
-    "ttft_speedup": ("encode_ms", "prune_ms", "prefill_ms"),
-    "e2e_speedup": STAGES,
+    "ttft_speedup": SUMS["ttft_ms"],
+    "e2e_speedup": SUMS["e2e_ms"],
 }
 """Speed-up against dense -> the stages whose sum it compares."""
+TIMES = (*STAGES, *SUMS, "tokens_per_second", *SPEEDUPS)
+"""Every metric that `time_values` gives."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,91 +70,142 @@ class CellTimes:
     """Milliseconds of each stage in each round, `[repeats]` a stage."""
 
     stages: dict[str, NDArray[np.float64]]
-    realised_tokens: int
+    """Empty when the cell ran out of memory; without `decode_ms` when there was no video file."""
+    layer_tokens: tuple[float, ...] = ()
+    """Visual tokens of a video in each layer of the language model."""
+    prompt_tokens: int = 0
+    """All tokens of a prompt that entered layer 0."""
+    total_tokens: int = 0
+    """T * N of a video."""
+    failure: str | None = None
+    """Where the memory ended, if it did."""
+    new_tokens: int = 1
+    """Tokens decoded after the first."""
+    batch: int = 1
+
+    @property
+    def realised_tokens(self) -> float:
+        """Visual tokens of a video that entered layer 0; NaN where the cell never ran."""
+        return self.layer_tokens[0] if self.layer_tokens else math.nan
 
     def total(self, names: Sequence[str]) -> NDArray[np.float64]:
-        """Sum of some stages in each round."""
-        return np.sum([self.stages[name] for name in names], axis=0)
-
-    def quantile(self, stage: str, q: float) -> float:
-        """Quantile of one stage over the rounds."""
-        return float(np.quantile(self.stages[stage], q))
+        """Sum of some stages in each round, every decoded token counted."""
+        times = {"decode_token_ms": self.new_tokens}
+        return np.sum([times.get(name, 1) * self.stages[name] for name in names], axis=0)
 
 
 def measure_cells(
-    llm: VideoLLM, cells: Sequence[Cell], video: Path, prompt: str, settings: LatencySettings
+    llm: VideoLLM, cells: Sequence[Cell], workload: Workload, settings: LatencySettings
 ) -> list[CellTimes]:
-    """Time every cell on one question about one video; the first cell should be dense."""
+    """Time every cell on one workload; the first cell should be dense."""
     rounds: list[list[dict[str, float]]] = [[] for _ in cells]
-    realised = [0] * len(cells)
-    needs = frozenset().union(*(cell.method.needs for cell in cells))
-    for number in tqdm(range(-settings.warmup, settings.repeats), desc="latency", unit="round"):
-        shared: dict[str, float] = {}
-        with _Clock(llm, shared, "decode_ms"):
-            frames = read_frames(video, llm.spec.frames)
-        with _Clock(llm, shared, "preprocess_ms"):
-            pixels = llm.preprocess(frames)
-        with _Clock(llm, shared, "encode_ms"):
-            encoded = llm.encode(pixels, frozenset())
-        if needs:  # timed without what only some methods ask of the tower, then made once more with it
+    counts: list[tuple[tuple[float, ...], int, int]] = [((), 0, 0)] * len(cells)
+    failed: dict[int, str] = {}
+    depth = llm.model.config.get_text_config().num_hidden_layers
+    clock = Clock(llm.device)
+
+    def read() -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        """Pixels, and the times that all cells share."""
+        with clock.stage("decode_ms"):
+            videos = workload.decode()
+        with clock.stage("preprocess_ms"):
+            pixels = preprocess(llm, videos)
+        times = clock.read()
+        return pixels, {name: ms for name, ms in times.items() if name != "decode_ms" or workload.video is not None}
+
+    def encode(pixels: dict[str, torch.Tensor], needs: frozenset[str]) -> tuple[Encoded, float]:
+        with clock.stage("encode_ms"):
             encoded = llm.encode(pixels, needs)
-        inputs = llm.tokenize(prompt, encoded.tokens)
+        return encoded, clock.read()["encode_ms"]
+
+    def answer(cell: Cell, encoded: Encoded) -> tuple[float, tuple[tuple[float, ...], int, int]]:
+        """Prune, prefill and decode once: milliseconds of pruning; tokens in the layers, in the prompt, in all."""
+        inputs = workload.inputs(llm, encoded)
+        with torch.inference_mode(), pruning(llm.model, cell.method, cell.positions, encoded=encoded.tokens) as run:
+            with clock.stage("prefill_ms"):
+                out = prefill(llm, encoded, inputs)
+            with clock.stage("decode_token_ms"):
+                decode_steps(llm, out, inputs["attention_mask"], settings.new_tokens)
+        prune_ms = 1000 * sum(video.prune_seconds for video in run.report)
+        realised = sum(video.realised_tokens for video in run.report)
+        visual = [n / workload.batch for n in layer_counts(realised, run.stages, depth)]
+        return prune_ms, (tuple(visual), run.prompt_tokens or 0, encoded.tokens[0].total)
+
+    for number in tqdm(range(-settings.warmup, settings.repeats), desc="latency", unit="round"):
+        if len(failed) == len(cells):
+            break
+        begun, message = within_memory(clock, read)
+        if begun is None:
+            failed |= dict.fromkeys(range(len(cells)), message)
+            continue
+        pixels, shared = begun
+        encodings: dict[frozenset[str], tuple[Encoded, float]] = {}
+        for needs in needs_sets(llm, [cell for i, cell in enumerate(cells) if i not in failed]):
+            made, message = within_memory(clock, encode, pixels, needs)
+            if made is None:
+                failed |= {i: message for i, cell in enumerate(cells) if tower_needs(llm, cell) == needs}
+            else:
+                encodings[needs] = made
         for i, cell in enumerate(cells):
-            times, realised[i] = _answer(llm, cell, encoded, inputs, settings.new_tokens)
+            if i in failed:
+                continue
+            encoded, encode_ms = encodings[tower_needs(llm, cell)]
+            answered, message = within_memory(clock, answer, cell, encoded)
+            if answered is None:
+                failed[i] = message
+                continue
+            prune_ms, counts[i] = answered
+            times = {**shared, **clock.read(), "encode_ms": encode_ms, "prune_ms": prune_ms}
+            times["prefill_ms"] -= prune_ms
+            times["decode_token_ms"] /= settings.new_tokens
             if number >= 0:
-                rounds[i].append({**shared, **times})
+                rounds[i].append(times)
     return [
-        CellTimes({stage: np.array([r[stage] for r in cell]) for stage in STAGES}, count)
-        for cell, count in zip(rounds, realised, strict=True)
+        CellTimes(
+            {} if i in failed else {stage: np.array([r[stage] for r in times]) for stage in times[0]},
+            *counts[i],
+            failed.get(i),
+            settings.new_tokens,
+            workload.batch,
+        )
+        for i, times in enumerate(rounds)
     ]
 
 
-def _answer(
-    llm: VideoLLM, cell: Cell, encoded: Encoded, inputs: dict[str, torch.Tensor], new_tokens: int
-) -> tuple[dict[str, float], int]:
-    """Prune, prefill and decode once."""
-    times: dict[str, float] = {}
-    mask = inputs["attention_mask"]
-    with torch.inference_mode(), pruning(llm.model, cell.method, cell.positions, encoded=encoded.tokens) as run:
-        with _Clock(llm, times, "forward"):
-            out = llm.model(**inputs, **encoded.arguments, use_cache=True, logits_to_keep=1)
-            token = out.logits[:, -1:].argmax(-1)
-        with _Clock(llm, times, "decoding"):
-            for _ in range(new_tokens):
-                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-                step = mask.sum(-1, keepdim=True) - 1
-                out = llm.model(
-                    input_ids=token,
-                    attention_mask=mask,
-                    position_ids=step,
-                    past_key_values=out.past_key_values,
-                    use_cache=True,
-                )
-                token = out.logits[:, -1:].argmax(-1)
-    prune = 1000 * sum(video.prune_seconds for video in run.report)
-    return {
-        "prune_ms": prune,
-        "prefill_ms": times["forward"] - prune,
-        "decode_token_ms": times["decoding"] / new_tokens,
-    }, sum(video.realised_tokens for video in run.report)
+def within_memory(clock: Clock, task: Callable[..., T], *arguments: Any) -> tuple[T | None, str]:
+    """What a task returns; or None, and in which stage and why it ran out of memory, once that is free again."""
+    try:
+        return task(*arguments), ""
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        message = f"out of memory in {clock.stage_now.removesuffix('_ms')}: {str(error).splitlines()[0]}"
+    # behind the except clause: the traceback, which holds the tensors, is gone
+    clock.clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None, message
 
 
-class _Clock:
-    """Milliseconds between entry and exit, all work queued on the device included."""
+def time_values(dense: CellTimes, cell: CellTimes) -> dict[str, tuple[float, float, float]]:
+    """Metric -> (value, low, high): median, 5th and 95th percentile of times; speed-ups with their 95 % interval.
 
-    def __init__(self, llm: VideoLLM, into: dict[str, float], name: str):
-        self.device, self.into, self.name = llm.device, into, name
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def __enter__(self) -> None:
-        self.start = self._now()
-
-    def __exit__(self, *_: object) -> None:
-        self.into[self.name] = 1000 * (self._now() - self.start)
+    Empty for a cell that ran out of memory; without speed-ups where dense did.
+    """
+    if cell.failure is not None:
+        return {}
+    times = {name: cell.stages[name] for name in STAGES if name in cell.stages}
+    times |= {name: cell.total(stages) for name, stages in SUMS.items() if set(stages) <= set(times)}
+    times["tokens_per_second"] = 1000 * cell.batch / times["decode_token_ms"]
+    values = {}
+    for name, samples in times.items():
+        low, middle, high = np.quantile(samples, [0.05, 0.5, 0.95]).tolist()
+        values[name] = middle, low, high
+    for name, stages in SPEEDUPS.items():
+        if dense.failure is None and set(stages) <= set(times):
+            values[name] = speedup(dense, cell, stages)
+    return values
 
 
 def speedup(dense: CellTimes, cell: CellTimes, names: Sequence[str], seed: int = 0) -> tuple[float, float, float]:

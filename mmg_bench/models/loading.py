@@ -51,8 +51,12 @@ class ModelSpec:
     siglip: str | None = None
     """Original SigLIP checkpoint of the vision tower: hub id or folder. For methods that need its pooling head or text
     tower (fastvid, cdpruner); read only when one does."""
+    weights: str = "pretrained"
+    """`random` builds the architecture alone: of a checkpoint folder, or else the one that is known by `name`."""
 
     def __post_init__(self) -> None:
+        if self.weights not in ("pretrained", "random"):
+            raise ValueError(f"model.weights={self.weights!r}: choose pretrained or random")
         if self.frames < 1:
             raise ValueError(f"model.frames={self.frames}: at least one frame must be sampled")
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
@@ -87,7 +91,9 @@ class VideoLLM:
 
     @cached_property
     def weights(self) -> str:
-        """What identifies the weights: the revision of a hub model, a digest of a checkpoint folder."""
+        """What identifies the weights: the revision of a hub model, a digest of a checkpoint folder, or `random`."""
+        if self.spec.weights == "random":
+            return "random"
         revision = self.spec.revision or getattr(self.model.config, "_commit_hash", None)
         return _identity(self.spec.name, self.spec.path, revision)
 
@@ -171,6 +177,8 @@ def _load(spec: ModelSpec) -> tuple[Any, Any]:
     folder = _folder(spec.path)
     if folder is not None:
         _check_folder(folder)
+    if spec.weights == "random":
+        return _random(spec, folder)
     source = spec.path if folder is None else str(folder)
     with _explained(f"model {spec.name!r}", source, folder, "model.path"):
         processor = AutoProcessor.from_pretrained(source, revision=spec.revision)
@@ -198,6 +206,19 @@ def _explained(what: str, source: str, folder: Path | None, option: str) -> Iter
         ) from error
     except (ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{what} at {source!r} is damaged or of another kind: {_first_line(error)}") from error
+
+
+def _random(spec: ModelSpec, folder: Path | None) -> tuple[Any, Any]:
+    from transformers import AutoConfig, AutoProcessor
+
+    from mmg_bench.models.geometry import named, random_model
+
+    if folder is None:
+        config, processor = named(spec.name)
+    else:
+        config, processor = (kind.from_pretrained(str(folder)) for kind in (AutoConfig, AutoProcessor))
+    dtype = getattr(torch, spec.dtype)
+    return random_model(config, dtype, spec.attn_implementation, spec.torch_device), processor
 
 
 def _check_folder(folder: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionProcessor
+    from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, LlavaOnevisionProcessor
 
 PAD, START, END, IMAGE, VIDEO, UNKNOWN = "<pad>", "<|im_start|>", "<|im_end|>", "<image>", "<video>", "<unk>"
 
@@ -57,11 +57,15 @@ class SmallSpec:
 
 def word_tokenizer(words: list[str]) -> Any:
     """A lower-casing word-level tokenizer of `words`, plus the chat and media tokens."""
+    special = [PAD, START, END, IMAGE, VIDEO, UNKNOWN]
+    return tokenizer_of({t: i for i, t in enumerate([*special, *sorted({w.lower() for w in words} - set(special))])})
+
+
+def tokenizer_of(vocabulary: dict[str, int]) -> Any:
+    """A lower-casing word-level tokenizer with these ids; the chat and media tokens must be among them."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    special = [PAD, START, END, IMAGE, VIDEO, UNKNOWN]
-    vocabulary = {token: i for i, token in enumerate([*special, *sorted({w.lower() for w in words} - set(special))])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -82,9 +86,6 @@ def small_llava_onevision(
     from transformers import (
         LlavaOnevisionConfig,
         LlavaOnevisionForConditionalGeneration,
-        LlavaOnevisionImageProcessor,
-        LlavaOnevisionProcessor,
-        LlavaOnevisionVideoProcessor,
         Qwen2Config,
         SiglipVisionConfig,
     )
@@ -126,17 +127,24 @@ def small_llava_onevision(
     model = LlavaOnevisionForConditionalGeneration(config).eval()
     model.generation_config.eos_token_id = ids[END]
     model.generation_config.pad_token_id = ids[PAD]
+    return model, llava_onevision_processor(config, tokenizer)
+
+
+def llava_onevision_processor(config: LlavaOnevisionConfig, tokenizer: Any) -> LlavaOnevisionProcessor:
+    """The stock processor that fits a configuration with a SigLIP tower."""
+    from transformers import LlavaOnevisionImageProcessor, LlavaOnevisionProcessor, LlavaOnevisionVideoProcessor
+
+    vision: Any = config.vision_config
     pixels: dict[str, Any] = {
-        "size": {"height": spec.image_size, "width": spec.image_size},
+        "size": {"height": vision.image_size, "width": vision.image_size},
         "image_mean": [0.5] * 3,  # as SigLIP's own processor
         "image_std": [0.5] * 3,
     }
-    processor = LlavaOnevisionProcessor(
+    return LlavaOnevisionProcessor(
         image_processor=LlavaOnevisionImageProcessor(image_grid_pinpoints=config.image_grid_pinpoints, **pixels),
         tokenizer=tokenizer,
         video_processor=LlavaOnevisionVideoProcessor(**pixels),
-        num_image_tokens=(spec.image_size // spec.patch_size) ** 2,
+        num_image_tokens=(vision.image_size // vision.patch_size) ** 2,
         vision_feature_select_strategy="full",
         chat_template=CHAT_TEMPLATE,
     )
-    return model, processor

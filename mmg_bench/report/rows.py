@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, get_type_hints
 import numpy as np
 import pandas as pd
 
-from mmg_bench.measure.flops import TextGeometry, flops_4nd2, flops_gqa
+from mmg_bench.measure.flops import TextGeometry, flops_4nd2, flops_gqa, layer_counts
 from mmg_bench.report.statistics import Bootstrap, Estimate, accuracy, compare
 from mmg_bench.runner.records import Record
 
@@ -46,7 +46,7 @@ class ResultRow(NamedTuple):
     n: int
     """Questions (or repeats) that the value rests on."""
     n_errors: int
-    """Questions that failed and are left out."""
+    """Questions that failed and are left out; 1 for a cell that ran out of memory."""
     source: str
     """`measured`, `cited` or `pending`."""
     provenance: str
@@ -59,8 +59,10 @@ _TYPES = {name: _DTYPES[kind] for name, kind in get_type_hints(ResultRow).items(
 METRICS = (
     *("accuracy", "accuracy_kept_percent", "flips_lost", "flips_won", "p_mcnemar"),
     *("decode_ms", "preprocess_ms", "encode_ms", "prune_ms", "prefill_ms", "decode_token_ms", "ttft_ms", "e2e_ms"),
-    *("prefill_speedup", "ttft_speedup", "e2e_speedup", "retention_layer_mean"),
+    *("tokens_per_second", "prefill_speedup", "ttft_speedup", "e2e_speedup", "retention_layer_mean"),
+    *("prefill_roofline_ms", "decode_roofline_ms", "prefill_over_roofline", "decode_over_roofline"),
     *("flops_gqa", "flops_4nd2", "flops_counted", "kv_cache_bytes", "peak_memory_bytes"),
+    *("weights_bytes", "activation_memory_bytes", "encode_memory_bytes", "prefill_energy_joules"),
 )
 DENSE = "dense"
 ALL = "all"
@@ -88,6 +90,12 @@ class Measurement:
     n: int
     """Repeats."""
     provenance: str
+    skill: str = ALL
+    """Of a measurement without benchmark: `all`, or `batch=B` for more than one prompt at a time."""
+    realised_tokens: float = math.nan
+    """Where there are no records to tell."""
+    n_errors: int = 0
+    """1 where the memory ended, and the value is NaN."""
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -133,18 +141,26 @@ def result_rows(
                     rows.append(_row(where, skill, metric, estimate, realised[where], "measured", provenance))
     for m in measurements:
         where = _Where(m.model, m.frames, m.benchmark, m.method, m.retention_ratio)
-        estimate = Estimate(m.value, m.ci_low, m.ci_high, m.n, 0)
-        rows.append(_row(where, ALL, m.metric, estimate, realised.get(where, math.nan), "measured", m.provenance))
+        estimate = Estimate(m.value, m.ci_low, m.ci_high, m.n, m.n_errors)
+        tokens = realised.get(where, m.realised_tokens)
+        rows.append(_row(where, m.skill, m.metric, estimate, tokens, "measured", m.provenance))
     return _frame(_sorted(rows, methods, benchmarks), table, weights)
 
 
 def pending_rows(
-    *, table: str, model: str, weights: str, frames: int, benchmarks: Sequence[str], cells: Sequence[tuple[str, float]]
+    *,
+    table: str,
+    model: str,
+    weights: str,
+    frames: int,
+    benchmarks: Sequence[str],
+    cells: Sequence[tuple[str, float]],
+    metric: str = "accuracy",
 ) -> pd.DataFrame:
-    """Rows of accuracies still to be measured, for (method, retention ratio) `cells`: tables say so, not leave gaps."""
+    """Rows of what is still to be measured, for (method, retention ratio) `cells`: tables say so, not leave gaps."""
     nothing = Estimate(math.nan, math.nan, math.nan, 0, 0)
     rows = [
-        _row(_Where(model, frames, benchmark, method, ratio), ALL, "accuracy", nothing, math.nan, "pending", "")
+        _row(_Where(model, frames, benchmark, method, ratio), ALL, metric, nothing, math.nan, "pending", "")
         for benchmark in benchmarks
         for method, ratio in cells
     ]
@@ -285,10 +301,7 @@ class _Cost:
 
 def layer_tokens(record: Record, depth: int) -> tuple[int, ...]:
     """Visual tokens that entered each of `depth` layers."""
-    counts = [record.realised_tokens or 0] * depth
-    for layer, tokens in record.stages or []:
-        counts[layer:] = [tokens] * (depth - layer)
-    return tuple(counts)
+    return tuple(layer_counts(record.realised_tokens or 0, record.stages or (), depth))
 
 
 def _statistics(cell: _Cell, dense: _Cell, cost: _Cost, bootstrap: Bootstrap) -> Iterator[tuple[str, str, Estimate]]:

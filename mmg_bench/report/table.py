@@ -249,7 +249,7 @@ class _Layout:
         row = self._row("accuracy_kept_percent", method, ratio)
         if row is None:
             return NONE + cited
-        return (f"{row.value:.1f}" if method == DENSE else _with_interval(row, 1)) + cited
+        return (f"{row.value:.1f}" if method == DENSE else with_interval(row, 1)) + cited
 
     def _best(self) -> set[tuple[str, float]]:
         """The highest percent kept of each block, controls and dense apart."""
@@ -280,14 +280,14 @@ class _Layout:
         if row is None:
             return NONE
         share = f" ({100 * row.value / dense.value:.1f} %)" if dense is not None and method != DENSE else ""
-        return _with_unit(row.value, scale=row.value if dense is None else dense.value) + share
+        return with_unit(row.value, scale=row.value if dense is None else dense.value) + share
 
     def _speedup(self, method: str, ratio: float) -> str:
         cited = self._published("prefill_speedup", method, ratio)
         row = self._row("prefill_speedup", method, ratio, *self.benchmarks)
         if row is None:
             return NONE + cited
-        return ("1×" if method == DENSE else _with_interval(row, 2, "×")) + cited
+        return ("1×" if method == DENSE else with_interval(row, 2, "×")) + cited
 
     def _errors(self, method: str, ratio: float) -> str:
         row = self.by_key.get((self.main, ALL, method, ratio, "accuracy"))
@@ -303,7 +303,7 @@ class _Layout:
         first = self.rows.iloc[0]
         lines = [f"Model: {first['model']}, weights: {weights}; {first['frames']} frames; {', '.join(counts)}"]
         keys = dict.fromkeys(k for keys in self.rows.provenance.unique() for k in keys.split(";") if k)
-        lines += [self._measured(key) for key in keys]
+        lines += [measured_line(key, self.provenance) for key in keys]
         if self.benchmarks:
             lines.append(
                 "Accuracy and percent kept: in percent, over the questions that were answered; intervals are paired "
@@ -323,23 +323,26 @@ class _Layout:
             lines.append("In parentheses: published numbers")
         return tuple(lines)
 
-    def _measured(self, key: str) -> str:
-        if key not in self.provenance:
-            raise ValueError(f"the rows name provenance {key!r}, which provenance.json lacks: write both anew")
-        facts = self.provenance[key]
-        settings = {**(facts["model"] if isinstance(facts.get("model"), Mapping) else {}), **facts}
-        known = [str(settings[f]) for f in ("device", "dtype", "attention", "date") if settings.get(f)]
-        known += [f"commit {facts['commit']}"] if facts.get("commit") else []
-        again = f"; reproduce with `{facts['command']}`" if facts.get("command") else ""
-        return f"Measured ({key}): {', '.join(known) or 'nothing recorded'}{again}"
+
+def measured_line(key: str, provenance: Mapping[str, Mapping[str, Any]]) -> str:
+    """How the rows of a provenance key were measured. Raises ValueError for a key that is missing."""
+    if key not in provenance:
+        raise ValueError(f"the rows name provenance {key!r}, which provenance.json lacks: write both anew")
+    facts = provenance[key]
+    settings = {**(facts["model"] if isinstance(facts.get("model"), Mapping) else {}), **facts}
+    known = [str(settings[f]) for f in ("device", "dtype", "attention", "date") if settings.get(f)]
+    known += [f"commit {facts['commit']}"] if facts.get("commit") else []
+    again = f"; reproduce with `{facts['command']}`" if facts.get("command") else ""
+    return f"Measured ({key}): {', '.join(known) or 'nothing recorded'}{again}"
 
 
-def _with_interval(row: ResultRow, digits: int, unit: str = "") -> str:
+def with_interval(row: ResultRow, digits: int, unit: str = "") -> str:
+    """A row's value, and its interval where it has one."""
     interval = f" [{row.ci_low:.{digits}f}, {row.ci_high:.{digits}f}]" if math.isfinite(row.ci_low) else ""
     return f"{row.value:.{digits}f}{unit}{interval}"
 
 
-def _with_unit(value: float, scale: float) -> str:
+def with_unit(value: float, scale: float) -> str:
     """`value` in the SI unit that suits `scale`, so that a whole column has one unit."""
     power = min(12, max(0, 3 * int(math.log10(scale) // 3))) if scale > 0 else 0
     unit = {12: " T", 9: " G", 6: " M", 3: " k", 0: ""}[power]

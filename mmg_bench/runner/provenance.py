@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mmg_bench.measure.gpu import gpu_facts
+
 PACKAGES = ("mmg-bench", "torch", "torchvision", "transformers", "lmms-eval", "decord", "numpy")
 _UNSTABLE = ("date", "command")  # differ between two runs of one thing
+COMMIT = "MMG_BENCH_COMMIT"
+"""Environment variable that names the commit where the code is a copy without its history."""
 
 
 def describe(settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -23,9 +28,10 @@ def describe(settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return {
         **settings,
         "device": _device_name(device),
+        **gpu_facts(device),
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES},
         "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -34,12 +40,16 @@ def describe(settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 def register(folder: Path, entry: dict[str, Any]) -> str:
     """Add an entry to `folder`/provenance.json and return its key; equal settings share one entry."""
-    stable = {k: v for k, v in entry.items() if k not in _UNSTABLE}
-    key = hashlib.sha256(json.dumps(stable, sort_keys=True, default=str).encode()).hexdigest()[:12]
-    entries = read(folder)
+    key, entries = key_of(entry), read(folder)
     if key not in entries:
         write(folder, {**entries, key: entry})
     return key
+
+
+def key_of(entry: dict[str, Any]) -> str:
+    """Digest of an entry, date and command apart."""
+    stable = {k: v for k, v in entry.items() if k not in _UNSTABLE}
+    return hashlib.sha256(json.dumps(stable, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -64,12 +74,20 @@ def _device_name(device: torch.device) -> str:
     return f"{models[0] if models else platform.machine()} ({len(models) or '?'} cores)"
 
 
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # not every command needs every package
+        return None
+
+
 def _commit() -> str:
-    """The commit of the checkout that runs, `+` behind it when files differ; `unknown` outside a checkout."""
-    here = Path(__file__).parent
-    head = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    if head.returncode:
-        return "unknown"
-    state = ["git", "-C", str(here), "status", "--porcelain", "--untracked-files=no"]
+    """The commit of the checkout that runs, `+` behind it when files differ; `unknown` where nothing tells."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        return os.environ.get(COMMIT, "unknown")
+    state = [*git, "status", "--porcelain", "--untracked-files=no"]
     changed = subprocess.run(state, capture_output=True, text=True, check=False).stdout.strip()
     return head.stdout.strip()[:12] + ("+" if changed else "")

@@ -30,7 +30,8 @@ def missing(
 
         if not torch.cuda.is_available():
             lines.append("a GPU: torch sees no CUDA device")
-    if model["path"] != "embedded" and not _has_weights(model["path"], model.get("revision")):
+    random = model.get("weights") == "random"
+    if model["path"] != "embedded" and not random and not _has_weights(model["path"], model.get("revision")):
         lines.append(f"the weights of {model['path']} ({_size(model['path'], 'model', model.get('download_gb'))})")
     extra = model.get("siglip")
     if extra is not None and FIELDS & set(needs) and not _has_weights(extra):

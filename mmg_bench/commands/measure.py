@@ -1,0 +1,313 @@
+"""What `mmg-bench measure`, and `mmg-bench table` for tables of speed, do with their composed configuration."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from omegaconf import DictConfig
+
+from mmg_bench import config as cfg
+from mmg_bench.commands.profiles import choose
+from mmg_bench.commands.publish import publish
+from mmg_bench.measure.clock import Clock
+from mmg_bench.measure.efficiency import CellResult, Value, measure_efficiency
+from mmg_bench.measure.latency import LatencySettings, within_memory
+from mmg_bench.measure.roofline import Ceilings, measure_ceilings
+from mmg_bench.measure.workload import PIXELS, Workload, random_prompt, standard_video
+from mmg_bench.models.loading import ModelSpec, VideoLLM
+from mmg_bench.report.efficiency import efficiency_layout
+from mmg_bench.report.rows import ALL, NO_BENCHMARK, Measurement, pending_rows, result_rows
+from mmg_bench.runner import provenance
+from mmg_bench.runner.cells import Cell
+from mmg_bench.runner.requirements import missing
+
+DONE = "measurements.jsonl"
+"""What was measured so far, a line a unit: an interrupted command goes on behind the last whole line."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is measured together, every cell interleaved with dense: one model, frame count and batch size."""
+
+    model: ModelSpec
+    batch: int
+    cells: tuple[Cell, ...]
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"batch_size={self.batch}: it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Units under the same conditions."""
+
+    table: str
+    units: list[Unit]
+    pending: list[Unit]
+    """What the table lists as not yet measured."""
+    video: str
+    text_tokens: int
+    settings: LatencySettings
+    energy_seconds: float
+    folder: Path
+    """Where measurements are collected."""
+    results: Path
+    """Where the rows, the table and their provenance go."""
+
+
+def measure(configs: Sequence[DictConfig]) -> int:
+    """Measure what measure.yaml composes, all of one model together."""
+    plain = [cfg.plain(c) for c in configs]
+    apart = ("model", "weights", "frames", "batch_size", "method", "retention_ratio", "positions", "output_dir")
+    conditions = [{k: v for k, v in c.items() if k not in apart} for c in plain]
+    if different := sorted(k for k in conditions[0] if any(c[k] != conditions[0][k] for c in conditions)):
+        raise ValueError(
+            f"measurements that differ in {', '.join(different)} do not fit one table: run them one by one"
+        )
+    cells: dict[tuple[ModelSpec, int], list[Cell]] = {}
+    for c in plain:
+        found = cells.setdefault((_spec(c["model"], c["weights"], c["frames"]), c["batch_size"]), [_dense()])
+        found.append(cfg.cell(c["method"], c["retention_ratio"], c["positions"]))
+    folders = {c["output_dir"] for c in plain}
+    folder = Path(folders.pop() if len(folders) == 1 else "outputs/measure")
+    return _do(
+        Job(
+            table="measure",
+            units=[Unit(spec, batch, tuple(dict.fromkeys(found))) for (spec, batch), found in cells.items()],
+            pending=[],
+            video=plain[0]["video"],
+            text_tokens=plain[0]["text_tokens"],
+            settings=LatencySettings(**plain[0]["measure"]),
+            energy_seconds=plain[0]["energy_seconds"],
+            folder=folder,
+            results=folder,
+        )
+    )
+
+
+def table(config: DictConfig) -> int:
+    """Make a table of speed composed from table.yaml."""
+    plain = cfg.plain(config)
+    spec = plain["table"]
+    name, profile = choose(spec, plain["profile"], _what, _lacks)
+    elsewhere = spec["profiles"][profile["pending"]] if profile.get("pending") else None
+    results = Path(plain["results_dir"]) / name
+    return _do(
+        Job(
+            table=spec["name"],
+            units=units(profile, spec["retention_ratios"]),
+            pending=[] if elsewhere is None else units(elsewhere, spec["retention_ratios"]),
+            video=spec["video"],
+            text_tokens=spec["text_tokens"],
+            settings=LatencySettings(**plain["measure"]),
+            energy_seconds=spec["energy_seconds"],
+            folder=Path(plain["output_dir"]) / name,
+            results=results,
+        )
+    )
+
+
+def _what(profile: dict[str, Any]) -> str:
+    return ", ".join(profile["workloads"])
+
+
+def _lacks(profile: dict[str, Any]) -> list[str]:
+    lines: list[str] = []
+    needs = frozenset[str]().union(*(c.method.needs for c in cfg.table_cells(profile["methods"], [0.5])))
+    for name, workload in profile["workloads"].items():
+        lines += missing({**cfg.load("model", name), **workload}, [], profile["needs_gpu"], needs)
+    return list(dict.fromkeys(lines))
+
+
+def units(profile: dict[str, Any], retention_ratios: list[float]) -> list[Unit]:
+    """What a profile of a table of speed measures."""
+    cells = tuple(cfg.table_cells(profile["methods"], retention_ratios))
+    return [
+        Unit(cfg.model_spec({**cfg.load("model", name), **changes, "frames": frames}), batch, cells)
+        for name, workload in profile["workloads"].items()
+        for changes in [{k: v for k, v in workload.items() if k not in ("frames", "batch_sizes")}]
+        for frames in workload["frames"]
+        for batch in workload["batch_sizes"]
+    ]
+
+
+def _spec(model: dict[str, Any], weights: str, frames: int | None) -> ModelSpec:
+    changed = {"weights": weights} if frames is None else {"weights": weights, "frames": frames}
+    return cfg.model_spec({**model, **changed})
+
+
+def _dense() -> Cell:
+    return cfg.cell({"name": "dense"}, 1.0)  # the reference of every speed-up
+
+
+def _do(job: Job) -> int:
+    """Measure what is not measured yet, and report everything. Returns how many models could not be measured.
+
+    One model's fault does not lose the others; the only one's is raised.
+    """
+    if job.text_tokens < 1:
+        raise ValueError(f"text_tokens={job.text_tokens}: it must be at least 1")
+    plans = {provenance.key_of(entry): (unit, entry) for unit in job.units for entry in [_entry(job, unit)]}
+    path = job.folder / DONE
+    done = {line["key"]: line for line in _read(path)}
+    todo = [(key, unit, entry) for key, (unit, entry) in plans.items() if key not in done]
+    groups = [list(group) for _, group in groupby(todo, key=lambda item: replace(item[1].model, frames=1))]
+    failed = 0
+    for group in groups:
+        try:
+            for line in _measure_model(job, group):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line, default=str) + "\n")
+                done[line["key"]] = line
+                publish(
+                    *_rows(job, [done[key] for key in plans if key in done]),
+                    job.results,
+                    efficiency_layout,
+                    shown=False,
+                )
+        except (ValueError, RuntimeError, OSError) as error:
+            if len(plans) == len(group):
+                raise
+            failed += 1
+            print(f"{group[0][1].model.name} could not be measured: {error}", flush=True)
+    publish(*_rows(job, [done[key] for key in plans if key in done]), job.results, efficiency_layout)
+    return failed
+
+
+def _entry(job: Job, unit: Unit) -> dict[str, Any]:
+    """What decides the numbers of a unit, and the machine: known before the model is loaded."""
+    video = f"random pixels {PIXELS[1]}x{PIXELS[0]}" if job.video == "random" else Path(job.video).name
+    settings = {
+        "model": asdict(unit.model),
+        "batch_size": unit.batch,
+        "video": video,
+        "text_tokens": job.text_tokens,
+        "latency": asdict(job.settings),
+        "energy_seconds": job.energy_seconds,
+        "cells": [f"{cell.label} R={cell.method.retention_ratio:g}" for cell in unit.cells],
+    }
+    return provenance.describe(settings, unit.model.torch_device)
+
+
+def _measure_model(job: Job, todo: list[tuple[str, Unit, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """The lines of some units of one model, which is loaded once."""
+    spec = todo[0][1].model
+    print(f"{spec.name}: loading ({spec.weights} weights)", flush=True)
+    clock = Clock(spec.torch_device)
+    clock.stage_now = "loading the weights"
+    llm, message = within_memory(clock, VideoLLM, spec)
+    if llm is None:
+        for key, unit, entry in todo:
+            failed = [CellResult({}, math.nan, message) for _ in unit.cells]
+            yield _line(key, unit, {**entry, "weights": spec.weights}, failed)
+        return
+    cells = [cell for _, unit, _ in todo for cell in unit.cells]
+    needs = frozenset[str]().union(*(cell.method.needs for cell in cells))
+    llm.prepare(needs)
+    for cell in cells:
+        llm.adapter.check(cell.method.needs, cell.label)
+    ceilings = measure_ceilings(llm.device, llm.model.dtype)
+    prompt = random_prompt(llm.processor.tokenizer, job.text_tokens)
+    video = standard_video() if job.video == "generated" else None if job.video == "random" else Path(job.video)
+    for key, unit, entry in todo:
+        print(f"{spec.name}: {unit.model.frames} frames, batch {unit.batch}, {len(unit.cells)} cells", flush=True)
+        workload = Workload(video, prompt, unit.model.frames, unit.batch)
+        results = measure_efficiency(llm, unit.cells, workload, job.settings, ceilings, job.energy_seconds)
+        yield _line(key, unit, {**entry, **_facts(llm, needs, ceilings)}, results)
+    del llm
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _facts(llm: VideoLLM, needs: frozenset[str], ceilings: Ceilings) -> dict[str, Any]:
+    """What is known of a model once it is loaded."""
+    return {
+        "weights": llm.weights_for(needs),
+        "attention": llm.model.config._attn_implementation,
+        "ceilings": asdict(ceilings),
+    }
+
+
+def _line(key: str, unit: Unit, entry: dict[str, Any], results: list[CellResult]) -> dict[str, Any]:
+    """A unit's measurements with their provenance, as kept on the disk."""
+    out_of_memory = {
+        f"{cell.label} R={cell.method.retention_ratio:g}": result.failure
+        for cell, result in zip(unit.cells, results, strict=True)
+        if result.failure is not None
+    }
+    measurements = [
+        Measurement(
+            model=unit.model.name,
+            benchmark=NO_BENCHMARK,
+            frames=unit.model.frames,
+            method=cell.label,
+            retention_ratio=cell.method.retention_ratio,
+            metric=metric,
+            value=value.value,
+            ci_low=value.low,
+            ci_high=value.high,
+            n=value.n,
+            provenance=key,
+            skill=ALL if unit.batch == 1 else f"batch={unit.batch}",
+            realised_tokens=result.realised_tokens,
+            n_errors=int(math.isnan(value.value)),
+        )
+        for cell, result in zip(unit.cells, results, strict=True)
+        for metric, value in (result.values or {"prefill_ms": Value(math.nan, n=0)}).items()
+    ]
+    return {
+        "key": key,
+        "model": unit.model.name,
+        "entry": {**entry, "out_of_memory": out_of_memory},
+        "measurements": [asdict(m) for m in measurements],
+    }
+
+
+def _read(path: Path) -> Iterator[dict[str, Any]]:
+    """The units measured so far; a last line that was torn while written is dropped."""
+    if not path.exists():
+        return
+    whole = path.read_bytes()
+    end = whole.rfind(b"\n") + 1
+    if end < len(whole):
+        with path.open("rb+") as file:
+            file.truncate(end)
+    for line in whole[:end].decode().splitlines():
+        yield json.loads(line)
+
+
+def _rows(job: Job, lines: list[dict[str, Any]]) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Rows of everything, what is pending included, and their provenance."""
+    measurements = [Measurement(**m) for line in lines for m in line["measurements"]]
+    rows = result_rows(
+        [],
+        table=job.table,
+        weights={line["model"]: line["entry"]["weights"] for line in lines},
+        methods=list(dict.fromkeys(m.method for m in measurements)),
+        measurements=measurements,
+    )
+    pending = [
+        pending_rows(
+            table=job.table,
+            model=unit.model.name,
+            weights=unit.model.weights,
+            frames=unit.model.frames,
+            benchmarks=[NO_BENCHMARK],
+            cells=[(cell.label, cell.method.retention_ratio) for cell in unit.cells],
+            metric="prefill_ms",
+        )
+        for unit in job.pending
+    ]
+    return pd.concat([rows, *pending], ignore_index=True), {line["key"]: line["entry"] for line in lines}

@@ -1,0 +1,35 @@
+"""A finished table on disk and on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mmg_bench.report.rows import write_rows
+from mmg_bench.report.table import Table, print_tables, to_markdown
+from mmg_bench.runner import provenance
+
+
+def publish(
+    rows: pd.DataFrame,
+    sources: dict[str, Any],
+    folder: Path,
+    layout: Callable[[pd.DataFrame, dict[str, Any]], list[Table]],
+    *,
+    shown: bool = True,
+) -> None:
+    """Write rows.csv, table.md and provenance.json, and print the table where it is to be shown."""
+    used = {key for keys in rows.provenance for key in str(keys).split(";") if key}
+    provenance.write(folder, {key: sources[key] for key in sorted(used)})
+    write_rows(rows, folder / "rows.csv")
+    tables = layout(rows, sources)
+    partial = folder / "table.partial"
+    partial.write_text(to_markdown(tables), encoding="utf-8")
+    partial.replace(folder / "table.md")
+    if not shown:
+        return
+    print_tables(tables)
+    print(f"\nWritten: {folder}/table.md, rows.csv, provenance.json")

@@ -1,0 +1,13 @@
+"""`mmg-bench table`: each kind of table is made by the command that measures such things."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from mmg_bench.commands import evaluation, measure
+
+
+def table(config: DictConfig) -> int:
+    """Make a table of accuracy, or one of speed: the profiles of the latter name workloads, not benchmarks."""
+    of_speed = all("workloads" in profile for profile in config.table.profiles.values())
+    return measure.table(config) if of_speed else evaluation.table(config)

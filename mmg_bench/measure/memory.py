@@ -1,0 +1,90 @@
+"""Memory: weights, activations and KV cache apart. In passes of their own, because watching an allocator takes time."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from mmg_bench.measure.workload import Workload, decode_steps, prefill, preprocess, tower_needs
+from mmg_bench.models.hooks import pruning
+from mmg_bench.models.loading import VideoLLM
+from mmg_bench.runner.cells import Cell
+
+
+class PeakMemory:
+    """Bytes of tensors that are allocated inside the context: `peak` at most at a time, `kept` at its end.
+
+    On a GPU from torch's allocator; on a CPU, where torch keeps no such count, from its profiler. Neither sees what
+    libraries take for themselves (CUDA's own context, workspaces of a few megabytes).
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.peak = self.kept = 0
+
+    def __enter__(self) -> Self:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self._start = torch.cuda.memory_allocated(self.device)
+        else:
+            self._profiler = torch.autograd.profiler.profile(use_cpu=True, profile_memory=True)
+            self._profiler.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            self.peak = torch.cuda.max_memory_allocated(self.device) - self._start
+            self.kept = torch.cuda.memory_allocated(self.device) - self._start
+            return
+        self._profiler.__exit__(*error)
+        recorded: Any = self._profiler.kineto_results
+        changes = sorted((e.start_ns(), e.nbytes()) for e in recorded.events() if e.name() == "[memory]")
+        for _, change in changes:
+            self.kept += change
+            self.peak = max(self.peak, self.kept)
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of parameters and buffers; tied ones count once."""
+    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes of the keys and values in a transformers cache."""
+    held = [t for layer in cache.layers for t in (layer.keys, layer.values) if t is not None]
+    return sum(t.numel() * t.element_size() for t in held)
+
+
+def memory_values(llm: VideoLLM, cell: Cell, workload: Workload, new_tokens: int) -> dict[str, int]:
+    """Metric -> bytes, of one answer of a cell.
+
+    `weights_bytes`; `encode_memory_bytes`, the most that encoding takes beside them; `kv_cache_bytes` after the
+    prefill; `activation_memory_bytes`, the most that encoded video, pruning, prefill and decoding take beside weights
+    and KV cache; and `peak_memory_bytes`, the most of the whole answer.
+    """
+    pixels = preprocess(llm, workload.decode())
+    with PeakMemory(llm.device) as encoding:
+        encoded = llm.encode(pixels, tower_needs(llm, cell))
+    inputs = workload.inputs(llm, encoded)
+    with (
+        PeakMemory(llm.device) as answering,
+        torch.inference_mode(),
+        pruning(llm.model, cell.method, cell.positions, encoded=encoded.tokens),
+    ):
+        out = prefill(llm, encoded, inputs)
+        if not bool(out.logits.isfinite().all()):
+            raise ValueError(f"{llm.spec.name} gives NaN or infinite logits in {llm.spec.dtype}: choose another dtype")
+        cache = cache_bytes(out.past_key_values)
+        decode_steps(llm, out, inputs["attention_mask"], new_tokens)
+    weights, answer = weight_bytes(llm.model), encoding.kept + answering.peak
+    return {
+        "weights_bytes": weights,
+        "encode_memory_bytes": encoding.peak,
+        "activation_memory_bytes": answer - cache,
+        "kv_cache_bytes": cache,
+        "peak_memory_bytes": weights + max(encoding.peak, answer),
+    }

@@ -1,0 +1,113 @@
+"""What every measurement runs: some frames of a video and a prompt, encoded, prefilled and decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mmg_bench.benchmarks.embedded.dataset import cache_folder
+from mmg_bench.benchmarks.embedded.render import write_video
+from mmg_bench.benchmarks.embedded.world import make_world
+from mmg_bench.benchmarks.video import read_frames
+from mmg_bench.models.loading import Encoded, VideoLLM
+from mmg_bench.runner.cells import Cell
+
+PIXELS = (360, 640)
+"""Height and width of frames of random pixels."""
+_SIDE = 384  # pixels of the standard video
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A prompt about some frames of a video, several times in one batch."""
+
+    video: Path | None
+    """None: random pixels, and nothing to decode."""
+    prompt: str
+    frames: int
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1")
+
+    def decode(self) -> list[NDArray[np.uint8]]:
+        """The frames `[frames, H, W, 3]` of each video of the batch."""
+        if self.video is None:
+            return [self._pixels] * self.batch
+        return [read_frames(self.video, self.frames) for _ in range(self.batch)]
+
+    @cached_property
+    def _pixels(self) -> NDArray[np.uint8]:
+        return np.random.default_rng(0).integers(256, size=(self.frames, *PIXELS, 3), dtype=np.uint8)
+
+    def inputs(self, llm: VideoLLM, encoded: Encoded) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask` `[batch, S]`."""
+        one = llm.tokenize(self.prompt, encoded.tokens[:1])
+        return {name: value.repeat(self.batch, 1) for name, value in one.items()}
+
+
+def standard_video() -> Path:
+    """An mp4 file to measure on where no other is given: made on first use, 384 pixels a side."""
+    path = cache_folder() / f"measure-{_SIDE}.mp4"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_video(make_world("test", 0), path, _SIDE)
+    return path
+
+
+def preprocess(llm: VideoLLM, videos: Sequence[NDArray[np.uint8]]) -> dict[str, Tensor]:
+    """Pixel tensors of a batch of videos."""
+    each = [llm.preprocess(video) for video in videos]
+    return {name: torch.cat([pixels[name] for pixels in each]) for name in each[0]}
+
+
+def tower_needs(llm: VideoLLM, cell: Cell) -> frozenset[str]:
+    """What a cell asks of the vision tower: encoding with it costs more, and is charged to the cell."""
+    return cell.method.needs & llm.adapter.supplies
+
+
+def needs_sets(llm: VideoLLM, cells: Collection[Cell]) -> list[frozenset[str]]:
+    """The different needs of some cells, the plain encoding first."""
+    return sorted({tower_needs(llm, cell) for cell in cells}, key=lambda needs: (len(needs), sorted(needs)))
+
+
+def prefill(llm: VideoLLM, encoded: Encoded, inputs: dict[str, Tensor]) -> Any:
+    """One forward call on encoded video, up to the first token's logits."""
+    return llm.model(**inputs, **encoded.arguments, use_cache=True, logits_to_keep=1)
+
+
+def decode_steps(llm: VideoLLM, out: Any, mask: Tensor, steps: int) -> None:
+    """Some more tokens after a prefill, the most likely one each time."""
+    for _ in range(steps):
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        out = llm.model(
+            input_ids=out.logits[:, -1:].argmax(-1),
+            attention_mask=mask,
+            position_ids=mask.sum(-1, keepdim=True) - 1,
+            past_key_values=out.past_key_values,
+            use_cache=True,
+        )
+
+
+def random_prompt(tokenizer: Any, words: int, seed: int = 0) -> str:
+    """`words` random words of the tokenizer's own vocabulary, most of them one token each."""
+    known = {token.lstrip("Ġ▁") for token in tokenizer.get_vocab()}
+    choices = sorted(word for word in known if word.isascii() and word.isalpha())
+    return " ".join(np.random.default_rng(seed).choice(choices, size=words))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that the device, or the machine, has no memory left."""
+    signs = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs))

@@ -1,0 +1,169 @@
+"""Tables of speed from result rows without a benchmark: one a model, number of frames and batch size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from mmg_bench.report.rows import ALL, DENSE, ResultRow, as_tuples
+from mmg_bench.report.table import NONE, Block, Cell, Table, is_control, measured_line, with_interval, with_unit
+
+_Key = tuple[str, float]
+"""(method, retention ratio)."""
+
+
+def efficiency_layout(rows: pd.DataFrame, provenance: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    """The tables of `rows`; those of what is pending come last.
+
+    provenance: what provenance.json holds. Raises ValueError when there are no rows, or when they name a key that is
+    missing there.
+    """
+    if rows.empty:
+        raise ValueError("there are no rows to make a table of")
+    groups = [_Group(part, provenance) for _, part in rows.groupby(["model", "frames", "skill"], sort=False)]
+    return [g.table() for g in sorted(groups, key=lambda g: g.pending)]
+
+
+class _Group:
+    """Makes the table of one model, number of frames and batch size."""
+
+    def __init__(self, rows: pd.DataFrame, provenance: Mapping[str, Mapping[str, Any]]):
+        self.rows, self.provenance = rows, provenance
+        self.pending = bool((rows.source == "pending").all())
+        self.found = {(r.method, r.retention_ratio, r.metric): r for r in as_tuples(rows)}
+        self.cells: list[_Key] = list(dict.fromkeys(zip(rows.method, rows.retention_ratio, strict=True)))
+
+    def table(self) -> Table:
+        first = self.rows.iloc[0]
+        batch = "" if first["skill"] == ALL else f", {first['skill'].replace('=', ' ')}"
+        title = f"{first['table']}: {first['model']}, {first['frames']} frames{batch}"
+        if self.pending:
+            return self._not_yet(title)
+        columns = self._columns()
+        blocks = [Block("", tuple(tuple(c[cell] for c in columns.values()) for cell in self.cells if cell[0] == DENSE))]
+        for ratio in sorted({r for _, r in self.cells}, reverse=True):
+            lines = [cell for cell in self.cells if cell[1] == ratio and cell[0] != DENSE]
+            if lines:
+                lines_of_text = tuple(tuple(c[cell] for c in columns.values()) for cell in lines)
+                blocks.append(Block(f"R = {100 * ratio:.4g} %", lines_of_text))
+        return Table(title, self._header(), tuple(columns), tuple(b for b in blocks if b.lines), self._notes())
+
+    def _not_yet(self, title: str) -> Table:
+        ratios: dict[str, list[str]] = {}
+        for method, ratio in self.cells:
+            ratios.setdefault(method, []).append(f"{100 * ratio:.4g}")
+        lines = tuple(
+            (Cell(method), Cell(f"{', '.join(found)} %"), Cell("pending")) for method, found in ratios.items()
+        )
+        weights = ", ".join(self.rows.weights.unique())
+        header = (f"Weights: {weights}. Not yet measured: no machine for it was at hand",)
+        return Table(title, header, ("Method", "R", "Prefill ms"), (Block("", lines),), ())
+
+    def _columns(self) -> dict[str, dict[_Key, Cell]]:
+        """Column name -> its cells; columns in which nothing was measured are left out."""
+        texts: dict[str, Callable[[_Key], str]] = {
+            "Tokens": self._tokens,
+            "Layer mean": self._layer_mean,
+            "FLOPs (of dense)": self._flops,
+            "Encode ms": lambda c: self._number(c, "encode_ms"),
+            "Prune ms (of dense prefill)": self._prune,
+            "Prefill ms": self._prefill,
+            "of roofline": lambda c: self._number(c, "prefill_over_roofline", "×"),
+            "Decode ms": lambda c: self._number(c, "decode_token_ms"),
+            "of its roofline": lambda c: self._number(c, "decode_over_roofline", "×"),
+            "Tokens/s": lambda c: self._number(c, "tokens_per_second"),
+            "TTFT ms": lambda c: self._number(c, "ttft_ms"),
+            "Prefill speed-up": lambda c: self._speedup(c, "prefill_speedup"),
+            "TTFT speed-up": lambda c: self._speedup(c, "ttft_speedup"),
+            "E2E speed-up": lambda c: self._speedup(c, "e2e_speedup"),
+            "KV cache": lambda c: self._bytes(c, "kv_cache_bytes"),
+            "Activations": lambda c: self._bytes(c, "activation_memory_bytes"),
+            "Peak": lambda c: self._bytes(c, "peak_memory_bytes"),
+            "Energy J": lambda c: self._number(c, "prefill_energy_joules"),
+        }
+        columns = {"Method": {c: Cell(f"{c[0]} (control)" if is_control(c[0]) else c[0]) for c in self.cells}}
+        for name, text in texts.items():
+            columns[name] = {cell: Cell(text(cell)) for cell in self.cells}
+        return {k: v for k, v in columns.items() if any(c.text != NONE for c in v.values())}
+
+    def _row(self, cell: _Key, metric: str) -> ResultRow | None:
+        """The row of a metric, if it has a value."""
+        row = self.found.get((*cell, metric))
+        return row if row is not None and math.isfinite(row.value) else None
+
+    def _number(self, cell: _Key, metric: str, unit: str = "") -> str:
+        row = self._row(cell, metric)
+        return NONE if row is None else f"{row.value:.3g}{unit}" if row.value < 1000 else f"{row.value:.0f}{unit}"
+
+    def _tokens(self, cell: _Key) -> str:
+        row = self._row(cell, "prefill_ms")
+        return NONE if row is None else f"{row.realised_tokens:.1f}".removesuffix(".0")
+
+    def _layer_mean(self, cell: _Key) -> str:
+        row = self._row(cell, "retention_layer_mean")
+        return NONE if row is None or not self.prunes_inside else f"{100 * row.value:.1f} %"
+
+    @property
+    def prunes_inside(self) -> bool:
+        """Whether some cell's layers do not all see the tokens that enter layer 0."""
+        means = {cell: row for cell in self.cells if (row := self._row(cell, "retention_layer_mean")) is not None}
+        whole = means.get((DENSE, 1.0))
+        if whole is None:
+            return False
+        return any(row.value < row.realised_tokens / whole.realised_tokens - 1e-6 for row in means.values())
+
+    def _flops(self, cell: _Key) -> str:
+        row, dense = self._row(cell, "flops_gqa"), self._row((DENSE, 1.0), "flops_gqa")
+        if row is None:
+            return NONE
+        share = f" ({100 * row.value / dense.value:.1f} %)" if dense is not None and cell[0] != DENSE else ""
+        return with_unit(row.value, scale=row.value if dense is None else dense.value) + share
+
+    def _prune(self, cell: _Key) -> str:
+        row, dense = self._row(cell, "prune_ms"), self._row((DENSE, 1.0), "prefill_ms")
+        if row is None or cell[0] == DENSE:
+            return NONE
+        return f"{row.value:.3g}" + ("" if dense is None else f" ({100 * row.value / dense.value:.1f} %)")
+
+    def _prefill(self, cell: _Key) -> str:
+        row = self.found.get((*cell, "prefill_ms"))
+        return "out of memory" if row is not None and row.n_errors else self._number(cell, "prefill_ms")
+
+    def _speedup(self, cell: _Key, metric: str) -> str:
+        row = self._row(cell, metric)
+        return NONE if row is None else "1×" if cell[0] == DENSE else with_interval(row, 2, "×")
+
+    def _bytes(self, cell: _Key, metric: str) -> str:
+        row, dense = self._row(cell, metric), self._row((DENSE, 1.0), metric)
+        return NONE if row is None else with_unit(row.value, scale=row.value if dense is None else dense.value) + "B"
+
+    def _header(self) -> tuple[str, ...]:
+        first = self.rows.iloc[0]
+        keys = dict.fromkeys(key for key in self.rows.provenance if key)
+        lines = [f"Model: {first['model']}, weights: {', '.join(self.rows.weights.unique())}; {first['frames']} frames"]
+        lines += [measured_line(key, self.provenance) for key in keys]
+        for facts in (self.provenance[key] for key in keys):
+            video, text = facts.get("video"), facts.get("text_tokens")
+            if video is not None:
+                lines.append(f"Input: {video}, a prompt of {text} random words")
+            if ceilings := facts.get("ceilings"):
+                lines.append(
+                    f"Ceilings of this run: {ceilings['multiply_adds_per_second'] / 1e12:.3g} T multiply-adds/s, "
+                    f"{ceilings['bytes_per_second'] / 1e9:.4g} GB/s"
+                )
+        repeats = int(self.rows.n.max())
+        lines.append(
+            f"Times: medians of {repeats} rounds, dense and every cell in each. Three speed-ups, with 95 % intervals: "
+            "prefill (pruning + prefill), TTFT (+ encoding), E2E (everything); FLOPs: multiply-adds (`flops_gqa`); "
+            "of roofline: time over the least possible (docs/measuring.md)"
+        )
+        return tuple(lines)
+
+    def _notes(self) -> tuple[str, ...]:
+        failures: dict[str, str] = {}
+        for key in dict.fromkeys(k for k in self.rows.provenance if k):
+            failures |= self.provenance[key].get("out_of_memory", {})
+        return tuple(f"{cell}: {why}" for cell, why in failures.items())

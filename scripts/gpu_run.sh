@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Everything that needs one GPU, in under ten minutes and without a network: do the methods compute the same there, how
+# long do they take, and what do they save? Given again, it goes on where it stopped.
+#
+#   scripts/gpu_run.sh                     # results in results/gpu
+#   OUT=/tmp/out LIMIT=1200 scripts/gpu_run.sh
+#
+# OUT      folder of the results: efficiency/, steps.tsv, log.txt
+# LIMIT    seconds for all steps together; what did not get its turn is left for the next call
+# WHEELS   folder of wheels to use where packages are missing and nothing can be downloaded (hydra-core, omegaconf,
+#          antlr4-python3-runtime; decord and av to measure on an mp4 file, else random pixels are measured on)
+# PYTHON, DEVICE, PROFILE   interpreter; cuda or cpu; profile of configs/table/efficiency.yaml
+# MMG_BENCH_COMMIT   the commit, where the code is a copy without its history
+set -uo pipefail
+cd "$(dirname "$0")/.."
+OUT=${OUT:-results/gpu} LIMIT=${LIMIT:-560} WHEELS=${WHEELS:-.whl}
+PYTHON=${PYTHON:-python3} DEVICE=${DEVICE:-cuda} PROFILE=${PROFILE:-gpu}
+export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+mkdir -p "$OUT"
+started=$SECONDS failures=0
+
+left() { echo $((LIMIT - (SECONDS - started))); }
+
+# step NAME LIMIT COMMAND...: once, within its time and that of the whole; its failure is noted and does not end the rest
+step() {
+    local name=$1 limit=$2 from=$SECONDS status
+    shift 2
+    if grep -qs "^$name	ok" "$OUT/steps.tsv"; then
+        echo "== $name: done before"
+        return
+    fi
+    ((limit < $(left))) || limit=$(left)
+    if ((limit < 2)); then
+        echo "== $name: no time left"
+        failures=$((failures + 1))
+        return
+    fi
+    echo "== $name (at most $limit s): $*"
+    timeout --signal=INT --kill-after=5 "$limit" "$@" 2>&1 | tee -a "$OUT/log.txt"
+    status=${PIPESTATUS[0]}
+    ((status == 0)) && status=ok || failures=$((failures + 1))
+    printf '%s\t%s\t%s s\n' "$name" "$status" $((SECONDS - from)) | tee -a "$OUT/steps.tsv"
+}
+
+if [ -d "$WHEELS" ]; then
+    site=$(mktemp -d)
+    "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$WHEELS"/*.whl || exit 1
+    PYTHONPATH="$site:$PYTHONPATH"
+fi
+"$PYTHON" - "$DEVICE" <<'EOF' || exit 1
+import sys, torch, transformers
+if sys.argv[1] == "cuda" and not torch.cuda.is_available():
+    sys.exit("torch sees no CUDA device")
+name = torch.cuda.get_device_name() if sys.argv[1] == "cuda" else "the CPU"
+print(f"{name}; torch {torch.__version__}, transformers {transformers.__version__}")
+EOF
+video=random
+"$PYTHON" -c 'import decord, av' 2>/dev/null && video=generated
+
+options=(table=efficiency profile="$PROFILE" table.video="$video" table.energy_seconds=0.5 measure.new_tokens=4
+    output_dir="$OUT/efficiency" results_dir="$OUT/efficiency")
+if [ "$PROFILE" = gpu ] && [ -f configs/model/qwen2_5_vl_7b.yaml ]; then
+    options+=('+table.profiles.gpu.workloads.qwen2_5_vl_7b={frames:[32,64],batch_sizes:[1],weights:random}')
+fi
+
+step golden 90 env MMG_GOLDEN_DEVICE="$DEVICE" "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_golden.py
+step bench_methods 120 "$PYTHON" -m mmg_bench bench-methods device="$DEVICE"
+step efficiency "$LIMIT" "$PYTHON" -m mmg_bench table "${options[@]}"
+cat "$OUT/steps.tsv"
+exit $((failures > 0))

@@ -1,0 +1,196 @@
+"""`mmg-bench measure` and tables of speed, on the tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from mmg_bench import config as cfg
+from mmg_bench.commands import measure
+from mmg_bench.measure import latency, roofline
+from mmg_bench.measure.flops import TextGeometry, flops_4nd2, flops_gqa
+from mmg_bench.models.loading import VideoLLM
+from mmg_bench.report.rows import read_rows
+
+QUICK = ["measure.repeats=2", "measure.warmup=0", "measure.new_tokens=2", "text_tokens=12", "video=random"]
+
+
+@pytest.fixture(autouse=True)
+def _small_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(roofline._SIDE, "cpu", 64)
+    monkeypatch.setitem(roofline._COPY_BYTES, "cpu", 2**16)
+
+
+def run(folder: Path, out: Path, *overrides: str) -> pd.DataFrame:
+    model = [f"model.path={folder}", "model.name=tiny", "frames=4", f"output_dir={out}"]
+    assert measure.measure(cfg.sweep("measure", [*QUICK, *model, *overrides])) == 0
+    return read_rows(out / "rows.csv")
+
+
+def value(rows: pd.DataFrame, method: str, metric: str, **where: Any) -> float:
+    found = rows[(rows.method == method) & (rows.metric == metric)]
+    for column, wanted in where.items():
+        found = found[found[column] == wanted]
+    (one,) = found.value
+    return float(one)
+
+
+def test_everything_is_measured_beside_dense(tiny_folder: Path, tmp_path: Path) -> None:
+    rows = run(tiny_folder, tmp_path, "method=uniform", "retention_ratio=0.25")
+    assert set(rows.method) == {"dense", "uniform"}
+    expected = set(latency.TIMES) - {"decode_ms", "e2e_ms", "e2e_speedup"}  # random pixels
+    expected |= {"flops_gqa", "flops_4nd2", "flops_counted", "retention_layer_mean"}
+    expected |= {"kv_cache_bytes", "peak_memory_bytes", "weights_bytes"}
+    expected |= {"activation_memory_bytes", "encode_memory_bytes"}
+    expected |= {f"{part}_{what}" for part in ("prefill", "decode") for what in ("roofline_ms", "over_roofline")}
+    for method in ("dense", "uniform"):
+        assert set(rows[rows.method == method].metric) == expected
+    geometry = TextGeometry.from_config(VideoLLM(spec(tiny_folder)).model.config.get_text_config())
+    assert value(rows, "uniform", "flops_gqa") == flops_gqa(geometry, 16)
+    assert value(rows, "dense", "flops_4nd2") == flops_4nd2(geometry, 64)
+    assert value(rows, "dense", "flops_counted") > flops_gqa(geometry, 64)
+    assert set(rows[rows.method == "uniform"].realised_tokens) == {16}
+    assert set(rows.benchmark) == {"-"}
+    assert set(rows[rows.metric == "prefill_ms"].n) == {2}
+    (entry,) = json.loads((tmp_path / "provenance.json").read_text()).values()
+    assert entry["video"] == "random pixels 640x360"
+    assert entry["ceilings"]["bytes_per_second"] > 0
+    assert entry["attention"] == "sdpa"
+    assert str(tiny_folder.parent) not in json.dumps({k: v for k, v in entry.items() if k not in ("model", "command")})
+
+
+def spec(folder: Path) -> Any:
+    return cfg.model_spec({"name": "tiny", "path": str(folder), "dtype": "float32"})
+
+
+def test_a_sweep_loads_each_model_once(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[str] = []
+    original = VideoLLM.__init__
+
+    def counted(self: VideoLLM, spec: Any) -> None:
+        loads.append(spec.weights)
+        original(self, spec)
+
+    monkeypatch.setattr(VideoLLM, "__init__", counted)
+    sweep = ["frames=2,4", "batch_size=1,2", "method=uniform,random", "retention_ratio=0.5", "weights=random"]
+    rows = run(tiny_folder, tmp_path, *sweep)
+    assert loads == ["random"]
+    assert set(rows.weights) == {"random"}
+    assert set(rows.frames) == {2, 4}
+    assert set(rows.skill) == {"all", "batch=2"}
+    for frames in (2, 4):
+        single, double = (
+            value(rows, "uniform", "flops_gqa", frames=frames, skill=skill) for skill in ("all", "batch=2")
+        )
+        assert double == 2 * single
+    before = (tmp_path / "rows.csv").read_bytes()
+    again = run(tiny_folder, tmp_path, *sweep)
+    assert loads == ["random"]  # nothing was left to measure
+    assert (tmp_path / "rows.csv").read_bytes() == before
+    assert len(again) == len(rows)
+    assert "batch 2" in (tmp_path / "table.md").read_text()
+
+
+def test_a_torn_line_is_measured_again(tiny_folder: Path, tmp_path: Path) -> None:
+    rows = run(tiny_folder, tmp_path, "frames=2,4")
+    path = tmp_path / measure.DONE
+    whole = path.read_text()
+    path.write_text(whole[:-20])
+    again = run(tiny_folder, tmp_path, "frames=2,4")
+    lines = path.read_text().splitlines()
+    assert [json.loads(line)["key"] for line in lines] == [json.loads(line)["key"] for line in whole.splitlines()]
+    assert lines[0] == whole.splitlines()[0]
+    assert list(again.metric) == list(rows.metric)
+
+
+def test_out_of_memory_is_written_down(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = latency.prefill
+
+    def fails(llm: Any, encoded: Any, inputs: Any) -> Any:
+        if inputs["input_ids"].shape[0] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return original(llm, encoded, inputs)
+
+    monkeypatch.setattr(latency, "prefill", fails)
+    rows = run(tiny_folder, tmp_path, "batch_size=1,2")
+    lost = rows[rows.skill == "batch=2"]
+    assert set(lost.metric) == {"prefill_ms"}
+    assert lost.value.isna().all()
+    assert set(lost.n_errors) == {1}
+    assert not rows[rows.skill == "all"].value.isna().any()
+    table = (tmp_path / "table.md").read_text()
+    assert "out of memory in prefill: CUDA out of memory." in table
+    assert "| out of memory |" in table
+
+
+def test_weights_that_do_not_fit_are_written_down(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: VideoLLM, spec: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(VideoLLM, "__init__", fails)
+    rows = run(tiny_folder, tmp_path)
+    assert rows.value.isna().all()
+    (entry,) = json.loads((tmp_path / "provenance.json").read_text()).values()
+    assert set(entry["out_of_memory"].values()) == {"out of memory in loading the weights: CUDA out of memory."}
+
+
+def test_a_table_of_speed_lists_what_is_pending_and_survives_a_broken_model(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = {"frames": [2], "batch_sizes": [1], "weights": "random", "path": str(tiny_folder), "name": "tiny"}
+    methods = [{"name": "dense"}, {"name": "random"}, {"name": "visionzip"}]
+    workloads = {"embedded": {**here, "name": "big"}}
+    gpu = {"needs_gpu": True, "pending": None, "workloads": workloads, "methods": methods}
+    broken = {**here, "name": "broken", "path": str(tiny_folder / "nowhere/")}
+    workloads = {"llava_onevision_7b": broken, "embedded": here}
+    cpu = {"needs_gpu": False, "pending": "gpu", "workloads": workloads, "methods": methods}
+    config = {
+        "table": {
+            "name": "efficiency",
+            "retention_ratios": [0.25, 0.5],
+            **{"video": "random", "text_tokens": 12, "energy_seconds": 0},
+            "profiles": {"gpu": gpu, "cpu": cpu},
+        },
+        "measure": {"repeats": 2, "warmup": 0, "new_tokens": 1},
+        "profile": "cpu",
+        "output_dir": str(tmp_path / "out"),
+        "results_dir": str(tmp_path / "results"),
+    }
+    assert measure.table(OmegaConf.create(config)) == 1  # one model could not be measured
+    assert "broken could not be measured" in capsys.readouterr().out
+    rows = read_rows(tmp_path / "results" / "cpu" / "rows.csv")
+    assert set(rows[rows.model == "tiny"].source) == {"measured"}
+    pending = rows[rows.model == "big"]
+    assert set(pending.source) == {"pending"}
+    assert {(r.method, r.retention_ratio) for r in pending.itertuples()} == {
+        ("dense", 1.0),
+        *((m, r) for m in ("random", "visionzip") for r in (0.25, 0.5)),
+    }
+    text = (tmp_path / "results" / "cpu" / "table.md").read_text()
+    assert "| visionzip | 50, 25 % | pending |" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["text_tokens=8,12"], "differ in text_tokens"),
+        (["batch_size=0"], "batch_size=0"),
+        (["text_tokens=0"], "text_tokens=0"),
+        (["weights=none"], "model.weights='none'"),
+        (["method=fastvid"], "fastvid: models of type 'llava_onevision' do not supply"),
+    ],
+)
+def test_mistakes_are_answered_before_anything_is_measured(
+    tiny_folder: Path, tmp_path: Path, overrides: list[str], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        run(tiny_folder, tmp_path, *overrides)
+    assert not (tmp_path / measure.DONE).exists()

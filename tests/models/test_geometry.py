@@ -1,0 +1,74 @@
+"""Architectures without a download: the published sizes, and weights that can be measured on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmg_bench import config as cfg
+from mmg_bench.measure.flops import TextGeometry, flops_gqa
+from mmg_bench.models.geometry import GEOMETRIES
+from mmg_bench.models.loading import ModelSpec, VideoLLM
+
+
+def random_llm(name: str, device: str, **options: object) -> VideoLLM:
+    return VideoLLM(ModelSpec(name, "nobody/needs-no-download", device=device, weights="random", **options))
+
+
+@pytest.mark.parametrize(("name", "billions"), [("llava_onevision_7b", 8.03), ("llava_onevision_0_5b", 0.894)])
+def test_published_sizes(name: str, billions: float) -> None:
+    llm = random_llm(name, "meta")
+    assert sum(p.numel() for p in llm.model.parameters()) / 1e9 == pytest.approx(billions, rel=2e-3)
+    pixels = torch.empty(1, 32, 3, 384, 384, device="meta")
+    encoded = llm.encode({"pixel_values_videos": pixels}, frozenset())
+    assert encoded.tokens[0].total == 6272
+    words = ("<|im_start|>", "user", "abc", "def", "ghi", "<|im_end|>", "<|im_start|>", "assistant")
+    assert llm.tokenize("abc def ghi", encoded.tokens)["input_ids"].shape == (1, 6273 + len(words))
+    if name == "llava_onevision_7b":
+        geometry = TextGeometry.from_config(llm.model.config.get_text_config())
+        assert round(flops_gqa(geometry, encoded.tokens[0].total) / 1e12, 2) == 48.82
+    assert llm.weights == "random"
+
+
+def test_every_architecture_has_the_configuration_of_its_name() -> None:
+    for name in GEOMETRIES:
+        assert cfg.load("model", name)["name"] == name
+
+
+def test_random_weights_of_a_folder(tiny_folder: Path) -> None:
+    spec = ModelSpec("tiny", str(tiny_folder), frames=2, dtype="float32", device="cpu", weights="random")
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first = VideoLLM(spec)
+    assert torch.equal(torch.rand(1), expected)  # the caller's generator goes on as if nothing had been drawn
+    second = VideoLLM(spec)
+    trained = VideoLLM(ModelSpec("tiny", str(tiny_folder), frames=2, dtype="float32", device="cpu"))
+    parameters = dict(first.model.named_parameters())
+    assert all(torch.equal(p, parameters[name]) for name, p in second.model.named_parameters())
+    assert not torch.equal(trained.model.lm_head.weight, first.model.lm_head.weight)
+    assert all(p.std() > 0 for p in parameters.values() if p.dim() > 1)
+
+
+def test_what_is_not_known_is_answered_with_what_is() -> None:
+    with pytest.raises(
+        ValueError, match=r"'llava_9b' is not known without a download; those known: llava_onevision_7b"
+    ):
+        random_llm("llava_9b", "meta")
+    with pytest.raises(ValueError, match=r"model.weights='zeros'"):
+        ModelSpec("x", "y", weights="zeros")
+
+
+@pytest.mark.slow
+def test_random_weights_keep_half_precision_finite() -> None:
+    llm = random_llm("llava_onevision_0_5b", "cpu", frames=1)
+    pixels = {"pixel_values_videos": torch.randn(1, 1, 3, 384, 384)}
+    encoded = llm.encode(pixels, frozenset())
+    inputs = llm.tokenize("abc def ghi", encoded.tokens)
+    with torch.inference_mode():
+        logits = llm.model(**inputs, **encoded.arguments).logits.float()
+    assert logits.isfinite().all()
+    assert 0.01 < logits.std() < 100
+    assert 0.01 < encoded.tokens[0].features.float().std() < 100

@@ -1,0 +1,111 @@
+"""Tables of speed from rows."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pandas as pd
+import pytest
+
+from mmg_bench.report.efficiency import efficiency_layout
+from mmg_bench.report.rows import Measurement, pending_rows, result_rows
+from mmg_bench.report.table import to_markdown
+
+PROVENANCE = {
+    "key": {
+        "device": "a GPU",
+        "model": {"dtype": "bfloat16"},
+        "attention": "sdpa",
+        "date": "2026-01-02",
+        "commit": "abc123",
+        "command": "mmg-bench measure",
+        "video": "generated",
+        "text_tokens": 64,
+        "ceilings": {"multiply_adds_per_second": 4e14, "bytes_per_second": 4.3e12},
+        "out_of_memory": {"mmg_vid R=0.1": "out of memory in prefill: no room"},
+    }
+}
+SNAPSHOT = """\
+## efficiency: big, 32 frames
+
+- Model: big, weights: random; 32 frames
+- Measured (key): a GPU, bfloat16, sdpa, 2026-01-02, commit abc123; reproduce with `mmg-bench measure`
+- Input: generated, a prompt of 64 random words
+- Ceilings of this run: 400 T multiply-adds/s, 4300 GB/s
+- Times: medians of 20 rounds, dense and every cell in each. Three speed-ups, with 95 % intervals: prefill (pruning + \
+prefill), TTFT (+ encoding), E2E (everything); FLOPs: multiply-adds (`flops_gqa`); of roofline: time over the least \
+possible (docs/measuring.md)
+
+| Method | Tokens | FLOPs (of dense) | Prune ms (of dense prefill) | Prefill ms | of roofline | Prefill speed-up | \
+KV cache |
+|:--|--:|--:|--:|--:|--:|--:|--:|
+| dense | 6272 | 48.82 T | – | 200 | 1.6× | 1× | 360.00 MB |
+| **R = 25 %** |  |  |  |  |  |  |  |
+| mmg_vid | 1568 | 10.73 T (22.0 %) | 1 (0.5 %) | 47.6 | 1.8× | 4.12× [4.10, 4.20] | 90.00 MB |
+| **R = 10 %** |  |  |  |  |  |  |  |
+| mmg_vid | – | – | – | out of memory | – | – | – |
+
+- mmg_vid R=0.1: out of memory in prefill: no room
+
+## efficiency: later, 64 frames
+
+- Weights: random. Not yet measured: no machine for it was at hand
+
+| Method | R | Prefill ms |
+|:--|--:|--:|
+| dense | 100 % | pending |
+| mmg_vid | 25, 10 % | pending |
+"""
+
+
+def measurement(method: str, ratio: float, metric: str, value: float, **changes: object) -> Measurement:
+    base = Measurement("big", "-", 32, method, ratio, metric, value, float("nan"), float("nan"), 20, "key")
+    return dataclasses.replace(base, realised_tokens=6272 if method == "dense" else 1568, **changes)
+
+
+def measured() -> list[Measurement]:
+    dense = {"prune_ms": 0.1, "prefill_ms": 200, "flops_gqa": 48.82e12, "kv_cache_bytes": 3.6e8}
+    ours = {"prune_ms": 1.0, "prefill_ms": 47.6, "flops_gqa": 10.73e12, "kv_cache_bytes": 0.9e8}
+    dense |= {"prefill_over_roofline": 1.6, "prefill_speedup": 1}
+    ours |= {"prefill_over_roofline": 1.8}
+    return [
+        *(measurement("dense", 1, metric, value) for metric, value in dense.items()),
+        *(measurement("mmg_vid", 0.25, metric, value) for metric, value in ours.items()),
+        measurement("mmg_vid", 0.25, "prefill_speedup", 4.12, ci_low=4.1, ci_high=4.2),
+        measurement("mmg_vid", 0.1, "prefill_ms", float("nan"), n=0, n_errors=1),
+    ]
+
+
+def table_of(measurements: list[Measurement], *others: pd.DataFrame) -> str:
+    rows = result_rows([], table="efficiency", weights={"big": "random"}, measurements=measurements)
+    return to_markdown(efficiency_layout(pd.concat([*others, rows], ignore_index=True), PROVENANCE))
+
+
+def test_markdown() -> None:
+    cells = [("dense", 1.0), ("mmg_vid", 0.25), ("mmg_vid", 0.1)]
+    later = pending_rows(
+        table="efficiency",
+        model="later",
+        weights="random",
+        frames=64,
+        benchmarks=["-"],
+        cells=cells,
+        metric="prefill_ms",
+    )
+    assert table_of(measured(), later) == SNAPSHOT
+
+
+def test_a_batch_has_a_table_of_its_own() -> None:
+    batch = [dataclasses.replace(m, skill="batch=8", value=8 * m.value) for m in measured()]
+    text = table_of([*measured(), *batch])
+    assert text.count("## efficiency: big, 32 frames\n") == 1
+    assert text.count("## efficiency: big, 32 frames, batch 8\n") == 1
+    assert "1600" in text.split("batch 8")[1]
+
+
+def test_missing_provenance_and_rows_are_errors() -> None:
+    stray = [dataclasses.replace(m, provenance="other") for m in measured()]
+    with pytest.raises(ValueError, match=r"'other', which provenance.json lacks"):
+        table_of(stray)
+    with pytest.raises(ValueError, match="no rows"):
+        table_of([])

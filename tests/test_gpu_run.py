@@ -1,0 +1,66 @@
+"""scripts/gpu_run.sh: steps that fail or take too long do not lose the others, and what is done is not done again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "gpu_run.sh"
+STAND_IN = """\
+#!/usr/bin/env bash
+# Stands in for python: notes what it is called with; some steps fail, some hang.
+case "$1" in
+    -) cat >/dev/null; echo "a device" ;;
+    -c) exit 1 ;;
+    *) echo "$*" >>"$CALLS"; case "$*" in *$FAILS*) exit 3 ;; *$HANGS*) sleep 60 ;; esac ;;
+esac
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path):
+    python = tmp_path / "python"
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+
+    def call(fails: str = "nothing", hangs: str = "nothing", limit: int = 60) -> tuple[int, list[str], str]:
+        """Exit status, what was called, and the output."""
+        calls = tmp_path / "calls"
+        calls.write_text("")
+        settings = {"PYTHON": str(python), "OUT": str(tmp_path / "out"), "LIMIT": str(limit), "WHEELS": "/nowhere"}
+        settings |= {"CALLS": str(calls), "FAILS": fails, "HANGS": hangs}
+        done = subprocess.run(
+            [str(SCRIPT)], env={**os.environ, **settings}, capture_output=True, text=True, check=False
+        )
+        return (
+            done.returncode,
+            [line.split()[1] + " " + line.split()[2] for line in calls.read_text().splitlines()],
+            (done.stdout + done.stderr),
+        )
+
+    return call
+
+
+def test_a_failing_step_does_not_lose_the_others(run, tmp_path: Path) -> None:
+    status, calls, output = run(fails="test_golden")
+    assert status == 1
+    assert calls == ["pytest -q", "mmg_bench bench-methods", "mmg_bench table"]
+    assert [line.split("\t")[:2] for line in (tmp_path / "out" / "steps.tsv").read_text().splitlines()] == [
+        ["golden", "3"],
+        ["bench_methods", "ok"],
+        ["efficiency", "ok"],
+    ]
+    status, calls, output = run()
+    assert status == 0
+    assert calls == ["pytest -q"]  # the rest was done
+    assert "bench_methods: done before" in output
+
+
+def test_the_whole_is_over_in_time(run) -> None:
+    status, calls, output = run(hangs="bench-methods", limit=6)
+    assert status == 1
+    assert calls == ["pytest -q", "mmg_bench bench-methods"]
+    assert "efficiency: no time left" in output
