@@ -15,6 +15,7 @@ mmg-bench: training-free visual-token pruning for video LLMs, measured
   mmg-bench table [options]    make a whole table, such as Table 1 of the MMG-Vid paper
   mmg-bench measure [options]  speed, memory and FLOPs of one model, beside dense; needs no weights and no benchmark
   mmg-bench methods            list the pruning methods and their parameters
+  mmg-bench bench-methods      time the methods themselves, without a model
 
 Options are Hydra overrides; `mmg-bench run --help` lists them with the choices of each group.
 
@@ -37,6 +38,7 @@ def main() -> None:
         "table": _table,
         "measure": _measure,
         "methods": _methods,
+        "bench-methods": _bench_methods,
     }
     if command in ("-h", "--help", "help"):
         print(HELP)
@@ -76,6 +78,10 @@ def _methods(_: list[str]) -> int:
     return 0
 
 
+def _bench_methods(overrides: list[str]) -> int:
+    return _with_hydra("bench_methods", overrides, lambda config: _command("bench_methods").run(config))
+
+
 def _command(module: str) -> Any:
     """A module of `mmg_bench.commands`: heavy, so imported only when it is called, with its libraries quiet."""
     os.environ.setdefault("LOGURU_LEVEL", "WARNING")  # lmms-eval's
@@ -108,7 +114,7 @@ def _with_hydra(config_name: str, overrides: list[str], task: Callable[[Any], in
         nonlocal failed
         failed = _guarded(lambda: task(config))
 
-    sys.argv = [f"mmg-bench {config_name}", *overrides]
+    sys.argv = [f"mmg-bench {config_name.replace('_', '-')}", *overrides]
     hydra.main(version_base=None, config_path=str(CONFIGS), config_name=config_name)(job)()
     return failed
 

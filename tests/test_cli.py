@@ -37,6 +37,15 @@ def test_methods_are_listed() -> None:
     assert "tau=0.95" in done.stdout
 
 
+def test_methods_are_timed(tmp_path: Path) -> None:
+    size = ["frames=[2]", "tokens=4", "width=8", "repeats=3", "warmup=0", "device=cpu"]
+    done = mmg_bench("bench-methods", *size, "methods=[mmg_vid]", f"out={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "table.md").read_text()
+    assert "| mmg_vid |" in table
+    assert "reproduce with `mmg-bench bench-methods frames=[2]" in table
+
+
 def test_a_sweep_shares_one_pass(tmp_path: Path) -> None:
     sweep = ["run", "-m", "method=mmg_vid,random", "retention_ratio=0.1,0.25", "limit=6", f"output_dir={tmp_path}"]
     done = mmg_bench(*sweep)

@@ -63,6 +63,7 @@ METRICS = (
     *("prefill_roofline_ms", "decode_roofline_ms", "prefill_over_roofline", "decode_over_roofline"),
     *("flops_gqa", "flops_4nd2", "flops_counted", "kv_cache_bytes", "peak_memory_bytes"),
     *("weights_bytes", "activation_memory_bytes", "encode_memory_bytes", "prefill_energy_joules"),
+    *("gram_ms", "gram_ratio", "frames_growth"),
 )
 DENSE = "dense"
 ALL = "all"
@@ -165,6 +166,11 @@ def pending_rows(
         for method, ratio in cells
     ]
     return _frame(_sorted(rows, [method for method, _ in cells], benchmarks), table, {model: weights})
+
+
+def to_frame(rows: Sequence[ResultRow]) -> pd.DataFrame:
+    """Rows made one by one as a table, in the order given."""
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(_TYPES)
 
 
 def write_rows(rows: pd.DataFrame, path: Path) -> None:

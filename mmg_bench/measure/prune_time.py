@@ -1,0 +1,190 @@
+"""How long the methods' own work takes, without a model: every method on the same made video, round by round."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from mmg_bench.measure.synthetic import synthetic_video
+from mmg_bench.methods.base import Method
+from mmg_bench.tokens import VideoTokens
+
+LEAST_ROUNDS = 3
+GRAM = "Gram product"
+
+
+@dataclass(frozen=True)
+class PruneTimeSettings:
+    """What to time, and how often."""
+
+    frames: tuple[int, ...] = (32, 128)
+    """Videos of so many frames each; 32 and 128 with the rest as below are LLaVA-OneVision-7B's."""
+    tokens: int = 196
+    """N of a frame, in the squarest grid."""
+    width: int = 3584
+    """D of a token."""
+    dtype: str = "float32"
+    device: str = "auto"
+    """`auto` takes a GPU when there is one."""
+    repeats: int = 20
+    """Rounds; each takes every method once."""
+    warmup: int = 3
+    """Rounds before those."""
+    seconds: float = 60.0
+    """A method that has taken so long at one number of frames sits out further rounds, but not the first three."""
+    seed: int = 0
+    """Of the video."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("tokens", 1), ("width", 1), ("repeats", LEAST_ROUNDS), ("warmup", 0), ("seconds", 0)):
+            if not getattr(self, name) >= low:
+                raise ValueError(f"{name}={getattr(self, name)}: it must be at least {low}")
+        if not self.frames or min(self.frames) < 1:
+            raise ValueError(f"frames={list(self.frames)}: give one or several numbers of frames, each at least 1")
+        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise ValueError(f"dtype={self.dtype!r}: choose float32, bfloat16 or float16")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """`(H, W)` of a frame, H the largest divisor of N not above its root."""
+        height = next(h for h in range(math.isqrt(self.tokens), 0, -1) if self.tokens % h == 0)
+        return height, self.tokens // height
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device that `auto` stands for, or the one named."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)
+
+
+@dataclass(frozen=True)
+class PruneTimes:
+    """What one method took at one number of frames."""
+
+    name: str
+    frames: int
+    total_tokens: int
+    realised_tokens: int | None
+    """Tokens left; None when it ran out of memory."""
+    ms: NDArray[np.float64]
+    """`[repeats]`; NaN in rounds that it sat out. Empty when it ran out of memory, or has no work outside the model."""
+    gram: NDArray[np.float64]
+    """`[repeats]`: what the Gram product took in the same rounds."""
+
+
+def measure_methods(methods: Mapping[str, Method], settings: PruneTimeSettings) -> list[PruneTimes]:
+    """Time every method at every number of frames; beside it the one batched Gram product of the video's frames.
+
+    That product, `[T, N, D]` with its own transpose in float32, is what MMG-Vid cannot avoid, and a yardstick for the
+    others: a ratio to it says more than milliseconds of one machine.
+    """
+    device = settings.torch_device
+    results: list[PruneTimes] = []
+    with torch.inference_mode():
+        for frames in settings.frames:
+            video = synthetic_video(frames, settings.grid, settings.width, settings.seed)
+            tokens = _on(video, device, getattr(torch, settings.dtype))
+            results += _at(frames, tokens, methods, settings)
+    return results
+
+
+def _at(
+    frames: int, tokens: VideoTokens, methods: Mapping[str, Method], settings: PruneTimeSettings
+) -> Iterator[PruneTimes]:
+    device = tokens.features.device
+    work: dict[str, Callable[[], object]] = {GRAM: partial(_gram, tokens.features.float())}
+    realised: dict[str, int | None] = {}
+    for name, method in methods.items():
+        try:
+            left = len(method.prune(tokens))
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            realised[name] = None
+            continue
+        realised[name] = left
+        if (run := workload(method, tokens, left)) is not None:
+            work[name] = run
+    ms = time_rounds(work, device, settings.repeats, settings.warmup, settings.seconds, f"{frames} frames")
+    for name in methods:
+        yield PruneTimes(name, frames, tokens.total, realised[name], ms.get(name, np.empty(0)), ms[GRAM])
+
+
+def workload(method: Method, tokens: VideoTokens, left: int) -> Callable[[], object] | None:
+    """What of a method to time on `tokens`, of which it leaves `left`; None when its `prune` leaves every token.
+
+    Such a method prunes inside the language model, and its work there cannot be timed without one.
+    """
+    return None if left == tokens.total and method.retention_ratio < 1 else partial(method.prune, tokens)
+
+
+def time_rounds(
+    work: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    repeats: int,
+    warmup: int,
+    seconds: float = math.inf,
+    title: str = "",
+) -> dict[str, NDArray[np.float64]]:
+    """Milliseconds of every piece of `work`, `[repeats]` each; all of them once a round, so that drifts meet all alike.
+
+    One that has taken `seconds` sits out further rounds (NaN), warm-up included, once it has three.
+    """
+    spent = dict.fromkeys(work, 0.0)
+    ms = {name: np.full(repeats, np.nan) for name in work}
+    for number in tqdm(range(-warmup, repeats), desc=title, unit="round", leave=False):
+        for name, run in work.items():
+            if spent[name] >= 1000 * seconds and not 0 <= number < LEAST_ROUNDS:
+                continue
+            took = _timed(run, device)
+            spent[name] += took
+            if number >= 0:
+                ms[name][number] = took
+    return ms
+
+
+def _timed(run: Callable[[], object], device: torch.device) -> float:
+    """Milliseconds until all the work that `run` queued is done."""
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+    started = time.perf_counter()
+    run()
+    return 1000 * (time.perf_counter() - started)
+
+
+def _gram(x: Tensor) -> Tensor:
+    return x @ x.mT
+
+
+def _on(video: VideoTokens, device: torch.device, dtype: torch.dtype) -> VideoTokens:
+    moved: dict[str, Any] = {}
+    for field in fields(video):
+        value = getattr(video, field.name)
+        if isinstance(value, Tensor):
+            moved[field.name] = value.to(device, dtype)
+    return replace(video, **moved)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def quantiles(values: NDArray[np.float64]) -> Sequence[float]:
+    """Median, 5th and 95th percentile of the rounds that were taken."""
+    return [float(q) for q in np.nanquantile(values, (0.5, 0.05, 0.95))]

@@ -1,0 +1,125 @@
+"""Rows and table of `mmg-bench bench-methods`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mmg_bench.measure.prune_time import GRAM, PruneTimes, quantiles
+from mmg_bench.report.rows import ALL, NO_BENCHMARK, ResultRow, as_tuples, to_frame
+from mmg_bench.report.table import NONE, Block, Cell, Table
+
+TABLE = "bench_methods"
+CITED_MS = {"fastvid": 6.1, "prunevid": 37.0, "flashvid": 60.0, "holitom": 78.0}
+"""Overhead of the official code on an A100 (LLaVA-OneVision-7B, 32 frames), as its paper or a peer reports it."""
+CITED_FRAMES = 32
+INSIDE = "inside the LLM"
+
+
+def prune_time_rows(
+    results: Sequence[PruneTimes], *, model: str, retention_ratio: float, provenance: str
+) -> pd.DataFrame:
+    """Result rows: `prune_ms` and `gram_ratio` of every method, `gram_ms`, growth with the frames, and cited overheads.
+
+    The value is the median over the rounds, the interval their 5th and 95th percentile. Growth is the time at the most
+    frames over that at the fewest. A method that ran out of memory has an error and no value; one without work outside
+    the language model is `pending`.
+    """
+    rows: list[ResultRow] = []
+
+    def add(
+        method: str,
+        frames: int,
+        metric: str,
+        values: Sequence[float],
+        n: int,
+        realised: float = math.nan,
+        errors: int = 0,
+        source: str = "measured",
+    ) -> None:
+        value, low, high = values
+        key = provenance if source == "measured" else ""
+        what = TABLE, model, "none", NO_BENCHMARK, ALL, frames, method, retention_ratio, realised, metric
+        rows.append(ResultRow(*what, value, low, high, n, errors, source, key))
+
+    nothing = (math.nan, math.nan, math.nan)
+    frames = sorted({r.frames for r in results})
+    medians: dict[tuple[str, int], float] = {}
+    for t in frames:
+        at = [r for r in results if r.frames == t]
+        add(GRAM, t, "gram_ms", quantiles(at[0].gram), len(at[0].gram), at[0].total_tokens)
+        medians[GRAM, t] = rows[-1].value
+        for r in at:
+            if r.realised_tokens is None:
+                add(r.name, t, "prune_ms", nothing, 0, errors=1)
+            elif not len(r.ms):
+                add(r.name, t, "prune_ms", nothing, 0, r.realised_tokens, source="pending")
+            else:
+                taken = int(np.isfinite(r.ms).sum())
+                add(r.name, t, "prune_ms", quantiles(r.ms), taken, r.realised_tokens)
+                medians[r.name, t] = rows[-1].value
+                add(r.name, t, "gram_ratio", quantiles(r.ms / r.gram), taken, r.realised_tokens)
+    few, many = frames[0], frames[-1]
+    for name in dict.fromkeys((GRAM, *(r.name for r in results))):
+        if few < many and (name, few) in medians and (name, many) in medians:
+            growth = medians[name, many] / medians[name, few]
+            add(name, many, "frames_growth", (growth, math.nan, math.nan), 1)
+    for name in dict.fromkeys(r.name for r in results):
+        if name in CITED_MS:
+            add(name, CITED_FRAMES, "prune_ms", (CITED_MS[name], math.nan, math.nan), 0, source="cited")
+    return to_frame(rows)
+
+
+def prune_time_table(rows: pd.DataFrame, provenance: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The table of `rows`: a line a method, a group of columns for each number of frames."""
+    found = {(r.method, r.frames, r.metric, r.source): r for r in as_tuples(rows)}
+    frames = sorted(set(rows.frames[rows.metric == "gram_ms"]))
+    methods = list(dict.fromkeys(rows.method))
+
+    def text(name: str, t: int, metric: str, digits: int = 2, source: str = "measured") -> str:
+        row = found.get((name, t, metric, source))
+        if row is None:
+            return INSIDE if source == "measured" and (name, t, metric, "pending") in found else NONE
+        if row.n_errors:
+            return "out of memory"
+        middle = f"{row.value:.{digits}f}"
+        return middle if math.isnan(row.ci_low) else f"{middle} [{row.ci_low:.{digits}f}, {row.ci_high:.{digits}f}]"
+
+    lines = []
+    for name in methods:
+        cells = [name]
+        for t in frames:
+            cells.append(text(name, t, "gram_ms" if name == GRAM else "prune_ms"))
+            cells.append("1" if name == GRAM else text(name, t, "gram_ratio"))
+        if len(frames) > 1:
+            cells.append(text(name, frames[-1], "frames_growth"))
+        cells.append(text(name, CITED_FRAMES, "prune_ms", 1, "cited"))
+        lines.append(tuple(Cell(c) for c in cells))
+    growth = [f"{frames[-1]} over {frames[0]} frames"] if len(frames) > 1 else []
+    (key, run), *_ = provenance.items()
+    on_gpu = str(run["torch_device"]).startswith("cuda")
+    return Table(
+        title=f"{TABLE}: {rows.model.iloc[0]}, R = {100 * rows.retention_ratio.iloc[0]:g} %",
+        header=(
+            f"Measured ({key}): {run['device']}, {run['dtype']}, {run['date']}, commit {run['commit']}; "
+            f"reproduce with `{run['command']}`",
+            "Milliseconds of `prune`, median over the rounds [5th, 95th percentile]; all methods once a round; "
+            + ("CUDA events" if on_gpu else f"`perf_counter`, {run['threads']} threads"),
+            "× Gram: over the one batched product of every frame with itself (float32) in the same round; "
+            + (f"linear growth is {frames[-1] / frames[0]:g}" if growth else "one number of frames: no growth"),
+            "Cited: overhead of the official code on an A100 as its paper or a peer reports it; not measured here",
+            *([] if on_gpu else ["GPU: pending, not yet measured"]),
+        ),
+        columns=(
+            "Method",
+            *(c for t in frames for c in (f"{t} frames, ms", f"{t} frames, × Gram")),
+            *growth,
+            f"Cited, ms (A100, {CITED_FRAMES} frames)",
+        ),
+        blocks=(Block("", tuple(lines)),),
+        footnotes=(),
+    )

@@ -1,0 +1,183 @@
+"""Timing the methods themselves: the made video, the rounds, rows and table."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from mmg_bench import config as cfg
+from mmg_bench.commands.bench_methods import run
+from mmg_bench.measure.prune_time import (
+    GRAM,
+    PruneTimes,
+    PruneTimeSettings,
+    measure_methods,
+    time_rounds,
+)
+from mmg_bench.measure.synthetic import synthetic_video
+from mmg_bench.methods.base import Method
+from mmg_bench.methods.random import Random
+from mmg_bench.report.prune_time import CITED_MS, prune_time_rows, prune_time_table
+from mmg_bench.report.rows import read_rows
+from mmg_bench.report.table import to_markdown
+from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
+
+CPU = torch.device("cpu")
+
+
+def test_the_made_video_has_the_structure_of_one() -> None:
+    video = synthetic_video(48, (6, 7), 64)
+    assert video.features.shape == (48, 42, 64)
+    for field in fields(video):
+        value = getattr(video, field.name)
+        assert value is not None, field.name
+        if isinstance(value, torch.Tensor):
+            assert value.isfinite().all()
+            assert value.std() > 0
+            assert torch.equal(value, getattr(synthetic_video(48, (6, 7), 64), field.name))
+    torch.testing.assert_close(video.attention.sum(1), torch.ones(48))
+    assert not torch.equal(video.features, synthetic_video(48, (6, 7), 64, seed=1).features)
+    cosine = torch.cosine_similarity(video.features[1:], video.features[:-1], dim=-1)  # [47, 42]
+    cuts = cosine.median(1).values < 0.9
+    assert 2 < cuts.sum() < 24  # scenes
+    assert 0.2 < (cosine[~cuts] > 0.98).float().mean() < 0.8  # some positions are still, others move
+    unlike = torch.cosine_similarity(video.features[0, :1], video.features[0, 1:], dim=-1)
+    assert unlike.min() < 0.9
+
+
+def test_rounds_interleave_and_the_slow_sit_out() -> None:
+    calls: list[str] = []
+
+    def slow() -> None:
+        calls.append("slow")
+        time.sleep(0.05)
+
+    ms = time_rounds({"fast": lambda: calls.append("fast"), "slow": slow}, CPU, repeats=6, warmup=2, seconds=0.04)
+    assert calls == [*["fast", "slow"], "fast", *["fast", "slow"] * 3, *["fast"] * 3]
+    assert np.isfinite(ms["fast"]).all()
+    assert np.isfinite(ms["slow"]).tolist() == [True] * 3 + [False] * 3
+    assert ms["slow"][0] > 40 > ms["fast"].min()
+
+
+@dataclass(frozen=True)
+class Inside(Method):
+    """Leaves every token, as methods do that prune inside the language model."""
+
+    name: ClassVar[str] = "inside"
+
+    def select(self, tokens: VideoTokens) -> PrunedTokens:
+        return keep(tokens, torch.arange(tokens.total))
+
+
+@dataclass(frozen=True)
+class Greedy(Method):
+    """Wants more memory than there is for longer videos."""
+
+    name: ClassVar[str] = "greedy"
+
+    def select(self, tokens: VideoTokens) -> PrunedTokens:
+        if tokens.frames > 2:
+            raise torch.OutOfMemoryError("no memory left")
+        return keep(tokens, torch.arange(self.budget(tokens)))
+
+
+@dataclass(frozen=True)
+class Broken(Method):
+    """Has a fault."""
+
+    name: ClassVar[str] = "broken"
+
+    def select(self, tokens: VideoTokens) -> PrunedTokens:
+        raise RuntimeError("a fault of its own")
+
+
+def test_what_cannot_be_timed_is_told_apart() -> None:
+    methods = {"random": Random(0.5), "inside": Inside(0.5), "greedy": Greedy(0.5)}
+    settings = PruneTimeSettings(frames=(2, 3), tokens=6, width=4, repeats=3, warmup=0, device="cpu")
+    found = {(r.name, r.frames): r for r in measure_methods(methods, settings)}
+    assert set(found) == {(name, t) for name in methods for t in (2, 3)}
+    assert {len(r.gram) for r in found.values()} == {3}
+    assert found["random", 3].realised_tokens == 9
+    assert len(found["random", 2].ms) == len(found["greedy", 2].ms) == 3
+    assert found["inside", 2].realised_tokens == found["inside", 2].total_tokens == 12
+    assert found["greedy", 3].realised_tokens is None
+    assert len(found["inside", 2].ms) == len(found["greedy", 3].ms) == 0
+    with pytest.raises(RuntimeError, match="a fault of its own"):
+        measure_methods({"broken": Broken()}, settings)
+
+
+def test_rows_and_table() -> None:
+    gram = np.array([1.0, 2.0, 4.0])
+    results = [
+        PruneTimes("mmg_vid", 32, 100, 25, gram * 1.5, gram),
+        PruneTimes("fastvid", 32, 100, 25, np.array([10.0, 20.0, np.nan]), gram),
+        PruneTimes("fastv", 32, 100, 100, np.empty(0), gram),
+        PruneTimes("divprune", 32, 100, 25, gram, gram),
+        PruneTimes("mmg_vid", 128, 400, 100, gram * 6, gram * 4),
+        PruneTimes("fastvid", 128, 400, 100, gram, gram * 4),
+        PruneTimes("fastv", 128, 400, 400, np.empty(0), gram * 4),
+        PruneTimes("divprune", 128, 400, None, np.empty(0), gram * 4),
+    ]
+    rows = prune_time_rows(results, model="synthetic", retention_ratio=0.25, provenance="key")
+    found = {(r.method, r.frames, r.metric, r.source): r for r in rows.itertuples()}
+    ratio = found["mmg_vid", 32, "gram_ratio", "measured"]  # by round: the medians' ratio would be the same, p5 not
+    assert (ratio.value, ratio.ci_low, ratio.ci_high, ratio.n, ratio.realised_tokens) == (1.5, 1.5, 1.5, 3, 25)
+    assert found["fastvid", 32, "prune_ms", "measured"].value == 15
+    assert found["fastvid", 32, "prune_ms", "measured"].n == 2
+    assert found["fastvid", 32, "prune_ms", "cited"].value == CITED_MS["fastvid"]
+    assert found["mmg_vid", 128, "frames_growth", "measured"].value == 4
+    assert ("divprune", 128, "frames_growth", "measured") not in found
+    assert found["divprune", 128, "prune_ms", "measured"].n_errors == 1
+    entry = {"device": "d", "dtype": "float32", "date": "x", "commit": "c", "command": "do", "threads": 2}
+    table = to_markdown([prune_time_table(rows, {"key": {**entry, "torch_device": "cpu"}})])
+    line = {name: row for row in table.splitlines() if (name := row.split("|")[1:2] and row.split("|")[1].strip())}
+    assert line[GRAM].split("|")[2:7] == [" 2.00 [1.10, 3.80] ", " 1 ", " 8.00 [4.40, 15.20] ", " 1 ", " 4.00 "]
+    assert " 1.50 [1.50, 1.50] " in line["mmg_vid"]
+    assert line["fastv"].count("inside the LLM") == 2
+    assert line["divprune"].count("out of memory") == 1
+    assert line["fastvid"].endswith("| 6.1 |")
+    assert "GPU: pending" in table
+    assert "linear growth is 4" in table
+    assert "GPU: pending" not in to_markdown([prune_time_table(rows, {"key": {**entry, "torch_device": "cuda"}})])
+
+
+def test_the_command_writes_rows_table_and_provenance(tmp_path: Path) -> None:
+    options = ["frames=[2,4]", "tokens=12", "width=8", "repeats=3", "warmup=0", "device=cpu", f"out={tmp_path}"]
+    with initialize_config_dir(str(cfg.CONFIGS), version_base=None):
+        config = compose("bench_methods", [*options, "methods=[uniform,pooled]"])
+        assert run(config) == 0
+        with pytest.raises(ValueError, match="unknown method 'pool'"):
+            run(compose("bench_methods", [*options, "methods=[pool]"]))
+    rows = read_rows(tmp_path / "rows.csv")
+    assert set(rows.method) == {GRAM, "uniform", "pooled"}
+    assert set(rows.realised_tokens.dropna()) == {24, 48, 6, 12}
+    assert (rows.value[rows.metric == "prune_ms"] > 0).all()
+    (key,) = set(rows.provenance)
+    assert f'"{key}"' in (tmp_path / "provenance.json").read_text()
+    assert "| pooled |" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"frames": ()}, r"frames=\[\]"),
+        ({"frames": (0, 4)}, r"frames=\[0, 4\]"),
+        ({"repeats": 2}, "repeats=2: it must be at least 3"),
+        ({"tokens": 0}, "tokens=0"),
+        ({"dtype": "int9"}, "dtype='int9'"),
+    ],
+)
+def test_wrong_settings_are_named(options: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        PruneTimeSettings(**options)  # type: ignore[arg-type]
+
+
+def test_the_grid_is_the_squarest() -> None:
+    assert [PruneTimeSettings(tokens=n).grid for n in (196, 12, 7, 1)] == [(14, 14), (3, 4), (1, 7), (1, 1)]
