@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+from transformers.utils import logging
 
 from mmg_bench import config as cfg
 from mmg_bench.benchmarks.lmms import Benchmark
@@ -173,6 +174,7 @@ def _answer_share(
     key: str,
 ) -> None:
     """What one of several workers does."""
+    logging.disable_progress_bar()
     llm = VideoLLM(cfg.model_spec(model))
     llm.prepare(_needs(cells))
     evaluate(llm, Benchmark(cfg.benchmark_spec(benchmark), limit), cells, folder, key, Shard(index, count))
