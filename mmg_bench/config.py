@@ -19,8 +19,8 @@ from mmg_bench.runner.cells import Cell, make_cell
 _PACKAGE = Path(__file__).parent
 CONFIGS = next(p for p in (_PACKAGE.parent / "configs", _PACKAGE / "configs") if p.is_dir())
 """The folder of configuration files: the checkout's, or the copy inside an installed package."""
-ONLY_FOR_DOWNLOADS = ("download_gb", "dataset", "videos")
-"""Entries that say what to download, and are no part of a model or benchmark itself."""
+ONLY_FOR_DOCTOR = ("download_gb", "disk_gb", "gpu_gb", "dataset", "videos")
+"""Entries that say what a model or benchmark needs, and are no part of it."""
 
 
 def load(group: str, name: str) -> dict[str, Any]:
@@ -89,8 +89,16 @@ def table_cells(methods: list[dict[str, Any]], retention_ratios: list[float]) ->
     return cells
 
 
+def profiles(table: Mapping[str, Any], wanted: str) -> dict[str, dict[str, Any]]:
+    """The profile of a table that is wanted, or for `auto` all of them in order, by name."""
+    every: dict[str, dict[str, Any]] = table["profiles"]
+    if wanted not in ("auto", *every):
+        raise ValueError(f"table {table['name']!r} has no profile {wanted!r}; choose auto or {', '.join(every)}")
+    return every if wanted == "auto" else {wanted: every[wanted]}
+
+
 def _known(kind: type, config: Mapping[str, Any], group: str) -> dict[str, Any]:
-    values = {k: v for k, v in config.items() if k not in ONLY_FOR_DOWNLOADS}
+    values = {k: v for k, v in config.items() if k not in ONLY_FOR_DOCTOR}
     names = [f.name for f in fields(kind)]
     if unknown := sorted(set(values) - set(names)):
         raise ValueError(f"{group} has no option {', '.join(unknown)}; it has: {', '.join(names)}")

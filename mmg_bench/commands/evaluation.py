@@ -155,6 +155,7 @@ def _do(job: Job) -> int:
         weights={llm.spec.name: llm.weights},
         methods=list(dict.fromkeys(cell.label for cell in job.cells)),
         benchmarks=[benchmark.spec.name for benchmark in benchmarks],
+        over_skills={benchmark.spec.name for benchmark in benchmarks if benchmark.spec.average == "skills"},
         measurements=measurements,
         geometries={llm.spec.name: TextGeometry.from_config(llm.model.config.get_text_config())},
     )
