@@ -89,14 +89,6 @@ def table_cells(methods: list[dict[str, Any]], retention_ratios: list[float]) ->
     return cells
 
 
-def profiles(table: Mapping[str, Any], wanted: str) -> dict[str, dict[str, Any]]:
-    """The profile of a table that is wanted, or for `auto` all of them in order, by name."""
-    every: dict[str, dict[str, Any]] = table["profiles"]
-    if wanted not in ("auto", *every):
-        raise ValueError(f"table {table['name']!r} has no profile {wanted!r}; choose auto or {', '.join(every)}")
-    return every if wanted == "auto" else {wanted: every[wanted]}
-
-
 def _known(kind: type, config: Mapping[str, Any], group: str) -> dict[str, Any]:
     values = {k: v for k, v in config.items() if k not in ONLY_FOR_DOCTOR}
     names = [f.name for f in fields(kind)]

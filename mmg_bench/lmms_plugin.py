@@ -58,6 +58,7 @@ class MMGBench(lmms):
 
         self.cell = _cell(method, retention_ratio, positions, options)
         self.llm = VideoLLM(_model_spec(str(pretrained), device, options))
+        self.llm.prepare(self.cell.method.needs)
         self.llm.adapter.check(self.cell.method.needs, self.cell.label)
 
     @property

@@ -24,7 +24,6 @@ from mmg_bench.runner import provenance
 from mmg_bench.runner.cells import Cell
 from mmg_bench.runner.evaluate import Shard, collect, evaluate
 from mmg_bench.runner.records import Record
-from mmg_bench.runner.requirements import missing
 from mmg_bench.runner.workers import in_processes, workers_for
 
 
@@ -80,7 +79,7 @@ def table(config: DictConfig) -> int:
     """Make a whole table composed from table.yaml. Returns how many answers failed."""
     plain = cfg.plain(config)
     spec = plain["table"]
-    name, profile = choose(spec, plain["profile"], _what, _lacks)
+    name, profile = choose(spec, plain["profile"])
     benchmarks = [cfg.load("benchmark", b) for b in profile["benchmarks"]]
     model = cfg.load("model", profile["model"])
     job = Job(
@@ -100,16 +99,6 @@ def table(config: DictConfig) -> int:
 
 def _workers(plain: dict[str, Any], model: dict[str, Any]) -> int:
     return workers_for(plain["workers"], cfg.model_spec(model).torch_device.type)
-
-
-def _what(profile: dict[str, Any]) -> str:
-    return f"{profile['model']} on {', '.join(profile['benchmarks'])}"
-
-
-def _lacks(profile: dict[str, Any]) -> list[str]:
-    benchmarks = [cfg.load("benchmark", b) for b in profile["benchmarks"]]
-    needs = _needs(cfg.table_cells(profile["methods"], [0.5]))  # whatever the ratio
-    return missing(cfg.load("model", profile["model"]), benchmarks, profile["needs_gpu"], needs)
 
 
 def _do(job: Job) -> int:
