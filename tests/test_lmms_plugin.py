@@ -211,4 +211,5 @@ def test_the_stock_command_gives_the_accuracy_of_our_own(tmp_path: Path) -> None
     logged = [json.loads(line) for line in samples.read_text().splitlines()]
     records = [r for r in read_records(tmp_path / "ours") if r.method == "mmg_vid"]
     assert len(logged) == len(records) == 12
-    assert {s["doc_id"]: s["exact_word"] for s in logged} == dict(enumerate(r.score for r in records))
+    theirs = {s["doc_id"]: (s["filtered_resps"], s["exact_word"]) for s in logged}
+    assert theirs == {number: (r.prediction, r.score) for number, r in enumerate(records)}
