@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 
 from lmms_data import DATA_SETS, letter_model
 from mmg_bench.benchmarks.lmms import Benchmark, BenchmarkError, BenchmarkSpec, Question, _task_folders
-from mmg_bench.config import benchmark_spec, load
+from mmg_bench.commands.evaluation import run
+from mmg_bench.config import benchmark_spec, load, sweep
 from mmg_bench.models.loading import ModelSpec, VideoLLM
-from mmg_bench.report.rows import result_rows
+from mmg_bench.report.rows import read_rows, result_rows
 from mmg_bench.runner import evaluate as runner
 from mmg_bench.runner.cells import make_cell
 from mmg_bench.runner.evaluate import evaluate
-from mmg_bench.runner.records import Record
+from mmg_bench.runner.records import Record, read_records
 
 DENSE = [make_cell("dense", 1.0)]
 
@@ -150,6 +152,21 @@ def accuracy(records: list[Record], of: Benchmark) -> float:
     return float(value)
 
 
+def test_a_run_shows_the_mean_over_skills(folder: Path, tmp_path: Path) -> None:
+    options = ["model=embedded", f"model.path={folder / 'model'}", "model.frames=4", "model.device=cpu"]
+    options += ["benchmark=mlvu", f"benchmark.data={folder / 'data' / 'mlvu'}", "benchmark.questions=10"]
+    GlobalHydra.instance().clear()
+    assert run(sweep("run", [*options, "method=dense", f"output_dir={tmp_path}"])) == 0
+    rows = read_rows(tmp_path / "rows.csv")
+    rows = rows[rows.metric == "accuracy"]
+    (whole,) = rows[rows.skill == "all"].value
+    skills = rows[rows.skill != "all"].value
+    assert whole == pytest.approx(skills.mean())
+    scores = [r.score for r in read_records(tmp_path)]
+    assert whole != pytest.approx(100 * sum(s or 0 for s in scores) / len(scores))
+    assert "Accuracy on mlvu: the mean over the skills" in (tmp_path / "table.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("name", "task", "right", "wrong"),
     [
@@ -179,12 +196,13 @@ def test_a_guess_for_what_cannot_be_read_is_always_the_same(
     choice = random.choice
     monkeypatch.setattr(random, "choice", lambda options: drawn.append(choice(options)) or drawn[-1])
     guessing = [benchmark(name) for name in ("longvideobench", "egoschema_subset", "nextqa_mc")]
-    state = random.getstate()
-    for _ in range(3):
+    for run_number in range(3):
+        random.seed(run_number)
+        state = random.getstate()
         for each in guessing:
             for q in each.questions:
                 each.score(q, "hm")
-    assert random.getstate() == state
+        assert random.getstate() == state
     assert len(drawn) == 3 * sum(len(each.questions) for each in guessing)
     assert drawn == 3 * drawn[: len(drawn) // 3]
     assert len(set(drawn)) > 1  # not one letter for all
