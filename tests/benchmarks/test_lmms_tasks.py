@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import time
@@ -27,6 +28,8 @@ from mmg_bench.runner.evaluate import evaluate
 from mmg_bench.runner.records import Record, read_records
 
 DENSE = [make_cell("dense", 1.0)]
+SHARED = Path(__file__).parents[3] / "shared" / "schemas"
+"""A few rows of published annotation files, where the project is developed."""
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,16 @@ def spec(folder: Path, name: str, **changes: Any) -> BenchmarkSpec:
     if name == "mvbench":  # four of its twenty tasks
         whole = replace(whole, tasks=tuple(f"mvbench_{part.config}" for part in made.parts))
     return replace(whole, **changes)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no published rows here")
+@pytest.mark.parametrize("name", ["videomme", "mvbench", "longvideobench"])  # lmms-eval's MLVU has other columns
+def test_the_made_rows_have_the_published_columns(name: str) -> None:
+    published = json.loads((SHARED / f"{name}.json").read_text())
+    for part in DATA_SETS[name]().parts:
+        theirs = published[part.config][0] if name == "mvbench" else published[0]
+        for row in part.rows:
+            assert {c: type(value) for c, value in row.items()} == {c: type(theirs[c]) for c in row}
 
 
 @pytest.mark.parametrize("name", DATA_SETS)
