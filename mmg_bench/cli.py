@@ -14,6 +14,7 @@ mmg-bench: training-free visual-token pruning for video LLMs, measured
   mmg-bench run [options]      answer a benchmark with one model and one or several methods
   mmg-bench table [options]    make a whole table, such as Table 1 of the MMG-Vid paper
   mmg-bench measure [options]  speed, memory and FLOPs of one model, beside dense; needs no weights and no benchmark
+  mmg-bench doctor [options]   say what a run or a table needs and this machine lacks, and how to get it
   mmg-bench methods            list the pruning methods and their parameters
   mmg-bench bench-methods      time the methods themselves, without a model
 
@@ -24,9 +25,11 @@ Options are Hydra overrides; `mmg-bench run --help` lists them with the choices 
   mmg-bench run method=mmg_vid method.tau=0.9 positions=contiguous latency=true
   mmg-bench table table=table1 profile=embedded
   mmg-bench measure -m model=llava_onevision_7b weights=random frames=32,64 retention_ratio=0.1,0.25
+  mmg-bench doctor table=table1 profile=paper
+  mmg-bench doctor model=llava_onevision_7b benchmark=videomme
 
-An interrupted command goes on where it stopped when it is given again. The exit status is 1 when any answer failed,
-and 2 when the command could not be carried out.
+An interrupted command goes on where it stopped when it is given again. The exit status is 1 when any answer failed
+or the doctor misses something, and 2 when the command could not be carried out.
 """
 
 
@@ -37,6 +40,7 @@ def main() -> None:
         "run": _run,
         "table": _table,
         "measure": _measure,
+        "doctor": _doctor,
         "methods": _methods,
         "bench-methods": _bench_methods,
     }
@@ -63,6 +67,13 @@ def _measure(overrides: list[str]) -> int:
 
 def _table(overrides: list[str]) -> int:
     return _with_hydra("table", overrides, lambda config: _command("tables").table(config))
+
+
+def _doctor(overrides: list[str]) -> int:
+    os.environ["HF_HUB_OFFLINE"] = "1"  # it looks at this machine only
+    asks_for_run = any(o.lstrip("+").partition("=")[0].split(".")[0] in ("model", "benchmark") for o in overrides)
+    name = "run" if asks_for_run else "table"
+    return _with_hydra(name, overrides, lambda config: _command("doctor").doctor(config))
 
 
 def _methods(_: list[str]) -> int:

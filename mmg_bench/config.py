@@ -19,8 +19,8 @@ from mmg_bench.runner.cells import Cell, make_cell
 _PACKAGE = Path(__file__).parent
 CONFIGS = next(p for p in (_PACKAGE.parent / "configs", _PACKAGE / "configs") if p.is_dir())
 """The folder of configuration files: the checkout's, or the copy inside an installed package."""
-ONLY_FOR_DOWNLOADS = ("download_gb", "dataset", "videos")
-"""Entries that say what to download, and are no part of a model or benchmark itself."""
+ONLY_FOR_DOCTOR = ("download_gb", "disk_gb", "gpu_gb", "dataset", "videos")
+"""Entries that say what a model or benchmark needs, and are no part of it."""
 
 
 def load(group: str, name: str) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def table_cells(methods: list[dict[str, Any]], retention_ratios: list[float]) ->
 
 
 def _known(kind: type, config: Mapping[str, Any], group: str) -> dict[str, Any]:
-    values = {k: v for k, v in config.items() if k not in ONLY_FOR_DOWNLOADS}
+    values = {k: v for k, v in config.items() if k not in ONLY_FOR_DOCTOR}
     names = [f.name for f in fields(kind)]
     if unknown := sorted(set(values) - set(names)):
         raise ValueError(f"{group} has no option {', '.join(unknown)}; it has: {', '.join(names)}")

@@ -48,6 +48,8 @@ def test_benchmarks(name: str) -> None:
     spec = cfg.benchmark_spec(config["benchmark"])
     assert spec.name == name
     assert spec.questions is not None
+    with pytest.raises(ValueError, match=r"benchmark.average='tasks': choose questions or skills"):
+        cfg.benchmark_spec({**config["benchmark"], "average": "tasks"})
 
 
 @pytest.mark.parametrize("name", names("table"))

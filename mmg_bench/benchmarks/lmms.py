@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import random
+import re
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+SCORE_FIELDS = ("score", "correct", "rating")
+"""Where tasks whose `process_results` gives more than a number put the score."""
 ANSWER_FIELDS = (("pred_answer", "answer"), ("parsed_pred", "answer"), ("pred", "ground_truth"), ("pred", "answer"))
-"""Where tasks whose `process_results` gives no score put the parsed answer and the right one."""
+"""Where those that give no score put the parsed answer and the right one."""
+AVERAGES = ("questions", "skills")
 
 
 class BenchmarkError(ValueError):
@@ -31,8 +39,18 @@ class BenchmarkSpec:
     """Column of the question's kind; the task's name where the data set has none."""
     questions: int | None = None
     """How many questions the published benchmark has; another count is an error."""
+    average: str = "questions"
+    """What the benchmark's accuracy is the mean over: `questions`, or `skills` (each skill counts the same)."""
     include_path: str | None = None
     """Folder of task files that lmms-eval does not ship."""
+    data: str | None = None
+    """Folder with a copy of the annotations, in place of the hub's data set."""
+
+    def __post_init__(self) -> None:
+        if self.average not in AVERAGES:
+            raise ValueError(f"benchmark.average={self.average!r}: choose {' or '.join(AVERAGES)}")
+        if self.data is not None and not Path(self.data).expanduser().is_dir():
+            raise ValueError(f"benchmark.data={self.data!r}: no such folder; null takes the hub's data set")
 
 
 @dataclass(frozen=True)
@@ -68,6 +86,11 @@ class Benchmark:
                 f"benchmark {self.spec.name!r} has {len(found)} questions here, not {self.spec.questions}: the data is "
                 "incomplete or of another version; download it again, or set benchmark.questions=null to go on"
             )
+        if repeated := [name for name, count in Counter(q.id for q in found).items() if count > 1]:
+            raise BenchmarkError(
+                f"benchmark {self.spec.name!r} has several questions with one id, such as {repeated[0]!r}: set "
+                "benchmark.question=null to number them"
+            )
         order = {video: number for number, video in reversed(list(enumerate(q.video for q in found)))}
         found.sort(key=lambda q: order[q.video])
         return found[: self.limit]
@@ -87,52 +110,104 @@ class Benchmark:
                     skill=name if self.spec.skill is None else str(doc[self.spec.skill]),
                     task=name,
                     doc_id=doc_id,
-                    prompt=str(task.doc_to_text(doc)),
+                    prompt=task.fewshot_context(doc, 0),
                     target=str(task.doc_to_target(doc)),
                     generation=dict(task.config.generation_kwargs),
                 )
 
     def video_path(self, question: Question) -> Path:
-        """The question's video file. Raises BenchmarkError where the task code exits because it is missing."""
+        """The question's video file, which need not exist. Raises BenchmarkError where the task says it is missing."""
         task = self._tasks[question.task]
         try:
             visuals = task.doc_to_visual(task.eval_docs[question.doc_id])
-        except SystemExit as stop:  # several tasks call sys.exit for one missing video
-            raise BenchmarkError(f"question {question.id!r}: {stop.code}") from None
-        if len(visuals) != 1 or not isinstance(visuals[0], str | Path):
-            raise BenchmarkError(
-                f"question {question.id!r}: task {question.task!r} gives no single video file: {visuals!r}"
-            )
-        return Path(visuals[0])
+        except (SystemExit, FileNotFoundError) as missing:  # several tasks call sys.exit for one missing video
+            raise BenchmarkError(f"question {question.id!r}: {missing}") from None
+        return single_video(visuals, f"question {question.id!r}: task {question.task!r}")
+
+    def missing_videos(self) -> list[str]:
+        """Files of videos that the questions are about and that are not there."""
+        from loguru import logger
+
+        logger.disable("")  # some tasks also log each of them
+        try:
+            firsts = {(q.task, q.video): q for q in reversed(self.questions)}
+            return sorted({name for q in firsts.values() if (name := self._missing_video(q)) is not None})
+        finally:
+            logger.enable("")
+
+    def _missing_video(self, question: Question) -> str | None:
+        try:
+            path = self.video_path(question)
+        except BenchmarkError:
+            return question.video
+        return None if path.exists() else path.name
 
     def score(self, question: Question, text: str) -> float:
-        """The task's own score of a generated text, in 0..1, after the task's own filters would have passed it on."""
+        """The task's own score of a generated text, in 0..1, by its own filters and `process_results`."""
         task = self._tasks[question.task]
-        results = task.process_results(task.eval_docs_no_media[question.doc_id], [text])
+        what = f"question {question.id!r} of task {question.task!r}"
+        with _same_guesses(f"{question.task}/{question.doc_id}"):
+            answers: Any = [[text]]
+            for step in task._filters[0].filters:
+                answers = step.apply(answers, task.task_docs)
+            try:
+                results = task.process_results(task.eval_docs_no_media[question.doc_id], list(answers))
+            except Exception as error:
+                raise _cause(error) from error
         metrics = [m["metric"] for m in task.config.metric_list]
         for metric in metrics:
             if metric in results:
-                return _as_score(results[metric], f"metric {metric!r} of task {question.task!r}")
-        raise BenchmarkError(f"task {question.task!r} returned {sorted(results)} and none of its metrics {metrics}")
+                return _as_score(results[metric], f"metric {metric!r} of {what}")
+        raise BenchmarkError(f"{what} returned {sorted(results)} and none of its metrics {metrics}")
+
+
+def single_video(visuals: Any, who: str) -> Path:
+    """The one video file among what a task shows the model. Raises BenchmarkError for anything else."""
+    if len(visuals) != 1 or not isinstance(visuals[0], str | Path):
+        raise BenchmarkError(f"{who} gives no single video file: {visuals!r}")
+    return Path(visuals[0])
 
 
 def _as_score(value: Any, what: str) -> float:
     if isinstance(value, bool | int | float):
         return float(value)
     if isinstance(value, dict):
-        if "score" in value:
-            return float(value["score"])
+        if value.get("match_success") is False and not value.get("chatgpt_response"):
+            raise BenchmarkError(
+                f"{what}: the task's rules cannot read the answer, and the judge that it then asks did not reply: set "
+                "OPENAI_API_KEY (docs/lmms-eval.md)"
+            )
+        for field in SCORE_FIELDS:
+            if field in value:
+                return float(value[field])
         for predicted, right in ANSWER_FIELDS:
-            if predicted in value and right in value:
-                return float(value[predicted] == value[right])
+            if predicted in value and right in value:  # as text: one may be a number and the other its name
+                return float(str(value[predicted]) == str(value[right]))
     raise BenchmarkError(f"cannot tell right from wrong in {what}: {value!r}")
 
 
+@contextmanager
+def _same_guesses(seed: str) -> Iterator[None]:
+    """Some tasks guess where they can read no answer; here a question is guessed alike in every run and cell."""
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
 def _load_tasks(spec: BenchmarkSpec) -> dict[str, Any]:
+    from huggingface_hub.constants import HF_HOME
+
+    # read by the tasks' own code, where each task falls back to another folder
+    os.environ["HF_HOME"] = str(Path(os.environ.get("HF_HOME", HF_HOME)).expanduser())
     from lmms_eval.tasks import TaskManager
 
-    # indexing every task that lmms-eval ships takes long: not needed for tasks of our own
-    manager = TaskManager(include_path=spec.include_path, include_defaults=spec.include_path is None)
+    # indexing every task that lmms-eval ships takes long: not needed once their files are found
+    folders = [spec.include_path] if spec.include_path else _task_folders(spec.tasks)
+    manager = TaskManager(include_path=folders, include_defaults=not folders)
+    override = {} if spec.data is None else {"dataset_path": str(Path(spec.data).expanduser())}
     tasks = {}
     for name in spec.tasks:
         if name not in manager.all_subtasks:
@@ -142,10 +217,51 @@ def _load_tasks(spec: BenchmarkSpec) -> dict[str, Any]:
                 + (f"near are: {', '.join(near)}" if near else "see `lmms-eval --tasks list`")
             )
         try:
-            tasks.update(manager.load_task_or_group(name))
+            loaded = manager.load_config({"task": name, **override}) if override else manager.load_task_or_group(name)
         except (Exception, SystemExit) as error:
-            raise BenchmarkError(
-                f"the data of task {name!r} cannot be loaded ({type(error).__name__}: {error}); download it, or point "
-                "HF_HOME at a folder that holds it (docs/reproducing.md)"
-            ) from error
+            raise BenchmarkError(_why_not(name, _cause(error), manager)) from error
+        _check(name, loaded[name])
+        tasks[name] = loaded[name]
     return tasks
+
+
+def _task_folders(names: tuple[str, ...]) -> list[str]:
+    """Folders of lmms-eval's own files of the tasks; none when any of them is not found."""
+    import lmms_eval.tasks
+
+    line = re.compile(rf"^task:\s*[\"']?({'|'.join(map(re.escape, names))})[\"']?\s*$", re.MULTILINE)
+    found: dict[str, str] = {}
+    for file in sorted(Path(lmms_eval.tasks.__file__).parent.rglob("*.yaml")):
+        for name in line.findall(file.read_text(encoding="utf-8")):
+            found[name] = str(file.parent)
+    return sorted(set(found.values())) if set(found) == set(names) else []
+
+
+def _check(name: str, task: Any) -> None:
+    """Raise BenchmarkError for tasks that ask for more than one generated answer to one video."""
+    wanted = {"output_type": ("generate_until",), "num_fewshot": (None, 0), "repeats": (1,)}
+    for key, accepted in wanted.items():
+        if (value := getattr(task.config, key)) not in accepted:
+            raise BenchmarkError(
+                f"task {name!r} has {key}={value!r}: only tasks that generate one answer, without examples, can be run"
+            )
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What lmms-eval failed of, without its wrapping by retries."""
+    from tenacity import RetryError
+
+    return (error.last_attempt.exception() or error) if isinstance(error, RetryError) else error
+
+
+def _why_not(name: str, error: BaseException, manager: Any) -> str:
+    from lmms_eval.utils import load_yaml_config
+
+    config = load_yaml_config(manager.task_index[name]["yaml_path"], mode="simple")
+    split = config.get("test_split") or config.get("validation_split")
+    if isinstance(error, KeyError) and error.args[:1] == (split,):
+        return f"the data of task {name!r} has no split {split!r}: download it again, or correct benchmark.data"
+    return (
+        f"the data of task {name!r} cannot be loaded ({type(error).__name__}: {error}); download it, or point "
+        "HF_HOME at a folder that holds it (docs/reproducing.md); `mmg-bench doctor` tells what is missing"
+    )

@@ -25,7 +25,6 @@ from mmg_bench.runner import provenance
 from mmg_bench.runner.cells import Cell
 from mmg_bench.runner.evaluate import Shard, collect, evaluate
 from mmg_bench.runner.records import Record
-from mmg_bench.runner.requirements import missing
 from mmg_bench.runner.workers import in_processes, workers_for
 
 
@@ -81,7 +80,7 @@ def table(config: DictConfig) -> int:
     """Make a whole table composed from table.yaml. Returns how many answers failed."""
     plain = cfg.plain(config)
     spec = plain["table"]
-    name, profile = choose(spec, plain["profile"], _what, _lacks)
+    name, profile = choose(spec, plain["profile"])
     benchmarks = [cfg.load("benchmark", b) for b in profile["benchmarks"]]
     model = cfg.load("model", profile["model"])
     job = Job(
@@ -101,16 +100,6 @@ def table(config: DictConfig) -> int:
 
 def _workers(plain: dict[str, Any], model: dict[str, Any]) -> int:
     return workers_for(plain["workers"], cfg.model_spec(model).torch_device.type)
-
-
-def _what(profile: dict[str, Any]) -> str:
-    return f"{profile['model']} on {', '.join(profile['benchmarks'])}"
-
-
-def _lacks(profile: dict[str, Any]) -> list[str]:
-    benchmarks = [cfg.load("benchmark", b) for b in profile["benchmarks"]]
-    needs = _needs(cfg.table_cells(profile["methods"], [0.5]))  # whatever the ratio
-    return missing(cfg.load("model", profile["model"]), benchmarks, profile["needs_gpu"], needs)
 
 
 def _do(job: Job) -> int:
@@ -156,6 +145,7 @@ def _do(job: Job) -> int:
         weights={llm.spec.name: llm.weights},
         methods=list(dict.fromkeys(cell.label for cell in job.cells)),
         benchmarks=[benchmark.spec.name for benchmark in benchmarks],
+        over_skills={benchmark.spec.name for benchmark in benchmarks if benchmark.spec.average == "skills"},
         measurements=measurements,
         geometries={llm.spec.name: TextGeometry.from_config(llm.model.config.get_text_config())},
     )

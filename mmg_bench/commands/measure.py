@@ -28,7 +28,6 @@ from mmg_bench.report.efficiency import efficiency_layout
 from mmg_bench.report.rows import ALL, NO_BENCHMARK, Measurement, pending_rows, result_rows
 from mmg_bench.runner import provenance
 from mmg_bench.runner.cells import Cell
-from mmg_bench.runner.requirements import missing
 
 DONE = "measurements.jsonl"
 """What was measured so far, a line a unit: an interrupted command goes on behind the last whole line."""
@@ -99,7 +98,7 @@ def table(config: DictConfig) -> int:
     """Make a table of speed composed from table.yaml."""
     plain = cfg.plain(config)
     spec = plain["table"]
-    name, profile = choose(spec, plain["profile"], _what, _lacks)
+    name, profile = choose(spec, plain["profile"])
     elsewhere = spec["profiles"][profile["pending"]] if profile.get("pending") else None
     results = Path(plain["results_dir"]) / name
     return _do(
@@ -115,18 +114,6 @@ def table(config: DictConfig) -> int:
             results=results,
         )
     )
-
-
-def _what(profile: dict[str, Any]) -> str:
-    return ", ".join(profile["workloads"])
-
-
-def _lacks(profile: dict[str, Any]) -> list[str]:
-    lines: list[str] = []
-    needs = frozenset[str]().union(*(c.method.needs for c in cfg.table_cells(profile["methods"], [0.5])))
-    for name, workload in profile["workloads"].items():
-        lines += missing({**cfg.load("model", name), **workload}, [], profile["needs_gpu"], needs)
-    return list(dict.fromkeys(lines))
 
 
 def units(profile: dict[str, Any], retention_ratios: list[float]) -> list[Unit]:

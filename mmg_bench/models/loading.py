@@ -21,6 +21,8 @@ from mmg_bench.tokens import VideoTokens
 
 EMBEDDED = Path(__file__).parent / "embedded"
 """Checkpoint folder of the embedded model."""
+NEW_TOKENS = 1024
+"""Tokens to generate at most where a task does not say: as lmms-eval's own LLaVA models."""
 _NEEDED = ("config.json", "tokenizer_config.json", "tokenizer.json", "processor_config.json", "chat_template.jinja")
 _OLDER_NAMES = {
     "processor_config.json": ("preprocessor_config.json", "video_preprocessor_config.json"),
@@ -141,6 +143,7 @@ class VideoLLM:
         """The generated text, by the model's own `generate`."""
         until = generation.get("until") or []
         arguments = {k: v for k, v in generation.items() if k in ("max_new_tokens", "num_beams", "do_sample")}
+        arguments.setdefault("max_new_tokens", NEW_TOKENS)
         if arguments.get("do_sample"):
             arguments |= {k: generation[k] for k in ("temperature", "top_p") if k in generation}
         else:  # a checkpoint's own sampling settings would only draw warnings
@@ -176,7 +179,7 @@ def _load(spec: ModelSpec) -> tuple[Any, Any]:
 
     folder = _folder(spec.path)
     if folder is not None:
-        _check_folder(folder)
+        check_folder(folder)
     if spec.weights == "random":
         return _random(spec, folder)
     source = spec.path if folder is None else str(folder)
@@ -221,7 +224,8 @@ def _random(spec: ModelSpec, folder: Path | None) -> tuple[Any, Any]:
     return random_model(config, dtype, spec.attn_implementation, spec.torch_device), processor
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
+    """Raise ModelError, naming what is missing, unless `folder` is a complete checkpoint."""
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such checkpoint folder; set model.path to one, or to a hub id")
     missing = [name for name in _NEEDED if not any((folder / n).is_file() for n in (name, *_OLDER_NAMES.get(name, ())))]

@@ -11,7 +11,7 @@ import csv
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
@@ -110,6 +110,7 @@ def result_rows(
     weights: Mapping[str, str],
     methods: Sequence[str] = (),
     benchmarks: Sequence[str] = (),
+    over_skills: Collection[str] = (),
     measurements: Iterable[Measurement] = (),
     geometries: Mapping[str, TextGeometry] | None = None,
     bootstrap: Bootstrap | None = None,
@@ -118,10 +119,12 @@ def result_rows(
 
     weights: what each model's weights are, such as `pretrained`.
     methods, benchmarks: the order to list them in; those not named follow by name. Dense comes first.
+    over_skills: benchmarks whose accuracy is the unweighted mean over their skills, not the mean over questions.
     geometries: sizes of each model's language model; without one a model gets no FLOPs and no mean over its layers.
 
-    Accuracy is the mean over the questions that were answered; those that failed are counted in `n_errors`. With
-    several benchmarks, rows of benchmark `average` hold the unweighted mean over them, for cells that ran on all.
+    Accuracy is the mean over the questions that were answered (or, see `over_skills`, of the means over those of each
+    skill); those that failed are counted in `n_errors`. With several benchmarks, rows of benchmark `average` hold the
+    unweighted mean over them, for cells that ran on all.
 
     Raises ValueError when dense is missing, when the questions of a cell are not those of dense, and when two cells
     would share a row.
@@ -138,7 +141,7 @@ def result_rows(
                 where = _Where(model, frames, benchmark, method, ratio)
                 realised[where] = _mean(r.realised_tokens for r in cell.records)
                 provenance = ";".join(sorted({r.provenance for r in cell.records}))
-                for skill, metric, estimate in _statistics(cell, cells[DENSE, 1.0], cost, bootstrap):
+                for skill, metric, estimate in _statistics(cell, cells[DENSE, 1.0], over_skills, cost, bootstrap):
                     rows.append(_row(where, skill, metric, estimate, realised[where], "measured", provenance))
     for m in measurements:
         where = _Where(m.model, m.frames, m.benchmark, m.method, m.retention_ratio)
@@ -237,6 +240,10 @@ class _Cell:
     def benchmarks(self) -> list[str]:
         return [r.benchmark for r in self.records]
 
+    def subgroups(self, over_skills: Collection[str]) -> list[str]:
+        """What a benchmark's accuracy is the mean over: its skills, or one group of all its questions."""
+        return [r.skill if r.benchmark in over_skills else ALL for r in self.records]
+
     def of_skill(self, skill: str) -> _Cell:
         return _Cell(tuple(r for r in self.records if r.skill == skill))
 
@@ -310,11 +317,13 @@ def layer_tokens(record: Record, depth: int) -> tuple[int, ...]:
     return tuple(layer_counts(record.realised_tokens or 0, record.stages or (), depth))
 
 
-def _statistics(cell: _Cell, dense: _Cell, cost: _Cost, bootstrap: Bootstrap) -> Iterator[tuple[str, str, Estimate]]:
+def _statistics(
+    cell: _Cell, dense: _Cell, over_skills: Collection[str], cost: _Cost, bootstrap: Bootstrap
+) -> Iterator[tuple[str, str, Estimate]]:
     """(skill, metric, estimate) of a cell."""
-    groups = cell.benchmarks
-    yield ALL, "accuracy", accuracy(cell.scores, cell.videos, groups, bootstrap=bootstrap)
-    pair = compare(cell.scores, dense.scores, cell.videos, groups, bootstrap=bootstrap)
+    groups, subgroups = cell.benchmarks, cell.subgroups(over_skills)
+    yield ALL, "accuracy", accuracy(cell.scores, cell.videos, groups, subgroups, bootstrap=bootstrap)
+    pair = compare(cell.scores, dense.scores, cell.videos, groups, subgroups, bootstrap=bootstrap)
     kept = pair.kept_percent
     yield ALL, "accuracy_kept_percent", kept
     for metric in ("flips_lost", "flips_won", "p_mcnemar"):

@@ -95,16 +95,22 @@ class Comparison:
 
 
 def accuracy(
-    scores: ArrayLike, videos: Labels, groups: Labels | None = None, *, bootstrap: Bootstrap | None = None
+    scores: ArrayLike,
+    videos: Labels,
+    groups: Labels | None = None,
+    subgroups: Labels | None = None,
+    *,
+    bootstrap: Bootstrap | None = None,
 ) -> Estimate:
     """Mean score in percent, with its interval.
 
     scores: `[Q]`. videos: `[Q]`, label of the video of each question; labels of different benchmarks must differ.
-    groups: `[Q]`, such as the benchmark or the skill of each question: then the result is the unweighted mean of the
-    groups' means, resampled together.
+    groups: `[Q]`, such as the benchmark of each question: then the result is the unweighted mean of the groups' means,
+    resampled together. subgroups: `[Q]`, such as the skill of each question: then a group's mean is in turn the
+    unweighted mean of its subgroups' means.
     """
     bootstrap = bootstrap or Bootstrap()
-    means, n, n_errors = _group_means([scores], videos, groups, bootstrap)
+    means, n, n_errors = _group_means([scores], videos, groups, subgroups, bootstrap)
     average = 100 * means[0].mean(axis=-1)
     return Estimate(float(average[0]), *bootstrap.interval(average[1:]), n, n_errors)
 
@@ -114,17 +120,18 @@ def compare(
     dense: ArrayLike,
     videos: Labels,
     groups: Labels | None = None,
+    subgroups: Labels | None = None,
     *,
     bootstrap: Bootstrap | None = None,
 ) -> Comparison:
     """Paired comparison of a cell's `scores` (`[Q]`) with those of `dense` on the same questions in the same order.
 
-    A question that failed in either cell is left out of the pair and counted. With `groups` the percentage is that of
-    the unweighted means over the groups; flips are counted over all questions. kept_percent is NaN where the accuracy
-    of dense is 0; resamples in which it is 0 are left out of the interval.
+    A question that failed in either cell is left out of the pair and counted. With `groups` (and `subgroups`, as in
+    `accuracy`) the percentage is that of the unweighted means over them; flips are counted over all questions.
+    kept_percent is NaN where the accuracy of dense is 0; resamples in which it is 0 are left out of the interval.
     """
     bootstrap = bootstrap or Bootstrap()
-    means, n, n_errors = _group_means([scores, dense], videos, groups, bootstrap)
+    means, n, n_errors = _group_means([scores, dense], videos, groups, subgroups, bootstrap)
     ours, theirs = means.mean(axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
         kept = np.where(theirs > 0, 100 * ours / theirs, np.nan)
@@ -147,7 +154,11 @@ def mcnemar(lost: int, won: int) -> float:
 
 
 def _group_means(
-    columns: Sequence[ArrayLike], videos: Labels, groups: Labels | None, bootstrap: Bootstrap
+    columns: Sequence[ArrayLike],
+    videos: Labels,
+    groups: Labels | None,
+    subgroups: Labels | None,
+    bootstrap: Bootstrap,
 ) -> tuple[FloatArray, int, int]:
     """Means of each column in each group, `[columns, 1 + n_boot, groups]`, the sample's own first.
 
@@ -155,11 +166,12 @@ def _group_means(
     """
     scores = np.stack([np.asarray(c, float) for c in columns])  # [C, Q]
     videos = np.asarray(videos)
-    groups = np.zeros(len(videos), int) if groups is None else np.asarray(groups)
-    if scores.ndim != 2 or scores.shape[1:] != videos.shape or videos.shape != groups.shape:
+    one = np.zeros(len(videos), int)
+    groups, subgroups = (one if labels is None else np.asarray(labels) for labels in (groups, subgroups))
+    if scores.ndim != 2 or len({scores.shape[1:], videos.shape, groups.shape, subgroups.shape}) > 1:
         raise ValueError(
-            f"scores {list(scores.shape[1:])}, videos {list(videos.shape)} and groups {list(groups.shape)} must have "
-            "one entry a question each"
+            f"scores {list(scores.shape[1:])}, videos {list(videos.shape)}, groups {list(groups.shape)} and subgroups "
+            f"{list(subgroups.shape)} must have one entry a question each"
         )
     if not videos.size:
         raise ValueError("there is no question to compute statistics of")
@@ -168,20 +180,23 @@ def _group_means(
     answered = ~np.isnan(scores).any(axis=0)
     video_names, video = np.unique(videos, return_inverse=True)
     group_names, group = np.unique(groups, return_inverse=True)
+    _, subgroup = np.unique(subgroups, return_inverse=True)
+    pairs, pair = np.unique(np.stack([group, subgroup]), axis=1, return_inverse=True)  # [2, P], [Q]
     # one order whatever the input's, so that sums round the same way
-    order = np.lexsort((*scores, group, video))
+    order = np.lexsort((*scores, pair, video))
     order = order[answered[order]]
-    cell = video[order] * len(group_names) + group[order]
-    size = len(video_names) * len(group_names)
+    cell = video[order] * pairs.shape[1] + pair[order]
+    size = len(video_names) * pairs.shape[1]
 
     def per_video(weights: FloatArray) -> FloatArray:
         sums = np.bincount(cell, weights, size).astype(np.float64)
-        return sums.reshape(len(video_names), len(group_names))
+        return sums.reshape(len(video_names), pairs.shape[1])
 
     blocks = [per_video(np.ones(len(order))), *(per_video(s[order]) for s in scores)]
-    stacked = np.concatenate(blocks, axis=1)  # [V, (1 + C) * G]
+    stacked = np.concatenate(blocks, axis=1)  # [V, (1 + C) * P]
     sums = np.concatenate([stacked.sum(axis=0, keepdims=True), bootstrap.sums(stacked)])
-    counts, *totals = np.split(sums, len(blocks), axis=1)  # each [1 + n_boot, G]
+    counts, *totals = np.split(sums, len(blocks), axis=1)  # each [1 + n_boot, P]
     with np.errstate(invalid="ignore"):
         means = np.stack(totals) / counts  # 0 / 0 is NaN: a group without a question
-    return means, len(order), len(videos) - len(order)
+    of_groups = [means[..., pairs[0] == g].mean(axis=-1) for g in range(len(group_names))]
+    return np.stack(of_groups, axis=-1), len(order), len(videos) - len(order)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -309,6 +309,8 @@ class _Layout:
                 "Accuracy and percent kept: in percent, over the questions that were answered; intervals are paired "
                 "with dense, from a bootstrap over videos. In bold, the most kept in a block, controls aside"
             )
+        if over_skills := self._over_skills(keys):
+            lines.append(f"Accuracy on {', '.join(over_skills)}: the mean over the skills, as its own scoring takes it")
         if self.prunes_inside:
             lines.append(
                 "Tokens: visual tokens that enter layer 0; layer mean: share of all that a layer sees, on average"
@@ -322,6 +324,12 @@ class _Layout:
         if len(self.published):
             lines.append("In parentheses: published numbers")
         return tuple(lines)
+
+    def _over_skills(self, keys: Iterable[str]) -> list[str]:
+        """Benchmarks whose accuracy is, by their configuration, the mean over their skills."""
+        facts = (self.provenance[key].get("benchmark") for key in keys)
+        found = [b["name"] for b in facts if isinstance(b, Mapping) and b.get("average") == "skills"]
+        return list(dict.fromkeys(found))
 
 
 def measured_line(key: str, provenance: Mapping[str, Mapping[str, Any]]) -> str:

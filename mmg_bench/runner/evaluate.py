@@ -71,6 +71,10 @@ def collect(llm: VideoLLM, benchmark: Benchmark, cells: Sequence[Cell], folder: 
     return [r for r in read_records(folder) if r.key in wanted]
 
 
+Work = dict[str, tuple[Cell, list[Question]]]
+"""Key of a cell -> the cell, and the questions that it still lacks."""
+
+
 @dataclass
 class _Pass:
     llm: VideoLLM
@@ -87,14 +91,25 @@ class _Pass:
             benchmark=self.benchmark.spec.name,
         )
 
-    def video(self, work: dict[str, tuple[Cell, list[Question]]]) -> Iterable[Record]:
-        """All questions about one video, in every cell that still lacks them."""
-        first = next(iter(work.values()))[1][0]
+    def video(self, work: Work) -> Iterable[Record]:
+        """All questions about one video id, file by file: the tasks of a benchmark may give several files one id."""
+        files: dict[Path, Work] = {}
+        for key, (cell, questions) in work.items():
+            for question in questions:
+                try:
+                    path = self.benchmark.video_path(question)
+                except Exception as error:
+                    yield self.record(key, cell, question, error=error)
+                else:
+                    files.setdefault(path, {}).setdefault(key, (cell, []))[1].append(question)
+        for path, part in files.items():
+            yield from self.file(path, part)
+
+    def file(self, path: Path, work: Work) -> Iterable[Record]:
+        """All questions about one video file, in every cell that still lacks them."""
         needs = frozenset().union(*(cell.method.needs for cell, _ in work.values()))
         try:
-            path = self.benchmark.video_path(first)
-            pixels = self.llm.preprocess(read_frames(path, self.llm.spec.frames))
-            encoded = self.llm.encode(pixels, needs)
+            encoded = self.llm.encode(self.llm.preprocess(read_frames(path, self.llm.spec.frames)), needs)
         except Exception as error:  # the video's fault must not end the run
             for key, (cell, questions) in work.items():
                 for question in questions:

@@ -1,57 +1,149 @@
-"""What a table needs that this machine lacks: said before hours are spent."""
+"""What a run or table needs, and whether this machine has it: said before hours are spent. Nothing here goes online."""
 
 from __future__ import annotations
 
 import json
 import os
-import socket
-from collections.abc import Collection, Mapping, Sequence
-from functools import cache
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
+from mmg_bench.benchmarks.lmms import Benchmark, BenchmarkError, BenchmarkSpec
+from mmg_bench.models.loading import EMBEDDED, ModelError, check_folder
 from mmg_bench.models.siglip import FIELDS
 
+SHOWN = 3  # missing files that are named
 
-def missing(
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that is needed."""
+
+    what: str
+    missing: str | None = None
+    """What is wrong with it; None when it is there."""
+    fix: str = ""
+    """How to get it."""
+
+    def __str__(self) -> str:
+        return self.what if self.missing is None else f"{self.what}: {self.missing}\n      -> {self.fix}"
+
+
+def check_all(
     model: Mapping[str, Any],
-    benchmarks: Sequence[Mapping[str, Any]],
+    benchmarks: Sequence[tuple[BenchmarkSpec, Mapping[str, Any]]],
     needs_gpu: bool,
     needs: Collection[str] = (),
-) -> list[str]:
-    """One line for each thing that is not there: GPU, weights, data. Empty when the table can run. Stays offline.
+) -> list[Check]:
+    """Everything that a configured model needs to answer configured benchmarks (each with what it was made from).
 
     `needs`: optional fields of `VideoTokens` that the methods ask for.
     """
-    lines = []
-    if needs_gpu:
-        import torch
+    downloads = list(_weights(model, needs))
+    downloads += [(_data(spec, config), config.get("disk_gb")) for spec, config in benchmarks]
+    wanted = [gigabytes for check, gigabytes in downloads if check.missing is not None]
+    return [_packages(), _decoding(), *_gpu(model, needs_gpu), *(check for check, _ in downloads), *_disk(wanted)]
 
-        if not torch.cuda.is_available():
-            lines.append("a GPU: torch sees no CUDA device")
-    random = model.get("weights") == "random"
-    if model["path"] != "embedded" and not random and not _has_weights(model["path"], model.get("revision")):
-        lines.append(f"the weights of {model['path']} ({_size(model['path'], 'model', model.get('download_gb'))})")
+
+def _packages() -> Check:
+    from packaging.requirements import Requirement
+
+    wrong = []
+    for line in requires("mmg-bench") or ():
+        wanted = Requirement(line)
+        if wanted.marker is None or wanted.marker.evaluate({"extra": ""}):
+            try:
+                found = version(wanted.name)
+            except PackageNotFoundError:
+                wrong.append(f"{wanted} is not installed")
+            else:
+                if not wanted.specifier.contains(found, prereleases=True):
+                    wrong.append(f"{wanted} is asked for, {found} is installed")
+    return Check("packages", "; ".join(wrong) or None, "make setup, which installs the pinned ones")
+
+
+def _decoding() -> Check:
+    from mmg_bench.benchmarks.embedded.render import write_video
+    from mmg_bench.benchmarks.embedded.world import make_world
+    from mmg_bench.benchmarks.video import read_frames
+
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            write_video(make_world("train", 0, sampled=3), Path(folder) / "probe.mp4", size=32)
+            read_frames(Path(folder) / "probe.mp4", 2)
+    except Exception as error:  # a missing library shows as one of many kinds
+        return Check(
+            "decoding of H.264 video", f"{type(error).__name__}: {error}", "pip install --force-reinstall decord av"
+        )
+    return Check("decoding of H.264 video")
+
+
+def _gpu(model: Mapping[str, Any], needs_gpu: bool) -> Iterator[Check]:
+    if not needs_gpu:
+        return
+    import torch
+
+    need = model.get("gpu_gb") or 0
+    what = f"GPU with {need:g} GB for {model['name']}"
+    if not torch.cuda.is_available():
+        yield Check(what, "torch sees no CUDA device", "run on a machine with an NVIDIA GPU and its driver")
+        return
+    device = model.get("device", "auto")
+    free, total = (b / 1e9 for b in torch.cuda.mem_get_info("cuda" if device == "auto" else device))
+    lacks = f"{free:.0f} of its {total:.0f} GB are free" if free < need else None
+    yield Check(what, lacks, "end what else runs on it, take a larger GPU (model.device=cuda:1), or a smaller model")
+
+
+def _weights(model: Mapping[str, Any], needs: Collection[str]) -> Iterator[tuple[Check, float | None]]:
+    """The model's checkpoint, and that of SigLIP where a method needs it; each with the size of its download."""
+    size, path = model.get("download_gb"), model["path"]
+    if model.get("weights") != "random":
+        what = f"weights of {model['name']} ({path})"
+        folder = EMBEDDED if path == "embedded" else _folder(path)
+        if folder is None:
+            yield _in_cache(what, "model.path", path, model.get("revision"), size), size
+        else:
+            yield _in_folder(what, folder), size
     extra = model.get("siglip")
-    if extra is not None and FIELDS & set(needs) and not _has_weights(extra):
-        lines.append(f"the weights of {extra}, for its pooling head and text tower ({_size(extra, 'model', None)})")
-    for benchmark in benchmarks:
-        repo = benchmark.get("dataset")
-        if repo is not None and not _has_data(benchmark):
-            size = _size(repo, "dataset", benchmark.get("download_gb"))
-            lines.append(f"the data of {benchmark['name']}: {repo} ({size})")
-    return lines
+    if extra is not None and FIELDS & set(needs):
+        what, folder = f"SigLIP's pooling head and text tower ({extra})", _folder(extra)
+        if folder is None:
+            yield _in_cache(what, "model.siglip", extra, None, None), None
+        else:
+            lost = None if any(folder.glob("*.safetensors")) else "the folder holds no weights"
+            yield Check(what, lost, "correct model.siglip"), None
 
 
-def _has_weights(path: str, revision: str | None = None) -> bool:
-    """Whether it is a folder, or every file of the checkpoint is in the local hub cache."""
-    if Path(path).expanduser().exists():
-        return True
-    from huggingface_hub import try_to_load_from_cache
+def _folder(path: str) -> Path | None:
+    """The folder that is meant, or None for a hub id."""
+    folder = Path(path).expanduser()
+    return folder if folder.exists() or path.startswith((".", "/", "~")) else None
+
+
+def _in_folder(what: str, folder: Path) -> Check:
+    try:
+        check_folder(folder)
+    except ModelError as error:
+        return Check(what, str(error), "copy the checkpoint folder again, or set model.path")
+    return Check(what)
+
+
+def _in_cache(what: str, option: str, repo: str, revision: str | None, size: float | None) -> Check:
+    at = "" if revision is None else f" --revision {revision}"
+    fix = f"hf download {repo}{at} ({_size(size)}), or set {option} to a folder"
+    return Check(what, _some("the hub cache lacks", _not_cached(repo, revision)), fix)
+
+
+def _not_cached(repo: str, revision: str | None) -> list[str]:
+    """Files of a checkpoint that the local hub cache lacks."""
+    from huggingface_hub import constants, try_to_load_from_cache
 
     def cached(name: str) -> str | None:
-        found = try_to_load_from_cache(path, name, revision=revision)
+        found = try_to_load_from_cache(repo, name, constants.HF_HUB_CACHE, revision)
         return found if isinstance(found, str) else None
 
     index = cached("model.safetensors.index.json")
@@ -60,39 +152,69 @@ def _has_weights(path: str, revision: str | None = None) -> bool:
         if index is None
         else sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
     )
-    return all(cached(name) is not None for name in ("config.json", *names))
+    return [name for name in ("config.json", *names) if cached(name) is None]
 
 
-def _has_data(benchmark: Mapping[str, Any]) -> bool:
-    """Whether the annotations are in the local hub cache and the video folder holds something."""
-    from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
-
-    snapshots = Path(HF_HUB_CACHE) / f"datasets--{benchmark['dataset'].replace('/', '--')}" / "snapshots"
-    videos = Path(HF_HOME) / benchmark["videos"]
-    return all(folder.is_dir() and any(folder.iterdir()) for folder in (snapshots, videos))
-
-
-def _size(repo: str, kind: str, known: float | None) -> str:
-    """Size of a download: the one in the configuration, else asked of the hub while it can be reached."""
-    if known is not None:
-        return f"about {known:g} GB"
-    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", ""):
-        return "size unknown while HF_HUB_OFFLINE is set"
-    if not _hub_answers():
-        return "size unknown: the hub cannot be reached"
-    from huggingface_hub import HfApi
-
-    info: Any = HfApi().repo_info(repo, repo_type=kind, files_metadata=True, timeout=20)
-    return f"{sum(file.size or 0 for file in info.siblings) / 1e9:.0f} GB"
-
-
-@cache
-def _hub_answers() -> bool:
-    from huggingface_hub.constants import ENDPOINT
-
-    address = urlparse(ENDPOINT)
+def _data(spec: BenchmarkSpec, config: Mapping[str, Any]) -> Check:
+    """Annotations and videos: first whether there are any, then, by the task's own code, whether they are complete."""
+    what = f"data of {spec.name}"
+    if config["dataset"] is None:
+        return Check(what)
+    fetch = (
+        f"while online: hf auth login, then mmg-bench run benchmark={spec.name} limit=1, which fetches and unpacks "
+        f"{config['dataset']} ({_size(config.get('download_gb'))})"
+    )
+    videos = _hf_home() / config["videos"]
+    absent = [] if spec.data is not None or _has_annotations(config["dataset"]) else ["its annotations"]
+    if not videos.is_dir() or not any(videos.iterdir()):
+        absent.append(f"its videos below {videos}")
+    if absent:
+        return Check(what, f"{' and '.join(absent)} are not there", fetch)
     try:
-        socket.create_connection((address.hostname, address.port or 443), timeout=3).close()
-    except OSError:
-        return False
-    return True
+        benchmark = Benchmark(spec)
+        count, lost = len(benchmark.questions), benchmark.missing_videos()
+    except BenchmarkError as error:
+        return Check(what, str(error), f"move {videos} away, then, {fetch}")
+    what += f": {count} questions"
+    return Check(what, _some("videos missing:", lost), f"copy them into {videos}; or move it away, then, {fetch}")
+
+
+def _hf_home() -> Path:
+    from huggingface_hub import constants
+
+    return Path(os.environ.get("HF_HOME", constants.HF_HOME)).expanduser()  # as the tasks' own code reads it
+
+
+def _has_annotations(dataset: str) -> bool:
+    """Whether a hub data set was downloaded, or loaded from there, before."""
+    from huggingface_hub import constants
+
+    owner, name = dataset.split("/")
+    downloaded = Path(constants.HF_HUB_CACHE) / f"datasets--{owner}--{name}" / "snapshots"
+    loaded = Path(os.environ.get("HF_DATASETS_CACHE", _hf_home() / "datasets"))
+    names = {folder.name.replace("_", "").lower() for folder in loaded.glob(f"{owner}___*")}  # in its own spelling
+    return downloaded.is_dir() or f"{owner}{name}".replace("_", "").lower() in names
+
+
+def _disk(wanted: Sequence[float | None]) -> Iterator[Check]:
+    """Whether there is room for what must be downloaded."""
+    need = sum(gigabytes for gigabytes in wanted if gigabytes is not None)
+    if not wanted:
+        return
+    home = _hf_home()
+    free = shutil.disk_usage(next(p for p in (home, *home.resolve().parents) if p.exists())).free / 1e9
+    unknown = " and data of unknown size" if None in wanted else ""
+    yield Check(
+        f"{need:.0f} GB{unknown} of disk below {home}",
+        f"only {free:.0f} GB are free" if free < need else None,
+        "free some, or point HF_HOME at a larger disk",
+    )
+
+
+def _some(says: str, names: Sequence[str]) -> str | None:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{says} {', '.join(names[:SHOWN])}{more}" if names else None
+
+
+def _size(gigabytes: float | None) -> str:
+    return "size unknown" if gigabytes is None else f"about {gigabytes:g} GB"

@@ -240,3 +240,19 @@ def test_bad_measurements_are_errors(toy):
         result_rows(toy, measurements=[measurement(), measurement(value=3.0)])
     with pytest.raises(ValueError, match="weights of other"):
         result_rows(toy, measurements=[measurement(model="other")])
+
+
+def test_a_benchmark_that_is_the_mean_over_its_skills(make):
+    records = [
+        *make("dense", 1.0, "1111", benchmark="macro", skills=("colour", "order", "order", "order")),
+        *make("ours", 0.5, "1100", benchmark="macro", skills=("colour", "order", "order", "order")),
+        *make("dense", 1.0, "1110", benchmark="plain"),
+        *make("ours", 0.5, "1000", benchmark="plain"),
+    ]
+    rows = result_rows(records, over_skills=["macro"])
+    macro = value(rows, "ours", 0.5, "accuracy", benchmark="macro").value
+    assert macro == pytest.approx(100 * (1 + 1 / 3) / 2)  # over the questions it would be 50
+    assert value(rows, "ours", 0.5, "accuracy_kept_percent", benchmark="macro").value == pytest.approx(macro)
+    assert value(rows, "ours", 0.5, "accuracy", benchmark="plain").value == 25
+    assert value(rows, "ours", 0.5, "accuracy", benchmark="average").value == pytest.approx((macro + 25) / 2)
+    assert value(result_rows(records), "ours", 0.5, "accuracy", benchmark="macro").value == 50

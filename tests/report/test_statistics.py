@@ -206,3 +206,28 @@ def test_bad_scores_are_refused(scores, videos, message):
 def test_bad_bootstraps_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         Bootstrap(**bad)
+
+
+def test_subgroups_count_the_same_within_their_group():
+    scores = [1, 1, 1, 0, 0, 1, 0, math.nan]
+    dense = [1, 1, 1, 1, 0, 1, 1, 1]
+    videos = list("abcdefgh")
+    benchmarks = ["x"] * 5 + ["y"] * 3
+    skills = ["all"] * 5 + ["colour", "order", "order"]  # y is the mean over its skills
+    found = accuracy(scores, videos, benchmarks, skills, bootstrap=FAST)
+    assert found.value == pytest.approx(100 * (3 / 5 + (1 + 0) / 2) / 2)
+    assert (found.n, found.n_errors) == (7, 1)
+    pair = compare(scores, dense, videos, benchmarks, skills, bootstrap=FAST)
+    assert pair.kept_percent.value == pytest.approx(100 * (3 / 5 + 1 / 2) / (4 / 5 + 1))
+    one = ["all"] * 8
+    assert accuracy(scores, videos, benchmarks, one, bootstrap=FAST) == accuracy(
+        scores, videos, benchmarks, bootstrap=FAST
+    )
+    # a skill name that two benchmarks share is not one group
+    shared = accuracy([1, 0, 0, 1], list("abcd"), ["x", "x", "y", "y"], ["s", "t", "s", "s"], bootstrap=FAST)
+    assert shared.value == pytest.approx(50)
+
+
+def test_labels_of_another_length_are_refused():
+    with pytest.raises(ValueError, match=r"subgroups \[1\] must have one entry a question each"):
+        accuracy([1, 0], ["a", "b"], None, ["s"])

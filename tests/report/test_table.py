@@ -180,3 +180,11 @@ def test_what_the_layers_see_is_shown_where_methods_prune_inside(make, provenanc
     shown = line(to_markdown(layout(rows, provenance, NOTHING)), "fastv")
     assert shown["Tokens"] == "64"
     assert shown["Layer mean"] == "62.5 %"
+
+
+def test_a_mean_over_skills_is_said(toy, provenance):
+    facts = provenance["key1"]
+    for average, said in (("skills", True), ("questions", False)):
+        facts["benchmark"] = {"name": "bench", "average": average}
+        (table,) = layout(rows_of(toy), provenance, NOTHING)
+        assert any(line.startswith("Accuracy on bench: the mean over the skills") for line in table.header) == said

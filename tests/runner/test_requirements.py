@@ -1,17 +1,205 @@
-"""What a table lacks on this machine is listed before it starts."""
+"""What is missing is said, with the remedy, and what is there is not."""
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from mmg_bench.runner.requirements import missing
+import pytest
+import torch
+
+from lmms_data import DATA_SETS
+from mmg_bench.benchmarks import video
+from mmg_bench.benchmarks.lmms import BenchmarkSpec
+from mmg_bench.config import benchmark_spec, load
+from mmg_bench.runner import requirements
+from mmg_bench.runner.requirements import check_all
+
+SEVEN_B = load("model", "llava_onevision_7b")
 
 
-def test_the_siglip_checkpoint_is_asked_for_only_by_methods_that_need_it(tmp_path: Path) -> None:
-    model = {"path": "embedded", "siglip": "nobody/no-such-siglip"}
-    assert missing(model, [], False) == []
-    assert missing(model, [], False, {"attention", "query"}) == []
-    (line,) = missing(model, [], False, {"attention", "frame_features"})
-    assert line.startswith("the weights of nobody/no-such-siglip, for its pooling head and text tower (")
-    assert missing({**model, "siglip": str(tmp_path)}, [], False, {"frame_features"}) == []
-    assert missing({**model, "siglip": None}, [], False, {"frame_features"}) == []  # the adapter says so, by method
+def missing(model: dict[str, Any], *benchmarks: tuple[BenchmarkSpec, dict[str, Any]], gpu: bool = False) -> list[str]:
+    return [str(check) for check in check_all(model, benchmarks, gpu) if check.missing is not None]
+
+
+def of(name: str, **changes: Any) -> tuple[BenchmarkSpec, dict[str, Any]]:
+    config = {**load("benchmark", name), **changes}
+    return benchmark_spec(config), config
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An HF_HOME with nothing in it."""
+    home = tmp_path / "hf"
+    home.mkdir()
+    monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.delenv("HF_DATASETS_CACHE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "hub"))
+    return home
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("made")
+    DATA_SETS["videomme"]().write(root / "annotations", root / "home")
+    return root
+
+
+def test_the_embedded_run_lacks_nothing() -> None:
+    checks = check_all(load("model", "embedded"), [of("embedded")], needs_gpu=False)
+    assert [str(c) for c in checks] == [
+        "packages",
+        "decoding of H.264 video",
+        "weights of embedded (embedded)",
+        "data of embedded",
+    ]
+
+
+def test_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ["numpy>=99", "no-such-package>=1", 'also-not-there>=1; extra == "dev"', "torch>=2"]
+    monkeypatch.setattr(requirements, "requires", lambda _: wanted)
+    (line,) = missing(load("model", "embedded"), of("embedded"))
+    assert line.startswith("packages: numpy>=99 is asked for, ")
+    assert "; no-such-package>=1 is not installed\n      -> make setup" in line
+
+
+def test_a_decoder_that_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise OSError("libavcodec.so: cannot open shared object file")
+
+    monkeypatch.setattr(video, "read_frames", broken)
+    (line,) = missing(load("model", "embedded"), of("embedded"))
+    assert line.startswith("decoding of H.264 video: OSError: libavcodec.so")
+    assert "-> pip install --force-reinstall decord av" in line
+
+
+def test_the_gpu(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    embedded = {**load("model", "embedded"), "gpu_gb": 20}
+    assert missing(embedded, of("embedded"), gpu=False) == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (line,) = missing(embedded, of("embedded"), gpu=True)
+    assert line.startswith("GPU with 20 GB for embedded: torch sees no CUDA device\n      -> run on a machine with")
+    asked: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: asked.append(device) or (8 * 10**9, 24 * 10**9))
+    (line,) = missing({**embedded, "device": "cuda:1"}, of("embedded"), gpu=True)
+    assert "8 of its 24 GB are free\n      -> end what else runs on it" in line
+    assert asked == ["cuda:1"]
+    assert missing({**embedded, "gpu_gb": 8}, of("embedded"), gpu=True) == []
+
+
+def test_weights_of_the_hub(home: Path) -> None:
+    *_, weights, _, disk = check_all(SEVEN_B, [of("embedded")], needs_gpu=False)
+    assert str(weights) == (
+        f"weights of llava_onevision_7b ({SEVEN_B['path']}): the hub cache lacks config.json, model.safetensors\n"
+        f"      -> hf download {SEVEN_B['path']} (about 16 GB), or set model.path to a folder"
+    )
+    assert str(disk) == f"16 GB of disk below {home}"
+    repo = home / "hub" / f"models--{SEVEN_B['path'].replace('/', '--')}"
+    snapshot = repo / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("abc")
+    shards = [f"model-{i}.safetensors" for i in range(6)]
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict(enumerate(shards))}))
+    for name in ("config.json", shards[0]):
+        (snapshot / name).touch()
+    (line, *_) = missing(SEVEN_B, of("embedded"))
+    assert "the hub cache lacks model-1.safetensors, model-2.safetensors, model-3.safetensors and 2 more\n" in line
+    for name in shards:
+        (snapshot / name).touch()
+    assert missing(SEVEN_B, of("embedded")) == []
+    (line, *_) = missing({**SEVEN_B, "revision": "def"}, of("embedded"))
+    assert f"hf download {SEVEN_B['path']} --revision def " in line
+
+
+def test_weights_in_a_folder(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "copy")
+    model = {**SEVEN_B, "path": str(folder)}
+    assert missing(model, of("embedded")) == []
+    (folder / "tokenizer.json").unlink()
+    (line, *_) = missing(model, of("embedded"))
+    assert "copy is no complete checkpoint: tokenizer.json missing" in line
+    (line, *_) = missing({**SEVEN_B, "path": "/nowhere"}, of("embedded"))
+    assert "/nowhere: no such checkpoint folder" in line
+
+
+def test_random_weights_need_no_download(home: Path) -> None:
+    assert missing({**SEVEN_B, "weights": "random"}, of("embedded")) == []
+
+
+def test_the_siglip_checkpoint_is_asked_for_only_by_methods_that_need_it(home: Path, tmp_path: Path) -> None:
+    model = {**load("model", "embedded"), "siglip": "nobody/no-such-siglip"}
+    whole = [of("embedded")]
+
+    def lacks(model: dict[str, Any], *needs: str) -> list[str]:
+        return [str(c) for c in check_all(model, whole, False, needs) if c.missing is not None]
+
+    assert lacks(model) == []
+    assert lacks(model, "attention", "query") == []
+    (line,) = lacks(model, "attention", "frame_features")
+    assert line.startswith(
+        "SigLIP's pooling head and text tower (nobody/no-such-siglip): the hub cache lacks config.json"
+    )
+    assert "-> hf download nobody/no-such-siglip (size unknown), or set model.siglip to a folder" in line
+    (line,) = lacks({**model, "siglip": str(tmp_path)}, "frame_features")
+    assert "the folder holds no weights" in line
+    (tmp_path / "model.safetensors").touch()
+    assert lacks({**model, "siglip": str(tmp_path)}, "frame_features") == []
+    assert lacks({**model, "siglip": None}, "frame_features") == []  # the adapter says so, by method
+
+
+def test_data_that_was_never_fetched(home: Path) -> None:
+    embedded = load("model", "embedded")
+    (line, *_) = missing(embedded, of("videomme"))
+    assert line.startswith(f"data of videomme: its annotations and its videos below {home}/videomme are not there\n")
+    assert (
+        "hf auth login, then mmg-bench run benchmark=videomme limit=1, which fetches and unpacks lmms-eval/Video-MME"
+        in line
+    )
+    assert "(about 101 GB)" in line
+    (home / "datasets" / "lmms-eval___video-mme").mkdir(parents=True)
+    (line, *_) = missing(embedded, of("videomme"))
+    assert line.startswith(f"data of videomme: its videos below {home}/videomme are not there\n")
+
+
+@pytest.mark.parametrize("name", ["NExTQA", "Video-MME", "PerceptionTest_Val", "MLVU_dev", "LongVideoBench"])
+def test_annotations_that_were_loaded_before_are_recognised(name: str, home: Path) -> None:
+    from datasets.naming import camelcase_to_snakecase
+
+    assert not requirements._has_annotations(f"owner/{name}")
+    (home / "datasets" / f"owner___{camelcase_to_snakecase(name)}").mkdir(parents=True)
+    assert requirements._has_annotations(f"owner/{name}")
+    assert not requirements._has_annotations(f"owner/{name}2")
+
+
+def test_data_is_counted_by_the_tasks_own_code(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = shutil.copytree(made / "home", tmp_path / "home")
+    monkeypatch.setenv("HF_HOME", str(home))
+    embedded, here = load("model", "embedded"), {"data": str(made / "annotations")}
+    checks = check_all(embedded, [of("videomme", questions=6, **here)], needs_gpu=False)
+    assert str(checks[-1]) == "data of videomme: 6 questions"
+    (line, *_) = missing(embedded, of("videomme", **here))
+    assert "has 6 questions here, not 2700: the data is incomplete" in line
+    (home / "videomme" / "data" / "clip1.mp4").unlink()
+    (line, *_) = missing(embedded, of("videomme", questions=6, **here))
+    assert line.startswith("data of videomme: 6 questions: videos missing: clip1\n      -> copy them into ")
+
+
+def test_disk(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(100 * 10**9))
+    checks = check_all(SEVEN_B, [of("videomme"), of("mvbench")], needs_gpu=False)
+    assert str(checks[-1]).startswith(
+        f"218 GB and data of unknown size of disk below {home}: only 100 GB are free\n      -> free some, or point"
+    )
+    assert str(check_all(SEVEN_B, [of("embedded")], needs_gpu=False)[-1]) == f"16 GB of disk below {home}"
+
+
+def test_a_spec_need_not_be_of_a_shipped_configuration(home: Path) -> None:
+    spec, config = of("videomme")
+    (line, *_) = missing(load("model", "embedded"), (replace(spec, name="mine"), config))
+    assert line.startswith("data of mine: ")

@@ -1,0 +1,40 @@
+"""What `mmg-bench doctor` does: says what a run or a table lacks here, and how to get it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+from mmg_bench import config as cfg
+from mmg_bench.commands.profiles import checks, named, what
+from mmg_bench.runner.requirements import Check, check_all
+
+
+def doctor(config: DictConfig) -> int:
+    """Check what a configuration composed from run.yaml or table.yaml needs. Returns how many things are missing.
+
+    Of a table with `profile=auto` every profile is shown, and one that can run is enough.
+    """
+    plain = cfg.plain(config)
+    if "table" in plain:
+        table = plain["table"]
+        profiles = named(table, plain["profile"])
+        return min(
+            _show(f"Table {table['name']}, profile {name}: {what(profile)}", checks(profile))
+            for name, profile in profiles.items()
+        )
+    model, benchmark = plain["model"], plain["benchmark"]
+    on_gpu = bool(model.get("gpu_gb")) and model["device"] != "cpu"
+    needs = cfg.cell(plain["method"], plain["retention_ratio"]).method.needs
+    found = check_all(model, [(cfg.benchmark_spec(benchmark), benchmark)], on_gpu, needs)
+    return _show(f"This run: {model['name']} on {benchmark['name']}", found)
+
+
+def _show(title: str, found: Sequence[Check]) -> int:
+    print(title)
+    for check in found:
+        print(f"  {'ok     ' if check.missing is None else 'MISSING'} {check}")
+    missing = sum(check.missing is not None for check in found)
+    print(f"  {missing} of {len(found)} missing\n" if missing else "  Everything is there.\n", flush=True)
+    return missing

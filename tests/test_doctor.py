@@ -1,0 +1,77 @@
+"""`mmg-bench doctor`: what it says, and its exit status."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+from mmg_bench import config as cfg
+from mmg_bench.commands.doctor import doctor
+
+
+@pytest.fixture(autouse=True)
+def _bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine without GPU, weights and data."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(10**13))
+    GlobalHydra.instance().clear()
+    yield
+    GlobalHydra.instance().clear()
+
+
+def test_a_table_lists_all_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:
+    (config,) = cfg.sweep("table", ["profile=paper"])
+    assert doctor(config) == 6
+    said = capsys.readouterr().out
+    assert said.startswith(
+        "Table table1, profile paper: llava_onevision_7b on videomme, mvbench, mlvu, longvideobench\n"
+    )
+    for what in ("GPU with 20 GB", "weights of llava", "data of videomme", "data of mvbench", "data of mlvu"):
+        assert f"  MISSING {what}" in said
+    assert "  ok      decoding of H.264 video" in said
+    assert said.count("      -> ") == 6
+    assert "  ok      1274 GB and data of unknown size of disk below" in said
+    assert "  6 of 9 missing\n" in said
+
+
+def test_one_profile_that_can_run_is_enough(capsys: pytest.CaptureFixture[str]) -> None:
+    (config,) = cfg.sweep("table", [])
+    assert doctor(config) == 0
+    said = capsys.readouterr().out
+    assert "profile paper" in said
+    assert said.endswith("  ok      data of embedded\n  Everything is there.\n\n")
+
+
+def test_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    (config,) = cfg.sweep("run", ["model=llava_onevision_0_5b"])
+    assert doctor(config) == 2
+    assert "  MISSING GPU with 4 GB for llava_onevision_0_5b" in capsys.readouterr().out
+    (config,) = cfg.sweep("run", ["model=llava_onevision_0_5b", "model.device=cpu"])
+    assert doctor(config) == 1
+    assert "GPU" not in capsys.readouterr().out
+
+
+def test_the_exit_status(tmp_path: Path) -> None:
+    env = {**os.environ, "HF_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "mmg_bench", "doctor", "benchmark=videomme"]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.startswith("This run: embedded on videomme\n")
+    assert done.stderr == ""
+
+
+def test_an_unknown_profile() -> None:
+    (config,) = cfg.sweep("table", ["profile=papers"])
+    with pytest.raises(ValueError, match=r"has no profile 'papers'; choose auto or paper, embedded"):
+        doctor(config)
