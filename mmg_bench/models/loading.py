@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmg_bench.models import siglip
-from mmg_bench.models.adapter import Adapter, adapter_for
+from mmg_bench.models.adapter import Adapter, adapter_for, fresh
 from mmg_bench.tokens import VideoTokens
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -146,7 +146,7 @@ class VideoLLM:
         else:  # a checkpoint's own sampling settings would only draw warnings
             arguments |= {"temperature": None, "top_p": None, "top_k": None}
         with torch.inference_mode():
-            ids = self.model.generate(**inputs, **encoded.arguments, **arguments)
+            ids = self.model.generate(**inputs, **fresh(encoded.arguments), **arguments)
         text: str = self.processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         for stop in [until] if isinstance(until, str) else until:
             text = text.split(stop)[0] if stop else text
