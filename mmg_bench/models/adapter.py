@@ -46,6 +46,11 @@ class Adapter(ABC):
         return frozenset()
 
     @property
+    def timed(self) -> bool:
+        """Whether prompts hold the times of frames, which only the processor knows that was given the whole video."""
+        return False
+
+    @property
     @abstractmethod
     def multimodal(self) -> nn.Module:
         """The module whose forward takes `input_ids` and scatters video features into the embeddings."""

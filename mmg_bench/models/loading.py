@@ -87,6 +87,11 @@ class VideoLLM:
         self.model, self.processor = _load(spec)
         self.model.to(self.device).eval()
         self.adapter: Adapter = adapter_for(self.model)
+        if self.adapter.timed:
+            raise ModelError(
+                f"model {spec.name!r}: models of type {self.model.config.model_type!r} want the times of frames in "
+                "their prompts, which mmg-bench does not pass on; prune them in Python, `with method(model):`"
+            )
         self._siglip: str | None = None  # identifies the SigLIP checkpoint, once it is read
 
     @cached_property

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mmg_bench.models.adapter import FAMILIES, Adapter, Capture, Layout, UnsupportedModelError
+from mmg_bench.models.kept import Kept
 from mmg_bench.tokens import VideoTokens
 
 _IDS = ("video_token_id", "video_token_index")
@@ -41,6 +42,10 @@ class Scatter(Adapter):
         return None if _first(inner, _TOWERS) is not None else f"model.{' or model.'.join(_TOWERS)}"
 
     @property
+    def timed(self) -> bool:
+        return True  # or it is not known
+
+    @property
     def multimodal(self) -> Any:
         return self.model.model
 
@@ -54,6 +59,14 @@ class Scatter(Adapter):
 
     def in_a_row(self, layout: Layout) -> int:
         return 1  # text may stand between any two
+
+    def additions(self, kwargs: dict[str, Any], kept: Kept | None) -> tuple[dict[str, Any], list[Tensor]]:
+        if kwargs.get("deepstack_visual_embeds") is not None:  # of another layout, maybe, than those of Qwen3-VL
+            raise UnsupportedModelError(
+                f"models of type {self.model.config.model_type!r} add tower features inside the language model, which "
+                f"needs an adapter of their own; supported: {', '.join(FAMILIES)}"
+            )
+        return kwargs, []
 
     def layouts(self, inputs: dict[str, Any], captured: Capture) -> list[Layout]:
         assert isinstance(captured, TowerCapture)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import families
@@ -15,8 +16,9 @@ from torch import Tensor
 from mmg_bench.methods.base import Positions
 from mmg_bench.methods.dense import Dense
 from mmg_bench.methods.registry import get_method
-from mmg_bench.models.adapter import UnsupportedModelError, adapter_for, fresh
+from mmg_bench.models.adapter import FAMILIES, UnsupportedModelError, adapter_for, fresh
 from mmg_bench.models.hooks import pruning
+from mmg_bench.models.loading import ModelError, ModelSpec, VideoLLM
 
 STEPS = 4
 GREEDY = {"max_new_tokens": STEPS, "do_sample": False}
@@ -151,6 +153,33 @@ def test_decoding_by_hand_continues_at_the_right_position(
                 token = made[-1].argmax().view(1, 1)
                 out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
         torch.testing.assert_close(torch.stack(made), expected, atol=2e-4, rtol=2e-3)
+
+
+def test_the_runner_says_that_it_cannot_serve_a_family(family: tuple[str, Any, Any], tmp_path: Path) -> None:
+    name, model, processor = family
+    for part in (model, processor):
+        part.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=f"{name}.* want the times of frames"):
+        VideoLLM(ModelSpec("tiny", str(tmp_path), dtype="float32", device="cpu"))
+
+
+def test_a_type_without_an_entry_is_served_by_what_it_has(
+    family: tuple[str, Any, Any], inputs: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, model, _ = family
+    method = get_method("random", retention_ratio=0.3)
+    with method(model):
+        expected = logits(model, inputs)
+    monkeypatch.delitem(FAMILIES, name)
+    if name == "qwen3_vl":
+        with method(model), pytest.raises(UnsupportedModelError, match="add tower features inside the language model"):
+            model(**inputs)
+    else:
+        with method(model):
+            assert torch.equal(logits(model, inputs), expected)
+    monkeypatch.delattr(model.model, "language_model")
+    with pytest.raises(UnsupportedModelError, match=r"no model\.language_model\.layers; supported: llava_onevision"):
+        adapter_for(model)
 
 
 def test_what_a_family_lacks_is_named(family: tuple[str, Any, Any]) -> None:
