@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
@@ -10,10 +12,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmg_bench.models.kept import Kept
 from mmg_bench.tokens import VideoTokens
 
-FAMILIES = {"llava_onevision": "mmg_bench.models.llava_onevision:LlavaOnevision"}
+FAMILIES = {
+    "llava_onevision": "mmg_bench.models.llava_onevision:LlavaOnevision",
+    "qwen2_5_vl": "mmg_bench.models.qwen2_5_vl:Qwen25VL",
+    "qwen3_vl": "mmg_bench.models.qwen3_vl:Qwen3VL",
+    "llava_next_video": "mmg_bench.models.scatter:Scatter",
+    "video_llama_3": "mmg_bench.models.scatter:Scatter",
+}
 """`model.config.model_type` -> adapter."""
+FALLBACK = "mmg_bench.models.scatter:Scatter"
+"""Adapter of all other types, where the model has what it takes."""
+
+Layout = tuple[int, int, int]
+"""`(T, H, W)` of a video's visual tokens."""
 
 
 class UnsupportedModelError(ValueError):
@@ -30,6 +44,11 @@ class Adapter(ABC):
     def supplies(self) -> frozenset[str]:
         """Optional fields of `VideoTokens` that the adapter can fill for this model."""
         return frozenset()
+
+    @property
+    def timed(self) -> bool:
+        """Whether prompts hold the times of frames, which only the processor knows that was given the whole video."""
+        return False
 
     @property
     @abstractmethod
@@ -62,7 +81,8 @@ class Adapter(ABC):
 
     def rotary(self, hidden: Tensor, ids: Tensor) -> Any:
         """The rotary embeddings that the language model makes of position ids `[..., B, S]` for its layers."""
-        return self.language_model.rotary_emb(hidden, ids)
+        # of four, the first counts the text, for masks only
+        return self.language_model.rotary_emb(hidden, ids[-3:] if ids.dim() == 3 else ids)
 
     def rows(self, rotary: Any, row: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines `[S, width]` of one row of those embeddings."""
@@ -75,30 +95,46 @@ class Adapter(ABC):
         """Id of the placeholder of a visual token."""
 
     @property
-    @abstractmethod
-    def grid(self) -> tuple[int, int]:
-        """`(H, W)` of the visual tokens of one frame."""
-
-    @property
-    @abstractmethod
     def trailing(self) -> int:
         """Placeholders behind the `T * H * W` tokens of a video (newline tokens): never counted, always kept."""
+        return 0
+
+    def in_a_row(self, layout: Layout) -> int:
+        """How many placeholders of a video stand side by side; other tokens may stand between such runs."""
+        return math.prod(layout) + self.trailing
+
+    def holds_videos(self, inputs: dict[str, Any]) -> bool:
+        """Whether a forward call with these keyword arguments brings videos."""
+        encoded = (inputs.get("mm_encoder_outputs") or {}).get("video")
+        return encoded is not None or inputs.get("pixel_values_videos") is not None
 
     @abstractmethod
-    def frames(self, inputs: dict[str, Any]) -> int | None:
-        """T of the videos in a forward call's keyword arguments; None when the call holds no video."""
+    def layouts(self, inputs: dict[str, Any], captured: Capture) -> list[Layout]:
+        """The videos that were encoded for a forward call with these keyword arguments, in order."""
+
+    def additions(self, kwargs: dict[str, Any], kept: Kept | None) -> tuple[dict[str, Any], list[Tensor]]:
+        """What the language model adds to the hidden states behind its first layers, `[B, K, D]` for each of them.
+
+        Taken out of the keyword arguments of its call, and narrowed to the columns that are `kept`.
+        """
+        return kwargs, []
 
     @abstractmethod
     def encode(self, videos: dict[str, Tensor], needs: Collection[str]) -> tuple[list[VideoTokens], dict[str, Any]]:
         """Encode what the processor made of one or several videos, once.
 
         Returns their tokens, with the fields in `needs` filled, and the keyword arguments by which `generate` takes
-        the encoded videos instead of pixels.
+        the encoded videos instead of pixels (pass them through `fresh`).
         """
 
     @abstractmethod
     def capture(self, needs: Collection[str]) -> AbstractContextManager[Capture]:
         """A context that records, of each vision-tower call, what the fields in `needs` are made of."""
+
+    @classmethod
+    def lacking(cls, model: Any) -> str | None:
+        """What `model` lacks for this adapter, for an error; None when it has everything."""
+        return None
 
     def check(self, needs: Collection[str], who: str) -> None:
         """Raise UnsupportedModelError when the family cannot supply what `who` needs."""
@@ -122,12 +158,20 @@ class Capture(ABC):
         """The optional fields of `VideoTokens` for frames `[first, first + count)` of the call."""
 
 
+def fresh(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A copy of encoded videos for one call of `generate`, which repeats them in place when it searches with beams."""
+    outputs = {name: copy.copy(output) for name, output in arguments["mm_encoder_outputs"].items()}
+    return {**arguments, "mm_encoder_outputs": outputs}
+
+
 def adapter_for(model: Any) -> Adapter:
     """The adapter of `model`. Raises UnsupportedModelError, naming the supported families, when there is none."""
-    kind = getattr(getattr(model, "config", None), "model_type", None)
-    if kind not in FAMILIES:
+    kind = str(getattr(getattr(model, "config", None), "model_type", None))
+    module, name = FAMILIES.get(kind, FALLBACK).split(":")
+    adapter: type[Adapter] = getattr(importlib.import_module(module), name)
+    if kind not in FAMILIES and (lacking := adapter.lacking(model)):
         raise UnsupportedModelError(
-            f"no adapter for {type(model).__name__} (model_type {kind!r}); supported: {', '.join(FAMILIES)}"
+            f"no adapter for {type(model).__name__} (model_type {kind!r}): it has no {lacking}; "
+            f"supported: {', '.join(FAMILIES)}"
         )
-    module, name = FAMILIES[kind].split(":")
-    return getattr(importlib.import_module(module), name)(model)
+    return adapter(model)

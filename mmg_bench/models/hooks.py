@@ -2,12 +2,14 @@
 
 Two hooks do it. One before the multimodal module's forward notes, from `input_ids`, where the visual tokens lie. One
 before the language model's forward takes the kept rows of the prompt at prefill, and the matching columns of the
-attention mask at every later step. Methods that prune inside the language model get more (`inside.py`). The model's own
-code does everything else.
+attention mask at every later step. Hooks on the decoder layers (`inside.py`) do what has to be done there. The model's
+own code does everything else.
 """
 
 from __future__ import annotations
 
+import math
+import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
@@ -20,12 +22,13 @@ from torch import Tensor, nn
 
 from mmg_bench.methods.base import Method, Positions, check_choice
 from mmg_bench.models import siglip
-from mmg_bench.models.adapter import Adapter, Capture, adapter_for
+from mmg_bench.models.adapter import Adapter, Capture, Layout, adapter_for
 from mmg_bench.models.inside import Inside, Span
-from mmg_bench.models.kept import Kept, left_padded
+from mmg_bench.models.kept import Kept
 from mmg_bench.tokens import QUESTION_FIELDS, PrunedTokens, VideoTokens
 
 _ACTIVE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_LOCK = threading.Lock()  # of _ACTIVE
 
 
 @dataclass(frozen=True)
@@ -79,49 +82,51 @@ def pruning(
     adapter.check(method.needs, method.name)
     run = Run(method, positions or method.positions)
     check_choice(run, "positions", ("original", "contiguous"))
-    if model in _ACTIVE:
-        raise RuntimeError(f"{type(model).__name__} is being pruned already: leave that context before opening another")
+    with _LOCK:
+        if model in _ACTIVE:
+            raise RuntimeError(
+                f"{type(model).__name__} is being pruned already: leave that context before opening another"
+            )
+        _ACTIVE.add(model)
     with ExitStack() as stack:
-        captured = None
-        if encoded is None:
-            captured = stack.enter_context(adapter.capture(method.needs))
+        stack.callback(_release, model)
+        captured = stack.enter_context(adapter.capture(method.needs if encoded is None else ()))
         splice = _Splice(adapter, run, encoded, captured)
         for module, hook in ((adapter.multimodal, splice.locate), (adapter.language_model, splice.cut)):
             stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-        if splice.inside.needed:
-            splice.inside.install(stack)
-        _ACTIVE.add(model)
-        stack.callback(_ACTIVE.discard, model)
+        splice.inside.install(stack)
         yield run
+
+
+def _release(model: nn.Module) -> None:
+    with _LOCK:
+        _ACTIVE.discard(model)
 
 
 class _Splice:
     """The two hooks and what they share."""
 
-    def __init__(
-        self, adapter: Adapter, run: Run, encoded: Sequence[VideoTokens] | None, captured: Capture | None
-    ) -> None:
+    def __init__(self, adapter: Adapter, run: Run, encoded: Sequence[VideoTokens] | None, captured: Capture) -> None:
         self.adapter, self.run, self.encoded, self.captured = adapter, run, encoded, captured
         self.inside = Inside(adapter, run.method, run.positions, self._note_stage)
         self.pruned: dict[int, tuple[PrunedTokens, float]] = {}  # of `encoded`, for methods that ignore the question
-        self.visual: Tensor | None = None  # [B, S] bool, between the two hooks of one forward
-        self.ids: Tensor | None = None  # [B, S], likewise
-        self.frames = 0
+        self.call: dict[str, Any] | None = None  # arguments of a call with videos, between the two hooks
+        self.counted = False  # whether the model itself counts position ids, from the length of its cache
         self.kept: Kept | None = None  # of the prompt that is being decoded
         self.active = False  # whether that prompt holds videos that the method prunes
 
     def locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the multimodal module: note where the visual tokens are, if the call holds videos."""
-        self.visual = None
-        frames = self.adapter.frames(kwargs)
-        if frames is None:
+        self.call = None
+        self.counted = kwargs.get("position_ids") is None and kwargs.get("attention_mask") is None
+        if not self.adapter.holds_videos(kwargs):
             return
         ids = args[0] if args else kwargs.get("input_ids")
         if ids is None:
             raise ValueError(
                 "a prompt with videos was passed as inputs_embeds: pass input_ids, which tell visual tokens"
             )
-        self.ids, self.visual, self.frames = ids, ids == self.adapter.video_token_id, frames
+        self.call = {**kwargs, "input_ids": ids}
 
     def cut(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -133,10 +138,11 @@ class _Splice:
         if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
             raise ValueError("pruning needs a 2-D attention mask: leave cache_implementation and custom masks unset")
         spans: list[Span] | None = None
-        if self.visual is not None:
+        if self.call is not None:
             if past:
                 raise ValueError("a prompt with videos came with a filled cache: pass the whole conversation at once")
-            self.kept, embeds, spans = self._prune(embeds, self.visual)
+            self.kept, embeds, spans = self._prune(embeds, self.call)
+            self.call = None
             self.active = self.kept is not None or self.inside.needed
         elif not past:  # a prompt without video
             self.active = False
@@ -146,66 +152,96 @@ class _Splice:
             self.inside.stop()
             return None
         batch, width = kwargs["inputs_embeds"].shape[:2]
-        # columns before this call, had none been removed
-        behind = past + (self.kept.removed if self.kept is not None and past else 0)
+        removed = self.kept.removed if self.kept is not None and past else 0
+        behind = past + removed  # columns before this call, had none been removed
         if mask is None:  # without one, transformers takes a jump in position ids for a border between sequences
             mask = torch.ones(batch, behind + width, dtype=torch.long, device=embeds.device)
         if ids is None:
             ids = torch.arange(behind, behind + width, device=embeds.device)[None]
+        elif self.counted:
+            ids = ids + removed
+        mask, ids = mask.to(embeds.device), ids.to(embeds.device)
         ids = ids.expand(*ids.shape[:-2], batch, -1)
+        kwargs, additions = self.adapter.additions(kwargs, self.kept)
         if self.kept is not None:
             mask = self.kept.mask(mask)
-            ids = self.kept.ids(ids, mask, prefill=spans is not None)
-        self.inside.begin(mask, ids, spans)
+            if spans is None:
+                ids = self.kept.later(ids)
+            else:
+                self.kept, ids = self.kept.numbered(ids, mask)
+        self.inside.begin(mask, ids, spans, additions)
         return args, {**kwargs, "inputs_embeds": embeds, "attention_mask": mask, "position_ids": ids}
 
     def _note_stage(self, video: int, layer: int, tokens: int) -> None:
         report = self.run.report[video]
         self.run.report[video] = replace(report, stages=(*report.stages, (layer, tokens)))
 
-    def _prune(self, embeds: Tensor, visual: Tensor) -> tuple[Kept | None, Tensor, list[Span]]:
+    def _prune(self, embeds: Tensor, call: dict[str, Any]) -> tuple[Kept | None, Tensor, list[Span]]:
         """Prune every video of a prompt `[B, S, D]`: what is left, its embeddings `[B, K, D]`, and its videos in them.
 
         Where every token stays, `None` and the very same embeddings, so that dense is exactly the stock model.
         """
-        assert self.ids is not None
-        grid, trailing = self.adapter.grid, self.adapter.trailing
-        per_video = self.frames * grid[0] * grid[1]
+        ids = call["input_ids"].to(embeds.device)
+        left = torch.ones(ids.shape, dtype=torch.bool, device=embeds.device)
+        values, spans = embeds.clone(), []
         self.run.report = []
-        indices, rows, spans = [], [], []
-        for row, seen in enumerate(visual):
-            columns, features, end, width = [], [], 0, 0
-            for span in seen.nonzero().flatten().split(per_video + trailing):
-                first, last = int(span[0]), int(span[-1])
-                if len(span) != per_video + trailing or last - first + 1 != len(span):
-                    raise ValueError(
-                        f"prompt {row} holds {len(span)} visual placeholders in columns {first} to {last}, not "
-                        f"{per_video + trailing} in a row for {self.frames} frames: use the model's own processor"
-                    )
-                body = embeds[row, first : first + per_video].unflatten(0, (self.frames, -1))  # [T, N, D]
-                text = embeds[row, last + 1 :], self.ids[row, last + 1 :]
-                pruned, seconds = self._pruned(len(self.run.report), body, *text)
-                self.run.report.append(VideoReport(per_video, len(pruned), seconds, dict(pruned.notes)))
-                columns += [torch.arange(end, first, device=embeds.device), first + pruned.positions]
-                features += [embeds[row, end:first], pruned.features.to(embeds.dtype)]
-                start = width + first - end
-                width = start + len(pruned)
-                spans.append(Span(row, start, width + trailing, pruned.positions, per_video, pruned.state))
-                end = first + per_video
-            columns.append(torch.arange(end, embeds.shape[1], device=embeds.device))
-            features.append(embeds[row, end:])
-            indices.append(torch.cat(columns))
-            rows.append(torch.cat(features))
-        self.run.prompt_tokens = max(len(index) for index in indices)
-        if all(video.realised_tokens == per_video for video in self.run.report):
+        for row, video, layout, columns in self._videos(ids, call):
+            total, end = math.prod(layout), int(columns[-1]) + 1
+            body = columns[:total]
+            pruned, seconds = self._pruned(video, layout, embeds[row, body], embeds[row, end:], ids[row, end:])
+            self.run.report.append(VideoReport(total, len(pruned), seconds, dict(pruned.notes)))
+            chosen = body[pruned.positions]
+            left[row, body] = False
+            left[row, chosen] = True
+            values[row, chosen] = pruned.features.to(embeds.dtype)
+            spans.append(Span(row, chosen, end, pruned.positions, total, pruned.state))
+        self.run.prompt_tokens = int(left.sum(1).max())
+        if all(video.realised_tokens == video.total_tokens for video in self.run.report):
             return None, embeds, spans
-        kept = Kept.of(indices, embeds.shape[1], self.run.positions == "contiguous")
-        padding = [kept.index.shape[1] - len(index) for index in indices]
-        spans = [replace(s, start=s.start + padding[s.row], end=s.end + padding[s.row]) for s in spans]
-        return kept, left_padded(rows)[0], spans
+        kept = Kept.of(left, self.run.positions == "contiguous")
+        return kept, kept.gather(values), [span.moved(left) for span in spans]
 
-    def _pruned(self, video: int, features: Tensor, text: Tensor, ids: Tensor) -> tuple[PrunedTokens, float]:
-        """Prune the `video`-th video, whose tokens are `features` `[T, N, D]`; also the seconds it took.
+    def _videos(self, ids: Tensor, call: dict[str, Any]) -> Iterator[tuple[int, int, Layout, Tensor]]:
+        """Of every video in prompts `[B, S]`: its row, its number among those encoded, its layout, its placeholders.
+
+        `generate` repeats each prompt for beams and several answers: its videos were encoded once.
+        """
+        if self.encoded is not None:
+            layouts: list[Layout] = [(tokens.frames, *tokens.grid) for tokens in self.encoded]
+        else:
+            layouts = self.adapter.layouts(call, self.captured)
+        lengths = [math.prod(layout) + self.adapter.trailing for layout in layouts]
+        found = [row.nonzero().flatten() for row in ids == self.adapter.video_token_id]
+        copies, rest = divmod(sum(map(len, found)), sum(lengths))
+        copies, first = max(1, copies), 0
+        for start in range(0, len(ids), copies):
+            last, length = first, 0
+            while last < len(lengths) and length < len(found[start]):
+                length += lengths[last]
+                last += 1
+            for row in range(start, min(start + copies, len(ids))):
+                if rest or length != len(found[row]):
+                    raise ValueError(
+                        f"prompt {row} holds {len(found[row])} visual placeholders, not {length} for its videos of "
+                        f"(T, H, W) {layouts[first:last]}: use the model's own processor"
+                    )
+                for video, columns in zip(range(first, last), found[row].split(lengths[first:last]), strict=True):
+                    self._check_rows(row, columns, layouts[video])
+                    yield row, video, layouts[video], columns
+            first = last
+
+    def _check_rows(self, row: int, columns: Tensor, layout: Layout) -> None:
+        for run in columns.split(self.adapter.in_a_row(layout)):
+            if int(run[-1] - run[0]) + 1 != len(run):
+                raise ValueError(
+                    f"prompt {row} holds visual placeholders in columns {int(run[0])} to {int(run[-1])}, not "
+                    f"{len(run)} in a row: use the model's own processor"
+                )
+
+    def _pruned(
+        self, video: int, layout: Layout, features: Tensor, text: Tensor, ids: Tensor
+    ) -> tuple[PrunedTokens, float]:
+        """Prune the `video`-th of the encoded videos, `features` `[T * N, D]`; also the seconds it took.
 
         `text` `[L, D]` and `ids` `[L]` are what follows it in the prompt.
         """
@@ -215,9 +251,10 @@ class _Splice:
         if self.encoded is not None:
             tokens = self.encoded[video]
         else:
-            assert self.captured is not None
-            extras = self.captured.fields(video * self.frames, self.frames)
-            tokens = VideoTokens(features, self.adapter.grid, **extras)
+            frames, *grid = layout
+            tokens = VideoTokens(
+                features.unflatten(0, (frames, -1)), (grid[0], grid[1]), **self.captured.fields(video * frames, frames)
+            )
         if "query" in method.needs:
             tokens = replace(tokens, query=text)
         if "joint_query" in method.needs and (source := siglip.attached(self.adapter.model)) is not None:

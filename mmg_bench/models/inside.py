@@ -1,8 +1,11 @@
 """Pruning between the layers of an unmodified language model, by hooks on its decoder layers.
 
 A layer at which the method prunes takes the kept rows of its hidden states; it and all layers behind it are called with
-the masks, rotary embeddings and position ids of what is left. Keys and values of the layers before stay whole, unless
+the masks and rotary embeddings of what is left. Keys and values of the layers before stay whole, unless
 the method prunes them too. While decoding, the columns that a layer never saw are taken out of its mask.
+
+No layer gets position ids: the rotary embeddings say all, and attention kernels would take a jump in the ids for the
+border between two packed sequences.
 """
 
 from __future__ import annotations
@@ -28,14 +31,22 @@ class Span:
     """Where one video's visual tokens stand in a row of the sequence that goes through the layers."""
 
     row: int
-    start: int
+    columns: Tensor
+    """`[n]` int64: where its n tokens stand, ascending; text may stand between them."""
     end: int
     """Behind the video and its newline: here the text begins."""
     positions: Tensor
-    """`[n]`: flat raster indices of the n tokens, which are columns `start .. start + n`."""
+    """`[n]`: flat raster indices of the n tokens."""
     total: int
     """T * N."""
     state: Any
+
+    def moved(self, left: Tensor) -> Span:
+        """The same in the sequence that `Kept.of(left)` makes; its own columns are all `left`."""
+        number = left.flip(1).cumsum(1).flip(1)[self.row]  # columns that are left, from here to the end
+        width = int(left.sum(1).max())
+        end = width - int(number[self.end]) if self.end < len(number) else width
+        return replace(self, columns=width - number[self.columns], end=end)
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,7 @@ class Inside:
         self.base: Flow | None = None  # of the forward call under way: before the first stage,
         self.flow: Flow | None = None  # and what is in force at the layer under way, once it differs from the base
         self.prefill = False
+        self.additions: list[Tensor] = []  # [B, K, D] to add behind each of the first layers at prefill
         self.inputs: dict[int, tuple[Tensor, Any]] = {}  # layer -> hidden states, rotary embeddings of its attention
         self.memory: dict[int, Tensor] = {}  # span -> what `select_keys` handed on
 
@@ -77,17 +89,17 @@ class Inside:
 
     def install(self, stack: ExitStack) -> None:
         """Set the hooks; `stack` removes them."""
-        first = min([*self.at, *([] if self.key_layer is None else [self.key_layer])])
         sources = {layer - 1 for layer in self.at} | ({self.key_layer - 1} if self.key_layer is not None else set())
         for number, layer in enumerate(self.adapter.layers):
             if number in sources:
                 attention = self.adapter.attention_module(layer)
                 stack.callback(attention.register_forward_pre_hook(self._note(number), with_kwargs=True).remove)
-            if number >= first:
-                stack.callback(layer.register_forward_pre_hook(self._narrow(number), with_kwargs=True).remove)
+            stack.callback(layer.register_forward_pre_hook(self._narrow(number), with_kwargs=True).remove)
+            stack.callback(layer.register_forward_hook(self._add(number)).remove)
 
-    def begin(self, mask: Tensor, ids: Tensor, spans: list[Span] | None) -> None:
+    def begin(self, mask: Tensor, ids: Tensor, spans: list[Span] | None, additions: list[Tensor]) -> None:
         """A forward call of the language model begins; `spans` are its videos at prefill, None while decoding."""
+        self.additions = additions
         self.base, self.flow, self.prefill = Flow(mask, ids), None, spans is not None
         if spans is not None:
             self.spans, self.stages, self.memory = spans, [], {}
@@ -96,7 +108,7 @@ class Inside:
     def stop(self) -> None:
         """The next forward call holds no pruned video."""
         self.base = self.flow = None
-        self.spans, self.stages = [], []
+        self.spans, self.stages, self.additions = [], [], []
 
     def settled(self, outer: Kept | None) -> Kept | None:
         """What decoding has to know of layer 0: `outer`, and stages that pruned the caches of the layers before too."""
@@ -132,11 +144,20 @@ class Inside:
                     self._advance(self.stages[stage], hidden, cache, number)
             if number == self.key_layer and not self.prefill and hidden.shape[1] == 1:
                 self._hide_keys(number, hidden, cache)
-            if self.flow is None:
+            changed: dict[str, Any] = {"position_ids": None}
+            if self.flow is not None:
+                changed |= {"attention_mask": self.flow.causal, "position_embeddings": self.flow.rotary}
+            return (hidden, *args[1:]), {**kwargs, **changed}
+
+        return hook
+
+    def _add(self, number: int) -> Any:
+        """Forward hook of a decoder layer: add what the language model would have added behind it."""
+
+        def hook(module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            if number >= len(self.additions):
                 return None
-            changed = {"attention_mask": self.flow.causal, "position_embeddings": self.flow.rotary}
-            # the rotary embeddings say all; attention kernels would take a jump in the ids for a packed sequence
-            return (hidden, *args[1:]), {**kwargs, **changed, "position_ids": None}
+            return output + self.additions[number].to(output.device, output.dtype)
 
         return hook
 
@@ -145,41 +166,30 @@ class Inside:
         current = self.flow or self.base
         assert current is not None
         rotary = self.flow.rotary if self.flow else kwargs["position_embeddings"]
-        columns: list[list[Tensor]] = [[] for _ in hidden]
-        values: list[list[Tensor]] = [[] for _ in hidden]
-        ends, after = [0] * len(hidden), []
+        left = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        source = torch.arange(hidden.shape[1], device=hidden.device).repeat(len(hidden), 1)
+        values, after = hidden.clone(), []
         for video, span in enumerate(self.spans):
-            row, count = hidden[span.row], len(span.positions)
-            body = slice(span.start, span.start + count)
+            row = hidden[span.row]
             attend = _Attend(self, number, span, current.mask, row, rotary)
-            tokens = LayerTokens(row[body], span.positions, row[span.end :], span.total, stage, attend, span.state)
+            tokens = LayerTokens(
+                row[span.columns], span.positions, row[span.end :], span.total, stage, attend, span.state
+            )
             chosen = self.method.prune_inside(tokens)
             self.report(video, number, len(chosen.index))
-            features = row[body][chosen.index] if chosen.features is None else chosen.features.to(row.dtype)
-            before = torch.arange(ends[span.row], span.start, device=row.device)
-            start = sum(map(len, columns[span.row])) + len(before)
-            columns[span.row] += [before, span.start + chosen.index]
-            values[span.row] += [row[before], features]
-            ends[span.row] = body.stop
-            end = start + len(chosen.index) + span.end - body.stop
-            after.append(
-                replace(span, start=start, end=end, positions=span.positions[chosen.index], state=chosen.state)
-            )
-        for number_of_row, row in enumerate(hidden):
-            rest = torch.arange(ends[number_of_row], len(row), device=row.device)
-            columns[number_of_row].append(rest)
-            values[number_of_row].append(row[rest])
-        kept = Kept.of([torch.cat(c) for c in columns], hidden.shape[1], self.contiguous)
-        widths = [sum(map(len, c)) for c in columns]
-        padding = [kept.index.shape[1] - width for width in widths]
-        self.spans = [replace(s, start=s.start + padding[s.row], end=s.end + padding[s.row]) for s in after]
+            going = span.columns[chosen.index]
+            places = going.sort().values
+            left[span.row, span.columns] = False
+            left[span.row, places] = True
+            source[span.row, places] = going
+            if chosen.features is not None:
+                values[span.row, going] = chosen.features.to(row.dtype)
+            after.append(replace(span, columns=places, positions=span.positions[chosen.index], state=chosen.state))
+        kept = Kept.of(left, self.contiguous, source)
+        self.spans = [span.moved(left) for span in after]
         self.stages.append(kept)
-        hidden = torch.stack(
-            [
-                torch.cat([row.new_zeros(pad, row.shape[-1]), *v])
-                for row, pad, v in zip(hidden, padding, values, strict=True)
-            ]
-        )
+        self.additions = [kept.gather(addition) for addition in self.additions]
+        hidden = kept.gather(values)
         self._advance(kept, hidden, cache, number)
         if self.method.prunes_caches and cache is not None:
             for layer in cache.layers[:number]:
@@ -194,7 +204,11 @@ class Inside:
         current = self.flow or self.base
         assert current is not None
         mask = kept.mask(current.mask)
-        self.flow = self._flow(mask, kept.ids(current.ids, mask, self.prefill), hidden, cache, number)
+        if self.prefill:
+            self.stages[-1], ids = kept.numbered(current.ids, mask)
+        else:
+            ids = kept.later(current.ids)
+        self.flow = self._flow(mask, ids, hidden, cache, number)
 
     def _flow(self, mask: Tensor, ids: Tensor, hidden: Tensor, cache: Any, number: int) -> Flow:
         causal = create_causal_mask(
@@ -219,12 +233,11 @@ class Inside:
             one = LayerAttention(module, inputs[span.row], self.adapter.rows(rotary, span.row), seen[-1:])
             last = torch.zeros(1, dtype=torch.long, device=hidden.device)
             weights = softmax_weights(one.queries(last), keys[span.row], seen[None], module.scaling)  # [heads, 1, S]
-            body = slice(span.start, span.start + len(span.positions))
-            chosen, self.memory[i] = self.method.select_keys(weights[:, 0, body].mean(0), self.memory.get(i))
+            chosen, self.memory[i] = self.method.select_keys(weights[:, 0, span.columns].mean(0), self.memory.get(i))
             if chosen is not None:
-                hidden_columns = torch.ones(len(span.positions), dtype=torch.bool, device=mask.device)
-                hidden_columns[chosen] = False
-                mask[span.row, body] = mask[span.row, body].masked_fill(hidden_columns, 0)
+                shown = mask[span.row, span.columns[chosen]]
+                mask[span.row, span.columns] = 0
+                mask[span.row, span.columns[chosen]] = shown
         self.flow = self._flow(mask, current.ids, hidden, cache, number)
 
 
@@ -250,10 +263,10 @@ class _Attend:
         where = torch.tensor([last], device=hidden.device) if rows is None else span.end + rows
         attention = LayerAttention(adapter.attention_module(layer), hidden, embeddings, self.real)
         weights = attention.weights(where, rotary=rotary, causal=causal)  # [heads, R, S]
-        return weights[..., span.start : span.start + len(span.positions)]
+        return weights[..., span.columns]
 
     def phases(self) -> tuple[Tensor, Tensor]:
         """See `tokens.Attention`."""
         width = self.rotary[0].shape[-1]
         ones = rotate(torch.ones(len(self.hidden), width, device=self.hidden.device), self.rotary)
-        return ones[self.span.end :], ones[self.span.start : self.span.start + len(self.span.positions)]
+        return ones[self.span.end :], ones[self.span.columns]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -15,16 +15,23 @@ class Kept:
 
     index: Tensor  # [B, K] columns of the prompt
     real: Tensor  # [B, K] bool; False where a row is padded
-    shift: Tensor  # [B] by how much later position ids are lower: 0 where they stay as they are
+    shift: Tensor  # [..., B] by how much later position ids are lower: 0 where they stay as they are
     prompt: int  # S
     contiguous: bool = False  # whether the prompt's own position ids close the gaps
 
     @classmethod
-    def of(cls, columns: list[Tensor], prompt: int, contiguous: bool) -> Self:
-        """From the columns `[K_b]` that are left of each row; `contiguous`: position ids close the gaps."""
-        index, real = left_padded(columns)
-        shift = prompt - real.sum(1)
-        return cls(index, real, shift if contiguous else torch.zeros_like(shift), prompt, contiguous)
+    def of(cls, left: Tensor, contiguous: bool, source: Tensor | None = None) -> Self:
+        """From the columns that are `left` (`[B, S]` bool); `contiguous`: position ids close the gaps.
+
+        `source` `[B, S]`: the column whose token stands in each column, where tokens change places.
+        """
+        counts = left.sum(1, keepdim=True)
+        width = int(counts.max())
+        # a stable sort brings what is left to the right end, in order
+        index = left.to(torch.uint8).argsort(dim=1, stable=True)[:, left.shape[1] - width :]
+        real = torch.arange(width, device=left.device) >= width - counts
+        index = (index if source is None else source.gather(1, index)).masked_fill(~real, 0)
+        return cls(index, real, torch.zeros_like(counts[:, 0]), left.shape[1], contiguous)
 
     @property
     def removed(self) -> int:
@@ -44,12 +51,20 @@ class Kept:
         prompt = self.columns(attention_mask[:, : self.prompt]) * self.real.to(attention_mask.dtype)
         return torch.cat([prompt, attention_mask[:, self.prompt :]], dim=1)
 
-    def ids(self, ids: Tensor, mask: Tensor, prefill: bool) -> Tensor:
-        """Position ids `[..., B, K]` of what is left of those of a call; `mask`: the kept 2-D mask."""
-        if not prefill:
-            return ids - self.shift[:, None]
+    def numbered(self, ids: Tensor, mask: Tensor) -> tuple[Self, Tensor]:
+        """Position ids `[..., B, K]` of what is left of a prompt with `ids` `[..., B, S]`; `mask`: the kept 2-D mask.
+
+        Also this, with the shift that later position ids get.
+        """
         kept = self.columns(ids)
-        return (mask.cumsum(-1) - 1).clamp(min=0).expand_as(kept) if self.contiguous else kept
+        if not self.contiguous:
+            return self, kept
+        closed = _closed(kept, mask)
+        return replace(self, shift=ids[..., -1] - closed[..., -1]), closed
+
+    def later(self, ids: Tensor) -> Tensor:
+        """Position ids `[..., B, q]` of a call behind the prompt, as they follow on those of `numbered`."""
+        return ids - self.shift[..., None]
 
     def after(self, first: Self) -> Self:
         """This, of what `first` left, as one step from the whole prompt."""
@@ -57,9 +72,18 @@ class Kept:
         return type(self)(first.index.gather(1, self.index), real, first.shift + self.shift, first.prompt)
 
 
-def left_padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Stack rows `[K_i, ...]` of unequal length, zeros on the left; also `[B, K]` bool, False where padded."""
-    longest = max(len(row) for row in rows)
-    stacked = torch.stack([torch.cat([row.new_zeros(longest - len(row), *row.shape[1:]), row]) for row in rows])
-    counts = torch.tensor([len(row) for row in rows], device=stacked.device)
-    return stacked, torch.arange(longest, device=stacked.device) >= longest - counts[:, None]
+def _closed(ids: Tensor, mask: Tensor) -> Tensor:
+    """Position ids `[..., B, K]` without gaps; 0 where the `mask` `[B, K]` is.
+
+    `[B, K]`: the columns are counted. `[3, B, K]` (multimodal rotary: time, height and width), or 4 with the text's
+    count in front: numbers that no token has left on any of the three axes are closed. Text keeps one number on all
+    axes, and tokens that shared a frame, row or column still do.
+    """
+    counted = (mask.cumsum(-1) - 1).clamp(min=0)
+    if ids.dim() == 2:
+        return counted
+    axes = torch.zeros_like(ids[-3:])
+    for row, real in enumerate(mask.bool()):
+        used = ids[-3:, row, real]
+        axes[:, row, real] = used.unique(return_inverse=True)[1]
+    return torch.cat([counted.expand(len(ids) - 3, -1, -1), axes])

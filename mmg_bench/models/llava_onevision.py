@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmg_bench.models import siglip
-from mmg_bench.models.adapter import Adapter, Capture
+from mmg_bench.models.adapter import Adapter, Capture, Layout
 from mmg_bench.tokens import VideoTokens
 
 _FRAMES_AT_ONCE = 4  # bounds the memory of the [frames, heads, P, P] attention that is recomputed
@@ -47,12 +47,16 @@ class LlavaOnevision(Adapter):
     def trailing(self) -> int:
         return 1
 
-    def frames(self, inputs: dict[str, Any]) -> int | None:
+    def layouts(self, inputs: dict[str, Any], captured: Capture) -> list[Layout]:
         encoded = (inputs.get("mm_encoder_outputs") or {}).get("video")
         if encoded is not None:
-            return (encoded.pooler_output.shape[1] - self.trailing) // math.prod(self.grid)
-        pixels = inputs.get("pixel_values_videos")
-        return None if pixels is None else pixels.shape[1]
+            videos, length, _ = encoded.pooler_output.shape
+            frames = (length - self.trailing) // math.prod(self.grid)
+        else:
+            videos, frames = inputs["pixel_values_videos"].shape[:2]
+        if isinstance(captured, SiglipCapture) and captured.frames:  # `generate` repeats videos for beams
+            videos = captured.frames // frames
+        return [(frames, *self.grid)] * videos
 
     def encode(self, videos: dict[str, Tensor], needs: Collection[str]) -> tuple[list[VideoTokens], dict[str, Any]]:
         pixels = videos["pixel_values_videos"]  # [V, T, 3, H, W]
@@ -94,9 +98,11 @@ class SiglipCapture(Capture):
         # hidden state 0 is the input of layer 0, hidden state -1 the output of the last one
         self.layer = adapter.model.model.vision_tower.encoder.layers[index if index < 0 else index - 1]
         self.seen: tuple[Tensor, Tensor] | None = None  # input and output of the layer, [frames, P, C]
+        self.frames = 0  # of the last call
 
     def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         """Forward hook of the layer: keep what goes in and what comes out."""
+        self.frames = len(output)
         if self.needs:
             self.seen = (args[0] if args else kwargs["hidden_states"]).detach(), output.detach()
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmg_bench.models import siglip
-from mmg_bench.models.adapter import Adapter, adapter_for
+from mmg_bench.models.adapter import Adapter, adapter_for, fresh
 from mmg_bench.tokens import VideoTokens
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -89,6 +89,11 @@ class VideoLLM:
         self.model, self.processor = _load(spec)
         self.model.to(self.device).eval()
         self.adapter: Adapter = adapter_for(self.model)
+        if self.adapter.timed:
+            raise ModelError(
+                f"model {spec.name!r}: models of type {self.model.config.model_type!r} want the times of frames in "
+                "their prompts, which mmg-bench does not pass on; prune them in Python, `with method(model):`"
+            )
         self._siglip: str | None = None  # identifies the SigLIP checkpoint, once it is read
 
     @cached_property
@@ -149,7 +154,7 @@ class VideoLLM:
         else:  # a checkpoint's own sampling settings would only draw warnings
             arguments |= {"temperature": None, "top_p": None, "top_k": None}
         with torch.inference_mode():
-            ids = self.model.generate(**inputs, **encoded.arguments, **arguments)
+            ids = self.model.generate(**inputs, **fresh(encoded.arguments), **arguments)
         text: str = self.processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         for stop in [until] if isinstance(until, str) else until:
             text = text.split(stop)[0] if stop else text

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from masking import masked_logits, stock_prompt, traced
 from torch import Tensor
 
 from mmg_bench.methods._inside import InsideMethod, layers_at
@@ -131,93 +131,6 @@ def test_rows_are_those_of_eager_attention(deep: tuple[Any, Any], inputs: dict[s
 # ------------------------------------------------------------------------------------- removing and masking
 
 
-@dataclass
-class Trace:
-    """What a method chose while a prompt was answered."""
-
-    stages: list[tuple[int, LayerTokens, Selection]] = field(default_factory=list)
-    keys: list[Tensor | None] = field(default_factory=list)
-
-
-@contextmanager
-def traced(method: Method) -> Iterator[Trace]:
-    trace, kind = Trace(), type(method)
-    layers = method.layers(DEPTH)
-    prune, select = kind.prune_inside, kind.select_keys
-
-    def prune_inside(self: Any, tokens: LayerTokens) -> Selection:
-        chosen = prune(self, tokens)
-        trace.stages.append((layers[tokens.stage], tokens, chosen))
-        return chosen
-
-    def select_keys(self: Any, attention: Tensor, memory: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        chosen, memory = select(self, attention, memory)
-        trace.keys.append(chosen)
-        return chosen, memory
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kind, "prune_inside", prune_inside)
-        patch.setattr(kind, "select_keys", select_keys)
-        yield trace
-
-
-def masked_reference(
-    model: Any, embeds: Tensor, ids: Tensor, start: int, visual: int, method: Method, contiguous: bool, trace: Trace
-) -> list[int]:
-    """Greedy ids when nothing is removed inside the model: what was chosen is masked for all that must not see it.
-
-    Without a cache: every step runs the whole sequence of `embeds [1, S, D]` and what was generated so far.
-    """
-    language, prompt, made = model.model.language_model, embeds.shape[1], []
-    last_stage = max((layer for layer, _, _ in trace.stages), default=0)
-    for step in range(STEPS):
-        new = model.get_input_embeddings()(torch.tensor([made], dtype=torch.long))
-        x = torch.cat([embeds, new], dim=1)
-        positions = torch.cat([ids, ids[:, -1:] + 1 + torch.arange(step)[None]], dim=1)
-        length = x.shape[1]
-        body = list(range(start, start + visual))  # columns of the visual tokens, in the order in which they stand
-
-        def masks(body: list[int], length: int = length) -> Tensor:
-            """Which column sees which, when only `body` is left of the visual columns: [S, S] bool."""
-            order = [*range(start), *body, *range(start + visual, length)]
-            rank = torch.full((length,), length)
-            rank[order] = torch.arange(len(order))
-            seen = rank[None, :] <= rank[:, None]
-            seen[:, rank == length] = False
-            return seen | torch.eye(length, dtype=torch.bool)
-
-        at_stage = {layer: (tokens, chosen) for layer, tokens, chosen in trace.stages}
-        everywhere = body
-        for _, (_, chosen) in sorted(at_stage.items()):
-            everywhere = [everywhere[i] for i in chosen.index.tolist()]
-        for number, layer in enumerate(language.layers):
-            if number in at_stage:
-                _, chosen = at_stage[number]
-                body = [body[i] for i in chosen.index.tolist()]
-                if chosen.features is not None:
-                    x = x.clone()
-                    x[0, body] = chosen.features
-                if contiguous:
-                    order = [*range(start), *body, *range(start + visual, length)]
-                    positions = positions.clone()
-                    positions[0, order] = torch.arange(len(order))
-            seen = masks(body)
-            if method.prunes_caches and number < last_stage:
-                seen[prompt:] = masks(everywhere)[prompt:]  # caches were pruned after the prompt went through
-            key_layer = method.key_layer(DEPTH)
-            if key_layer is not None and number >= key_layer:
-                for i, keys in enumerate(trace.keys[:step]):
-                    if keys is not None:
-                        hidden = torch.ones(visual, dtype=torch.bool)
-                        hidden[keys] = False
-                        seen[prompt + i, start : start + visual] &= ~hidden
-            mask = torch.zeros(1, 1, length, length).masked_fill_(~seen, torch.finfo(torch.float32).min)
-            rotary = language.rotary_emb(x, positions)
-            x = layer(x, attention_mask=mask, position_embeddings=rotary)
-        made.append(int(model.lm_head(language.norm(x))[0, -1].argmax()))
-    return made
-
-
 @pytest.mark.parametrize("positions", ["original", "contiguous"])
 @pytest.mark.parametrize("name", [*inside_methods(), "sparsevlm+"])
 def test_removing_equals_masking(
@@ -226,27 +139,19 @@ def test_removing_equals_masking(
     model, _ = deep
     options = {"version": 2} if name.endswith("+") else {}
     method = get_method(name.removesuffix("+"), retention_ratio=0.3, **options)
-    at_layer_0: list[tuple[Tensor, Tensor]] = []
-    with torch.no_grad(), traced(method) as trace, method(model, positions=positions) as run:
-        language = model.model.language_model
-        note = language.layers[0].register_forward_pre_hook(
-            lambda m, args, kwargs: at_layer_0.append((args[0], kwargs["position_ids"])), with_kwargs=True
-        )
+    visual = (inputs["input_ids"][0] == model.config.video_token_index).nonzero().flatten()[:-1]
+    with torch.no_grad(), traced(method, DEPTH) as trace, method(model, positions=positions) as run:
         ids = model.generate(**inputs, **GREEDY)[0, inputs["input_ids"].shape[1] :].tolist()
-        note.remove()
-    contiguous = (method.inside_positions or run.positions) == "contiguous"
     with torch.no_grad():
-        start = int((inputs["input_ids"][0] == model.config.video_token_index).nonzero()[0])
-        embeds, numbers = at_layer_0[0]
-        visual = run.report[0].realised_tokens
-        expected = masked_reference(model, embeds, numbers, start, visual, method, contiguous, trace)
-    assert ids == expected
+        prompt = stock_prompt(model, inputs, visual.tolist())
+        expected = masked_logits(model, prompt, method, run.positions, trace, STEPS)
+    assert ids == expected.argmax(-1).tolist()
     assert run.stages == [[layer, len(chosen.index)] for layer, _, chosen in trace.stages]
     assert [n for _, n in run.stages] == sorted((n for _, n in run.stages), reverse=True)
     if method.key_layer(DEPTH) is not None:
-        assert any(keys is not None and len(keys) < visual for keys in trace.keys)
+        assert any(keys is not None and len(keys) < run.report[0].realised_tokens for keys in trace.keys)
     else:
-        assert run.stages[-1][1] < visual
+        assert run.stages[-1][1] < run.report[0].realised_tokens
 
 
 def test_caches_below_the_stage_are_pruned_where_the_method_says_so(

@@ -1,0 +1,37 @@
+"""Qwen3-VL: a timestamp in text before every temporal patch, and tower features that are added behind the first layers.
+
+T of its videos counts temporal patches (two frames each). Timestamps stay, also those of frames of which no token is
+left. A kept token keeps its own deepstack features; a merged one has its anchor's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from mmg_bench.models.adapter import Layout
+from mmg_bench.models.kept import Kept
+from mmg_bench.models.scatter import Scatter
+
+
+class Qwen3VL(Scatter):
+    """Adapter of `Qwen3VLForConditionalGeneration`."""
+
+    def in_a_row(self, layout: Layout) -> int:
+        _, height, width = layout
+        return height * width
+
+    def additions(self, kwargs: dict[str, Any], kept: Kept | None) -> tuple[dict[str, Any], list[Tensor]]:
+        seen, features = kwargs.get("visual_pos_masks"), kwargs.get("deepstack_visual_embeds")
+        if seen is None or features is None:
+            return kwargs, []
+        number = seen.flatten().cumsum(0).view_as(seen) - 1  # [B, S]: which row of the features a visual token has
+        if kept is not None:
+            seen, number = kept.columns(seen) & kept.real, kept.columns(number)
+        added = []
+        for layer in features:  # [visual tokens, D]
+            dense = layer.new_zeros(*seen.shape, layer.shape[-1])
+            dense[seen] = layer[number[seen]]
+            added.append(dense)
+        return {**kwargs, "visual_pos_masks": None, "deepstack_visual_embeds": None}, added

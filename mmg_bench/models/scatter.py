@@ -1,0 +1,149 @@
+"""Any model that scatters video features into the embeddings of its language model, in the layout of transformers 5.
+
+Such a model names its video placeholder in its configuration, and has `get_video_features`, a vision tower and a
+`language_model` with decoder `layers` under `model`. How a video is laid out is read from what the tower is called
+with, `grid_thw`, or else from the square frames `[frames, N, D]` that leave the projector.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmg_bench.models.adapter import FAMILIES, Adapter, Capture, Layout, UnsupportedModelError
+from mmg_bench.models.kept import Kept
+from mmg_bench.tokens import VideoTokens
+
+_IDS = ("video_token_id", "video_token_index")
+_TOWERS = ("visual", "vision_tower", "vision_model")
+_PROJECTORS = ("multi_modal_projector", "projector")
+_SAID = ("video_grid_thw", "video_merge_sizes", "video_compression_mask", "second_per_grid_ts")
+"""What processors say of videos besides pixels: models make position ids of it."""
+
+
+class Scatter(Adapter):
+    """Adapter of the models that the module's text describes. It fills no optional field of `VideoTokens`."""
+
+    @classmethod
+    def lacking(cls, model: Any) -> str | None:
+        if _first(getattr(model, "config", None), _IDS) is None:
+            return "config.video_token_id"
+        inner = getattr(model, "model", None)
+        if not hasattr(inner, "get_video_features"):
+            return "model.get_video_features"
+        if not hasattr(getattr(inner, "language_model", None), "layers"):
+            return "model.language_model.layers"
+        return None if _first(inner, _TOWERS) is not None else f"model.{' or model.'.join(_TOWERS)}"
+
+    @property
+    def timed(self) -> bool:
+        return True  # or it is not known
+
+    @property
+    def multimodal(self) -> Any:
+        return self.model.model
+
+    @property
+    def language_model(self) -> Any:
+        return self.model.model.language_model
+
+    @property
+    def video_token_id(self) -> int:
+        return _first(self.model.config, _IDS)
+
+    def in_a_row(self, layout: Layout) -> int:
+        return 1  # text may stand between any two
+
+    def additions(self, kwargs: dict[str, Any], kept: Kept | None) -> tuple[dict[str, Any], list[Tensor]]:
+        if kwargs.get("deepstack_visual_embeds") is not None:  # of another layout, maybe, than those of Qwen3-VL
+            raise UnsupportedModelError(
+                f"models of type {self.model.config.model_type!r} add tower features inside the language model, which "
+                f"needs an adapter of their own; supported: {', '.join(FAMILIES)}"
+            )
+        return kwargs, []
+
+    def layouts(self, inputs: dict[str, Any], captured: Capture) -> list[Layout]:
+        assert isinstance(captured, TowerCapture)
+        compressed = inputs.get("video_compression_mask")
+        if compressed is not None and not compressed.all():
+            raise ValueError("the processor has already dropped visual tokens: set its use_token_compression to False")
+        if captured.grids:
+            return captured.grids
+        if not captured.frames:
+            raise ValueError(
+                "the videos of this prompt were not encoded inside the context, or not by a tower that is known: pass "
+                f"pixels, or `encoded` tokens; supported: {', '.join(FAMILIES)}"
+            )
+        side = math.isqrt(captured.per_frame)
+        if side**2 != captured.per_frame:
+            raise UnsupportedModelError(
+                f"{captured.per_frame} tokens of a frame are no square; supported: {', '.join(FAMILIES)}"
+            )
+        encoded = (inputs.get("mm_encoder_outputs") or {}).get("video")
+        if encoded is None:
+            frames = inputs["pixel_values_videos"].shape[1]
+        else:
+            frames = len(encoded.pooler_output[0]) // captured.per_frame
+        return [(frames, side, side)] * (captured.frames // frames)
+
+    def encode(self, videos: dict[str, Tensor], needs: Collection[str]) -> tuple[list[VideoTokens], dict[str, Any]]:
+        videos = {**videos, "pixel_values_videos": videos["pixel_values_videos"].to(self.model.dtype)}
+        taken = inspect.signature(self.multimodal.get_video_features).parameters
+        with torch.inference_mode(), self.capture(needs) as captured:
+            outputs = self.multimodal.get_video_features(
+                **{name: value for name, value in videos.items() if name in taken}, return_dict=True
+            )
+        tokens = [
+            VideoTokens(features.unflatten(0, (frames, -1)), (height, width))
+            for features, (frames, height, width) in zip(
+                outputs.pooler_output, self.layouts(videos, captured), strict=True
+            )
+        ]
+        others = {name: videos[name] for name in _SAID if name in videos}
+        return tokens, {"mm_encoder_outputs": {"video": outputs}, **others}
+
+    @contextmanager
+    def capture(self, needs: Collection[str]) -> Iterator[Capture]:
+        captured = TowerCapture(getattr(self.model.config.vision_config, "spatial_merge_size", 1))
+        handles = [_first(self.multimodal, _TOWERS).register_forward_pre_hook(captured.note_call, with_kwargs=True)]
+        if (projector := _first(self.multimodal, _PROJECTORS)) is not None:
+            handles.append(projector.register_forward_hook(captured.note_frames))
+        try:
+            yield captured
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class TowerCapture(Capture):
+    """How the videos of the vision tower's last call are laid out."""
+
+    def __init__(self, merge: int):
+        self.merge = merge  # patches a side that make one token, where the call does not say
+        self.grids: list[Layout] = []
+        self.frames = self.per_frame = 0
+
+    def note_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of the tower."""
+        grids, merges = kwargs.get("grid_thw"), kwargs.get("merge_sizes")
+        if grids is not None:
+            sides = [self.merge] * len(grids) if merges is None else merges.tolist()
+            self.grids = [(t, h // m, w // m) for (t, h, w), m in zip(grids.tolist(), sides, strict=True)]
+
+    def note_frames(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Forward hook of the projector."""
+        if isinstance(output, Tensor) and output.dim() == 3:
+            self.frames, self.per_frame = output.shape[:2]
+
+    def fields(self, first: int, count: int) -> dict[str, Tensor]:
+        return {}
+
+
+def _first(owner: Any, names: tuple[str, ...]) -> Any:
+    return next((found for name in names if (found := getattr(owner, name, None)) is not None), None)

@@ -1,0 +1,243 @@
+"""Tiny random models of the real classes of each family, with their real processors, and prompts for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LAYERS = 4
+WORDS = "user assistant what colour is the star ? answer with one word . how many times does it flash < > seconds time"
+TEXT: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "bos_token_id": None,
+}
+MEDIA = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'video' %}VIDEO{% elif part['type'] == 'image' %}IMAGE"
+    "{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+)
+
+
+def template(video: str, image: str = "<image>") -> str:
+    return TEMPLATE.replace("VIDEO", video).replace("IMAGE", image)
+
+
+def tokenizer(*media: str) -> Any:
+    from mmg_bench.models.small import word_tokenizer
+
+    made = word_tokenizer(WORDS.split())
+    made.add_tokens(list(media), special_tokens=True)
+    return made
+
+
+def of(made: Any, *tokens: str) -> list[int]:
+    return [made.convert_tokens_to_ids(token) for token in tokens]
+
+
+def spread(model: Any) -> Any:
+    """Random logits and attention are nearly flat: spread them, so that generated ids can differ."""
+    with torch.no_grad():
+        model.lm_head.weight.mul_(40)
+        for layer in model.model.language_model.layers:
+            for name, by in (("q_proj", 12), ("k_proj", 12), ("v_proj", 8)):
+                getattr(layer.self_attn, name).weight.mul_(by)
+    model.generation_config.pad_token_id = 0
+    model.generation_config.eos_token_id = None  # so that every step is greedy
+    return model.eval()
+
+
+def qwen2_5_vl() -> tuple[Any, Any]:
+    from transformers import (
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2_5_VLProcessor,
+        Qwen2VLImageProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    words = tokenizer(*MEDIA)
+    image, video, start, end = of(words, *MEDIA)
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+    config = Qwen2_5_VLConfig(
+        text_config={**TEXT, "vocab_size": len(words), "rope_parameters": rope},
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "patch_size": 4,
+            "window_size": 16,
+            "fullatt_block_indexes": [1],
+            "out_hidden_size": 32,
+            "tokens_per_second": 4,
+        },
+        image_token_id=image,
+        video_token_id=video,
+        vision_start_token_id=start,
+        vision_end_token_id=end,
+    )
+    pixels: dict[str, Any] = {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 4096}}
+    processor = Qwen2_5_VLProcessor(
+        Qwen2VLImageProcessor(**pixels),
+        words,
+        Qwen2VLVideoProcessor(**pixels, cap_pixels_per_frame=False),
+        chat_template=template(
+            "<|vision_start|><|video_pad|><|vision_end|>", "<|vision_start|><|image_pad|><|vision_end|>"
+        ),
+    )
+    return spread(Qwen2_5_VLForConditionalGeneration(config)), processor
+
+
+def qwen3_vl() -> tuple[Any, Any]:
+    from transformers import (
+        Qwen2VLImageProcessor,
+        Qwen3VLConfig,
+        Qwen3VLForConditionalGeneration,
+        Qwen3VLProcessor,
+        Qwen3VLVideoProcessor,
+    )
+
+    words = tokenizer(*MEDIA)
+    image, video, start, end = of(words, *MEDIA)
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+    config = Qwen3VLConfig(
+        text_config={**TEXT, "vocab_size": len(words), "rope_parameters": rope, "head_dim": 8},
+        vision_config={
+            "depth": 3,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "patch_size": 4,
+            "out_hidden_size": 32,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 1, 2],
+        },
+        image_token_id=image,
+        video_token_id=video,
+        vision_start_token_id=start,
+        vision_end_token_id=end,
+    )
+    pixels: dict[str, Any] = {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 65536}}
+    processor = Qwen3VLProcessor(
+        Qwen2VLImageProcessor(**pixels),
+        words,
+        Qwen3VLVideoProcessor(**pixels, do_sample_frames=False),
+        chat_template=template(
+            "<|vision_start|><|video_pad|><|vision_end|>", "<|vision_start|><|image_pad|><|vision_end|>"
+        ),
+    )
+    return spread(Qwen3VLForConditionalGeneration(config)), processor
+
+
+def llava_next_video() -> tuple[Any, Any]:
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaNextImageProcessor,
+        LlavaNextVideoConfig,
+        LlavaNextVideoForConditionalGeneration,
+        LlavaNextVideoProcessor,
+        LlavaNextVideoVideoProcessor,
+    )
+
+    words = tokenizer()
+    image, video = of(words, "<image>", "<video>")
+    config = LlavaNextVideoConfig(
+        vision_config=CLIPVisionConfig(
+            image_size=32,
+            patch_size=4,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+        ),
+        text_config=LlamaConfig(**TEXT, vocab_size=len(words), pad_token_id=0),
+        image_token_index=image,
+        video_token_index=video,
+        image_grid_pinpoints=[[32, 32]],
+    )
+    pixels: dict[str, Any] = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    processor = LlavaNextVideoProcessor(
+        LlavaNextVideoVideoProcessor(**pixels),
+        LlavaNextImageProcessor(**pixels, image_grid_pinpoints=[[32, 32]]),
+        words,
+        chat_template=template("<video>"),
+        patch_size=4,
+        vision_feature_select_strategy="default",
+    )
+    return spread(LlavaNextVideoForConditionalGeneration(config)), processor
+
+
+def video_llama_3() -> tuple[Any, Any]:
+    from transformers import (
+        Qwen2Config,
+        VideoLlama3Config,
+        VideoLlama3ForConditionalGeneration,
+        VideoLlama3ImageProcessor,
+        VideoLlama3Processor,
+        VideoLlama3VideoProcessor,
+        VideoLlama3VisionConfig,
+    )
+
+    words = tokenizer(*MEDIA)
+    image, video = of(words, *MEDIA[:2])
+    config = VideoLlama3Config(
+        text_config=Qwen2Config(**TEXT, vocab_size=len(words), pad_token_id=0),
+        vision_config=VideoLlama3VisionConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, patch_size=4
+        ),
+        image_token_id=image,
+        video_token_id=video,
+    )
+    pixels: dict[str, Any] = {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 65536}}
+    processor = VideoLlama3Processor(
+        VideoLlama3ImageProcessor(**pixels),
+        words,
+        VideoLlama3VideoProcessor(**pixels, use_token_compression=False, do_sample_frames=False),
+        chat_template=template("<|video_pad|>", "<|image_pad|>"),
+    )
+    return spread(VideoLlama3ForConditionalGeneration(config)), processor
+
+
+BUILDERS = {f.__name__: f for f in (qwen2_5_vl, qwen3_vl, llava_next_video, video_llama_3)}
+SIZES = {"llava_next_video": (32, 32)}  # height and width of frames; the others take any
+GRIDS = {"qwen2_5_vl": (3, 4), "qwen3_vl": (3, 4), "llava_next_video": (4, 4), "video_llama_3": (3, 4)}
+FRAMES = 8
+"""Frames of each video; Qwen's towers merge two."""
+
+
+def prompts(
+    name: str, processor: Any, texts: list[str], videos_each: int = 1, image: bool = False
+) -> dict[str, Tensor]:
+    """What the stock processor makes of prompts with random videos (and an image) before their text."""
+    from transformers.video_utils import VideoMetadata
+
+    rng = np.random.default_rng(3)
+    size = SIZES.get(name, (24, 32))
+    count = len(texts) * videos_each
+    videos = [rng.integers(0, 256, (FRAMES, *size, 3), dtype=np.uint8) for _ in range(count)]
+    metadata = [
+        VideoMetadata(total_num_frames=FRAMES, fps=2.0, frames_indices=list(range(FRAMES))) for _ in range(count)
+    ]
+    media = [{"type": "image"}] * image + [{"type": "video"}] * videos_each
+    chats = [[{"role": "user", "content": [*media, {"type": "text", "text": text}]}] for text in texts]
+    made = processor(
+        text=[processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats],
+        videos=videos,
+        images=[rng.integers(0, 256, (*size, 3), dtype=np.uint8) for _ in texts] if image else None,
+        video_metadata=metadata,
+        return_tensors="pt",
+        padding=True,
+    )
+    return {key: value for key, value in made.items() if key not in ("video_metadata", "token_type_ids")}

@@ -1,0 +1,205 @@
+"""Pruning under all that `generate` and PyTorch offer: beams, sampling, half precision, threads, kernels, compiling."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmg_bench.methods.dense import Dense
+from mmg_bench.methods.registry import get_method
+from mmg_bench.models.adapter import adapter_for, fresh
+from mmg_bench.models.hooks import pruning
+from mmg_bench.models.small import SmallSpec, small_llava_onevision
+from prompts import prompt_inputs, random_video
+
+GREEDY = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+TEXTS = ["What colour is the star? Answer with one word.", "How many times does the star flash?"]
+
+
+def built(seed: int) -> tuple[Any, Any]:
+    from conftest import TINY
+    from mmg_bench.benchmarks.embedded.questions import vocabulary
+
+    torch.manual_seed(seed)
+    model, processor = small_llava_onevision(vocabulary(), SmallSpec(**TINY))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(40)
+    return model, processor
+
+
+@pytest.fixture(scope="module")
+def own() -> tuple[Any, Any]:
+    """A model that these tests may cast and compile."""
+    return built(2)
+
+
+@pytest.fixture
+def inputs(own: tuple[Any, Any]) -> dict[str, Tensor]:
+    return prompt_inputs(own[1], TEXTS, [[random_video(6, 1)], [random_video(6, 2)]])
+
+
+@pytest.mark.parametrize("name", ["mmg_vid", "visionzip", "fastv"])
+def test_beams_map_to_the_videos_of_their_prompt(own: tuple[Any, Any], inputs: dict[str, Tensor], name: str) -> None:
+    """Rows are repeated for beams; each prompt is answered as if alone, from pixels or from encoded videos."""
+    model, processor = own
+    method, beams = get_method(name, retention_ratio=0.3), {**GREEDY, "num_beams": 3}
+    alone = []
+    for text, seed in zip(TEXTS, (1, 2), strict=True):
+        with method(model):
+            one = prompt_inputs(processor, [text], [[random_video(6, seed)]])
+            alone.append(model.generate(**one, **beams)[0, -6:])
+    with method(model):
+        together = model.generate(**inputs, **beams)
+    assert torch.equal(together[:, -6:], torch.stack(alone))
+    tokens, encoded = adapter_for(model).encode(inputs, method.needs)
+    text_only = {k: inputs[k] for k in ("input_ids", "attention_mask")}
+    with pruning(model, method, encoded=tokens) as run:
+        assert torch.equal(model.generate(**text_only, **fresh(encoded), **beams), together)
+    assert len(run.report) == 6
+
+
+def test_sampling_draws_what_the_stock_model_draws(own: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
+    model, _ = own
+    options = {"max_new_tokens": 6, "do_sample": True, "num_return_sequences": 2}
+    torch.manual_seed(5)
+    stock = model.generate(**inputs, **options)
+    with Dense()(model):
+        torch.manual_seed(5)
+        assert torch.equal(model.generate(**inputs, **options), stock)
+    with get_method("random", retention_ratio=0.3)(model) as run:
+        assert model.generate(**inputs, **options).shape[0] == 4
+    assert len(run.report) == 4
+
+
+def test_images_beside_a_video_are_untouched(own: tuple[Any, Any]) -> None:
+    model, processor = own
+    content = [{"type": "image"}, {"type": "video"}, {"type": "text", "text": TEXTS[0]}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    image = random_video(1, 7)[0]
+    inputs = processor(text=prompt, images=[image], videos=[random_video(6)], return_tensors="pt")
+    calls: list[Tensor] = []
+    language = model.model.language_model
+    for method in (Dense(), get_method("random", retention_ratio=0.25)):
+        with method(model) as run, torch.no_grad():
+            handle = language.register_forward_pre_hook(
+                lambda module, args, kwargs: calls.append(kwargs["inputs_embeds"][0]), with_kwargs=True
+            )
+            model(**inputs)
+            handle.remove()
+    images = int((inputs["input_ids"] == model.config.image_token_index).sum())
+    first = int((inputs["input_ids"][0] == model.config.image_token_index).nonzero()[0])
+    assert images > 0
+    assert torch.equal(calls[0][first : first + images], calls[1][first : first + images])
+    assert run.report[0].realised_tokens == 24
+    assert len(calls[1]) == len(calls[0]) - 72
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(own: tuple[Any, Any], inputs: dict[str, Tensor], dtype: torch.dtype) -> None:
+    model, _ = own
+    model.to(dtype)
+    try:
+        stock = model.generate(**inputs, **GREEDY)
+        with Dense()(model):
+            assert torch.equal(model.generate(**inputs, **GREEDY), stock)
+        for name in ("mmg_vid", "tome", "fastv"):
+            with get_method(name, retention_ratio=0.3)(model) as run:
+                out = model(**inputs)
+            assert out.logits.dtype == dtype
+            assert out.logits.isfinite().all()
+            assert len(run.report) == 2
+    finally:
+        model.float()
+
+
+def test_two_models_in_two_threads_do_not_disturb_each_other(own: tuple[Any, Any]) -> None:
+    models = [own, built(3)]
+    prompts = [prompt_inputs(processor, TEXTS[:1], [[random_video(6, 4)]]) for _, processor in models]
+    methods = [get_method("mmg_vid", retention_ratio=0.3), get_method("fastv", retention_ratio=0.2)]
+
+    def answer(i: int) -> list[int]:
+        with methods[i](models[i][0]):
+            return models[i][0].generate(**prompts[i], **GREEDY)[0, -6:].tolist()
+
+    expected, found = [answer(i) for i in range(2)], [[], []]
+
+    def many(i: int) -> None:
+        found[i] += [answer(i) for _ in range(5)]
+
+    threads = [threading.Thread(target=many, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [[expected[0]] * 5, [expected[1]] * 5]
+
+
+@pytest.mark.parametrize("name", ["random", "fastv"])
+def test_attention_kernels_get_no_position_ids(own: tuple[Any, Any], name: str) -> None:
+    """Flash kernels take jumps in position ids for borders between packed sequences, whenever no mask is left."""
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+
+    model, processor = own
+    seen: list[tuple[int, Any]] = []
+
+    def recording(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+        seen.append((query.shape[2], kwargs.get("position_ids")))
+        return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+
+    AttentionInterface.register("recording", recording)
+    AttentionMaskInterface.register("recording", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    inputs = prompt_inputs(processor, TEXTS[:1], [[random_video(6)]])
+    with get_method(name, retention_ratio=0.3)(model):
+        expected = model.generate(**inputs, **GREEDY)
+    language = model.model.language_model
+    language.set_attn_implementation("recording")
+    try:
+        model.generate(**inputs, **GREEDY)
+        assert any(ids is not None for _, ids in seen), "the stock model passes position ids on"
+        seen.clear()
+        with get_method(name, retention_ratio=0.3)(model):
+            assert torch.equal(model.generate(**inputs, **GREEDY), expected)
+    finally:
+        language.set_attn_implementation("sdpa")
+    assert seen
+    assert all(ids is None for _, ids in seen)
+
+
+def test_a_dispatched_model(own: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
+    """accelerate's hooks (device_map) replace `forward`; ours run around them."""
+    accelerate = pytest.importorskip("accelerate")
+    model, _ = own
+    method = get_method("fastv", retention_ratio=0.3)
+    with method(model):
+        expected = model.generate(**inputs, **GREEDY)
+    accelerate.dispatch_model(model, {"": "cpu"}, force_hooks=True)
+    try:
+        with method(model):
+            assert torch.equal(model.generate(**inputs, **GREEDY), expected)
+    finally:
+        accelerate.hooks.remove_hook_from_module(model, recurse=True)
+
+
+@pytest.mark.slow
+def test_a_compiled_language_model_is_pruned_alike(own: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
+    """Hooks stay in force on layers whose forward is compiled."""
+    model, _ = own
+    method = get_method("random", retention_ratio=0.3)
+    with method(model):
+        expected = model(**inputs).logits
+    layers = model.model.language_model.layers
+    for layer in layers:
+        layer.compile(backend="eager", dynamic=True)
+    try:
+        with method(model), torch.no_grad():
+            torch.testing.assert_close(model(**inputs).logits, expected)
+    finally:
+        for layer in layers:
+            layer._compiled_call_impl = None
+        torch._dynamo.reset()
