@@ -9,21 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
+from tiny import TINY
 
-TINY = {
-    "image_size": 32,
-    "patch_size": 4,
-    "vision_width": 16,
-    "vision_layers": 2,
-    "vision_heads": 2,
-    "vision_mlp": 32,
-    "text_width": 32,
-    "text_layers": 3,
-    "text_heads": 4,
-    "text_kv_heads": 2,
-    "text_mlp": 64,
-}
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import TINY
 from mmg_bench.methods.cdpruner import CDPruner
 from mmg_bench.methods.fastvid import FastVID
 from mmg_bench.models import siglip
@@ -20,6 +19,7 @@ from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import ModelError, ModelSpec, VideoLLM
 from mmg_bench.models.small import SmallSpec, small_llava_onevision
 from prompts import prompt_inputs, random_video
+from tiny import TINY
 
 WINDOW = 8
 QUESTION = "What colour is the star? Answer with one word."
