@@ -21,8 +21,8 @@ TEXTS = ["What colour is the star? Answer with one word.", "How many times does 
 
 
 def built(seed: int) -> tuple[Any, Any]:
-    from conftest import TINY
     from mmg_bench.benchmarks.embedded.questions import vocabulary
+    from tiny import TINY
 
     torch.manual_seed(seed)
     model, processor = small_llava_onevision(vocabulary(), SmallSpec(**TINY))
