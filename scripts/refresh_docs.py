@@ -1,6 +1,6 @@
 """Draw the pictures of README and docs: test videos, what each method keeps of one, and the curves of Table 1.
 
-python scripts/draw_pictures.py [--results results/table1/embedded]
+python scripts/refresh_docs.py [--results results/table1/embedded]
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def compact_table(rows: pd.DataFrame) -> str:
         "|:--" + "|--:" * len(ratios) + "|",
     ]
     for method in methods:
-        cells = [kept.loc[(method, r)] for r in ratios]
-        texts = [f"{c.value:.1f} [{c.ci_low:.1f}, {c.ci_high:.1f}]" for c in cells]
+        cells = [kept.loc[(method, r)] if (method, r) in kept.index else None for r in ratios]
+        texts = ["–" if c is None else f"{c.value:.1f} [{c.ci_low:.1f}, {c.ci_high:.1f}]" for c in cells]
         name = f"{method} (control)" if is_control(method) else f"**{method}**" if method == "mmg_vid" else method
         lines.append(f"| {name} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
