@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 HELP = """\
@@ -17,6 +18,7 @@ mmg-bench: training-free visual-token pruning for video LLMs, measured
   mmg-bench doctor [options]   say what a run or a table needs and this machine lacks, and how to get it
   mmg-bench methods            list the pruning methods and their parameters
   mmg-bench bench-methods      time the methods themselves, without a model
+  mmg-bench new-method NAME    write the file, config, test and docs page of a new method into this checkout
 
 Options are Hydra overrides; `mmg-bench run --help` lists them with the choices of each group.
 
@@ -43,6 +45,7 @@ def main() -> None:
         "doctor": _doctor,
         "methods": _methods,
         "bench-methods": _bench_methods,
+        "new-method": _new_method,
     }
     if command in ("-h", "--help", "help"):
         print(HELP)
@@ -91,6 +94,20 @@ def _methods(_: list[str]) -> int:
 
 def _bench_methods(overrides: list[str]) -> int:
     return _with_hydra("bench_methods", overrides, lambda config: _command("bench_methods").run(config))
+
+
+def _new_method(arguments: list[str]) -> int:
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print("usage: mmg-bench new-method NAME", file=sys.stderr)
+        sys.exit(2)
+
+    def write() -> int:
+        paths = _command("new_method").new_method(arguments[0], Path.cwd())
+        print("Written:", *paths, sep="\n  ")
+        print(f"Then: python -m pytest tests/methods -k {arguments[0]}    (docs/adding-a-method.md)")
+        return 0
+
+    return _guarded(write)
 
 
 def _command(module: str) -> Any:
