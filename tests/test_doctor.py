@@ -32,17 +32,24 @@ def _bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_a_table_lists_all_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:
     (config,) = cfg.sweep("table", ["profile=paper"])
-    assert doctor(config) == 6
+    assert doctor(config) == 7
     said = capsys.readouterr().out
     assert said.startswith(
         "Table table1, profile paper: llava_onevision_7b on videomme, mvbench, mlvu, longvideobench\n"
     )
-    for what in ("GPU with 20 GB", "weights of llava", "data of videomme", "data of mvbench", "data of mlvu"):
+    for what in (
+        "GPU with 20 GB",
+        "weights of llava",
+        "data of videomme",
+        "data of mvbench",
+        "data of mlvu",
+        "SigLIP's pooling head",
+    ):
         assert f"  MISSING {what}" in said
     assert "  ok      decoding of H.264 video" in said
-    assert said.count("      -> ") == 6
+    assert said.count("      -> ") == 7
     assert "  ok      1274 GB and data of unknown size of disk below" in said
-    assert "  6 of 9 missing\n" in said
+    assert "  7 of 10 missing\n" in said
 
 
 def test_one_profile_that_can_run_is_enough(capsys: pytest.CaptureFixture[str]) -> None:
