@@ -53,9 +53,7 @@ def test_random_weights_of_a_folder(tiny_folder: Path) -> None:
 
 
 def test_what_is_not_known_is_answered_with_what_is() -> None:
-    with pytest.raises(
-        ValueError, match=r"'llava_9b' is not known without a download; known: llava_onevision_7b"
-    ):
+    with pytest.raises(ValueError, match=r"'llava_9b' is not known without a download; known: llava_onevision_7b"):
         random_llm("llava_9b", "meta")
     with pytest.raises(ValueError, match=r"model.weights='zeros'"):
         ModelSpec("x", "y", weights="zeros")
