@@ -5,7 +5,7 @@
 #   scripts/gpu_run.sh                     # results in results/gpu
 #   OUT=/tmp/out LIMIT=1200 scripts/gpu_run.sh
 #
-# OUT      folder of the results: efficiency/, steps.tsv, log.txt
+# OUT      folder of the results: efficiency/, bench_methods/, and log.txt, in which each step's end is noted
 # LIMIT    seconds for all steps together; what did not get its turn is left for the next call
 # WHEELS   folder of wheels to use where packages are missing and nothing can be downloaded (hydra-core, omegaconf,
 #          antlr4-python3-runtime; decord and av to measure on an mp4 file, else random pixels are measured on)
@@ -25,7 +25,7 @@ left() { echo $((LIMIT - (SECONDS - started))); }
 step() {
     local name=$1 limit=$2 from=$SECONDS status
     shift 2
-    if grep -qs "^$name	ok" "$OUT/steps.tsv"; then
+    if grep -qs "^step	$name	ok" "$OUT/log.txt"; then
         echo "== $name: done before"
         return
     fi
@@ -39,7 +39,7 @@ step() {
     timeout --signal=INT --kill-after=5 "$limit" "$@" 2>&1 | tee -a "$OUT/log.txt"
     status=${PIPESTATUS[0]}
     ((status == 0)) && status=ok || failures=$((failures + 1))
-    printf '%s\t%s\t%s s\n' "$name" "$status" $((SECONDS - from)) | tee -a "$OUT/steps.tsv"
+    printf 'step\t%s\t%s\t%s s\n' "$name" "$status" $((SECONDS - from)) | tee -a "$OUT/log.txt"
 }
 
 if [ -d "$WHEELS" ]; then
@@ -64,7 +64,8 @@ if [ "$PROFILE" = gpu ] && [ -f configs/model/qwen2_5_vl_7b.yaml ]; then
 fi
 
 step golden 90 env MMG_GOLDEN_DEVICE="$DEVICE" "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_golden.py
-step bench_methods 120 "$PYTHON" -m mmg_bench bench-methods device="$DEVICE"
+step gpu_tests 60 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu tests/measure tests/methods
+step bench_methods 120 "$PYTHON" -m mmg_bench bench-methods device="$DEVICE" out="$OUT/bench_methods"
 step efficiency "$LIMIT" "$PYTHON" -m mmg_bench table "${options[@]}"
-cat "$OUT/steps.tsv"
+grep "^step	" "$OUT/log.txt"
 exit $((failures > 0))

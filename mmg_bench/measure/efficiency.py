@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +20,11 @@ from mmg_bench.measure.latency import (
     time_values,
     within_memory,
 )
-from mmg_bench.measure.memory import memory_values
+from mmg_bench.measure.memory import PeakMemory, memory_values
 from mmg_bench.measure.roofline import Ceilings, LanguageModel
-from mmg_bench.measure.workload import Workload, prefill, preprocess, tower_needs
+from mmg_bench.measure.workload import Workload, needs_sets, prefill, preprocess, tower_needs
 from mmg_bench.models.hooks import pruning
-from mmg_bench.models.loading import VideoLLM
+from mmg_bench.models.loading import Encoded, VideoLLM
 from mmg_bench.runner.cells import Cell
 
 ENERGY = "prefill_energy_joules"
@@ -63,24 +63,66 @@ def measure_efficiency(
 ) -> list[CellResult]:
     """Measure every cell; the first should be dense. FLOPs, bytes and energy are those of the whole batch."""
     all_times = measure_cells(llm, cells, workload, settings)
-    clock = Clock(llm.device)
-    passes: list[tuple[str, Callable[..., Mapping[str, float]], float]] = [
-        ("a pass that watches memory", memory_values, settings.new_tokens),
-        ("a pass that counts", _counts, energy_seconds),
-    ]
+    watched = _watch(llm, cells, all_times, workload, energy_seconds)
     results = []
-    for cell, times in zip(cells, all_times, strict=True):
-        values, failure = dict[str, Value](), times.failure
-        if failure is None:
-            values = {k: Value(*v, settings.repeats) for k, v in time_values(all_times[0], times).items()}
-            values |= {k: Value(v) for k, v in _formulas(llm, times, workload, ceilings).items()}
-            for purpose, task, option in passes:
-                clock.stage_now = purpose
-                found, message = within_memory(clock, task, llm, cell, workload, option)
-                values |= {k: Value(v) for k, v in (found or {}).items()}
-                failure = failure or message or None
+    for times, (others, failure) in zip(all_times, watched, strict=True):
+        values = {k: Value(*v, settings.repeats) for k, v in time_values(all_times[0], times).items()}
+        if times.failure is None:
+            values |= {k: Value(v) for k, v in {**_formulas(llm, times, workload, ceilings), **others}.items()}
         results.append(CellResult(values, times.realised_tokens, failure))
     return results
+
+
+def _watch(
+    llm: VideoLLM, cells: Sequence[Cell], all_times: Sequence[CellTimes], workload: Workload, energy_seconds: float
+) -> list[tuple[dict[str, float], str | None]]:
+    """What is watched rather than timed, and where the memory ended, cell by cell; each encoding is shared."""
+    clock = Clock(llm.device)
+    clock.stage_now = "a pass that watches memory"
+    watched: list[tuple[dict[str, float], str | None]] = [({}, times.failure) for times in all_times]
+    alive = [i for i, times in enumerate(all_times) if times.failure is None]
+    for needs in needs_sets(llm, [cells[i] for i in alive]):
+        encoded, message = within_memory(clock, _encode, llm, workload, needs)
+        for i in alive:
+            if tower_needs(llm, cells[i]) != needs:
+                continue
+            if encoded is None:
+                watched[i] = {}, message
+                continue
+            steps = all_times[i].new_tokens
+            found, why = within_memory(clock, _answer, llm, cells[i], workload, *encoded, steps, energy_seconds)
+            watched[i] = found or {}, why or None
+    return watched
+
+
+def _encode(llm: VideoLLM, workload: Workload, needs: frozenset[str]) -> tuple[Encoded, PeakMemory]:
+    pixels = preprocess(llm, workload.decode())
+    with PeakMemory(llm.device) as memory:
+        encoded = llm.encode(pixels, needs)
+    return encoded, memory
+
+
+def _answer(
+    llm: VideoLLM,
+    cell: Cell,
+    workload: Workload,
+    encoded: Encoded,
+    encoding: PeakMemory,
+    new_tokens: int,
+    energy_seconds: float,
+) -> dict[str, float]:
+    """Memory, FLOPs as torch counts them, and energy where the board tells it."""
+    inputs, tokens = workload.inputs(llm, encoded), encoded.tokens
+    values: dict[str, float] = {**memory_values(llm, cell, encoded, encoding, inputs, new_tokens)}
+    with torch.inference_mode(), pruning(llm.model, cell.method, cell.positions, encoded=tokens):
+        values["flops_counted"] = flops_counted(llm.model, {**inputs, **encoded.arguments})
+
+    def once() -> None:  # a context of its own: inside one, a video is pruned only once
+        with torch.inference_mode(), pruning(llm.model, cell.method, cell.positions, encoded=tokens):
+            prefill(llm, encoded, inputs)
+
+    energy = joules(llm.device, once, energy_seconds) if energy_seconds else None
+    return values if energy is None else {**values, ENERGY: energy}
 
 
 def _formulas(llm: VideoLLM, times: CellTimes, workload: Workload, ceilings: Ceilings) -> dict[str, float]:
@@ -100,19 +142,3 @@ def _formulas(llm: VideoLLM, times: CellTimes, workload: Workload, ceilings: Cei
         "prefill_over_roofline": float(np.median(times.total(SPEEDUPS["prefill_speedup"]))) / prefill_floor,
         "decode_over_roofline": float(np.median(times.stages["decode_token_ms"])) / decode_floor,
     }
-
-
-def _counts(llm: VideoLLM, cell: Cell, workload: Workload, energy_seconds: float) -> dict[str, float]:
-    """What is counted while the cell prefills: FLOPs by torch, and energy by the board where it tells."""
-    encoded = llm.encode(preprocess(llm, workload.decode()), tower_needs(llm, cell))
-    inputs = workload.inputs(llm, encoded)
-    tokens = encoded.tokens
-    with torch.inference_mode(), pruning(llm.model, cell.method, cell.positions, encoded=tokens):
-        values: dict[str, float] = {"flops_counted": flops_counted(llm.model, {**inputs, **encoded.arguments})}
-
-    def once() -> None:  # a context of its own: inside one, a video is pruned only once
-        with torch.inference_mode(), pruning(llm.model, cell.method, cell.positions, encoded=tokens):
-            prefill(llm, encoded, inputs)
-
-    energy = joules(llm.device, once, energy_seconds) if energy_seconds else None
-    return values if energy is None else {**values, ENERGY: energy}

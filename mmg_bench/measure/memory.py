@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from mmg_bench.measure.workload import Workload, decode_steps, prefill, preprocess, tower_needs
+from mmg_bench.measure.workload import decode_steps, prefill
 from mmg_bench.models.hooks import pruning
-from mmg_bench.models.loading import VideoLLM
+from mmg_bench.models.loading import Encoded, VideoLLM
 from mmg_bench.runner.cells import Cell
 
 
@@ -31,7 +35,8 @@ class PeakMemory:
             self._start = torch.cuda.memory_allocated(self.device)
         else:
             self._profiler = torch.autograd.profiler.profile(use_cpu=True, profile_memory=True)
-            self._profiler.__enter__()
+            with _quiet():
+                self._profiler.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -40,12 +45,27 @@ class PeakMemory:
             self.peak = torch.cuda.max_memory_allocated(self.device) - self._start
             self.kept = torch.cuda.memory_allocated(self.device) - self._start
             return
-        self._profiler.__exit__(*error)
+        with _quiet():
+            self._profiler.__exit__(*error)
         recorded: Any = self._profiler.kineto_results
         changes = sorted((e.start_ns(), e.nbytes()) for e in recorded.events() if e.name() == "[memory]")
         for _, change in changes:
             self.kept += change
             self.peak = max(self.peak, self.kept)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the profiler's C++ code writes to the process's stderr when it starts and stops."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def weight_bytes(model: nn.Module) -> int:
@@ -59,17 +79,17 @@ def cache_bytes(cache: Any) -> int:
     return sum(t.numel() * t.element_size() for t in held)
 
 
-def memory_values(llm: VideoLLM, cell: Cell, workload: Workload, new_tokens: int) -> dict[str, int]:
-    """Metric -> bytes, of one answer of a cell.
+def memory_values(
+    llm: VideoLLM, cell: Cell, encoded: Encoded, encoding: PeakMemory, inputs: dict[str, Tensor], new_tokens: int
+) -> dict[str, int]:
+    """Metric -> bytes, of one answer of a cell to `encoded` video, whose encoding was watched by `encoding`.
 
     `weights_bytes`; `encode_memory_bytes`, the most that encoding takes beside them; `kv_cache_bytes` after the
     prefill; `activation_memory_bytes`, the most that encoded video, pruning, prefill and decoding take beside weights
     and KV cache; and `peak_memory_bytes`, the most of the whole answer.
+
+    Raises ValueError when the model's logits are not finite: such numbers must not be measured on.
     """
-    pixels = preprocess(llm, workload.decode())
-    with PeakMemory(llm.device) as encoding:
-        encoded = llm.encode(pixels, tower_needs(llm, cell))
-    inputs = workload.inputs(llm, encoded)
     with (
         PeakMemory(llm.device) as answering,
         torch.inference_mode(),

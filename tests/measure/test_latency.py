@@ -199,7 +199,7 @@ def test_attention_of_the_tower_is_charged_to_those_who_ask(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_work_that_is_only_queued_is_charged_where_it_was_queued(llm: VideoLLM, workload: Workload) -> None:
+def test_work_that_is_only_queued_is_charged_where_it_was_queued(llm: VideoLLM) -> None:
     @dataclass(frozen=True)
     class Queues(First):
         """Queues work and does not wait for it."""
@@ -211,7 +211,7 @@ def test_work_that_is_only_queued_is_charged_where_it_was_queued(llm: VideoLLM, 
             return super().select(tokens)
 
     on_gpu = VideoLLM(llm.spec.__class__(**{**vars(llm.spec), "device": "cuda"}))
-    dense, queues = measure_cells(on_gpu, [DENSE, cell(Queues)], workload, FAST)
+    dense, queues = measure_cells(on_gpu, [DENSE, cell(Queues)], Workload(None, QUESTION, 4), FAST)
     assert np.median(dense.stages["prune_ms"]) < 50 < np.median(queues.stages["prune_ms"])
     assert np.median(queues.stages["prefill_ms"]) < 2 * np.median(dense.stages["prefill_ms"])
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmg_bench.measure.memory import PeakMemory, memory_values, weight_bytes
-from mmg_bench.measure.workload import Workload
+from mmg_bench.measure.workload import Workload, preprocess
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.runner.cells import make_cell
 
@@ -31,19 +31,28 @@ def test_weights_count_once(llm: VideoLLM) -> None:
     assert weight_bytes(llm.model) == pytest.approx(4 * saved, rel=0.01)  # buffers that are not saved
 
 
+def memory_of(llm: VideoLLM, name: str, ratio: float, batch: int = 1) -> dict[str, int]:
+    workload = Workload(None, "What colour?", 4, batch)
+    pixels = preprocess(llm, workload.decode())
+    with PeakMemory(llm.device) as encoding:
+        encoded = llm.encode(pixels, frozenset())
+    inputs = workload.inputs(llm, encoded)
+    return memory_values(llm, make_cell(name, ratio), encoded, encoding, inputs, new_tokens=2)
+
+
 def test_memory_of_a_cell(llm: VideoLLM) -> None:
     config = llm.model.config.get_text_config()
     width = config.num_key_value_heads * config.hidden_size // config.num_attention_heads
     found = {}
     for name, ratio in (("dense", 1.0), ("uniform", 0.25)):
-        values = memory_values(llm, make_cell(name, ratio), Workload(None, "What colour?", 4), new_tokens=2)
+        values = memory_of(llm, name, ratio)
         assert values["peak_memory_bytes"] >= values["weights_bytes"] + values["kv_cache_bytes"]
         assert values["encode_memory_bytes"] > 4 * 4 * 64 * 16 * 4  # at least one hidden state of the tower
         found[name] = values
     one_token = 2 * config.num_hidden_layers * width * 4
     assert found["dense"]["kv_cache_bytes"] - found["uniform"]["kv_cache_bytes"] == 48 * one_token
     assert found["dense"]["activation_memory_bytes"] > found["uniform"]["activation_memory_bytes"] > 0
-    batch = memory_values(llm, make_cell("dense", 1.0), Workload(None, "What colour?", 4, batch=3), new_tokens=2)
+    batch = memory_of(llm, "dense", 1.0, batch=3)
     assert batch["kv_cache_bytes"] == 3 * found["dense"]["kv_cache_bytes"]
 
 
@@ -54,7 +63,7 @@ def test_a_model_whose_numbers_overflow_is_not_measured(llm: VideoLLM) -> None:
         head[0, 0] = torch.nan
     try:
         with pytest.raises(ValueError, match="NaN or infinite logits in float32"):
-            memory_values(llm, make_cell("dense", 1.0), Workload(None, "What colour?", 4), new_tokens=1)
+            memory_of(llm, "dense", 1.0)
     finally:
         with torch.no_grad():
             head[0, 0] = before
