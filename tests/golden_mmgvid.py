@@ -6,12 +6,14 @@ import torch
 from golden_cases import Inputs, Run
 from mmg_bench.methods._ops import frame_means
 from mmg_bench.methods.mmg_vid import (
+    Matrix,
     find_segments,
     frame_similarity,
+    inner_products,
     low_variance_channels,
     marginal_gains,
     merge_short_segments,
-    segment_means,
+    segment_products,
     segment_ratios,
     temporal_dpc,
 )
@@ -29,7 +31,7 @@ def check(run: Run, inputs: Inputs) -> None:
 
 def _check_segments(run: Run, inputs: Inputs) -> None:
     given = "frame_similarity" in inputs
-    similarity = inputs["frame_similarity"].tolist() if given else frame_similarity(frame_means(inputs["feat"]))
+    similarity = inputs["frame_similarity"].tolist() if given else frame_similarity(_products(inputs))
     raw = find_segments(similarity, run.hyper["tau"])
     # Given similarities lie on ties and thresholds on purpose, so the flags do not count there.
     if not given:
@@ -40,9 +42,9 @@ def _check_segments(run: Run, inputs: Inputs) -> None:
 
 def _check_ratios(run: Run, inputs: Inputs) -> None:
     hyper = run.hyper
-    features = segment_means(frame_means(inputs["feat"]), hyper["segments"])
+    products = segment_products(_products(inputs), hyper["segments"])
     for variant, gain_sign in (("A", "swapped"), ("B", "natural")):
-        gains = marginal_gains(features, hyper["k"], gain_sign)
+        gains = marginal_gains(products, hyper["k"], gain_sign)
         run.check(f"MV_{variant}", np.array(gains))
         ratios = segment_ratios(gains, hyper["R"], hyper["R_extra"])
         run.check(f"ratio_{variant}", np.array(ratios))
@@ -65,6 +67,10 @@ def _check_tokens(run: Run, inputs: Inputs) -> None:
     if run.meta["float_rel_change_under_rel1e-6"] < 1e-4:
         run.check("delta", chosen.distance, tolerance=1e-4)
         run.check("gamma", chosen.density * chosen.distance, tolerance=1e-4)
+
+
+def _products(inputs: Inputs) -> Matrix:
+    return inner_products(frame_means(inputs["feat"])).cpu().numpy()
 
 
 CHECKERS = {"mmgvid": check}

@@ -6,9 +6,13 @@ dtype of the features, distances and everything derived from them are float32; n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _RESOLUTION = 2e-6
@@ -30,6 +34,33 @@ def frame_means(features: Tensor) -> Tensor:
     return torch.cat([part.float().mean(1) for part in features.split(frames_per_chunk(features))])
 
 
+def fetch(tensor: Tensor) -> Callable[[], NDArray[Any]]:
+    """Start a copy to the host, and give the function that waits for it: a GPU goes on with what is queued behind."""
+    if not tensor.is_cuda:
+        return tensor.cpu().numpy
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    copy.copy_(tensor, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record(torch.cuda.current_stream(tensor.device))
+
+    def wait() -> NDArray[Any]:
+        done.synchronize()
+        return copy.numpy()
+
+    return wait
+
+
+def to_device(values: Sequence[int], device: torch.device) -> Tensor:
+    """Integers as an int64 tensor on a device, without waiting for what a GPU has queued."""
+    tensor = torch.tensor(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def triton_available() -> bool:
+    """Whether kernels can be compiled for a GPU: Triton comes with torch's builds for CUDA on Linux."""
+    return importlib.util.find_spec("triton") is not None
+
+
 def squared_distances(x: Tensor, *, centered: bool = False) -> Tensor:
     """Squared Euclidean distances between all points of each batch entry: `[..., N, D]` to `[..., N, N]`, float32.
 
@@ -49,16 +80,17 @@ def squared_distances(x: Tensor, *, centered: bool = False) -> Tensor:
     return squared.masked_fill_(squared < norms.mul_(_RESOLUTION), 0)
 
 
-def log_density(squared: Tensor, k: int | Tensor) -> Tensor:
+def log_density(squared: Tensor, k: int | Tensor, most: int | None = None) -> Tensor:
     """log rho_i of DPC-KNN, where rho_i = exp(-mean of the k smallest squared distances of i, its own 0 included).
 
-    `squared`: `[..., N, N]`; `k`: one int, or an int64 tensor `[...]`, in 1..N. Returns `[..., N]`.
+    `squared`: `[..., N, N]`; `k`: one int, or an int64 tensor `[...]`, in 1..N, none above `most` (if the caller knows
+    it: else a GPU is asked). Returns `[..., N]`.
     Kept as a logarithm because rho itself rounds to equal values near 1 and underflows far from it. With k = 1 every
     density is exp(0) = 1. Du et al., arXiv 1602.07983 (2016), without random tie-breaking.
     """
     if isinstance(k, int):
         return squared.topk(k, largest=False, sorted=False).values.mean(-1).neg_()
-    nearest = squared.topk(int(k.max()), largest=False).values  # [..., N, k_max], ascending
+    nearest = squared.topk(int(k.max()) if most is None else most, largest=False).values  # [..., N, k_max], ascending
     index = (k - 1)[..., None, None].expand(*squared.shape[:-1], 1)
     total = nearest.cumsum(-1).gather(-1, index).squeeze(-1)  # [..., N]
     return (total / k[..., None]).neg_()
@@ -147,13 +179,12 @@ def conserve(ratios: Sequence[float], sizes: Sequence[int], total: int, low: flo
     bound, so c is exact: no iteration. Needs sum(sizes) * low <= total <= sum(sizes).
     Zero ratios count as equal and tiny, so that they share what full parts cannot take.
     """
-    size = torch.tensor(sizes, dtype=torch.float64)
-    ratio = torch.tensor(ratios, dtype=torch.float64).clamp(max(low, 1e-9), 1)  # [S]
-    bends = torch.cat([low / ratio, 1 / ratio]).sort().values  # [2S]
-    kept = (bends[:, None] * ratio).clamp(low, 1) @ size  # [2S], ascending from sum(sizes) * low to sum(sizes)
-    after = int(torch.searchsorted(kept, float(total)).clamp(1, len(bends) - 1))
-    rise = float(kept[after] - kept[after - 1])
-    part = (total - float(kept[after - 1])) / rise if rise > 0 else 0.0
+    size, ratio = np.array(sizes, dtype=np.float64), np.clip(np.array(ratios, dtype=np.float64), max(low, 1e-9), 1)
+    bends = np.sort(np.concatenate([low / ratio, 1 / ratio]))  # [2S]
+    kept = np.clip(bends[:, None] * ratio, low, 1) @ size  # [2S], ascending from sum(sizes) * low to sum(sizes)
+    after = int(np.clip(np.searchsorted(kept, total), 1, len(bends) - 1))
+    rise = kept[after] - kept[after - 1]
+    part = (total - kept[after - 1]) / rise if rise > 0 else 0.0
     factor = bends[after - 1] + part * (bends[after] - bends[after - 1])
-    shares: list[float] = ((factor * ratio).clamp(low, 1) * size).tolist()
+    shares: list[float] = (np.clip(factor * ratio, low, 1) * size).tolist()
     return shares

@@ -14,16 +14,19 @@ range of frames `(start, stop)`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mmg_bench.methods._ops import (
     conserve,
-    cosine,
+    fetch,
     frame_means,
     frames_per_chunk,
     largest_remainder,
@@ -31,12 +34,15 @@ from mmg_bench.methods._ops import (
     peak_distance,
     spread,
     squared_distances,
+    to_device,
     top_mask,
+    triton_available,
 )
 from mmg_bench.methods.base import Method, check_choice, check_range
-from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
+from mmg_bench.tokens import PrunedTokens, VideoTokens
 
 Segment = tuple[int, int]
+Matrix = NDArray[np.float64]
 GainSign = Literal["natural", "swapped"]
 Order = Literal["temporal", "greedy"]
 
@@ -44,10 +50,19 @@ Order = Literal["temporal", "greedy"]
 # ---- Stage 1: segments ------------------------------------------------------------------------------------------
 
 
-def frame_similarity(means: Tensor) -> list[float]:
-    """Cosine similarity of the mean tokens (`[T, D]`) of adjacent frames: T - 1 values, in float64."""
-    means = means.double()
-    similarity: list[float] = cosine(means[:-1], means[1:]).tolist()
+def inner_products(vectors: Tensor) -> Tensor:
+    """Inner products of all pairs of vectors: `[T, D]` to `[T, T]`, float64.
+
+    Of the frames' mean tokens, they are all that stages 1 and 2 look at.
+    """
+    vectors = vectors.double()
+    return vectors @ vectors.mT
+
+
+def frame_similarity(products: Matrix) -> list[float]:
+    """Cosine similarity of the mean tokens of adjacent frames, from their `products` `[T, T]`: T - 1 values."""
+    squared = products.diagonal()
+    similarity: list[float] = _cosine(products.diagonal(1), squared[:-1] * squared[1:]).tolist()
     return similarity
 
 
@@ -82,18 +97,21 @@ def merge_short_segments(segments: Sequence[Segment], similarity: Sequence[float
 # ---- Stage 2: budgets of the segments ---------------------------------------------------------------------------
 
 
-def segment_means(means: Tensor, segments: Sequence[Segment]) -> Tensor:
-    """Mean of all tokens of each segment, from the frames' means: `[T, D]` to `[S, D]`, float64."""
-    return torch.stack([means[start:stop].double().mean(0) for start, stop in segments])
+def segment_products(products: Matrix, segments: Sequence[Segment]) -> Matrix:
+    """Inner products of the mean tokens of segments, from those of the frames: `[T, T]` to `[S, S]`."""
+    starts, stops = np.array(segments).T
+    sums = np.add.reduceat(np.add.reduceat(products, starts, axis=0), starts, axis=1)
+    means: Matrix = sums / np.outer(stops - starts, stops - starts)
+    return means
 
 
 def marginal_gains(
-    features: Tensor, k: float = 0.5, gain_sign: GainSign = "natural", order: Order = "temporal"
+    products: Matrix, k: float = 0.5, gain_sign: GainSign = "natural", order: Order = "temporal"
 ) -> list[float]:
     """[P] that budgets follow marginal gains, [R] this gain: what segment i adds to the segments taken before it.
 
-    `features`: `[S, D]`. With g_sel the mean feature of the segments taken before i and g_rem that of those still
-    left after it,
+    `products`: inner products of the segments' mean features `[S, S]`, all that the cosines with their sums need. With
+    g_sel the mean feature of the segments taken before i and g_rem that of those still left after it,
 
         natural [R]   MV_i = k * cos(s_i, g_rem) + (1 - k) * (1 - cos(s_i, g_sel))     representative and new
         swapped [R]   MV_i = k * cos(s_i, g_sel) + (1 - k) * (1 - cos(s_i, g_rem))
@@ -101,28 +119,22 @@ def marginal_gains(
     where a term whose mean is over no segment is 0. Segments are taken in `temporal` order [R], or `greedy` [O]: the
     highest gain next, ties by the lower index.
     """
-    inner = features.double().cpu()
-    inner = inner @ inner.mT  # [S, S]: all that the cosines with sums of segments need
-    norm = inner.diagonal()  # [S], squared
+    norm = products.diagonal()  # [S], squared
     count = len(norm)
-    taken = torch.zeros_like(norm)  # [S], 0 or 1
+    taken = np.zeros(count)  # 0 or 1
     gains = [0.0] * count
-
-    def cosines(dot: Tensor, squared: Tensor) -> Tensor:
-        return dot / (norm * squared).clamp_min(torch.finfo(norm.dtype).tiny).sqrt()
-
     for step in range(count):
         left = 1 - taken
-        with_taken, with_left = inner @ taken, inner @ left  # [S] dot products with the two sums
-        similar_taken = cosines(with_taken, taken @ with_taken)
-        similar_left = cosines(with_left - norm, left @ with_left - 2 * with_left + norm)  # without itself
+        with_taken, with_left = products @ taken, products @ left  # [S] dot products with the two sums
+        similar_taken = _cosine(with_taken, norm * (taken @ with_taken))
+        # without itself
+        similar_left = _cosine(with_left - norm, norm * (left @ with_left - 2 * with_left + norm))
         attract, repel = (similar_left, similar_taken), (similar_taken, similar_left)
         has_taken, has_left = float(step > 0), float(step < count - 1)
         weights = (has_left, has_taken)
         if gain_sign == "swapped":
             attract, repel, weights = repel, attract, weights[::-1]
-        value = k * attract[0] * weights[0] + (1 - k) * (1 - repel[0]) * weights[1]
-        values: list[float] = value.tolist()
+        values: list[float] = (k * attract[0] * weights[0] + (1 - k) * (1 - repel[0]) * weights[1]).tolist()
         open_segments = [i for i in range(count) if not taken[i]]
         # Rounded, for two segments always tie at first: each is then as near to the other.
         highest = max(open_segments, key=lambda i: round(values[i], 12))  # the first of equals
@@ -132,10 +144,16 @@ def marginal_gains(
     return gains
 
 
+def _cosine(products: Matrix, squared: Matrix) -> Matrix:
+    """Inner products over the root of products of squared norms; 0 where a norm is."""
+    cosine: Matrix = products / np.sqrt(np.maximum(squared, np.finfo(np.float64).tiny))
+    return cosine
+
+
 def segment_ratios(gains: Sequence[float], retention_ratio: float, r_extra: float) -> list[float]:
     """[R] R_i = R + r_extra * z_i, z the gains' z-scores (population). Not yet in [0, 1], not conserving the budget."""
-    gain = torch.tensor(gains, dtype=torch.float64)
-    z = (gain - gain.mean()) / (gain.std(correction=0) + 1e-8)
+    gain = np.array(gains)
+    z = (gain - gain.mean()) / (gain.std() + 1e-8)
     ratios: list[float] = (retention_ratio + r_extra * z).tolist()
     return ratios
 
@@ -191,6 +209,19 @@ def low_variance_channels(features: Tensor, segments: Sequence[Segment]) -> Tens
     return top_mask(-variance, half)
 
 
+def frame_distances(features: Tensor, means: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Squared distances within frames, over the number of channels: `[T, N, D]` to `[T, N, N]`, float32.
+
+    `means` `[T, D]`: the frames' mean tokens; `weight` `[T, D]`: 1 for channels that count, 0 for others.
+    """
+    frames, tokens, width = features.shape
+    centred = _Offsets(features, weight)
+    squared = means.new_empty(frames, tokens, tokens)
+    for part in torch.arange(frames, device=features.device).split(centred.most):
+        squared[part] = squared_distances(centred(part, means[part]), centered=True)
+    return squared.div_(width if weight is None else weight[0].sum())
+
+
 def temporal_dpc(
     features: Tensor,
     segments: Sequence[Segment],
@@ -199,6 +230,8 @@ def temporal_dpc(
     knn: int = 7,
     channels: Tensor | None = None,
     means: Tensor | None = None,
+    squared: Tensor | None = None,
+    fused: bool | None = None,
 ) -> Selection:
     """[P] Temporal-guided DPC-KNN, [R] in this form: keep `counts[t]` tokens of each frame t of `features` `[T, N, D]`.
 
@@ -211,55 +244,81 @@ def temporal_dpc(
     and the tokens of highest rho * delta stay, ties by the lower index. A frame without budget keeps nothing and is
     passed over: a segment's first frame is its first one with a budget. Plain DPC-KNN in every frame is this
     function with one-frame `segments`. `channels` (bool `[T, D]`, the same number in every row) restricts d to some
-    channels of each frame; `means` (`[T, D]`) are the frames' mean tokens, if known already.
+    channels of each frame; `means` (`[T, D]`) are the frames' mean tokens and `squared` their `frame_distances`, if
+    known already. `fused`: whether one kernel takes the sequential part; None: on a CUDA device, with all channels.
 
     Two identities keep it cheap: distances within all frames are one batched Gram matrix; and the mean squared
     distance to G is ||x - mean(G)||^2 plus the scatter of G, so G need not be stored however large it grows. Frame j
     of every segment goes in one batch; only the frames of one segment depend on each other.
     """
     features = features.detach()
-    frames, tokens, width = features.shape
-    step = frames_per_chunk(features)
     means = frame_means(features) if means is None else means
     weight = None if channels is None else channels.float()
-    used = width if channels is None else int(channels[0].sum())
+    squared = frame_distances(features, means, weight) if squared is None else squared
+    # frames with a budget, of segments that have one
+    chains = [chain for segment in segments if (chain := [t for t in range(*segment) if counts[t]])]
+    neighbours = [max(1, min(knn, counts[chain[0]], features.shape[1] - 1)) for chain in chains]
+    if fused is None:
+        fused = features.is_cuda and channels is None and triton_available()
+    if fused:
+        return _one_kernel(features, squared, chains, counts, neighbours, means)
+    return _step_by_step(features, squared, chains, counts, neighbours, means, weight)
 
-    # One buffer for all copies: fresh memory would cost a CPU more than the arithmetic done in it.
-    buffer = torch.empty(min(step, frames), tokens, width, device=features.device)
 
-    def offsets(index: Tensor, origin: Tensor) -> Tensor:
-        """Tokens of the frames `index` from their `origin` `[F, D]`, in the used channels: `[F, N, D]` in `buffer`."""
-        x = buffer[: len(index)]
-        if features.dtype == x.dtype:
-            torch.index_select(features, 0, index, out=x).sub_(origin.unsqueeze(1))
-        else:
-            torch.sub(features[index], origin.unsqueeze(1), out=x)
-        return x if weight is None else x.mul_(weight[index].unsqueeze(1))
+def _one_kernel(
+    features: Tensor,
+    squared: Tensor,
+    chains: Sequence[Sequence[int]],
+    counts: Sequence[int],
+    neighbours: Sequence[int],
+    means: Tensor,
+) -> Selection:
+    """The sequential part of `temporal_dpc` in one launch; the step-by-step form is what it is tested against."""
+    from mmg_bench.methods._temporal_dpc_triton import follow_chains
 
-    squared = means.new_empty(frames, tokens, tokens)
-    for part in torch.arange(frames, device=features.device).split(step):
-        squared[part] = squared_distances(offsets(part, means[part]), centered=True)
-    squared /= used  # [T, N, N]
+    steps = max(map(len, chains))
+    padded = [[*chain, *[0] * (steps - len(chain))] for chain in chains]
+    lengths = [len(chain) for chain in chains]
+    # one copy for everything
+    flat = to_device([*counts, *neighbours, *lengths, *itertools.chain(*padded)], features.device)
+    count, k, length, table = flat.split([len(counts), len(chains), len(chains), len(chains) * steps])
+    table = table.view(len(chains), steps)  # [S, steps]
+    first = log_density(squared[table[:, 0]], k, most=max(neighbours))  # [S, N]
+    return Selection(*follow_chains(features, squared, first, table, length, count, means[table[:, 0]]))
 
+
+def _step_by_step(
+    features: Tensor,
+    squared: Tensor,
+    chains: Sequence[Sequence[int]],
+    counts: Sequence[int],
+    neighbours: Sequence[int],
+    means: Tensor,
+    weight: Tensor | None,
+) -> Selection:
+    """The sequential part of `temporal_dpc` in plain operations."""
+    frames, tokens, width = features.shape
+    used = width if weight is None else float(weight[0].sum())
+    offsets = _Offsets(features, weight)
     kept = torch.zeros(frames, tokens, dtype=torch.bool, device=features.device)
     density, distance = (squared.new_zeros(frames, tokens) for _ in range(2))
     count = torch.tensor(counts, device=features.device)  # [T]
+    k = torch.tensor(neighbours, device=features.device)  # [S]
 
-    # Frame j with a budget of every segment; of G only its size, mean and sum of squared distances from the mean.
-    chains = [[t for t in range(*segment) if counts[t]] for segment in segments]
+    # Frame j of every segment; of G only its size, mean and sum of squared distances from the mean.
     steps = max(map(len, chains))
-    size = squared.new_zeros(len(segments))  # [S]
-    scatter = squared.new_zeros(len(segments))  # [S]
-    center = means[[chain[0] if chain else 0 for chain in chains]]  # [S, D]; any origin will do while G is empty
+    size = squared.new_zeros(len(chains))  # [S]
+    scatter = squared.new_zeros(len(chains))  # [S]
+    center = means[[chain[0] for chain in chains]]  # [S, D]; any origin will do while G is empty
     for j in range(steps):
         live = torch.tensor([(s, chain[j]) for s, chain in enumerate(chains) if len(chain) > j], device=count.device)
-        for s, t in (group.unbind(1) for group in live.split(step)):  # F segments, and their frames
+        for s, t in (group.unbind(1) for group in live.split(offsets.most)):  # F segments, and their frames
             within, m = squared[t], count[t]
             x = offsets(t, center[s]) if steps > 1 else None  # [F, N, D]
             if x is not None:
                 norm = torch.linalg.vector_norm(x, dim=-1).square_()  # [F, N]
             if j == 0:
-                order = log_rho = log_density(within, m.clamp(max=min(knn, tokens - 1)).clamp(min=1))
+                order = log_rho = log_density(within, k[s])
             else:
                 order = (norm + (scatter[s] / size[s]).unsqueeze(1)) / used  # mean squared distance to G
                 log_rho = torch.expm1(-order).neg_().log_()
@@ -275,6 +334,30 @@ def temporal_dpc(
                 center[s] += shift
                 size[s] = total
     return Selection(kept, density, distance)
+
+
+class _Offsets:
+    """Tokens of some frames as float32 differences from an origin, in one buffer: fresh memory would cost a CPU more
+    than the arithmetic done in it."""
+
+    def __init__(self, features: Tensor, weight: Tensor | None):
+        self.features, self.weight = features, weight
+        self.most = frames_per_chunk(features)
+        """Frames at a time."""
+        self.buffer: Tensor | None = None
+
+    def __call__(self, index: Tensor, origin: Tensor) -> Tensor:
+        """Of the frames `index` from their `origin` `[F, D]`, in the channels that count: `[F, N, D]`."""
+        features = self.features
+        if self.buffer is None:
+            frames, tokens, width = features.shape
+            self.buffer = torch.empty(min(self.most, frames), tokens, width, device=features.device)
+        x = self.buffer[: len(index)]
+        if features.dtype == x.dtype:
+            torch.index_select(features, 0, index, out=x).sub_(origin.unsqueeze(1))
+        else:
+            torch.sub(features[index], origin.unsqueeze(1), out=x)
+        return x if self.weight is None else x.mul_(self.weight[index].unsqueeze(1))
 
 
 # ---- The method -------------------------------------------------------------------------------------------------
@@ -338,14 +421,17 @@ class MMGVid(Method):
     def select(self, tokens: VideoTokens) -> PrunedTokens:
         x = tokens.features.detach()  # [T, N, D]; a choice has no gradient
         means = frame_means(x)  # [T, D]
-        on_host = means.cpu()  # stages 1 and 2 are a few vectors
+        # a GPU goes on with the distances while the host shares out the budget
+        arriving = fetch(inner_products(means))  # [T, T]
+        squared = frame_distances(x, means) if self.channels == "all" else None
+        products = arriving()
 
-        similarity = frame_similarity(on_host)
+        similarity = frame_similarity(products)
         segments = merge_short_segments(find_segments(similarity, self.tau), similarity, self.min_segment_frames)
 
         ratios = [self.retention_ratio] * len(segments)
         if self.budgets == "marginal_gain":
-            gains = marginal_gains(segment_means(on_host, segments), self.k, self.gain_sign, self.order)
+            gains = marginal_gains(segment_products(products, segments), self.k, self.gain_sign, self.order)
             ratios = segment_ratios(gains, self.retention_ratio, self.r_extra)
         budgets = segment_budgets(ratios, segments, tokens.tokens_per_frame, self.budget(tokens), self.r_min)
         counts = frame_budgets(budgets, segments)
@@ -355,11 +441,7 @@ class MMGVid(Method):
             lengths = torch.tensor([stop - start for start, stop in segments], device=x.device)
             channels = low_variance_channels(x, segments).repeat_interleave(lengths, 0)  # [T, D]
         chains = segments if self.stage3 == "tg_dpc" else [(t, t + 1) for t in range(tokens.frames)]
-        chosen = temporal_dpc(x, chains, counts, knn=self.knn, channels=channels, means=means).kept
-        return keep(
-            tokens,
-            chosen.flatten().nonzero().squeeze(1),
-            segments=segments,
-            segment_budgets=budgets,
-            frame_budgets=counts,
-        )
+        chosen = temporal_dpc(x, chains, counts, knn=self.knn, channels=channels, means=means, squared=squared).kept
+        positions = torch.nonzero_static(chosen.flatten(), size=sum(counts)).squeeze(1)
+        notes = {"segments": segments, "segment_budgets": budgets, "frame_budgets": counts}
+        return PrunedTokens(tokens.flat[positions], positions, notes)

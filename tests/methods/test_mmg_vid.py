@@ -1,4 +1,8 @@
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import oracle
 import pytest
@@ -8,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mmg_bench.methods import mmg_vid
+from mmg_bench.methods._ops import triton_available
 from mmg_bench.methods.dpc_knn import DPCKNN
 from mmg_bench.methods.mmg_vid import MMGVid
 from mmg_bench.tokens import VideoTokens
@@ -176,21 +181,22 @@ def test_short_segments_join_the_more_similar_neighbour(similarity, minimum, exp
 
 
 def test_gains_by_hand():
-    features = torch.tensor([[1.0, 0], [0, 1], [1, 1]])
+    products = mmg_vid.inner_products(torch.tensor([[1.0, 0], [0, 1], [1, 1]])).numpy()
     c = 0.5**0.5
     # s_0: rem = (.5, 1), cos = 1/sqrt(5). s_1: rem = (1, 1), sel = (1, 0). s_2: sel = (.5, .5), cos = 1.
-    assert mmg_vid.marginal_gains(features, 0.25) == pytest.approx([0.25 / 5**0.5, 0.25 * c + 0.75, 0.0])
+    assert mmg_vid.marginal_gains(products, 0.25) == pytest.approx([0.25 / 5**0.5, 0.25 * c + 0.75, 0.0])
     swapped = [0.75 * (1 - 1 / 5**0.5), 0.75 * (1 - c), 0.25]
-    assert mmg_vid.marginal_gains(features, 0.25, "swapped") == pytest.approx(swapped)
+    assert mmg_vid.marginal_gains(products, 0.25, "swapped") == pytest.approx(swapped)
     # Greedy takes s_2 first (it is the mean of the others), then 0 before 1 as they tie.
-    greedy = mmg_vid.marginal_gains(features, 0.5, order="greedy")
+    greedy = mmg_vid.marginal_gains(products, 0.5, order="greedy")
     assert greedy == pytest.approx([(1 - c) / 2, 0.5 * (1 - 1 / 5**0.5), 0.5])
 
 
 def test_greedy_takes_the_earlier_of_two_segments_first():
     for seed in range(20):
-        first, _ = mmg_vid.marginal_gains(noise(2, 7, seed=seed), 0.3, order="greedy")
-        assert first == pytest.approx(mmg_vid.marginal_gains(noise(2, 7, seed=seed), 0.3)[0])
+        products = mmg_vid.inner_products(noise(2, 7, seed=seed)).numpy()
+        first, _ = mmg_vid.marginal_gains(products, 0.3, order="greedy")
+        assert first == pytest.approx(mmg_vid.marginal_gains(products, 0.3)[0])
 
 
 def test_one_segment_has_the_retention_ratio():
@@ -300,3 +306,47 @@ def test_dpc_knn_is_stage_3_without_guide_or_segments():
 def test_bad_parameters_are_named(field, value, message):
     with pytest.raises(ValueError, match=f"MMGVid.{message}"):
         replace(MMGVid(), **{field: value})
+
+
+def check_fused(device: str, **environment: str) -> str:
+    script = Path(__file__).with_name("check_fused.py")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), device],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(not triton_available(), reason="no Triton on this platform")
+def test_the_kernel_agrees_with_the_steps_in_an_interpreter():
+    assert "28 cases agree" in check_fused("cpu", TRITON_INTERPRET="1")
+
+
+@pytest.mark.gpu
+def test_the_kernel_agrees_with_the_steps_on_a_gpu():
+    assert "cases agree" in check_fused("cuda")
+
+
+@pytest.mark.skipif(not triton_available(), reason="no Triton on this platform")
+@pytest.mark.parametrize("parts", [1, 32])
+def test_the_kernel_compiles_for_a_gpu_that_is_not_here(parts):
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from mmg_bench.methods import _temporal_dpc_triton as fused
+
+    constants = fused.tiles(196, 3584, parts)
+    pointers = {"x": "*bf16", "kept": "*i8", "meetings": "*i32"} | dict.fromkeys(
+        ("chains", "lengths", "counts"), "*i64"
+    )
+    signature = dict.fromkeys(fused._kernel.arg_names, "*fp32") | pointers
+    signature |= dict.fromkeys(("steps", "tokens", "width"), "i32") | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(fused._kernel, signature, constexprs=constants)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=fused.launch_options(parts))
+    assert ".entry" in made.asm["ptx"]
+    assert "atom" in made.asm["ptx"]
