@@ -23,12 +23,66 @@ from torch import Tensor, nn
 from mmg_bench.methods.base import Method, Positions, check_choice
 from mmg_bench.models import siglip
 from mmg_bench.models.adapter import Adapter, Capture, Layout, adapter_for
-from mmg_bench.models.inside import Inside, Span
+from mmg_bench.models.inside import Inside, Span, moved
 from mmg_bench.models.kept import Kept
 from mmg_bench.tokens import QUESTION_FIELDS, PrunedTokens, VideoTokens
 
 _ACTIVE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _LOCK = threading.Lock()  # of _ACTIVE
+
+
+class Elapsed:
+    """The time between two moments; on a GPU by events on its stream, so that nobody waits until `seconds` is read."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.start = self.end = self._now()
+
+    def stop(self) -> None:
+        """The second moment is now."""
+        self.end = self._now()
+
+    @property
+    def seconds(self) -> float:
+        """What has passed between the two."""
+        if self.device.type != "cuda":
+            return self.end - self.start
+        self.end.synchronize()
+        return float(self.start.elapsed_time(self.end)) / 1000
+
+    def _now(self) -> Any:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where one video stands in the prompts."""
+
+    row: int
+    video: int
+    """Its number among those that were encoded."""
+    layout: Layout
+    columns: Tensor
+    """`[T * H * W + trailing]` int64, on the host: its placeholders."""
+
+    @property
+    def total(self) -> int:
+        """T * H * W."""
+        return math.prod(self.layout)
+
+    @property
+    def end(self) -> int:
+        """Behind its last placeholder."""
+        return int(self.columns[-1]) + 1
+
+    def body(self, device: torch.device) -> slice | Tensor:
+        """The columns of its T * H * W tokens; a slice where they stand side by side."""
+        first, last = int(self.columns[0]), int(self.columns[self.total - 1])
+        return slice(first, last + 1) if last - first + 1 == self.total else self.columns[: self.total].to(device)
 
 
 @dataclass(frozen=True)
@@ -38,11 +92,15 @@ class VideoReport:
     total_tokens: int
     realised_tokens: int
     """Visual tokens that enter layer 0."""
-    prune_seconds: float
-    """Spent before layer 0; what a method does inside the language model is part of its forward."""
+    elapsed: Elapsed = field(repr=False)
     notes: dict[str, Any]
     stages: tuple[tuple[int, int], ...] = ()
     """`(layer, visual tokens that enter it)` of each later layer before which the method pruned."""
+
+    @property
+    def prune_seconds(self) -> float:
+        """Spent before layer 0, device work included; what a method does inside the language model is part of that."""
+        return self.elapsed.seconds
 
 
 @dataclass
@@ -109,7 +167,7 @@ class _Splice:
     def __init__(self, adapter: Adapter, run: Run, encoded: Sequence[VideoTokens] | None, captured: Capture) -> None:
         self.adapter, self.run, self.encoded, self.captured = adapter, run, encoded, captured
         self.inside = Inside(adapter, run.method, run.positions, self._note_stage)
-        self.pruned: dict[int, tuple[PrunedTokens, float]] = {}  # of `encoded`, for methods that ignore the question
+        self.pruned: dict[int, tuple[PrunedTokens, Elapsed]] = {}  # of `encoded`, for methods that ignore the question
         self.call: dict[str, Any] | None = None  # arguments of a call with videos, between the two hooks
         self.counted = False  # whether the model itself counts position ids, from the length of its cache
         self.kept: Kept | None = None  # of the prompt that is being decoded
@@ -181,28 +239,35 @@ class _Splice:
 
         Where every token stays, `None` and the very same embeddings, so that dense is exactly the stock model.
         """
-        ids = call["input_ids"].to(embeds.device)
+        ids = call["input_ids"]
+        on_host = ids.cpu()  # the one wait for a GPU: from here on, all that is not in tensors is known
         left = torch.ones(ids.shape, dtype=torch.bool, device=embeds.device)
-        values, spans = embeds.clone(), []
+        counts = [ids.shape[1]] * len(ids)
+        spans, gone, features = [], [], []
         self.run.report = []
-        for row, video, layout, columns in self._videos(ids, call):
-            total, end = math.prod(layout), int(columns[-1]) + 1
-            body = columns[:total]
-            pruned, seconds = self._pruned(video, layout, embeds[row, body], embeds[row, end:], ids[row, end:])
-            self.run.report.append(VideoReport(total, len(pruned), seconds, dict(pruned.notes)))
-            chosen = body[pruned.positions]
+        for place in self._places(on_host, call):
+            body, row = place.body(embeds.device), place.row
+            pruned, elapsed = self._pruned(place, body, embeds, ids)
+            self.run.report.append(VideoReport(place.total, len(pruned), elapsed, dict(pruned.notes)))
+            chosen = pruned.positions + body.start if isinstance(body, slice) else body[pruned.positions]
             left[row, body] = False
             left[row, chosen] = True
-            values[row, chosen] = pruned.features.to(embeds.dtype)
-            spans.append(Span(row, chosen, end, pruned.positions, total, pruned.state))
-        self.run.prompt_tokens = int(left.sum(1).max())
-        if all(video.realised_tokens == video.total_tokens for video in self.run.report):
+            gone.append(place.total - len(pruned))
+            counts[row] -= gone[-1]
+            spans.append(Span(row, chosen, place.end, pruned.positions, place.total, pruned.state))
+            features.append(pruned.features)
+        self.run.prompt_tokens = max(counts)
+        if not any(gone):
             return None, embeds, spans
-        kept = Kept.of(left, self.run.positions == "contiguous")
-        return kept, kept.gather(values), [span.moved(left) for span in spans]
+        kept = Kept.of(left, counts, self.run.positions == "contiguous")
+        spans = moved(spans, gone, left, counts)
+        embeds = kept.gather(embeds)
+        for span, values in zip(spans, features, strict=True):
+            embeds[span.row, span.columns] = values.to(embeds.dtype)
+        return kept, embeds, spans
 
-    def _videos(self, ids: Tensor, call: dict[str, Any]) -> Iterator[tuple[int, int, Layout, Tensor]]:
-        """Of every video in prompts `[B, S]`: its row, its number among those encoded, its layout, its placeholders.
+    def _places(self, ids: Tensor, call: dict[str, Any]) -> Iterator[_Place]:
+        """Every video in prompts `[B, S]`, row by row.
 
         `generate` repeats each prompt for beams and several answers: its videos were encoded once.
         """
@@ -227,7 +292,7 @@ class _Splice:
                     )
                 for video, columns in zip(range(first, last), found[row].split(lengths[first:last]), strict=True):
                     self._check_rows(row, columns, layouts[video])
-                    yield row, video, layouts[video], columns
+                    yield _Place(row, video, layouts[video], columns)
             first = last
 
     def _check_rows(self, row: int, columns: Tensor, layout: Layout) -> None:
@@ -238,36 +303,25 @@ class _Splice:
                     f"{len(run)} in a row: use the model's own processor"
                 )
 
-    def _pruned(
-        self, video: int, layout: Layout, features: Tensor, text: Tensor, ids: Tensor
-    ) -> tuple[PrunedTokens, float]:
-        """Prune the `video`-th of the encoded videos, `features` `[T * N, D]`; also the seconds it took.
-
-        `text` `[L, D]` and `ids` `[L]` are what follows it in the prompt.
-        """
-        method = self.run.method
+    def _pruned(self, place: _Place, body: slice | Tensor, embeds: Tensor, ids: Tensor) -> tuple[PrunedTokens, Elapsed]:
+        """Prune one video, whose tokens are columns `body` of prompts `[B, S, D]` with `ids` `[B, S]`; and its time."""
+        method, video = self.run.method, place.video
         if video in self.pruned:
             return self.pruned[video]
         if self.encoded is not None:
             tokens = self.encoded[video]
         else:
-            frames, *grid = layout
-            tokens = VideoTokens(
-                features.unflatten(0, (frames, -1)), (grid[0], grid[1]), **self.captured.fields(video * frames, frames)
-            )
+            frames, *grid = place.layout
+            features = embeds[place.row, body].unflatten(0, (frames, -1))
+            tokens = VideoTokens(features, (grid[0], grid[1]), **self.captured.fields(video * frames, frames))
         if "query" in method.needs:
-            tokens = replace(tokens, query=text)
+            tokens = replace(tokens, query=embeds[place.row, place.end :])
         if "joint_query" in method.needs and (source := siglip.attached(self.adapter.model)) is not None:
-            tokens = replace(tokens, joint_query=source.joint_query(ids))
-        started = _now(features)
+            tokens = replace(tokens, joint_query=source.joint_query(ids[place.row, place.end :]))
+        elapsed = Elapsed(embeds.device)
         pruned = method.prune(tokens)
-        outcome = pruned, _now(features) - started
+        elapsed.stop()
+        outcome = pruned, elapsed
         if self.encoded is not None and not method.needs & QUESTION_FIELDS:
             self.pruned[video] = outcome
         return outcome
-
-
-def _now(like: Tensor) -> float:
-    if like.is_cuda:
-        torch.cuda.synchronize(like.device)
-    return time.perf_counter()

@@ -10,7 +10,7 @@ border between two packed sequences.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -41,12 +41,21 @@ class Span:
     """T * N."""
     state: Any
 
-    def moved(self, left: Tensor) -> Span:
-        """The same in the sequence that `Kept.of(left)` makes; its own columns are all `left`."""
-        number = left.flip(1).cumsum(1).flip(1)[self.row]  # columns that are left, from here to the end
-        width = int(left.sum(1).max())
-        end = width - int(number[self.end]) if self.end < len(number) else width
-        return replace(self, columns=width - number[self.columns], end=end)
+
+def moved(spans: Sequence[Span], gone: Sequence[int], left: Tensor, counts: Sequence[int]) -> list[Span]:
+    """The same videos in the sequence that `Kept.of(left, counts)` makes; their own columns are all `left`.
+
+    `spans` in order; `gone`: how many columns each of them has lost.
+    """
+    number = left.cumsum(1)  # [B, S] columns that are left, up to here
+    padding = [max(counts) - count for count in counts]
+    ends = list(padding)
+    after = []
+    for span, lost in zip(spans, gone, strict=True):
+        ends[span.row] -= lost
+        columns = number[span.row, span.columns] + (padding[span.row] - 1)
+        after.append(replace(span, columns=columns, end=span.end + ends[span.row]))
+    return after
 
 
 @dataclass(frozen=True)
@@ -167,8 +176,9 @@ class Inside:
         assert current is not None
         rotary = self.flow.rotary if self.flow else kwargs["position_embeddings"]
         left = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        counts = [hidden.shape[1]] * len(hidden)
         source = torch.arange(hidden.shape[1], device=hidden.device).repeat(len(hidden), 1)
-        values, after = hidden.clone(), []
+        values, after, gone = hidden.clone(), [], []
         for video, span in enumerate(self.spans):
             row = hidden[span.row]
             attend = _Attend(self, number, span, current.mask, row, rotary)
@@ -181,12 +191,14 @@ class Inside:
             places = going.sort().values
             left[span.row, span.columns] = False
             left[span.row, places] = True
+            gone.append(len(span.columns) - len(going))
+            counts[span.row] -= gone[-1]
             source[span.row, places] = going
             if chosen.features is not None:
                 values[span.row, going] = chosen.features.to(row.dtype)
             after.append(replace(span, columns=places, positions=span.positions[chosen.index], state=chosen.state))
-        kept = Kept.of(left, self.contiguous, source)
-        self.spans = [span.moved(left) for span in after]
+        kept = Kept.of(left, counts, self.contiguous, source)
+        self.spans = moved(after, gone, left, counts)
         self.stages.append(kept)
         self.additions = [kept.gather(addition) for addition in self.additions]
         hidden = kept.gather(values)
@@ -260,7 +272,7 @@ class _Attend:
             inputs, whole = self.inside.inputs[self.number - 1]
             hidden, embeddings = inputs[span.row], adapter.rows(whole, span.row)
         last = len(hidden) - 1
-        where = torch.tensor([last], device=hidden.device) if rows is None else span.end + rows
+        where = torch.full((1,), last, device=hidden.device) if rows is None else span.end + rows
         attention = LayerAttention(adapter.attention_module(layer), hidden, embeddings, self.real)
         weights = attention.weights(where, rotary=rotary, causal=causal)  # [heads, R, S]
         return weights[..., span.columns]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -20,18 +21,22 @@ class Kept:
     contiguous: bool = False  # whether the prompt's own position ids close the gaps
 
     @classmethod
-    def of(cls, left: Tensor, contiguous: bool, source: Tensor | None = None) -> Self:
-        """From the columns that are `left` (`[B, S]` bool); `contiguous`: position ids close the gaps.
+    def of(cls, left: Tensor, counts: Sequence[int], contiguous: bool, source: Tensor | None = None) -> Self:
+        """From the columns that are `left` (`[B, S]` bool), `counts[b]` of them in row b, known without asking a GPU.
 
-        `source` `[B, S]`: the column whose token stands in each column, where tokens change places.
+        `contiguous`: position ids close the gaps. `source` `[B, S]`: the column whose token stands in each column,
+        where tokens change places.
         """
-        counts = left.sum(1, keepdim=True)
-        width = int(counts.max())
+        width = max(counts)
         # a stable sort brings what is left to the right end, in order
         index = left.to(torch.uint8).argsort(dim=1, stable=True)[:, left.shape[1] - width :]
-        real = torch.arange(width, device=left.device) >= width - counts
-        index = (index if source is None else source.gather(1, index)).masked_fill(~real, 0)
-        return cls(index, real, torch.zeros_like(counts[:, 0]), left.shape[1], contiguous)
+        index = index if source is None else source.gather(1, index)
+        real = torch.ones_like(index, dtype=torch.bool)
+        for row, count in enumerate(counts):
+            if count < width:
+                real[row, : width - count] = False
+                index[row, : width - count] = 0
+        return cls(index, real, index.new_zeros(len(counts)), left.shape[1], contiguous)
 
     @property
     def removed(self) -> int:
