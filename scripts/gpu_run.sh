@@ -8,7 +8,8 @@
 # OUT      folder of the results: efficiency/, bench_methods/, and log.txt, in which each step's end is noted
 # LIMIT    seconds for all steps together; what did not get its turn is left for the next call
 # WHEELS   folder of wheels to use where packages are missing and nothing can be downloaded (hydra-core, omegaconf,
-#          antlr4-python3-runtime; decord and av to measure on an mp4 file, else random pixels are measured on)
+#          antlr4-python3-runtime; decord, and av or a cache with its file, to measure on an mp4 file, else on random
+#          pixels)
 # PYTHON, DEVICE, PROFILE   interpreter; cuda or cpu; profile of configs/table/efficiency.yaml
 # MMG_BENCH_COMMIT   the commit, where the code is a copy without its history
 set -uo pipefail
@@ -55,7 +56,8 @@ name = torch.cuda.get_device_name() if sys.argv[1] == "cuda" else "the CPU"
 print(f"{name}; torch {torch.__version__}, transformers {transformers.__version__}")
 EOF
 video=random
-"$PYTHON" -c 'import decord, av' 2>/dev/null && video=generated
+# decord reads it; av writes it, unless the cache ($MMG_BENCH_CACHE) holds it already
+"$PYTHON" -c 'import decord; from mmg_bench.measure.workload import standard_video as v; v()' 2>/dev/null && video=generated
 
 options=(table=efficiency profile="$PROFILE" table.video="$video" table.energy_seconds=0.5 measure.new_tokens=4
     output_dir="$OUT/efficiency" results_dir="$OUT/efficiency")
