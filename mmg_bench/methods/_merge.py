@@ -31,6 +31,18 @@ def centre_scores(squared: Tensor, k: int) -> Tensor:
     return density + peak_distance(squared, density).log()
 
 
+def group_scores(squared: Tensor, valid: Tensor, k: Tensor, most: int) -> Tensor:
+    """`centre_scores` of the `valid` points of each group among themselves, -inf for the others: `[G, n]`.
+
+    `squared [G, n, n]`, `valid [G, n]` bool, `k [G]` neighbours of each group in 1..its valid points, at most `most`.
+    A valid point equal to a denser one has delta 0: it still goes before every point that is not valid.
+    """
+    density = log_density(squared.masked_fill(~valid.unsqueeze(1), torch.inf), k, most).masked_fill(~valid, -torch.inf)
+    pairs = valid.unsqueeze(1) & valid.unsqueeze(2)
+    score = density + peak_distance(squared.masked_fill(~pairs, 0), density).log()
+    return score.clamp_min(torch.finfo(score.dtype).min).masked_fill(~valid, -torch.inf)
+
+
 def group_sums(x: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """Sum the points of each group: `x [..., M, D]` and `group [..., M]` to sums `[..., G, D]`, counts `[..., G]`.
 
@@ -45,6 +57,14 @@ def group_means(x: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """As `group_sums`, but means; 0 for a group without points."""
     sums, counts = group_sums(x, group, groups)
     return sums / counts.clamp_min(1).unsqueeze(-1), counts
+
+
+def bag_sums(x: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """As `group_sums` on `x [M, D]`, `group [M]` in 0..G-1, for many groups: one pass over x, its rows in order."""
+    member, order = group.sort(stable=True)
+    ends = torch.searchsorted(member, torch.arange(groups + 1, device=x.device))  # [G + 1]
+    sums = F.embedding_bag(order, x.float(), ends, mode="sum", include_last_offset=True)
+    return sums, ends.diff()
 
 
 def frame_groups(total: int, frames: int) -> list[tuple[slice, int]]:

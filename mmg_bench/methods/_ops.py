@@ -31,7 +31,33 @@ def frames_per_chunk(features: Tensor) -> int:
 
 def frame_means(features: Tensor) -> Tensor:
     """Mean token of every frame, in float32: `[T, N, D]` to `[T, D]`."""
-    return torch.cat([part.float().mean(1) for part in features.split(frames_per_chunk(features))])
+    chunks = features.split(frames_per_chunk(features))
+    return torch.cat([part.mean(1, dtype=torch.float32) for part in chunks])
+
+
+def on_device(values: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of numbers that the host has worked out, on `device`; unlike `torch.tensor` it does not wait for it."""
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+
+
+def positions_of(mask: Tensor, count: int) -> Tensor:
+    """Ascending flat indices of the `count` true entries of `mask`, int64 `[count]`: `nonzero` without a wait."""
+    return mask.flatten().nonzero_static(size=count).squeeze(1)
+
+
+def float_product(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix product in float32 of factors of any dtype: `[..., n, D]`, `[..., D, m]` to `[..., n, m]`.
+
+    On a GPU, half-precision factors go to its tensor cores as they are: products of halves are exact in float32,
+    in which they are added up, so this is what converting them first gives, at a fraction of the time.
+    """
+    half = a.dtype in (torch.bfloat16, torch.float16)
+    if not (a.is_cuda and half and a.dtype == b.dtype):
+        return a.float() @ b.float()
+    batch = a.shape[:-2]
+    a, b = (x.detach().reshape(-1, *x.shape[-2:]) for x in (a, b))
+    product = torch.bmm(a, b, out_dtype=torch.float32)
+    return product.view(*batch, *product.shape[-2:])
 
 
 def fetch(tensor: Tensor) -> Callable[[], NDArray[Any]]:
@@ -50,12 +76,6 @@ def fetch(tensor: Tensor) -> Callable[[], NDArray[Any]]:
     return wait
 
 
-def to_device(values: Sequence[int], device: torch.device) -> Tensor:
-    """Integers as an int64 tensor on a device, without waiting for what a GPU has queued."""
-    tensor = torch.tensor(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
 def triton_available() -> bool:
     """Whether kernels can be compiled for a GPU: Triton comes with torch's builds for CUDA on Linux."""
     return importlib.util.find_spec("triton") is not None
@@ -71,7 +91,11 @@ def squared_distances(x: Tensor, *, centered: bool = False) -> Tensor:
     x = x.float()
     if not centered:
         x = x - x.mean(-2, keepdim=True)
-    gram = x @ x.mT  # [..., N, N]
+    return distances_of_gram(x @ x.mT)
+
+
+def distances_of_gram(gram: Tensor) -> Tensor:
+    """Squared distances of points from their inner products, both `[..., N, N]` float32; see `squared_distances`."""
     # Norms from the same product, not from x.square().sum(): only then do equal points cancel to 0.
     norm = gram.diagonal(dim1=-2, dim2=-1).contiguous()  # [..., N]
     norms = norm.unsqueeze(-1) + norm.unsqueeze(-2)
@@ -83,8 +107,8 @@ def squared_distances(x: Tensor, *, centered: bool = False) -> Tensor:
 def log_density(squared: Tensor, k: int | Tensor, most: int | None = None) -> Tensor:
     """log rho_i of DPC-KNN, where rho_i = exp(-mean of the k smallest squared distances of i, its own 0 included).
 
-    `squared`: `[..., N, N]`; `k`: one int, or an int64 tensor `[...]`, in 1..N, none above `most` (if the caller knows
-    it: else a GPU is asked). Returns `[..., N]`.
+    `squared`: `[..., N, N]`; `k`: one int, or an int64 tensor `[...]`, in 1..N, of which `most` is the largest (or
+    more) if the host knows it, else it has to be read. Returns `[..., N]`.
     Kept as a logarithm because rho itself rounds to equal values near 1 and underflows far from it. With k = 1 every
     density is exp(0) = 1. Du et al., arXiv 1602.07983 (2016), without random tie-breaking.
     """

@@ -2,8 +2,8 @@
 
 Step by step it is a dozen small operations a frame, whose launches take longer than their work. Here every segment is
 served by a few thread blocks that go through its frames together. Each block has some of the channels: their part of
-the distances to what was kept, and of its mean, is its own. All of them add up the parts and rank the frame's tokens for
-themselves, so that they need to meet only once a frame. The launch is cooperative: all blocks run at once, or none.
+the distances to what was kept, and of its mean, is its own. All of them add up the parts and rank the frame's tokens
+for themselves, so that they need to meet only once a frame. The launch is cooperative: all blocks run at once, or none.
 """
 
 from __future__ import annotations
@@ -230,4 +230,4 @@ def tiles(tokens: int, width: int, parts: int) -> dict[str, int]:
 
 def launch_options(parts: int) -> dict[str, Any]:
     """How the kernel is compiled and launched: cooperatively where several blocks meet."""
-    return {"num_warps": 16, "launch_cooperative_grid": parts > 1}
+    return {"num_warps": 16, "launch_cooperative_grid": parts > 1, "enable_fp_fusion": True}

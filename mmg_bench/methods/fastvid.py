@@ -9,8 +9,16 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from mmg_bench.methods._merge import group_means, supplied, unit
-from mmg_bench.methods._ops import frame_means, log_density, peak_distance, spread, squared_distances, top_mask
+from mmg_bench.methods._merge import group_scores, supplied, unit
+from mmg_bench.methods._ops import (
+    float_product,
+    frame_means,
+    on_device,
+    positions_of,
+    spread,
+    squared_distances,
+    top_mask,
+)
 from mmg_bench.methods.base import Method, Positions, check_choice, check_range
 from mmg_bench.tokens import PrunedTokens, VideoTokens
 
@@ -88,13 +96,7 @@ def token_counts(
 def density_scores(features: Tensor, free: Tensor, k: int) -> Tensor:
     """Log DPC-KNN scores of the `free` (`[T, N]` bool) tokens of each frame among themselves, -inf elsewhere."""
     squared = squared_distances(features) / features.shape[-1]  # [T, N, N]
-    neighbours = free.sum(1).clamp(1, k)  # [T]
-    density = log_density(squared.masked_fill(~free.unsqueeze(1), torch.inf), neighbours).masked_fill(~free, -torch.inf)
-    pairs = free.unsqueeze(1) & free.unsqueeze(2)
-    delta = peak_distance(squared.masked_fill(~pairs, 0), density)
-    # A free token equal to a denser one has delta 0: it still goes before every salient one.
-    lowest = torch.finfo(delta.dtype).min
-    return (density + delta.log()).clamp_min(lowest).masked_fill(~free, -torch.inf)
+    return group_scores(squared, free, free.sum(1).clamp(1, k), min(k, features.shape[1]))
 
 
 def reduce_segments(
@@ -114,31 +116,83 @@ def reduce_segments(
     anchor a becomes w a + (1 - w) mean(joined) with w = max(beta, 1 / (n + 1)). `own_anchors`: whether the frame's own
     anchors join too (each then joins itself).
     """
-    device = features.device
-    is_salient = top_mask(attention, torch.tensor(salient, device=device))  # [T, N]
+    counts = on_device([salient, anchors], features.device)  # [2, T]
+    is_salient = top_mask(attention, counts[0])  # [T, N]
     score = density_scores(features, ~is_salient, k)
-    is_anchor = top_mask(score, torch.tensor(anchors, device=device))
+    is_anchor = top_mask(score, counts[1])
+    keep_idx = positions_of(is_salient | is_anchor, sum(salient) + sum(anchors))
+    tokens = features.flatten(0, 1)[keep_idx].float()
+    if any(anchors):
+        merged = merge_into_anchors(features, is_salient, is_anchor, lengths, anchors, beta, own_anchors)
+        tokens[positions_of(is_anchor.flatten()[keep_idx], len(merged))] = merged
+    return Reduced(tokens, keep_idx, is_anchor, is_salient, score)
 
-    flat = features.flatten(0, 1).float()  # [TN, D]
-    direction = unit(flat)
-    tokens = flat.clone()
-    index = torch.arange(len(flat), device=device).view_as(is_anchor)
-    start = 0
+
+def merge_into_anchors(
+    features: Tensor,
+    is_salient: Tensor,
+    is_anchor: Tensor,
+    lengths: Sequence[int],
+    anchors: Sequence[int],
+    beta: float,
+    own_anchors: bool,
+) -> Tensor:
+    """The merged anchors of `reduce_segments` in raster order, float32 `[sum(anchors), D]`.
+
+    Only the two matrix products go segment by segment; between them every frame has room for H anchor frames (the
+    most that a segment has, h of them used) of A anchors each (the most of a frame).
+    """
+    frames, size, _ = features.shape
+    device = features.device
+    hosts: list[list[int]] = []  # anchor frames of each segment
     for length in lengths:
-        segment = slice(start, start + length)
-        candidates = index[segment][~is_salient[segment]]
-        for frame in range(start, start + length):
-            if anchors[frame] == 0:
-                continue
-            anchor = index[frame][is_anchor[frame]]  # [A]
-            joining = candidates if own_anchors else candidates[~torch.isin(candidates, anchor)]  # [M]
-            nearest = (direction[joining] @ direction[anchor].T).argmax(1)  # [M]
-            means, counts = group_means(flat[joining], nearest, len(anchor))
-            weight = (1 / (counts + 1)).clamp_min(beta).unsqueeze(1)  # [A, 1]
-            tokens[anchor] = weight * flat[anchor] + (1 - weight) * means
-        start += length
-    keep_idx = (is_salient | is_anchor).flatten().nonzero().squeeze(1)
-    return Reduced(tokens[keep_idx], keep_idx, is_anchor, is_salient, score)
+        start = sum(lengths[: len(hosts)])
+        hosts.append([t for t in range(start, start + length) if anchors[t]])
+    segment = [s for s, length in enumerate(lengths) for _ in range(length)]  # [T]
+    most, slots = max(map(len, hosts)), max(anchors)  # H, A
+    host = on_device([hosts[s] + [-1] * (most - len(hosts[s])) for s in segment], device)  # [T, H], -1: none
+    room = on_device([[anchors[t] for t in here] + [0] * (most - len(here)) for here in hosts], device)  # [S, H]
+    every = [t for here in hosts for t in here]  # h_total = sum of h
+    first = [sum(anchors[:t]) for t in every]
+    used = on_device([i * slots + a for i, t in enumerate(every) for a in range(anchors[t])], device)  # [sum(anchors)]
+    padded = [[f + min(a, anchors[t] - 1) for a in range(slots)] for t, f in zip(every, first, strict=True)]
+
+    flat = features.detach().flatten(0, 1)  # [TN, D]
+    anchor = positions_of(is_anchor, sum(anchors))
+    centres = flat[anchor[on_device(padded, device)].flatten()]  # [h_total * A, D]
+    scale = 1 / torch.linalg.vector_norm(centres, dim=1, dtype=torch.float32).clamp_min(1e-12)
+    of_frame = on_device(segment, device)
+    there = torch.arange(slots, device=device) < room[of_frame].unsqueeze(-1)  # [T, H, A]
+
+    # Cosines but for the length of the joining token, which does not change what is nearest.
+    similarity = torch.empty(len(flat), most * slots, device=device)
+    parts: list[tuple[slice, slice]] = []  # tokens and anchors of each segment
+    token = row = 0
+    for length, here in zip(lengths, hosts, strict=True):
+        parts.append((slice(token, token + length * size), slice(row, row + len(here) * slots)))
+        token, row = parts[-1][0].stop, parts[-1][1].stop
+    for tokens, rows in parts:
+        product = float_product(flat[tokens], centres[rows].mT)  # [s N, h A]
+        torch.mul(product, scale[rows], out=similarity[tokens, : product.shape[1]])
+    similarity = similarity.view(frames, size, most, slots).masked_fill_(~there.unsqueeze(1), -torch.inf)
+    nearest = similarity.argmax(-1, keepdim=True)  # [T, N, H, 1]
+    joins = ~is_salient.unsqueeze(-1) & (host >= 0).unsqueeze(1)  # [T, N, H]
+    if not own_anchors:
+        own = host == torch.arange(frames, device=device).unsqueeze(1)  # [T, H]
+        joins &= ~(is_anchor.unsqueeze(-1) & own.unsqueeze(1))
+    members = torch.zeros(similarity.shape, dtype=flat.dtype, device=device)
+    members.scatter_(-1, nearest, joins.unsqueeze(-1).to(flat.dtype))  # [T, N, H, A]
+
+    joined = members.sum(1, dtype=torch.float32).flatten(1)  # [T, H A]
+    joined = joined.new_zeros(len(lengths), joined.shape[1]).index_add_(0, of_frame, joined)  # [S, H A]
+    by_token = members.view(len(flat), -1)  # [TN, H A]
+    sums = torch.cat(
+        [float_product(by_token[tokens, : rows.stop - rows.start].mT, flat[tokens]) for tokens, rows in parts]
+    )  # [h_total * A, D]
+    count = torch.cat([row[: rows.stop - rows.start] for row, (_, rows) in zip(joined, parts, strict=True)])
+    sums, count, centre = sums[used], count[used].unsqueeze(1), centres[used].float()
+    weight = (1 / (count + 1)).clamp_min(beta)
+    return weight * centre + (1 - weight) * (sums / count.clamp_min(1))
 
 
 @dataclass(frozen=True)

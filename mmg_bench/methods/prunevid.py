@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmg_bench.methods._inside import layers_at
-from mmg_bench.methods._merge import centre_scores, group_means, in_raster_order, unit
-from mmg_bench.methods._ops import descending, frame_means, largest_remainder, squared_distances
+from mmg_bench.methods._merge import group_means, group_scores, in_raster_order, unit
+from mmg_bench.methods._ops import descending, frame_means, largest_remainder, on_device, squared_distances
 from mmg_bench.methods.base import Method, Positions, check_range
 from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens
 
@@ -22,10 +22,10 @@ SMALL_GROUP = 14
 
 
 class Clusters(NamedTuple):
-    """Clusters of a batch of G groups of n points."""
+    """Clusters of a batch of G groups of up to n points."""
 
     assign: Tensor
-    """`[G, n]`: the cluster of each point; clusters are in descending score order."""
+    """`[G, n]`: the cluster of each point; clusters are in descending score order. -1 behind a group's points."""
     centres: Tensor
     """`[G, m]`: the points that are centres, m the largest count; a group uses its first ones."""
 
@@ -41,24 +41,34 @@ class Merged(NamedTuple):
     """`[K]`: flat position of each row's centre; of static rows in the window's first frame."""
 
 
-def cluster(x: Tensor, counts: Sequence[int], k: int) -> Clusters:
+def cluster(
+    x: Tensor, counts: Sequence[int], k: int, sizes: Sequence[int] | None = None, whole: Sequence[bool] | None = None
+) -> Clusters:
     """DPC-KNN clusters of each group of `x [G, n, D]`: `counts[g]` centres, every point to the nearest of them.
 
-    Where every group is to have as many clusters as points, each point is its own, in order.
+    The first `sizes[g]` rows of a group are its points (None: all). Where `whole[g]` (None: wherever there are to be
+    as many clusters as points), each point is its own, in order.
     """
     groups, size, width = x.shape
-    if all(count == size for count in counts):
-        own = torch.arange(size, device=x.device).expand(groups, -1)
-        return Clusters(own, own)
+    device = x.device
+    sizes = [size] * groups if sizes is None else sizes
+    whole = [count == size for count, size in zip(counts, sizes, strict=True)] if whole is None else whole
+    slots = torch.arange(size, device=device)
+    count, points, near, alone = on_device(
+        [counts, sizes, [max(1, min(k, n)) for n in sizes], [int(w) for w in whole]], device
+    ).unsqueeze(2)  # [G, 1] each
+    valid = slots < points  # [G, n]
     squared = squared_distances(x) / width  # [G, n, n]
-    centres = descending(centre_scores(squared, k))[:, : max(counts)]  # [G, m]
-    ranks = torch.arange(centres.shape[1], device=x.device)
-    unused = ranks >= torch.tensor(counts, device=x.device).unsqueeze(1)  # [G, m]
+    score = group_scores(squared, valid, near.squeeze(1), min(k, size))
+    score = torch.where(valid & (alone > 0), -slots.float(), score)
+    centres = descending(score)[:, : max(counts)]  # [G, m]
+    ranks = slots[: centres.shape[1]]
+    unused = ranks >= count  # [G, m]
     distance = squared.gather(2, centres.unsqueeze(1).expand(-1, size, -1))  # [G, n, m]
     assign = distance.masked_fill(unused.unsqueeze(1), torch.inf).argmin(2)  # [G, n]
     # A centre is its own cluster even when it equals another one.
     own = torch.where(unused, assign.gather(1, centres), ranks)
-    return Clusters(assign.scatter(1, centres, own), centres)
+    return Clusters(assign.scatter(1, centres, own).masked_fill(~valid, -1), centres)
 
 
 def temporal_labels(features: Tensor, clusters: int, k: int) -> list[int]:
@@ -97,15 +107,19 @@ def window_lengths(labels: Sequence[int]) -> list[int]:
 
 
 def static_positions(window: Tensor, tau: float) -> Tensor:
-    """Where the mean cosine between all pairs of frames of `window [w, N, D]` exceeds `tau`: `[N]` bool.
+    """`static_in_windows` of one `window [w, N, D]`: `[N]` bool."""
+    return static_in_windows(window, [len(window)], tau)[0]
+
+
+def static_in_windows(features: Tensor, lengths: Sequence[int], tau: float) -> Tensor:
+    """Where the mean cosine between all pairs of frames of a window exceeds `tau`: `[T, N, D]` to `[windows, N]` bool.
 
     One frame alone has no pairs, and nothing static (in the official code 0 / 0 or rounding noise / 0 decides).
     """
-    frames = len(window)
-    if frames == 1:
-        return torch.zeros(window.shape[1], dtype=torch.bool, device=window.device)
-    total = unit(window).sum(0).square().sum(-1)  # [N]: the sum of all pairwise cosines, self included
-    return (total - frames) / (frames * (frames - 1)) > tau
+    frames = on_device(lengths, features.device).unsqueeze(1)  # [windows, 1]
+    sums = torch.stack([window.sum(0) for window in unit(features).split(list(lengths))])
+    total = sums.square_().sum(-1)  # [windows, N]: the sum of all pairwise cosines, self included
+    return ((total - frames) / (frames * (frames - 1)).clamp_min(1) > tau) & (frames > 1)
 
 
 def merge_windows(
@@ -120,35 +134,43 @@ def merge_windows(
 
     `static_counts` and `dynamic_counts`: tokens to leave of each window's static positions and of each frame's dynamic
     ones. Static positions are averaged over time first; then both are replaced by the means of their clusters.
+    All W + T groups, the windows' and then the frames', are clustered at once.
     """
     frames, size, _ = features.shape
     device = features.device
-    flat = torch.arange(frames * size, device=device).view(frames, size)  # [T, N]
-    assign = torch.full_like(flat, -1)
-    tokens: list[Tensor] = []
-    anchors: list[Tensor] = []
-    start = rows = 0
-    for length, static, static_count in zip(lengths, is_static, static_counts, strict=True):
-        frame = slice(start, start + length)
-        window, where = features[frame].float(), flat[frame]
-        groups = (
-            (static, window[:, static].mean(0, keepdim=True), where[:1, static], [static_count]),
-            (~static, window[:, ~static], where[:, ~static], list(dynamic_counts[frame])),
-        )
-        for here, x, position, counts in groups:  # here [N], x [G, n, D], position [G, n], counts [G]
-            if sum(counts) == 0:
-                continue
-            clusters = cluster(x, counts, k)
-            means, _ = group_means(x, clusters.assign, max(counts))  # [G, m, D]
-            count = torch.tensor(counts, device=device).unsqueeze(1)  # [G, 1]
-            used = torch.arange(max(counts), device=device) < count  # [G, m]
-            tokens.append(means[used])
-            anchors.append(position.gather(1, clusters.centres)[used])
-            row = torch.where(count > 0, rows + count.cumsum(0) - count + clusters.assign, -1)  # [G, n]
-            assign[frame, here] = row.expand(length, -1)
-            rows += sum(counts)
-        start += length
-    return Merged(torch.cat(tokens), assign, torch.cat(anchors))
+    windows = range(len(lengths))
+    starts = [sum(lengths[:w]) for w in windows]
+    window = on_device([w for w in windows for _ in range(lengths[w])], device)  # [T]
+    first_frame = on_device([*starts, *range(frames)], device).unsqueeze(1)  # [W + T, 1]
+
+    sizes = [n for part in group_sizes(lengths, is_static) for n in part]
+    is_static = is_static.to(device, non_blocking=True)
+    counts = [*static_counts, *dynamic_counts]
+    whole = [static_counts[w] == sizes[w] for w in windows]
+    for w in windows:  # one frame to be clustered has all of its window clustered
+        of_window = slice(len(lengths) + starts[w], len(lengths) + starts[w] + lengths[w])
+        whole += [counts[of_window] == sizes[of_window]] * lengths[w]
+
+    member = torch.cat([is_static, ~is_static[window]])  # [W + T, N]
+    place = descending(member.byte())[:, : max(sizes)]  # [W + T, n], its members first
+    means = torch.stack([part.mean(0, dtype=torch.float32) for part in features.split(list(lengths))])
+    groups, split = len(member), len(lengths)
+    number = torch.arange(groups, device=device).unsqueeze(1)  # [W + T, 1]
+    still, moving = means[number[:split], place[:split]], features[number[:frames], place[split:]]
+    x = torch.cat([still, moving.float()])  # [W + T, n, D]
+    clusters = cluster(x, counts, k, sizes, whole)
+    merged, _ = group_means(x, clusters.assign, max(counts))  # [W + T, m, D]
+
+    # Rows: window by window, static tokens first.
+    order = [g for w in windows for g in (w, *range(len(lengths) + starts[w], len(lengths) + starts[w] + lengths[w]))]
+    row_of = dict(zip(order, accumulate([0, *(counts[g] for g in order)]), strict=False))
+    rows = on_device([g * max(counts) + c for g in order for c in range(counts[g])], device)  # [K]
+    row, count = on_device([[row_of[g] for g in range(groups)], counts], device).unsqueeze(2)  # [W + T, 1]
+    row = torch.where((clusters.assign >= 0) & (count > 0), row + clusters.assign, -1)  # [W + T, n]
+    row = torch.full_like(member, -1, dtype=torch.int64).scatter(1, place, row)  # [W + T, N]
+    assign = torch.where(is_static[window], row[window], row[len(lengths) :])
+    anchors = first_frame * size + place.gather(1, clusters.centres)  # [W + T, m]
+    return Merged(merged.flatten(0, 1)[rows], assign, anchors.flatten()[rows])
 
 
 def group_numbers(
@@ -160,8 +182,7 @@ def group_numbers(
     for length, count in zip(lengths, static, strict=True):
         sizes += [count, *dynamic[start : start + length]]
         start += length
-    counts = torch.tensor(sizes, device=device)
-    return torch.arange(len(counts), device=device).repeat_interleave(counts)
+    return on_device([number for number, count in enumerate(sizes) for _ in range(count)], device, torch.int64)
 
 
 def group_sizes(lengths: Sequence[int], is_static: Tensor) -> tuple[list[int], list[int]]:
@@ -247,7 +268,7 @@ class PruneVid(Method):
     def select(self, tokens: VideoTokens) -> PrunedTokens:
         clusters = max(1, int(tokens.frames * self.temporal_segment_ratio))
         lengths = window_lengths(refine(temporal_labels(tokens.features, clusters, self.k)))
-        is_static = torch.stack([static_positions(w, self.tau) for w in tokens.features.split(lengths)])
+        is_static = static_in_windows(tokens.features, lengths, self.tau).cpu()  # its counts decide what follows
         static, dynamic = group_sizes(lengths, is_static)
         counts = counts_by_budget(static + dynamic, self.budget(tokens))
         static, dynamic = counts[: len(static)], counts[len(static) :]
