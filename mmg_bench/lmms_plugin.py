@@ -93,17 +93,18 @@ class MMGBench(lmms):
 
     def _answers(self, path: Path, requests: list[Any]) -> Iterable[str]:
         """Answers to requests about one video, which is decoded and encoded once."""
-        from mmg_bench.benchmarks.video import read_frames
+        from mmg_bench.benchmarks.video import read_clip
         from mmg_bench.models.hooks import pruning
 
         llm, method = self.llm, self.cell.method
         request = requests[0]
         try:
-            encoded = llm.encode(llm.preprocess(read_frames(path, llm.spec.frames)), method.needs)
+            clip = read_clip(path, llm.spec.frames)
+            encoded = llm.encode(llm.preprocess(clip.pixels, clip.timing), method.needs)
             with pruning(llm.model, method, self.cell.positions, encoded=encoded.tokens):
                 for request in requests:
                     prompt, generation, *_ = request.args
-                    yield llm.generate(llm.tokenize(prompt, encoded.tokens), encoded, generation)
+                    yield llm.generate(llm.tokenize(prompt, encoded.texts), encoded, generation)
         except Exception as error:
             raise RuntimeError(f"{_name(request)} ({path}): {type(error).__name__}: {error}") from error
 

@@ -61,9 +61,6 @@ video=random
 
 options=(table=efficiency profile="$PROFILE" table.video="$video" table.energy_seconds=0.5 measure.new_tokens=4
     output_dir="$OUT/efficiency" results_dir="$OUT/efficiency")
-if [ "$PROFILE" = gpu ] && [ -f configs/model/qwen2_5_vl_7b.yaml ]; then
-    options+=('+table.profiles.gpu.workloads.qwen2_5_vl_7b={frames:[32,64],batch_sizes:[1],weights:random}')
-fi
 
 step golden 90 env MMG_GOLDEN_DEVICE="$DEVICE" "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_golden.py
 step gpu_tests 60 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu tests/measure tests/methods

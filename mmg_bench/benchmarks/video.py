@@ -1,21 +1,61 @@
-"""Frames of a video file."""
+"""Frames of a video file, and when they are shown."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 PICTURES = (".jpg", ".jpeg", ".png")
+PICTURES_FPS = 3.0
+"""Of folders of pictures, which do not say it: TVQA's in MVBench, the only ones here, were taken three a second."""
 
 
 class VideoError(RuntimeError):
     """A video that cannot be read: missing, empty, or not a video. The message names the file and the remedy."""
 
 
+@dataclass(frozen=True)
+class Timing:
+    """Which frames of a whole video were sampled, and so when each is shown. Raises ValueError for what cannot be."""
+
+    indices: tuple[int, ...]
+    """Numbers of the sampled frames, ascending."""
+    total: int
+    """Frames of the whole video."""
+    fps: float
+    """Its frames a second."""
+
+    def __post_init__(self) -> None:
+        if not self.fps > 0:
+            raise ValueError(f"fps={self.fps}: a video shows more than 0 frames a second")
+        if list(self.indices) != sorted(self.indices) or not 0 <= self.indices[0] <= self.indices[-1] < self.total:
+            raise ValueError(f"indices={self.indices}: not ascending in a video of {self.total} frames")
+
+    @classmethod
+    def every_second(cls, frames: int) -> Timing:
+        """Of `frames` frames that are the whole video, one a second."""
+        return cls(tuple(range(frames)), frames, 1.0)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames sampled from a video."""
+
+    pixels: NDArray[np.uint8]
+    """`[T, H, W, 3]`, RGB."""
+    timing: Timing
+
+
 def read_frames(path: Path, frames: int) -> NDArray[np.uint8]:
-    """`frames` RGB frames `[frames, H, W, 3]`, uniformly from the first to the last (shorter videos repeat some).
+    """The pixels `[frames, H, W, 3]` of `read_clip`."""
+    return read_clip(path, frames).pixels
+
+
+def read_clip(path: Path, frames: int) -> Clip:
+    """`frames` frames of a video, uniformly from the first to the last (shorter videos repeat some).
 
     The sampling is lmms-eval's: `linspace(0, n - 1, frames)`, rounded down. `path` may also be a folder of pictures,
     one a frame, in the order of their names. Raises VideoError.
@@ -32,26 +72,30 @@ def read_frames(path: Path, frames: int) -> NDArray[np.uint8]:
 
     try:
         reader = VideoReader(str(path), num_threads=1)
-        pixels = reader.get_batch(_sampled(len(reader), frames)).asnumpy() if len(reader) else None
+        indices = _sampled(len(reader), frames) if len(reader) else []
+        pixels = reader.get_batch(indices).asnumpy() if indices else None
+        fps = float(reader.get_avg_fps()) if indices else 0.0
     except Exception as error:  # decord raises several kinds, with a C++ trace for a message
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise VideoError(f"{path}: cannot be decoded ({first_line}); download it again") from error
     if pixels is None:
         raise VideoError(f"{path}: holds no frame; download it again")
-    return pixels
+    return Clip(pixels, Timing(tuple(indices), len(reader), fps))
 
 
 def _sampled(count: int, frames: int) -> list[int]:
     return np.linspace(0, count - 1, frames).astype(int).tolist()
 
 
-def _read_pictures(folder: Path, frames: int) -> NDArray[np.uint8]:
+def _read_pictures(folder: Path, frames: int) -> Clip:
     from PIL import Image
 
     names = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES)
     if not names:
         raise VideoError(f"{folder}: the folder holds no picture ({', '.join(PICTURES)}); download it again")
+    indices = _sampled(len(names), frames)
     try:
-        return np.stack([np.asarray(Image.open(names[i]).convert("RGB")) for i in _sampled(len(names), frames)])
+        pixels = np.stack([np.asarray(Image.open(names[i]).convert("RGB")) for i in indices])
     except (OSError, ValueError) as error:  # damaged, or of several sizes
         raise VideoError(f"{folder}: cannot be read as one video ({error}); download it again") from error
+    return Clip(pixels, Timing(tuple(indices), len(names), PICTURES_FPS))

@@ -118,14 +118,17 @@ def table(config: DictConfig) -> int:
 
 def units(profile: dict[str, Any], retention_ratios: list[float]) -> list[Unit]:
     """What a profile of a table of speed measures."""
-    cells = tuple(cfg.table_cells(profile["methods"], retention_ratios))
-    return [
-        Unit(cfg.model_spec({**cfg.load("model", name), **changes, "frames": frames}), batch, cells)
-        for name, workload in profile["workloads"].items()
-        for changes in [{k: v for k, v in workload.items() if k not in ("frames", "batch_sizes")}]
-        for frames in workload["frames"]
-        for batch in workload["batch_sizes"]
-    ]
+    found = []
+    for name, workload in profile["workloads"].items():
+        changes = {k: v for k, v in workload.items() if k not in ("frames", "batch_sizes", "without")}
+        methods = [method for method in profile["methods"] if method["name"] not in workload.get("without", ())]
+        cells = tuple(cfg.table_cells(methods, retention_ratios))
+        found += [
+            Unit(cfg.model_spec({**cfg.load("model", name), **changes, "frames": frames}), batch, cells)
+            for frames in workload["frames"]
+            for batch in workload["batch_sizes"]
+        ]
+    return found
 
 
 def _spec(model: dict[str, Any], weights: str, frames: int | None) -> ModelSpec:

@@ -30,7 +30,7 @@ from mmg_bench.measure.workload import (
     tower_needs,
 )
 from mmg_bench.models.hooks import pruning
-from mmg_bench.models.loading import Encoded, VideoLLM
+from mmg_bench.models.loading import Encoded, Pixels, VideoLLM
 from mmg_bench.runner.cells import Cell
 
 STAGES = ("decode_ms", "preprocess_ms", "encode_ms", "prune_ms", "prefill_ms", "decode_token_ms")
@@ -104,16 +104,16 @@ def measure_cells(
     depth = llm.model.config.get_text_config().num_hidden_layers
     clock = Clock(llm.device)
 
-    def read() -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    def read() -> tuple[Pixels, dict[str, float]]:
         """Pixels, and the times that all cells share."""
         with clock.stage("decode_ms"):
-            videos = workload.decode()
+            clips = workload.decode()
         with clock.stage("preprocess_ms"):
-            pixels = preprocess(llm, videos)
+            pixels = preprocess(llm, clips)
         times = clock.read()
         return pixels, {name: ms for name, ms in times.items() if name != "decode_ms" or workload.video is not None}
 
-    def encode(pixels: dict[str, torch.Tensor], needs: frozenset[str]) -> tuple[Encoded, float]:
+    def encode(pixels: Pixels, needs: frozenset[str]) -> tuple[Encoded, float]:
         with clock.stage("encode_ms"):
             encoded = llm.encode(pixels, needs)
         return encoded, clock.read()["encode_ms"]

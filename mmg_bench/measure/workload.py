@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mmg_bench.benchmarks.embedded.dataset import cache_folder
 from mmg_bench.benchmarks.embedded.render import write_video
 from mmg_bench.benchmarks.embedded.world import make_world
-from mmg_bench.benchmarks.video import read_frames
-from mmg_bench.models.loading import Encoded, VideoLLM
+from mmg_bench.benchmarks.video import Clip, Timing, read_clip
+from mmg_bench.models.loading import Encoded, Pixels, VideoLLM
 from mmg_bench.runner.cells import Cell
 
 PIXELS = (360, 640)
@@ -40,19 +39,20 @@ class Workload:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1")
 
-    def decode(self) -> list[NDArray[np.uint8]]:
-        """The frames `[frames, H, W, 3]` of each video of the batch."""
+    def decode(self) -> list[Clip]:
+        """The frames of each video of the batch."""
         if self.video is None:
-            return [self._pixels] * self.batch
-        return [read_frames(self.video, self.frames) for _ in range(self.batch)]
+            return [self._random] * self.batch
+        return [read_clip(self.video, self.frames) for _ in range(self.batch)]
 
     @cached_property
-    def _pixels(self) -> NDArray[np.uint8]:
-        return np.random.default_rng(0).integers(256, size=(self.frames, *PIXELS, 3), dtype=np.uint8)
+    def _random(self) -> Clip:
+        pixels = np.random.default_rng(0).integers(256, size=(self.frames, *PIXELS, 3), dtype=np.uint8)
+        return Clip(pixels, Timing.every_second(self.frames))
 
     def inputs(self, llm: VideoLLM, encoded: Encoded) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask` `[batch, S]`."""
-        one = llm.tokenize(self.prompt, encoded.tokens[:1])
+        """What `VideoLLM.tokenize` makes of the prompt, `[batch, S]` each."""
+        one = llm.tokenize(self.prompt, encoded.texts[:1])
         return {name: value.repeat(self.batch, 1) for name, value in one.items()}
 
 
@@ -65,10 +65,11 @@ def standard_video() -> Path:
     return path
 
 
-def preprocess(llm: VideoLLM, videos: Sequence[NDArray[np.uint8]]) -> dict[str, Tensor]:
-    """Pixel tensors of a batch of videos."""
-    each = [llm.preprocess(video) for video in videos]
-    return {name: torch.cat([pixels[name] for pixels in each]) for name in each[0]}
+def preprocess(llm: VideoLLM, clips: Sequence[Clip]) -> Pixels:
+    """A batch of videos as the processor makes them."""
+    each = [llm.preprocess(clip.pixels, clip.timing) for clip in clips]
+    tensors = {name: torch.cat([pixels.tensors[name] for pixels in each]) for name in each[0].tensors}
+    return Pixels(tensors, [text for pixels in each for text in pixels.texts])
 
 
 def tower_needs(llm: VideoLLM, cell: Cell) -> frozenset[str]:
@@ -93,7 +94,7 @@ def decode_steps(llm: VideoLLM, out: Any, mask: Tensor, steps: int) -> None:
         out = llm.model(
             input_ids=out.logits[:, -1:].argmax(-1),
             attention_mask=mask,
-            position_ids=mask.sum(-1, keepdim=True) - 1,
+            position_ids=llm.adapter.next_ids(mask),
             past_key_values=out.past_key_values,
             use_cache=True,
         )

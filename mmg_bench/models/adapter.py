@@ -47,7 +47,7 @@ class Adapter(ABC):
 
     @property
     def timed(self) -> bool:
-        """Whether prompts hold the times of frames, which only the processor knows that was given the whole video."""
+        """Whether prompts or position ids hold the times of frames, so that preprocessing must be told them."""
         return False
 
     @property
@@ -88,6 +88,10 @@ class Adapter(ABC):
         """Cosines and sines `[S, width]` of one row of those embeddings."""
         cos, sin = rotary
         return cos[row if len(cos) > 1 else 0], sin[row if len(sin) > 1 else 0]
+
+    def next_ids(self, mask: Tensor) -> Tensor:
+        """Position ids `[..., B, 1]` of the last of the columns in `mask` `[B, S]`, one that was decoded."""
+        return mask.sum(-1, keepdim=True) - 1
 
     @property
     @abstractmethod

@@ -1,7 +1,7 @@
 """Full-size architectures with random weights, built without a download: speed does not depend on the weights.
 
 The numbers are the published ones: the towers' and language models' own configurations, with the vocabulary as the
-checkpoints in transformers' layout have it (padded for the two media tokens).
+checkpoints in transformers' layout have it (LLaVA-OneVision's is padded for the two media tokens).
 """
 
 from __future__ import annotations
@@ -14,7 +14,18 @@ from typing import Any
 
 import torch
 
-from mmg_bench.models.small import END, IMAGE, PAD, START, UNKNOWN, VIDEO, llava_onevision_processor, tokenizer_of
+from mmg_bench.models.small import (
+    END,
+    IMAGE,
+    PAD,
+    QWEN_MEDIA,
+    START,
+    UNKNOWN,
+    VIDEO,
+    llava_onevision_processor,
+    qwen2_5_vl_processor,
+    tokenizer_of,
+)
 
 SEED = 0
 """Of the random weights."""
@@ -57,6 +68,26 @@ _QWEN2_0_5B = _QWEN2 | {
     "vocab_size": 152000,
     "tie_word_embeddings": True,
 }
+_QWEN2_5_VL_TEXT = _QWEN2_7B | {
+    "model_type": "qwen2_5_vl_text",
+    "max_position_embeddings": 128000,
+    "vocab_size": 152064,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+}
+_QWEN2_5_VL_TOWER = {
+    "model_type": "qwen2_5_vl",
+    "depth": 32,
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "out_hidden_size": 3584,
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "spatial_merge_size": 2,
+    "window_size": 112,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+    "tokens_per_second": 2,
+}
 _QWEN2_TOKENS = {PAD: 151643, START: 151644, END: 151645, IMAGE: 151646, VIDEO: 151647}
 
 
@@ -78,9 +109,18 @@ def _llava_onevision(text: dict[str, Any]) -> Geometry:
     return Geometry(config, _QWEN2_TOKENS, llava_onevision_processor)
 
 
+def _qwen2_5_vl(text: dict[str, Any], tower: dict[str, Any]) -> Geometry:
+    media = dict(zip(QWEN_MEDIA, (151655, 151656, 151652, 151653), strict=True))
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    config = {"model_type": "qwen2_5_vl", "vision_config": tower, "text_config": text, "tie_word_embeddings": False}
+    tokens = {token: _QWEN2_TOKENS[token] for token in (PAD, START, END)} | media
+    return Geometry(config | dict(zip(names, media.values(), strict=True)), tokens, qwen2_5_vl_processor)
+
+
 GEOMETRIES = {
     "llava_onevision_7b": _llava_onevision(_QWEN2_7B),
     "llava_onevision_0_5b": _llava_onevision(_QWEN2_0_5B),
+    "qwen2_5_vl_7b": _qwen2_5_vl(_QWEN2_5_VL_TEXT, _QWEN2_5_VL_TOWER),
 }
 """Name of a model's configuration -> its architecture."""
 
@@ -100,7 +140,8 @@ def named(name: str) -> tuple[Any, Any]:
     config = AutoConfig.for_model(**geometry.config)
     words = ("".join(letters) for letters in itertools.product(string.ascii_lowercase, repeat=3))
     vocabulary = {UNKNOWN: 0} | {word: number for number, word in enumerate(words, start=1)} | geometry.tokens
-    return config, geometry.processor(config, tokenizer_of(vocabulary))
+    media = [token for token in geometry.tokens if token not in (PAD, START, END)]
+    return config, geometry.processor(config, tokenizer_of(vocabulary, media))
 
 
 def random_model(config: Any, dtype: torch.dtype, attn_implementation: str, device: torch.device) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,11 +19,15 @@ from mmg_bench.models import siglip
 from mmg_bench.models.adapter import Adapter, adapter_for, fresh
 from mmg_bench.tokens import VideoTokens
 
+if TYPE_CHECKING:
+    from mmg_bench.benchmarks.video import Timing
+
 EMBEDDED = Path(__file__).parent / "embedded"
 """Checkpoint folder of the embedded model."""
 NEW_TOKENS = 1024
 """Tokens to generate at most where a task does not say: as lmms-eval's own LLaVA models."""
 _NEEDED = ("config.json", "tokenizer_config.json", "tokenizer.json", "processor_config.json", "chat_template.jinja")
+_OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 _OLDER_NAMES = {
     "processor_config.json": ("preprocessor_config.json", "video_preprocessor_config.json"),
     "chat_template.jinja": ("chat_template.json",),
@@ -73,11 +77,23 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
+class Pixels:
+    """Videos as the model's own processor makes them."""
+
+    tensors: dict[str, Tensor]
+    """What the vision tower takes, and what the model is told of it (grids, times)."""
+    texts: list[str]
+    """What stands for each video in a prompt: placeholders, and the words that the model's processor puts there."""
+
+
+@dataclass(frozen=True)
 class Encoded:
-    """A video as the vision tower left it: what pruning sees, and what `generate` takes instead of pixels."""
+    """Videos as the vision tower left them: what pruning sees, and what `generate` takes instead of pixels."""
 
     tokens: list[VideoTokens]
     arguments: dict[str, Any]
+    texts: list[str]
+    """As of `Pixels`."""
 
 
 class VideoLLM:
@@ -89,11 +105,6 @@ class VideoLLM:
         self.model, self.processor = _load(spec)
         self.model.to(self.device).eval()
         self.adapter: Adapter = adapter_for(self.model)
-        if self.adapter.timed:
-            raise ModelError(
-                f"model {spec.name!r}: models of type {self.model.config.model_type!r} want the times of frames in "
-                "their prompts, which mmg-bench does not pass on; prune them in Python, `with method(model):`"
-            )
         self._siglip: str | None = None  # identifies the SigLIP checkpoint, once it is read
 
     @cached_property
@@ -120,29 +131,56 @@ class VideoLLM:
         """As `weights`, with those of the SigLIP checkpoint where one of `needs` comes from it."""
         return f"{self.weights} {self._siglip}" if self._siglip and siglip.FIELDS & set(needs) else self.weights
 
-    def preprocess(self, frames: NDArray[np.uint8]) -> dict[str, Tensor]:
-        """Pixel tensors of one video `[T, H, W, 3]`, on the model's device."""
+    def preprocess(self, frames: NDArray[np.uint8], timing: Timing | None = None) -> Pixels:
+        """One video `[T, H, W, 3]` as the model's processor makes it, on the model's device; no frame is left out.
+
+        Raises ValueError where the model wants the times of frames and no `timing` tells them.
+        """
+        from transformers.video_utils import VideoMetadata
+
+        if timing is not None:
+            metadata = VideoMetadata(timing.total, timing.fps, frames_indices=list(timing.indices))
+            metadata.duration = timing.total / timing.fps
+        elif self.adapter.timed:
+            kind = self.model.config.model_type
+            raise ValueError(f"models of type {kind!r} want the times of frames: give preprocess their timing")
+        else:
+            metadata = VideoMetadata(len(frames))
         # [T, 3, H, W]: channels first, so that no processor has to guess
         video = torch.from_numpy(frames).permute(0, 3, 1, 2)
-        made = self.processor.video_processor(videos=[video], return_tensors="pt")
-        return {name: value.to(self.device) for name, value in made.items() if isinstance(value, Tensor)}
+        made = self.processor(
+            text=[self.processor.video_token],
+            videos=[video],
+            video_metadata=[metadata],
+            do_sample_frames=False,
+            return_text_replacement_offsets=True,
+            return_tensors="pt",
+        )
+        (replaced,) = made.pop("text_replacement_offsets")
+        tensors = {k: v.to(self.device) for k, v in made.items() if isinstance(v, Tensor) and k not in _OF_TEXT}
+        return Pixels(tensors, [video["replacement"] for video in replaced])
 
-    def encode(self, pixels: dict[str, Tensor], needs: Collection[str]) -> Encoded:
+    def encode(self, pixels: Pixels, needs: Collection[str]) -> Encoded:
         """Run the vision tower and projector once, filling the optional fields named in `needs`."""
-        return Encoded(*self.adapter.encode(pixels, needs))
+        return Encoded(*self.adapter.encode(pixels.tensors, needs), pixels.texts)
 
-    def tokenize(self, question: str, videos: Sequence[VideoTokens]) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask` `[1, S]` of a question about encoded videos, by the model's own template."""
-        content = [{"type": "video"} for _ in videos] + [{"type": "text", "text": question}]
+    def tokenize(self, question: str, texts: Sequence[str]) -> dict[str, Tensor]:
+        """`input_ids`, `attention_mask` and what else the model takes of a prompt, `[1, S]` int64 each.
+
+        The prompt is a question about videos by the model's own template; `texts` are what stands for the videos.
+        """
+        content = [{"type": "video"} for _ in texts] + [{"type": "text", "text": question}]
         text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        placeholder = self.processor.video_token
-        before, *rest = text.split(placeholder)
-        if len(rest) != len(videos):
-            raise ValueError(f"the chat template made {len(rest)} places for {len(videos)} videos: {text!r}")
-        for video, after in zip(videos, rest, strict=True):
-            before += placeholder * (video.total + self.adapter.trailing) + after
-        made = self.processor.tokenizer(before, return_tensors="pt")
-        return {name: made[name].to(self.device) for name in ("input_ids", "attention_mask")}
+        before, *rest = text.split(self.processor.video_token)
+        if len(rest) != len(texts):
+            raise ValueError(f"the chat template made {len(rest)} places for {len(texts)} videos: {text!r}")
+        prompt = before + "".join(video + after for video, after in zip(texts, rest, strict=True))
+        made = self.processor.tokenizer(prompt, return_tensors="pt")
+        inputs = {name: made[name] for name in ("input_ids", "attention_mask")}
+        if getattr(self.processor, "return_mm_token_type_ids", False):
+            kinds = self.processor.create_mm_token_type_ids(inputs["input_ids"].tolist())
+            inputs["mm_token_type_ids"] = torch.tensor(kinds)
+        return {name: value.to(self.device) for name, value in inputs.items()}
 
     def generate(self, inputs: dict[str, Tensor], encoded: Encoded, generation: dict[str, Any]) -> str:
         """The generated text, by the model's own `generate`."""

@@ -60,6 +60,12 @@ class Scatter(Adapter):
     def in_a_row(self, layout: Layout) -> int:
         return 1  # text may stand between any two
 
+    def next_ids(self, mask: Tensor) -> Tensor:
+        counted, deltas = super().next_ids(mask), getattr(self.multimodal, "rope_deltas", None)
+        # as the model's own forward counts on, the same on all three axes: from the highest position of the prompt
+        # (`generate` counts on from the last one, which is lower where a video is long)
+        return counted if deltas is None else (counted + deltas).expand(3, -1, -1)
+
     def additions(self, kwargs: dict[str, Any], kept: Kept | None) -> tuple[dict[str, Any], list[Tensor]]:
         if kwargs.get("deepstack_visual_embeds") is not None:  # of another layout, maybe, than those of Qwen3-VL
             raise UnsupportedModelError(

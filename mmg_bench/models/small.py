@@ -5,13 +5,21 @@ The embedded model is trained from one of these, and the tests run on them with 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, LlavaOnevisionProcessor
+    from transformers import (
+        LlavaOnevisionConfig,
+        LlavaOnevisionForConditionalGeneration,
+        LlavaOnevisionProcessor,
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLProcessor,
+    )
 
 PAD, START, END, IMAGE, VIDEO, UNKNOWN = "<pad>", "<|im_start|>", "<|im_end|>", "<image>", "<video>", "<unk>"
+QWEN_MEDIA = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 
 # the layout of LLaVA-OneVision's own template: media first, then the text of the turn
 CHAT_TEMPLATE = (
@@ -21,6 +29,17 @@ CHAT_TEMPLATE = (
     "{% for part in message['content'] if part['type'] == 'video' %}<video>\n{% endfor %}"
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
     "{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+# the layout of Qwen2.5-VL's own template: a system turn where none is given, and media where they stand in the message
+QWEN_CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -61,8 +80,8 @@ def word_tokenizer(words: list[str]) -> Any:
     return tokenizer_of({t: i for i, t in enumerate([*special, *sorted({w.lower() for w in words} - set(special))])})
 
 
-def tokenizer_of(vocabulary: dict[str, int]) -> Any:
-    """A lower-casing word-level tokenizer with these ids; the chat and media tokens must be among them."""
+def tokenizer_of(vocabulary: dict[str, int], media: Sequence[str] = (IMAGE, VIDEO)) -> Any:
+    """A lower-casing word-level tokenizer with these ids; the chat and `media` tokens must be among them."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -74,7 +93,7 @@ def tokenizer_of(vocabulary: dict[str, int]) -> Any:
         pad_token=PAD,
         eos_token=END,
         unk_token=UNKNOWN,
-        additional_special_tokens=[START, IMAGE, VIDEO],
+        additional_special_tokens=[START, *media],
         padding_side="left",
     )
 
@@ -147,4 +166,23 @@ def llava_onevision_processor(config: LlavaOnevisionConfig, tokenizer: Any) -> L
         num_image_tokens=(vision.image_size // vision.patch_size) ** 2,
         vision_feature_select_strategy="full",
         chat_template=CHAT_TEMPLATE,
+    )
+
+
+def qwen2_5_vl_processor(config: Qwen2_5_VLConfig, tokenizer: Any) -> Qwen2_5_VLProcessor:
+    """The stock processor that fits a configuration, with the pixels a frame that the checkpoints' own allows."""
+    from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+
+    vision: Any = config.vision_config
+    pixels: dict[str, Any] = {
+        "size": {"shortest_edge": 56 * 56, "longest_edge": 3584 * 3584},
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.spatial_merge_size,
+    }
+    return Qwen2_5_VLProcessor(
+        Qwen2VLImageProcessor(**pixels),
+        tokenizer,
+        Qwen2VLVideoProcessor(**pixels, cap_pixels_per_frame=False),
+        chat_template=QWEN_CHAT_TEMPLATE,
     )

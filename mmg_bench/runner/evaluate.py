@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mmg_bench.benchmarks.lmms import Benchmark, Question
-from mmg_bench.benchmarks.video import read_frames
+from mmg_bench.benchmarks.video import read_clip
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import Encoded, VideoLLM
 from mmg_bench.runner.cells import Cell
@@ -109,7 +109,8 @@ class _Pass:
         """All questions about one video file, in every cell that still lacks them."""
         needs = frozenset().union(*(cell.method.needs for cell, _ in work.values()))
         try:
-            encoded = self.llm.encode(self.llm.preprocess(read_frames(path, self.llm.spec.frames)), needs)
+            clip = read_clip(path, self.llm.spec.frames)
+            encoded = self.llm.encode(self.llm.preprocess(clip.pixels, clip.timing), needs)
         except Exception as error:  # the video's fault must not end the run
             for key, (cell, questions) in work.items():
                 for question in questions:
@@ -123,7 +124,7 @@ class _Pass:
         with pruning(self.llm.model, cell.method, cell.positions, encoded=encoded.tokens) as run:
             for question in questions:
                 try:
-                    inputs = self.llm.tokenize(question.prompt, encoded.tokens)
+                    inputs = self.llm.tokenize(question.prompt, encoded.texts)
                     text = self.llm.generate(inputs, encoded, question.generation)
                     score = self.benchmark.score(question, text)
                 except Exception as error:

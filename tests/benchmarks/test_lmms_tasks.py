@@ -241,8 +241,8 @@ def test_every_file_of_one_name_is_read(
 ) -> None:
     """In MVBench different videos have one name, in the folders of different tasks."""
     seen: list[Path] = []
-    read = runner.read_frames
-    monkeypatch.setattr(runner, "read_frames", lambda path, frames: seen.append(path) or read(path, frames))
+    read = runner.read_clip
+    monkeypatch.setattr(runner, "read_clip", lambda path, frames: seen.append(path) or read(path, frames))
     ours = benchmark("mvbench")
     evaluate(llm, ours, DENSE, tmp_path, "p")
     assert sorted(seen) == sorted({ours.video_path(q) for q in ours.questions})

@@ -11,6 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+import families
 from mmg_bench import config as cfg
 from mmg_bench.commands import measure
 from mmg_bench.measure import latency, roofline
@@ -63,6 +64,21 @@ def test_everything_is_measured_beside_dense(tiny_folder: Path, tmp_path: Path) 
     assert entry["ceilings"]["bytes_per_second"] > 0
     assert entry["attention"] == "sdpa"
     assert str(tiny_folder.parent) not in json.dumps({k: v for k, v in entry.items() if k not in ("model", "command")})
+
+
+@pytest.mark.parametrize(("video", "total"), [("random", 2 * 6 * 10), ("generated", 2 * 8 * 8)])
+def test_another_family_is_measured(tmp_path: Path, video: str, total: int) -> None:
+    torch.manual_seed(0)
+    folder = tmp_path / "qwen"
+    for part in families.qwen2_5_vl():
+        part.save_pretrained(folder)
+    rows = run(folder, tmp_path / "out", "method=mmg_vid,fastv", "weights=random", "batch_size=2", f"video={video}")
+    assert set(rows.method) == {"dense", "mmg_vid", "fastv"}
+    assert set(rows[rows.method == "dense"].realised_tokens) == {total}
+    assert set(rows[rows.method == "mmg_vid"].realised_tokens) == {round(total / 4)}
+    assert value(rows, "fastv", "retention_layer_mean") < 1
+    assert not rows.value.isna().any()
+    assert set(rows.n_errors) == {0}
 
 
 def spec(folder: Path) -> Any:

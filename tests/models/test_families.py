@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, get_args
 
-import families
+import numpy as np
 import pytest
 import torch
 from masking import masked_logits, stock_prompt, traced
 from torch import Tensor
+from transformers.video_utils import VideoMetadata
 
+import families
+from mmg_bench.benchmarks.video import Clip, Timing
+from mmg_bench.measure import workload
 from mmg_bench.methods.base import Positions
 from mmg_bench.methods.dense import Dense
 from mmg_bench.methods.registry import get_method
 from mmg_bench.models.adapter import FAMILIES, UnsupportedModelError, adapter_for, fresh
 from mmg_bench.models.hooks import pruning
-from mmg_bench.models.loading import ModelError, ModelSpec, VideoLLM
+from mmg_bench.models.loading import ModelSpec, VideoLLM
 
 STEPS = 4
 GREEDY = {"max_new_tokens": STEPS, "do_sample": False}
@@ -155,12 +158,65 @@ def test_decoding_by_hand_continues_at_the_right_position(
         torch.testing.assert_close(torch.stack(made), expected, atol=2e-4, rtol=2e-3)
 
 
-def test_the_runner_says_that_it_cannot_serve_a_family(family: tuple[str, Any, Any], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def llm(family: tuple[str, Any, Any], tmp_path_factory: pytest.TempPathFactory) -> VideoLLM:
+    folder = tmp_path_factory.mktemp(family[0])
+    for part in family[1:]:
+        part.save_pretrained(folder)
+    return VideoLLM(ModelSpec("tiny", str(folder), frames=7, dtype="float32", device="cpu"))
+
+
+@pytest.mark.parametrize("frames", [7, 8])
+def test_the_runners_prompts_are_the_processors_own(family: tuple[str, Any, Any], llm: VideoLLM, frames: int) -> None:
     name, model, processor = family
-    for part in (model, processor):
-        part.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=f"{name}.* want the times of frames"):
-        VideoLLM(ModelSpec("tiny", str(tmp_path), dtype="float32", device="cpu"))
+    size = families.SIZES.get(name, (24, 32))
+    video = np.random.default_rng(5).integers(0, 256, (frames, *size, 3), dtype=np.uint8)
+    timing = Timing(tuple(range(3, 3 + 9 * frames, 9)), 200, 6.0)
+    chat = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": QUESTION}]}]
+    expected = processor(
+        text=[processor.apply_chat_template(chat, add_generation_prompt=True)],
+        videos=[video],
+        video_metadata=[VideoMetadata(200, 6.0, duration=200 / 6, frames_indices=list(timing.indices))],
+        return_tensors="pt",
+        do_sample_frames=False,
+    )
+    pixels = llm.preprocess(video, timing)
+    inputs = llm.tokenize(QUESTION, pixels.texts)
+    assert {*pixels.tensors, *inputs} == set(expected) - {"token_type_ids"}
+    for part, value in {**pixels.tensors, **inputs}.items():
+        torch.testing.assert_close(value, expected[part], rtol=0, atol=0)
+    ids = model.generate(**{k: v for k, v in expected.items() if k != "token_type_ids"}, **GREEDY)
+    text = processor.tokenizer.decode(ids[0, expected["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    assert llm.generate(inputs, llm.encode(pixels, set()), {"max_new_tokens": STEPS}) == text
+
+
+def test_times_that_a_family_wants_must_be_told(llm: VideoLLM) -> None:
+    video = np.zeros((4, 32, 32, 3), dtype=np.uint8)
+    if llm.adapter.timed:
+        with pytest.raises(ValueError, match="want the times of frames: give preprocess their timing"):
+            llm.preprocess(video)
+    else:
+        assert llm.preprocess(video).texts == llm.preprocess(video, Timing.every_second(4)).texts
+
+
+def test_positions_go_on_behind_a_prefill_by_hand(family: tuple[str, Any, Any], llm: VideoLLM) -> None:
+    size = families.SIZES.get(family[0], (24, 32))
+    timing = Timing(tuple(range(7)), 7, 8.0)  # short, so that no time runs ahead of the text
+    clip = Clip(np.random.default_rng(5).integers(0, 256, (7, *size, 3), dtype=np.uint8), timing)
+    pixels = workload.preprocess(llm, [clip, clip])
+    seen: list[Tensor] = []
+    for name in ("dense", "random", "fastv"):
+        method = get_method(name, retention_ratio=1.0 if name == "dense" else 0.3)
+        encoded = llm.encode(pixels, set())
+        inputs = {k: v.repeat(2, 1) for k, v in llm.tokenize(QUESTION, encoded.texts[:1]).items()}
+        with torch.no_grad(), pruning(llm.model, method, encoded=encoded.tokens):
+            expected = logits(llm.model, {**inputs, **fresh(encoded.arguments)})
+            out = workload.prefill(llm, encoded, inputs)
+            seen.clear()
+            handle = llm.model.lm_head.register_forward_hook(lambda module, args, output: seen.append(output[:, -1]))
+            workload.decode_steps(llm, out, inputs["attention_mask"], STEPS - 1)
+            handle.remove()
+        torch.testing.assert_close(torch.stack(seen), expected[1:], atol=2e-4, rtol=2e-3)
 
 
 def test_a_type_without_an_entry_is_served_by_what_it_has(

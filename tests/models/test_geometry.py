@@ -4,32 +4,58 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from mmg_bench import config as cfg
+from mmg_bench.benchmarks.video import Timing
 from mmg_bench.measure.flops import TextGeometry, flops_gqa
 from mmg_bench.models.geometry import GEOMETRIES
 from mmg_bench.models.loading import ModelSpec, VideoLLM
+from prompts import random_video
 
 
 def random_llm(name: str, device: str, **options: object) -> VideoLLM:
     return VideoLLM(ModelSpec(name, "nobody/needs-no-download", device=device, weights="random", **options))
 
 
+WORDS = ("<|im_start|>", "user", "abc", "def", "ghi", "<|im_end|>", "<|im_start|>", "assistant")
+
+
+def billions_of(llm: VideoLLM) -> float:
+    return sum(p.numel() for p in llm.model.parameters()) / 1e9
+
+
 @pytest.mark.parametrize(("name", "billions"), [("llava_onevision_7b", 8.03), ("llava_onevision_0_5b", 0.894)])
 def test_published_sizes(name: str, billions: float) -> None:
     llm = random_llm(name, "meta")
-    assert sum(p.numel() for p in llm.model.parameters()) / 1e9 == pytest.approx(billions, rel=2e-3)
-    pixels = torch.empty(1, 32, 3, 384, 384, device="meta")
-    encoded = llm.encode({"pixel_values_videos": pixels}, frozenset())
+    assert billions_of(llm) == pytest.approx(billions, rel=2e-3)
+    pixels = llm.preprocess(np.zeros((32, 360, 640, 3), dtype=np.uint8))
+    encoded = llm.encode(pixels, frozenset())
     assert encoded.tokens[0].total == 6272
-    words = ("<|im_start|>", "user", "abc", "def", "ghi", "<|im_end|>", "<|im_start|>", "assistant")
-    assert llm.tokenize("abc def ghi", encoded.tokens)["input_ids"].shape == (1, 6273 + len(words))
+    assert llm.tokenize("abc def ghi", encoded.texts)["input_ids"].shape == (1, 6273 + len(WORDS))
     if name == "llava_onevision_7b":
         geometry = TextGeometry.from_config(llm.model.config.get_text_config())
         assert round(flops_gqa(geometry, encoded.tokens[0].total) / 1e12, 2) == 48.82
     assert llm.weights == "random"
+
+
+def test_published_sizes_of_qwen2_5_vl() -> None:
+    llm = random_llm("qwen2_5_vl_7b", "meta")
+    assert billions_of(llm) == pytest.approx(8.292, rel=1e-4)
+    text, tower = llm.model.config.text_config, llm.model.config.vision_config
+    assert (text.vocab_size, text.rope_parameters["mrope_section"]) == (152064, [16, 24, 24])
+    assert (tower.fullatt_block_indexes, tower.tokens_per_second) == ([7, 15, 23, 31], 2)
+    # two frames of 640 x 360 pixels become 23 x 13 tokens of 28 x 28 pixels each
+    pixels = llm.preprocess(np.zeros((32, 360, 640, 3), dtype=np.uint8), Timing.every_second(32))
+    assert pixels.tensors["pixel_values_videos"].shape == (16 * 26 * 46, 3 * 2 * 14 * 14)
+    assert pixels.texts == [llm.processor.video_token * (16 * 23 * 13)]
+    inputs = llm.tokenize("abc def ghi", pixels.texts)
+    system = ("<|im_start|>", "system", "you", "are", "a", "helpful", "assistant", ".", "<|im_end|>")
+    assert inputs["input_ids"].shape == (1, 16 * 23 * 13 + 2 + len(WORDS) + len(system))
+    tower_alone = sum(p.numel() for p in llm.model.model.visual.parameters()) / 1e9
+    assert tower_alone == pytest.approx(0.6766, rel=1e-3)
 
 
 def test_every_architecture_has_the_configuration_of_its_name() -> None:
@@ -62,9 +88,8 @@ def test_what_is_not_known_is_answered_with_what_is() -> None:
 @pytest.mark.slow
 def test_random_weights_keep_half_precision_finite() -> None:
     llm = random_llm("llava_onevision_0_5b", "cpu", frames=1)
-    pixels = {"pixel_values_videos": torch.randn(1, 1, 3, 384, 384)}
-    encoded = llm.encode(pixels, frozenset())
-    inputs = llm.tokenize("abc def ghi", encoded.tokens)
+    encoded = llm.encode(llm.preprocess(random_video(1, size=384)), frozenset())
+    inputs = llm.tokenize("abc def ghi", encoded.texts)
     with torch.inference_mode():
         logits = llm.model(**inputs, **encoded.arguments).logits.float()
     assert logits.isfinite().all()

@@ -25,15 +25,15 @@ def test_the_prompt_is_the_processors_own(llm: VideoLLM) -> None:
     video, text = random_video(4), "What colour is the star? Answer with one word."
     expected = prompt_inputs(llm.processor, [text], [[video]])
     pixels = llm.preprocess(video)
-    assert torch.equal(pixels["pixel_values_videos"], expected["pixel_values_videos"])
-    made = llm.tokenize(text, llm.encode(pixels, set()).tokens)
+    assert torch.equal(pixels.tensors["pixel_values_videos"], expected["pixel_values_videos"])
+    made = llm.tokenize(text, llm.encode(pixels, set()).texts)
     for name in ("input_ids", "attention_mask"):
         assert torch.equal(made[name], expected[name])
 
 
 def test_generation_stops_at_the_tasks_words(llm: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded = llm.encode(llm.preprocess(random_video(4)), set())
-    inputs = llm.tokenize("What colour is the star?", encoded.tokens)
+    inputs = llm.tokenize("What colour is the star?", encoded.texts)
     whole = llm.generate(inputs, encoded, {"max_new_tokens": 6})
     words = whole.split()
     assert len(words) > 1

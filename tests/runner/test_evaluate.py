@@ -119,7 +119,7 @@ def test_a_finished_run_touches_no_video(
     write_video(make_world("train", 2, sampled=4), tmp_path / "v2.mp4", size=32)
     first = evaluate(llm, whole, CELLS, tmp_path / "out", "p")
     assert all(r.error is None for r in first)
-    monkeypatch.setattr(runner, "read_frames", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(runner, "read_clip", lambda *_: pytest.fail("decoded again"))
     assert evaluate(llm, whole, CELLS, tmp_path / "out", "other") == first
 
 
