@@ -38,7 +38,8 @@ def check_sparsevlm(run: Run, inputs: Inputs) -> None:
             run.check(f"stage{stage}_heads", heads)
             attention = attention[heads]
         score = attention.mean((0, 1))
-        run.check(f"stage{stage}_score", score, tolerance=TOLERANCE)
+        # on a GPU the product itself is rounded otherwise, and that shows where phases cancel
+        run.check(f"stage{stage}_score", score, tolerance=(5 if second and score.is_cuda else 1) * TOLERANCE)
         selection = prune_stage(features, score, budget, merge=not second)
         count = min(budget, len(score) - 1)
         run.check(f"stage{stage}_keep_idx", selection.index[:count])
