@@ -88,13 +88,16 @@ class VideoTokens:
         return self.features.flatten(0, 1)
 
     def require(self, needs: Collection[str], who: str) -> None:
-        """Raise a ValueError unless every optional field named in `needs` is there and all used values are finite."""
+        """Raise a ValueError unless every optional field named in `needs` is there."""
         missing = sorted(name for name in needs if getattr(self, name) is None)
         if missing:
             raise ValueError(
                 f"{who} needs {', '.join(missing)}, which these VideoTokens lack: use a model that supplies them, "
                 "or fill the fields"
             )
+
+    def require_finite(self, needs: Collection[str], who: str) -> None:
+        """Raise a ValueError if the features or a field named in `needs` hold NaN or infinite values."""
         used = [name for name in ("features", *sorted(needs)) if getattr(self, name).numel()]
         # The extremes carry NaN and infinities along: one pass, and no temporary of the tensor's size. All of them
         # are read at once, for on a GPU every read waits for the work before it.

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_RESOLUTION = 2e-6
+RESOLUTION = 2e-6
 """Squared distances below this share of the points' squared norms are rounding noise of the Gram form: exact zeros."""
 
 
@@ -101,7 +101,7 @@ def distances_of_gram(gram: Tensor) -> Tensor:
     norms = norm.unsqueeze(-1) + norm.unsqueeze(-2)
     # Exactly symmetric, so that mutual nearest neighbours tie in a density of two.
     squared = norms - (gram + gram.mT)
-    return squared.masked_fill_(squared < norms.mul_(_RESOLUTION), 0)
+    return squared.masked_fill_(squared < norms.mul_(RESOLUTION), 0)
 
 
 def log_density(squared: Tensor, k: int | Tensor, most: int | None = None) -> Tensor:

@@ -1,9 +1,10 @@
-"""The sequential part of TG-DPC (`mmg_vid.temporal_dpc`) as one kernel, for CUDA devices.
+"""TG-DPC (`mmg_vid.temporal_dpc`) on CUDA devices: its sequential part as one kernel, and distances as another.
 
-Step by step it is a dozen small operations a frame, whose launches take longer than their work. Here every segment is
-served by a few thread blocks that go through its frames together. Each block has some of the channels: their part of
-the distances to what was kept, and of its mean, is its own. All of them add up the parts and rank the frame's tokens
-for themselves, so that they need to meet only once a frame. The launch is cooperative: all blocks run at once, or none.
+In plain operations every frame takes dozens of small ones, whose launches last longer than their work. Here a few
+thread blocks serve each segment and go through its frames together. Each block has some of the channels: their part of
+the distances to what was kept, and of its mean, is its own. And it has some of the tokens, which it scores. So the
+blocks of a segment meet twice a frame: when distances can be added up, and when all tokens have their scores. The
+launch is cooperative: all blocks run at once, or none.
 """
 
 from __future__ import annotations
@@ -15,8 +16,36 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_TILE = 2**14  # elements that a block of 512 threads holds at a time
+_TILE = 2**13  # elements that a block of 512 threads holds at a time
 _MOST_PARTS = 32  # blocks of a segment
+
+
+@triton.jit
+def _distances_kernel(gram, squared, tokens, width, resolution, ROWS: tl.constexpr, TOKENS: tl.constexpr):
+    """`_ops.distances_of_gram` over `width`, of some rows of one frame."""
+    t = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    j = tl.arange(0, TOKENS)
+    frame = gram + t * tokens * tokens
+    ok = (i < tokens)[:, None] & (j < tokens)[None, :]
+    norm_i = tl.load(frame + i * (tokens + 1), mask=i < tokens, other=0.0)
+    norm_j = tl.load(frame + j * (tokens + 1), mask=j < tokens, other=0.0)
+    there = tl.load(frame + i[:, None] * tokens + j[None, :], mask=ok, other=0.0)
+    back = tl.load(frame + j[None, :] * tokens + i[:, None], mask=ok, other=0.0)
+    norms = norm_i[:, None] + norm_j[None, :]
+    between = norms - (there + back)
+    between = tl.where(between < norms * resolution, 0.0, between) / width
+    tl.store(squared + t * tokens * tokens + i[:, None] * tokens + j[None, :], between, mask=ok)
+
+
+def gram_distances(gram: Tensor, width: int, resolution: float) -> Tensor:
+    """`_ops.distances_of_gram(gram) / width` in one pass: `[T, N, N]` float32."""
+    frames, tokens, _ = gram.shape
+    squared = torch.empty_like(gram)
+    rows = max(1, min(32, _TILE // triton.next_power_of_2(tokens)))
+    grid = (frames, triton.cdiv(tokens, rows))
+    _distances_kernel[grid](gram, squared, tokens, width, resolution, rows, triton.next_power_of_2(tokens))
+    return squared
 
 
 @triton.jit
@@ -24,39 +53,48 @@ def _meet(counter, target):
     """Wait until `target` blocks have come here, with what they wrote before."""
     tl.debug_barrier()
     tl.atomic_add(counter, 1, sem="acq_rel")
-    while tl.atomic_add(counter, 0, sem="acq_rel") < target:
+    while tl.atomic_add(counter, 0, sem="acquire") < target:
         pass
     tl.debug_barrier()
 
 
 @triton.jit
-def _kernel(
+def _keys(score, index):
+    """Integers in the order of float32 scores; of equal ones, the lower index is the higher."""
+    bits = (score + 0.0).to(tl.int32, bitcast=True)  # + 0.0: no negative zero
+    ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return (ordered.to(tl.int64) << 32) + (0x7FFFFFFF - index)
+
+
+@triton.jit
+def _chains_kernel(
     x,  # [T, N, D]
     squared,  # [T, N, N] float32
-    largest,  # [T] float32
-    first_density,  # [S, N] float32
-    chains,  # [S, steps] int64: frames
-    lengths,  # [S] int64
+    largest,  # [T] float32: of each frame's squared distances
+    means,  # [T, D] float32
     counts,  # [T] int64
-    center,  # [S, D] float32
-    partial,  # [S, 2, P, N] float32, written, as is all that follows
-    moves,  # [S, 2, P] float32
-    orders,  # [S, P, N] float32
-    scores,  # [S, P, N] float32
-    members,  # [S, P, N] int8
+    offsets,  # [T] int64: how many tokens the frames before keep
+    neighbours,  # [S] int64
+    lengths,  # [S] int64
+    chains,  # [S, steps] int64: frames
+    scratch,  # [S, stride] float32
     meetings,  # [S] int32, zero
-    kept,  # [T, N] int8
-    density,  # [T, N] float32
-    distance,  # [T, N] float32
+    kept,  # [T, N] int8, zero
+    density,  # [T, N] float32, zero
+    distance,  # [T, N] float32, zero
+    positions,  # [K] int64
     steps,
+    stride,
     tokens,
     width,
     PARTS: tl.constexpr,
-    PARTS_PADDED: tl.constexpr,
-    TOKENS: tl.constexpr,  # a power of two, at least `tokens`
-    SLICE: tl.constexpr,  # the same for the channels of a block
+    PADDED: tl.constexpr,  # a power of two, at least PARTS;
+    TOKENS: tl.constexpr,  # at least `tokens`;
+    ROWS: tl.constexpr,  # at least the tokens of a block;
+    SLICE: tl.constexpr,  # at least its channels
     TALL: tl.constexpr,  # tokens read at a time
-    COLUMNS: tl.constexpr,  # tokens compared with all others at a time
+    WIDE: tl.constexpr,  # tokens compared with a block's at a time
+    COLUMNS: tl.constexpr,  # and with all
     ADDED: tl.constexpr,  # parts added up at a time
 ):
     s = tl.program_id(0)
@@ -66,11 +104,22 @@ def _kernel(
     share = tl.cdiv(width, PARTS)
     d = p * share + tl.arange(0, SLICE)
     own = (tl.arange(0, SLICE) < share) & (d < width)
-    order_sp = orders + (s * PARTS + p) * tokens
-    score_sp = scores + (s * PARTS + p) * tokens
-    member_sp = members + (s * PARTS + p) * tokens
-    # of what is kept so far: its mean in the block's own channels, its size, and its scatter
-    c = tl.load(center + s * width + d, mask=own, other=0.0)
+    block = tl.cdiv(tokens, PARTS)
+    r = p * block + tl.arange(0, ROWS)
+    mine = (tl.arange(0, ROWS) < block) & (r < tokens)
+
+    # what the blocks of a segment show each other: squared distances in a block's channels [P, N], how far the mean
+    # moved in them [P], log density [N], and scores [N]
+    partial = scratch + s * stride
+    moves = partial + PARTS * tokens
+    first = moves + PARTS
+    scores = first + tokens
+    # and what a block keeps for itself: how tokens are ordered [N], and which are kept [N]
+    orders = scores + tokens + p * 2 * tokens
+    members = orders + tokens
+
+    # of what is kept so far: its mean in the block's channels, its size and scatter
+    c = tl.load(means + tl.load(chains + s * steps) * width + d, mask=own, other=0.0)
     size = 0.0
     scatter = 0.0
     added = 0.0
@@ -81,9 +130,7 @@ def _kernel(
         t = tl.load(chains + s * steps + j)
         m = tl.load(counts + t)
         frame = x + t * tokens * width
-        # taken in turns, for a block may still read those of the last frame
-        partial_s = partial + (s * 2 + j % 2) * PARTS * tokens
-        moves_s = moves + (s * 2 + j % 2) * PARTS
+        rows = squared + (t * tokens + r)[:, None] * tokens
 
         # squared distances to the mean of what is kept
         for start in range(0, tokens, TALL):
@@ -91,69 +138,94 @@ def _kernel(
             ok = (k < tokens)[:, None] & own[None, :]
             values = tl.load(frame + k[:, None] * width + d[None, :], mask=ok, other=0.0).to(tl.float32)
             difference = tl.where(ok, values - c[None, :], 0.0)
-            tl.store(partial_s + p * tokens + k, tl.sum(difference * difference, axis=1), mask=k < tokens)
-        tl.store(moves_s + p, moved)
+            tl.store(partial + p * tokens + k, tl.sum(difference * difference, axis=1), mask=k < tokens)
+        tl.store(moves + p, moved)
+        if j == 0:  # log density of the block's tokens: the mean of the smallest distances
+            count = tl.load(neighbours + s)
+            left = tl.full([ROWS], 0, tl.int64) + count
+            total = tl.zeros([ROWS], tl.float32)
+            floor = tl.full([ROWS], -1.0, tl.float32)
+            for _ in range(count):  # the next larger value, as often as it comes
+                nearest = tl.full([ROWS], float("inf"), tl.float32)
+                times = tl.zeros([ROWS], tl.int64)
+                for start in range(0, tokens, WIDE):
+                    k = start + tl.arange(0, WIDE)
+                    ok = mine[:, None] & (k < tokens)[None, :]
+                    between = tl.load(rows + k[None, :], mask=ok, other=float("inf"))
+                    between = tl.where(between > floor[:, None], between, float("inf"))
+                    least = tl.min(between, axis=1)
+                    here = tl.sum((between == least[:, None]).to(tl.int64), axis=1)
+                    times = tl.where(least < nearest, here, tl.where(least == nearest, times + here, times))
+                    nearest = tl.minimum(nearest, least)
+                taken = tl.minimum(times, left)
+                total += tl.where(taken > 0, nearest * taken.to(tl.float32), 0.0)
+                left -= taken
+                floor = nearest
+            tl.store(first + r, -(total / count.to(tl.float32)), mask=mine)
         met += PARTS
         _meet(meetings + s, met)
+
+        # what tokens are ordered by: log density in the first frame, then the mean squared distance to what is kept
         norm = tl.zeros([TOKENS], tl.float32)
         for start in range(0, PARTS, ADDED):
             q = start + tl.arange(0, ADDED)
             ok = (q < PARTS)[:, None] & inside[None, :]
-            parts = tl.load(partial_s + q[:, None] * tokens + i[None, :], mask=ok, other=0.0, cache_modifier=".cg")
-            norm += tl.sum(parts, axis=0)
+            part = tl.load(partial + q[:, None] * tokens + i[None, :], mask=ok, other=0.0, cache_modifier=".cg")
+            norm += tl.sum(part, axis=0)
         if j > 0:
-            q = tl.arange(0, PARTS_PADDED)
-            shifts = tl.load(moves_s + q, mask=q < PARTS, other=0.0, cache_modifier=".cg")
+            q = tl.arange(0, PADDED)
+            shifts = tl.load(moves + q, mask=q < PARTS, other=0.0, cache_modifier=".cg")
             # rounding must not turn distances negative
             scatter = tl.maximum(scatter + added - size * tl.sum(shifts), 0.0)
-
-        # what tokens are ordered by: log density in the first frame, then the mean squared distance to what is kept
-        first = tl.load(first_density + s * tokens + i, mask=inside, other=0.0)
-        order = tl.where(j == 0, first, (norm + scatter / tl.maximum(size, 1.0)) / width)
-        tl.store(order_sp + i, order, mask=inside)
+            order = (norm + scatter / size) / width
+        else:
+            order = tl.load(first + i, mask=inside, other=0.0, cache_modifier=".cg")
+        tl.store(orders + i, order, mask=inside)
         tl.debug_barrier()
 
-        # rho * delta
-        nearest = tl.full([TOKENS], float("inf"), tl.float32)
-        for start in range(0, tokens, COLUMNS):
-            k = start + tl.arange(0, COLUMNS)
-            other = tl.load(order_sp + k, mask=k < tokens, other=0.0, cache_modifier=".cg")
-            ok = (k < tokens)[:, None] & inside[None, :]
-            # symmetric, so rows serve as columns and neighbours in memory lie side by side
-            between = tl.load(squared + (t * tokens + k)[:, None] * tokens + i[None, :], mask=ok, other=float("inf"))
-            denser = (other[:, None] > order[None, :]) & ok
-            nearest = tl.minimum(nearest, tl.min(tl.where(denser, between, float("inf")), axis=0))
+        # rho * delta of the block's tokens
+        order_r = tl.load(orders + r, mask=mine, other=0.0, cache_modifier=".cg")
+        nearest = tl.full([ROWS], float("inf"), tl.float32)
+        for start in range(0, tokens, WIDE):
+            k = start + tl.arange(0, WIDE)
+            ok = mine[:, None] & (k < tokens)[None, :]
+            between = tl.load(rows + k[None, :], mask=ok, other=float("inf"))
+            other = tl.load(orders + k, mask=k < tokens, other=0.0, cache_modifier=".cg")
+            denser = (other[None, :] > order_r[:, None]) & ok
+            nearest = tl.minimum(nearest, tl.min(tl.where(denser, between, float("inf")), axis=1))
         delta = tl.sqrt(tl.where(nearest == float("inf"), tl.load(largest + t), nearest))
-        wide = order.to(tl.float64)
+        u = order_r.to(tl.float64)
         # 1 - exp(-u), whose own form loses the last digits of a small u
-        rise = tl.where(wide < 1e-6, wide * (1 - 0.5 * wide), 1 - tl.exp(-wide))
-        log_density = tl.where(j == 0, wide, tl.log(rise)).to(tl.float32)
-        score = log_density + tl.log(delta.to(tl.float64)).to(tl.float32)
-        tl.store(score_sp + i, score, mask=inside)
-        tl.debug_barrier()
+        rise = tl.where(u < 1e-6, u * (1 - 0.5 * u), 1 - tl.exp(-u))
+        log_density = tl.where(j == 0, u, tl.log(rise)).to(tl.float32)
+        tl.store(scores + r, log_density + tl.log(delta.to(tl.float64)).to(tl.float32), mask=mine)
+        tl.store(density + t * tokens + r, tl.exp(log_density.to(tl.float64)).to(tl.float32), mask=mine)
+        tl.store(distance + t * tokens + r, delta, mask=mine)
+        met += PARTS
+        _meet(meetings + s, met)
 
-        # the m highest, equal ones by the lower index
+        # the m highest
+        key = _keys(tl.load(scores + i, mask=inside, other=float("-inf"), cache_modifier=".cg"), i)
         rank = tl.zeros([TOKENS], tl.int32)
         for start in range(0, tokens, COLUMNS):
             k = start + tl.arange(0, COLUMNS)
-            other = tl.load(score_sp + k, mask=k < tokens, other=0.0, cache_modifier=".cg")
-            above = (other[:, None] > score[None, :]) | ((other[:, None] == score[None, :]) & (k[:, None] < i[None, :]))
-            rank += tl.sum((above & (k < tokens)[:, None]).to(tl.int32), axis=0)
+            other = tl.load(scores + k, mask=k < tokens, other=float("-inf"), cache_modifier=".cg")
+            rank += tl.sum((_keys(other, k)[:, None] > key[None, :]).to(tl.int32), axis=0)
         chosen = (rank < m) & inside
         if p == 0:
             tl.store(kept + t * tokens + i, chosen.to(tl.int8), mask=inside)
-            tl.store(density + t * tokens + i, tl.exp(log_density.to(tl.float64)).to(tl.float32), mask=inside)
-            tl.store(distance + t * tokens + i, delta, mask=inside)
+            slot = tl.load(offsets + t) + tl.cumsum(chosen.to(tl.int64), axis=0) - 1
+            tl.store(positions + slot, t * tokens + i, mask=chosen)
 
         if j < length - 1:
             added = tl.sum(tl.where(chosen, norm, 0.0))
             size += m.to(tl.float32)
-            tl.store(member_sp + i, chosen.to(tl.int8), mask=inside)
+            tl.store(members + i, chosen.to(tl.float32), mask=inside)
             tl.debug_barrier()
             shift = tl.zeros([SLICE], tl.float32)
             for start in range(0, tokens, TALL):
                 k = start + tl.arange(0, TALL)
-                member = tl.load(member_sp + k, mask=k < tokens, other=0, cache_modifier=".cg") > 0
+                member = tl.load(members + k, mask=k < tokens, other=0.0, cache_modifier=".cg") > 0
                 ok = member[:, None] & own[None, :]
                 values = tl.load(frame + k[:, None] * width + d[None, :], mask=ok, other=0.0).to(tl.float32)
                 shift += tl.sum(tl.where(ok, values - c[None, :], 0.0), axis=0)
@@ -165,64 +237,62 @@ def _kernel(
 def follow_chains(
     features: Tensor,
     squared: Tensor,
-    first_density: Tensor,
-    chains: Tensor,
-    lengths: Tensor,
-    counts: Tensor,
-    center: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Go through the frames of every segment: which tokens are kept (bool), rho and delta (float32), each `[T, N]`.
+    means: Tensor,
+    schedule: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    budget: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Go through the frames of every segment: which tokens are kept (bool), rho, delta (float32), each `[T, N]`; and
+    the flat indices `[K]` of those that are kept.
 
-    `features` `[T, N, D]`; `squared` `[T, N, N]` float32, squared distances over the number of channels;
-    `first_density` `[S, N]` float32, log rho in the first frame of every segment; `chains` `[S, steps]`, `lengths`
-    `[S]` and `counts` `[T]` int64, a segment's frames in order, how many they are, and how many tokens each frame
-    keeps; `center` `[S, D]` float32, any origin for the distances.
+    `features` `[T, N, D]`; `squared` `[T, N, N]` float32, squared distances over the number of channels; `means`
+    `[T, D]` float32. `schedule`, all int64: how many tokens each frame keeps `[T]`, and all before it `[T]`; neighbours
+    in the density of a segment's first frame `[S]`, how many frames it has `[S]`, and which, in order `[S, steps]`.
+    `budget`: K.
     """
     frames, tokens, width = features.shape
-    segments, steps = chains.shape
+    segments, steps = schedule[-1].shape
     # blocks of all segments together: no more than run at the same time
     processors = torch.cuda.get_device_properties(features.device).multi_processor_count if features.is_cuda else 1
-    parts = max(1, min(_MOST_PARTS, width, processors // segments))
-    flags = torch.zeros(frames * tokens + 4 * segments, dtype=torch.int8, device=features.device)
-    meetings, kept = flags[: 4 * segments].view(torch.int32), flags[4 * segments :].view(frames, tokens)
-    density, distance = squared.new_zeros(2, frames, tokens)
-    _kernel[(segments, parts)](
+    parts = max(1, min(_MOST_PARTS, tokens, width, processors // segments))
+    stride = (3 * parts + 2) * tokens + parts
+    cleared = torch.zeros(segments + 3 * frames * tokens, device=features.device)
+    meetings, density, distance, flags = cleared.split([segments, *[frames * tokens] * 3])
+    kept = flags.view(torch.int8)[: frames * tokens].view(frames, tokens)
+    positions = torch.empty(budget, dtype=torch.int64, device=features.device)
+    _chains_kernel[(segments, parts)](
         features.contiguous(),
         squared,
         squared.amax((-2, -1)),
-        first_density,
-        chains,
-        lengths,
-        counts,
-        center,
-        squared.new_empty(segments, 2, parts, tokens),
-        squared.new_empty(segments, 2, parts),
-        squared.new_empty(segments, parts, tokens),
-        squared.new_empty(segments, parts, tokens),
-        flags.new_empty(segments, parts, tokens),
-        meetings,
+        means,
+        *schedule,
+        torch.empty(segments * stride, device=features.device),
+        meetings.view(torch.int32),
         kept,
         density,
         distance,
+        positions,
         steps,
+        stride,
         tokens,
         width,
         **tiles(tokens, width, parts),
         **(launch_options(parts) if features.is_cuda else {}),
     )
-    return kept.view(torch.bool), density, distance
+    return kept.view(torch.bool), density.view(frames, tokens), distance.view(frames, tokens), positions
 
 
 def tiles(tokens: int, width: int, parts: int) -> dict[str, int]:
     """The sizes that the kernel is compiled for, where `parts` blocks serve a segment."""
     power = triton.next_power_of_2
-    padded, channels = power(tokens), power(triton.cdiv(width, parts))
+    padded, rows, channels = power(tokens), power(triton.cdiv(tokens, parts)), power(triton.cdiv(width, parts))
     return {
         "PARTS": parts,
-        "PARTS_PADDED": power(parts),
+        "PADDED": power(parts),
         "TOKENS": padded,
+        "ROWS": rows,
         "SLICE": channels,
         "TALL": max(1, min(padded, _TILE // channels)),
+        "WIDE": max(1, min(padded, _TILE // rows)),
         "COLUMNS": max(1, min(padded, _TILE // padded)),
         "ADDED": max(1, min(power(parts), _TILE // padded)),
     }

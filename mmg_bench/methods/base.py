@@ -40,6 +40,8 @@ class Method(ABC):
     """Registry name, the same as the module's."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """Optional fields of `VideoTokens` that `select` reads."""
+    finds_faults: ClassVar[bool] = False
+    """Whether `select` itself looks for NaN and infinite values, at less cost than a pass over all tokens."""
     exact: ClassVar[bool] = True
     """Whether every input is left with round(R * T * N) tokens exactly."""
     positions: ClassVar[Positions] = "original"
@@ -68,6 +70,8 @@ class Method(ABC):
         Raises ValueError when `tokens` lacks a field that the method needs, or holds NaN or infinite values.
         """
         tokens.require(self.needs, self.name)
+        if not self.finds_faults:
+            tokens.require_finite(self.needs, self.name)
         # Under mixed precision the distances would silently be taken in half precision.
         with torch.autocast(tokens.features.device.type, enabled=False):
             return self.select(tokens)

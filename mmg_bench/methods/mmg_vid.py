@@ -15,6 +15,8 @@ range of frames `(start, stop)`.
 from __future__ import annotations
 
 import itertools
+import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
@@ -25,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmg_bench.methods._ops import (
+    RESOLUTION,
     conserve,
     distances_of_gram,
     fetch,
@@ -65,7 +68,8 @@ def inner_products(vectors: Tensor) -> Tensor:
 def frame_similarity(products: Matrix) -> list[float]:
     """Cosine similarity of the mean tokens of adjacent frames, from their `products` `[T, T]`: T - 1 values."""
     squared = products.diagonal()
-    similarity: list[float] = _cosine(products.diagonal(1), squared[:-1] * squared[1:]).tolist()
+    norms = np.sqrt(np.maximum(squared[:-1] * squared[1:], sys.float_info.min))
+    similarity: list[float] = (products.diagonal(1) / norms).tolist()
     return similarity
 
 
@@ -122,35 +126,41 @@ def marginal_gains(
     where a term whose mean is over no segment is 0. Segments are taken in `temporal` order [R], or `greedy` [O]: the
     highest gain next, ties by the lower index.
     """
-    norm = products.diagonal()  # [S], squared
-    count = len(norm)
-    taken = np.zeros(count)  # 0 or 1
+    count = len(products)
+    norms: list[float] = products.diagonal().tolist()  # squared
+    open_segments = list(range(count))
+    with_taken = np.zeros(count)  # inner products with the sum of the segments taken,
+    with_left = products.sum(1)  # and of those left
+    taken, left = 0.0, float(products.sum())  # squared norms of these sums
     gains = [0.0] * count
-    for step in range(count):
-        left = 1 - taken
-        with_taken, with_left = products @ taken, products @ left  # [S] dot products with the two sums
-        similar_taken = _cosine(with_taken, norm * (taken @ with_taken))
-        # without itself
-        similar_left = _cosine(with_left - norm, norm * (left @ with_left - 2 * with_left + norm))
-        attract, repel = (similar_left, similar_taken), (similar_taken, similar_left)
-        has_taken, has_left = float(step > 0), float(step < count - 1)
-        weights = (has_left, has_taken)
+
+    def gain(i: int) -> float:
+        own, old, rest = norms[i], float(with_taken[i]), float(with_left[i])
+        similar_taken = _cosine(old, own * taken)
+        similar_left = _cosine(rest - own, own * (left - 2 * rest + own))  # without itself
+        attract, repel = (similar_left, similar_taken)
+        has_attract, has_repel = len(open_segments) > 1, len(open_segments) < count
         if gain_sign == "swapped":
-            attract, repel, weights = repel, attract, weights[::-1]
-        values: list[float] = (k * attract[0] * weights[0] + (1 - k) * (1 - repel[0]) * weights[1]).tolist()
-        open_segments = [i for i in range(count) if not taken[i]]
-        # Rounded, for two segments always tie at first: each is then as near to the other.
-        highest = max(open_segments, key=lambda i: round(values[i], 12))  # the first of equals
-        chosen = open_segments[0] if order == "temporal" else highest
-        gains[chosen] = values[chosen]
-        taken[chosen] = 1
+            attract, repel, has_attract, has_repel = repel, attract, has_repel, has_attract
+        return k * attract * has_attract + (1 - k) * (1 - repel) * has_repel
+
+    while open_segments:
+        chosen = open_segments[0]
+        if order == "greedy":
+            # Rounded, for two segments always tie at first: each is then as near to the other. The first of equals.
+            chosen = max(open_segments, key=lambda i: round(gain(i), 12))
+        gains[chosen] = gain(chosen)
+        open_segments.remove(chosen)
+        taken += 2 * float(with_taken[chosen]) + norms[chosen]
+        left += norms[chosen] - 2 * float(with_left[chosen])
+        with_taken = with_taken + products[chosen]
+        with_left = with_left - products[chosen]
     return gains
 
 
-def _cosine(products: Matrix, squared: Matrix) -> Matrix:
-    """Inner products over the root of products of squared norms; 0 where a norm is."""
-    cosine: Matrix = products / np.sqrt(np.maximum(squared, np.finfo(np.float64).tiny))
-    return cosine
+def _cosine(product: float, squared: float) -> float:
+    """Inner product over the root of the product of the squared norms; 0 where a norm is (or less, by rounding)."""
+    return product / math.sqrt(max(squared, sys.float_info.min))
 
 
 def segment_ratios(gains: Sequence[float], retention_ratio: float, r_extra: float) -> list[float]:
@@ -186,7 +196,7 @@ def frame_budgets(budgets: Sequence[int], segments: Sequence[Segment]) -> list[i
 
 
 class Selection(NamedTuple):
-    """Outcome of stage 3, each `[T, N]`. A frame with no budget has no scores (0)."""
+    """Outcome of stage 3, `[T, N]` where nothing else is said. A frame with no budget has no scores (0)."""
 
     kept: Tensor
     """bool."""
@@ -194,6 +204,8 @@ class Selection(NamedTuple):
     """rho, float32."""
     distance: Tensor
     """delta, float32. Tokens are ranked by gamma = rho * delta."""
+    positions: Tensor
+    """`[K]` int64, ascending: flat raster indices of the tokens that are kept."""
 
 
 def low_variance_channels(features: Tensor, segments: Sequence[Segment]) -> Tensor:
@@ -221,7 +233,12 @@ def frame_distances(features: Tensor, means: Tensor, weight: Tensor | None = Non
     if weight is None and features.is_cuda and features.dtype.itemsize == 2:
         # Tensor cores take halves as they are, and that is twenty times as fast. Not centred, which halves could not
         # hold: distances keep four digits, more than the features have.
-        return distances_of_gram(float_product(features, features.mT)).div_(width)
+        gram = float_product(features, features.mT)
+        if triton_available():
+            from mmg_bench.methods._temporal_dpc_triton import gram_distances
+
+            return gram_distances(gram, width, RESOLUTION)
+        return distances_of_gram(gram).div_(width)
     centred = _Offsets(features, weight)
     squared = means.new_empty(frames, tokens, tokens)
     for part in torch.arange(frames, device=features.device).split(centred.most):
@@ -285,13 +302,12 @@ def _one_kernel(
 
     steps = max(map(len, chains))
     padded = [[*chain, *[0] * (steps - len(chain))] for chain in chains]
-    lengths = [len(chain) for chain in chains]
+    before = [0, *itertools.accumulate(counts)]
+    parts = [counts, before[:-1], neighbours, [len(chain) for chain in chains], list(itertools.chain(*padded))]
     # one copy for everything
-    flat = on_device([*counts, *neighbours, *lengths, *itertools.chain(*padded)], features.device)
-    count, k, length, table = flat.split([len(counts), len(chains), len(chains), len(chains) * steps])
-    table = table.view(len(chains), steps)  # [S, steps]
-    first = log_density(squared[table[:, 0]], k, most=max(neighbours))  # [S, N]
-    return Selection(*follow_chains(features, squared, first, table, length, count, means[table[:, 0]]))
+    schedule = on_device(list(itertools.chain(*parts)), features.device).split([len(part) for part in parts])
+    table = schedule[-1].view(-1, steps)  # [S, steps]
+    return Selection(*follow_chains(features, squared, means, (*schedule[:-1], table), before[-1]))
 
 
 def _step_by_step(
@@ -340,7 +356,7 @@ def _step_by_step(
                 scatter[s] = (scatter[s] + added).clamp_(min=0)  # rounding must not turn distances negative
                 center[s] += shift
                 size[s] = total
-    return Selection(kept, density, distance)
+    return Selection(kept, density, distance, positions_of(kept, sum(counts)))
 
 
 class _Offsets:
@@ -410,6 +426,7 @@ class MMGVid(Method):
     """[R] Score on all channels, or on the half with the lowest variance over the segment's tokens."""
 
     name: ClassVar[str] = "mmg_vid"
+    finds_faults: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -432,6 +449,8 @@ class MMGVid(Method):
         arriving = fetch(inner_products(means))  # [T, T]
         squared = frame_distances(x, means) if self.channels == "all" else None
         products = arriving()
+        if not np.isfinite(products).all():
+            tokens.require_finite(self.needs, self.name)
 
         similarity = frame_similarity(products)
         segments = merge_short_segments(find_segments(similarity, self.tau), similarity, self.min_segment_frames)
@@ -448,7 +467,6 @@ class MMGVid(Method):
             lengths = torch.tensor([stop - start for start, stop in segments], device=x.device)
             channels = low_variance_channels(x, segments).repeat_interleave(lengths, 0)  # [T, D]
         chains = segments if self.stage3 == "tg_dpc" else [(t, t + 1) for t in range(tokens.frames)]
-        chosen = temporal_dpc(x, chains, counts, knn=self.knn, channels=channels, means=means, squared=squared).kept
-        positions = positions_of(chosen, sum(counts))
+        chosen = temporal_dpc(x, chains, counts, knn=self.knn, channels=channels, means=means, squared=squared)
         notes = {"segments": segments, "segment_budgets": budgets, "frame_budgets": counts}
-        return PrunedTokens(tokens.flat[positions], positions, notes)
+        return PrunedTokens(tokens.flat[chosen.positions], chosen.positions, notes)

@@ -8,6 +8,8 @@ import sys
 
 import torch
 
+from mmg_bench.methods._ops import RESOLUTION, distances_of_gram
+from mmg_bench.methods._temporal_dpc_triton import gram_distances
 from mmg_bench.methods.mmg_vid import temporal_dpc
 
 CASES = {
@@ -49,6 +51,10 @@ def main(device: str) -> None:
                     torch.testing.assert_close(
                         getattr(fused, field), getattr(plain, field), rtol=1e-4, atol=1e-6, msg=f"{where}: {field}"
                     )
+                assert torch.equal(fused.positions, plain.positions), where
+                gram = x.float() @ x.float().mT
+                distances = gram_distances(gram, width, RESOLUTION)
+                torch.testing.assert_close(distances, distances_of_gram(gram) / width, rtol=0, atol=0, msg=where)
                 checked += 1
     print(f"{checked} cases agree")
 
