@@ -7,10 +7,11 @@ dtype of the features, distances and everything derived from them are float32; n
 from __future__ import annotations
 
 import importlib.util
+import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -31,6 +32,8 @@ def frames_per_chunk(features: Tensor) -> int:
 
 def frame_means(features: Tensor) -> Tensor:
     """Mean token of every frame, in float32: `[T, N, D]` to `[T, D]`."""
+    if features.is_cuda:
+        return features.mean(1, dtype=torch.float32)
     chunks = features.split(frames_per_chunk(features))
     return torch.cat([part.mean(1, dtype=torch.float32) for part in chunks])
 
@@ -203,12 +206,14 @@ def conserve(ratios: Sequence[float], sizes: Sequence[int], total: int, low: flo
     bound, so c is exact: no iteration. Needs sum(sizes) * low <= total <= sum(sizes).
     Zero ratios count as equal and tiny, so that they share what full parts cannot take.
     """
-    size, ratio = np.array(sizes, dtype=np.float64), np.clip(np.array(ratios, dtype=np.float64), max(low, 1e-9), 1)
-    bends = np.sort(np.concatenate([low / ratio, 1 / ratio]))  # [2S]
-    kept = np.clip(bends[:, None] * ratio, low, 1) @ size  # [2S], ascending from sum(sizes) * low to sum(sizes)
-    after = int(np.clip(np.searchsorted(kept, total), 1, len(bends) - 1))
-    rise = kept[after] - kept[after - 1]
-    part = (total - kept[after - 1]) / rise if rise > 0 else 0.0
-    factor = bends[after - 1] + part * (bends[after] - bends[after - 1])
-    shares: list[float] = (np.clip(factor * ratio, low, 1) * size).tolist()
-    return shares
+    ratio = [min(max(r, low, 1e-9), 1.0) for r in ratios]
+
+    def shares(factor: float) -> list[float]:
+        return [min(max(factor * r, low), 1.0) * size for r, size in zip(ratio, sizes, strict=True)]
+
+    bends = sorted([low / r for r in ratio] + [1 / r for r in ratio])  # [2S]
+    # the first at which `total` is reached, but not the first of all: the sum is sum(sizes) * low there
+    after = bisect_left(range(len(bends) - 1), True, lo=1, key=lambda n: math.fsum(shares(bends[n])) >= total)
+    below, above = (math.fsum(shares(c)) for c in bends[after - 1 : after + 1])
+    part = (total - below) / (above - below) if above > below else 0.0
+    return shares(bends[after - 1] + part * (bends[after] - bends[after - 1]))

@@ -2,9 +2,9 @@
 
 In plain operations every frame takes dozens of small ones, whose launches last longer than their work. Here a few
 thread blocks serve each segment and go through its frames together. Each block has some of the channels: their part of
-the distances to what was kept, and of its mean, is its own. And it has some of the tokens, which it scores. So the
-blocks of a segment meet twice a frame: when distances can be added up, and when all tokens have their scores. The
-launch is cooperative: all blocks run at once, or none.
+the distances to what was kept, and of its mean, is its own. And it has some of the tokens, which it scores and ranks.
+So the blocks of a segment meet three times a frame: when distances can be added up, when all tokens have their scores,
+and when it is known which stay. The launch is cooperative: all blocks run at once, or none.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_TILE = 2**13  # elements that a block of 512 threads holds at a time
+_TILE = 2**14  # elements that a block of 512 threads holds at a time
 _MOST_PARTS = 32  # blocks of a segment
 
 
@@ -70,7 +70,6 @@ def _keys(score, index):
 def _chains_kernel(
     x,  # [T, N, D]
     squared,  # [T, N, N] float32
-    largest,  # [T] float32: of each frame's squared distances
     means,  # [T, D] float32
     counts,  # [T] int64
     offsets,  # [T] int64: how many tokens the frames before keep
@@ -94,7 +93,6 @@ def _chains_kernel(
     SLICE: tl.constexpr,  # at least its channels
     TALL: tl.constexpr,  # tokens read at a time
     WIDE: tl.constexpr,  # tokens compared with a block's at a time
-    COLUMNS: tl.constexpr,  # and with all
     ADDED: tl.constexpr,  # parts added up at a time
 ):
     s = tl.program_id(0)
@@ -109,14 +107,13 @@ def _chains_kernel(
     mine = (tl.arange(0, ROWS) < block) & (r < tokens)
 
     # what the blocks of a segment show each other: squared distances in a block's channels [P, N], how far the mean
-    # moved in them [P], log density [N], and scores [N]
+    # moved in them [P]; the largest distance of a block's tokens [P]; log density [N], scores [N]
     partial = scratch + s * stride
     moves = partial + PARTS * tokens
-    first = moves + PARTS
+    maxima = moves + PARTS
+    first = maxima + PARTS
     scores = first + tokens
-    # and what a block keeps for itself: how tokens are ordered [N], and which are kept [N]
-    orders = scores + tokens + p * 2 * tokens
-    members = orders + tokens
+    orders = scores + tokens + p * tokens  # how tokens are ordered [N], a copy for each block
 
     # of what is kept so far: its mean in the block's channels, its size and scatter
     c = tl.load(means + tl.load(chains + s * steps) * width + d, mask=own, other=0.0)
@@ -140,6 +137,12 @@ def _chains_kernel(
             difference = tl.where(ok, values - c[None, :], 0.0)
             tl.store(partial + p * tokens + k, tl.sum(difference * difference, axis=1), mask=k < tokens)
         tl.store(moves + p, moved)
+        most = tl.zeros([ROWS], tl.float32)
+        for start in range(0, tokens, WIDE):
+            k = start + tl.arange(0, WIDE)
+            ok = mine[:, None] & (k < tokens)[None, :]
+            most = tl.maximum(most, tl.max(tl.load(rows + k[None, :], mask=ok, other=0.0), axis=1))
+        tl.store(maxima + p, tl.max(most, axis=0))
         if j == 0:  # log density of the block's tokens: the mean of the smallest distances
             count = tl.load(neighbours + s)
             left = tl.full([ROWS], 0, tl.int64) + count
@@ -172,8 +175,9 @@ def _chains_kernel(
             ok = (q < PARTS)[:, None] & inside[None, :]
             part = tl.load(partial + q[:, None] * tokens + i[None, :], mask=ok, other=0.0, cache_modifier=".cg")
             norm += tl.sum(part, axis=0)
+        q = tl.arange(0, PADDED)
+        largest = tl.max(tl.load(maxima + q, mask=q < PARTS, other=0.0, cache_modifier=".cg"), axis=0)
         if j > 0:
-            q = tl.arange(0, PADDED)
             shifts = tl.load(moves + q, mask=q < PARTS, other=0.0, cache_modifier=".cg")
             # rounding must not turn distances negative
             scatter = tl.maximum(scatter + added - size * tl.sum(shifts), 0.0)
@@ -193,45 +197,50 @@ def _chains_kernel(
             other = tl.load(orders + k, mask=k < tokens, other=0.0, cache_modifier=".cg")
             denser = (other[None, :] > order_r[:, None]) & ok
             nearest = tl.minimum(nearest, tl.min(tl.where(denser, between, float("inf")), axis=1))
-        delta = tl.sqrt(tl.where(nearest == float("inf"), tl.load(largest + t), nearest))
+        delta = tl.sqrt(tl.where(nearest == float("inf"), largest, nearest))
         u = order_r.to(tl.float64)
         # 1 - exp(-u), whose own form loses the last digits of a small u
         rise = tl.where(u < 1e-6, u * (1 - 0.5 * u), 1 - tl.exp(-u))
         log_density = tl.where(j == 0, u, tl.log(rise)).to(tl.float32)
-        tl.store(scores + r, log_density + tl.log(delta.to(tl.float64)).to(tl.float32), mask=mine)
+        score = log_density + tl.log(delta.to(tl.float64)).to(tl.float32)
+        tl.store(scores + r, score, mask=mine)
         tl.store(density + t * tokens + r, tl.exp(log_density.to(tl.float64)).to(tl.float32), mask=mine)
         tl.store(distance + t * tokens + r, delta, mask=mine)
         met += PARTS
         _meet(meetings + s, met)
 
         # the m highest
-        key = _keys(tl.load(scores + i, mask=inside, other=float("-inf"), cache_modifier=".cg"), i)
-        rank = tl.zeros([TOKENS], tl.int32)
-        for start in range(0, tokens, COLUMNS):
-            k = start + tl.arange(0, COLUMNS)
+        key = _keys(score, r)
+        rank = tl.zeros([ROWS], tl.int32)
+        for start in range(0, tokens, WIDE):
+            k = start + tl.arange(0, WIDE)
             other = tl.load(scores + k, mask=k < tokens, other=float("-inf"), cache_modifier=".cg")
-            rank += tl.sum((_keys(other, k)[:, None] > key[None, :]).to(tl.int32), axis=0)
-        chosen = (rank < m) & inside
-        if p == 0:
-            tl.store(kept + t * tokens + i, chosen.to(tl.int8), mask=inside)
-            slot = tl.load(offsets + t) + tl.cumsum(chosen.to(tl.int64), axis=0) - 1
-            tl.store(positions + slot, t * tokens + i, mask=chosen)
+            above = (_keys(other, k)[None, :] > key[:, None]) & (k < tokens)[None, :]
+            rank += tl.sum(above.to(tl.int32), axis=1)
+        tl.store(kept + t * tokens + r, (rank < m).to(tl.int8), mask=mine)
+        met += PARTS
+        _meet(meetings + s, met)
 
         if j < length - 1:
+            chosen = tl.load(kept + t * tokens + i, mask=inside, other=0, cache_modifier=".cg") > 0
             added = tl.sum(tl.where(chosen, norm, 0.0))
             size += m.to(tl.float32)
-            tl.store(members + i, chosen.to(tl.float32), mask=inside)
-            tl.debug_barrier()
             shift = tl.zeros([SLICE], tl.float32)
             for start in range(0, tokens, TALL):
                 k = start + tl.arange(0, TALL)
-                member = tl.load(members + k, mask=k < tokens, other=0.0, cache_modifier=".cg") > 0
+                member = tl.load(kept + t * tokens + k, mask=k < tokens, other=0, cache_modifier=".cg") > 0
                 ok = member[:, None] & own[None, :]
                 values = tl.load(frame + k[:, None] * width + d[None, :], mask=ok, other=0.0).to(tl.float32)
                 shift += tl.sum(tl.where(ok, values - c[None, :], 0.0), axis=0)
             shift = shift / size
             moved = tl.sum(shift * shift)
             c += shift
+
+    for j in range(p, length, PARTS):  # each block lists what some frames keep
+        t = tl.load(chains + s * steps + j)
+        chosen = tl.load(kept + t * tokens + i, mask=inside, other=0, cache_modifier=".cg") > 0
+        slot = tl.load(offsets + t) + tl.cumsum(chosen.to(tl.int32), axis=0) - 1
+        tl.store(positions + slot, t * tokens + i, mask=chosen)
 
 
 def follow_chains(
@@ -254,7 +263,7 @@ def follow_chains(
     # blocks of all segments together: no more than run at the same time
     processors = torch.cuda.get_device_properties(features.device).multi_processor_count if features.is_cuda else 1
     parts = max(1, min(_MOST_PARTS, tokens, width, processors // segments))
-    stride = (3 * parts + 2) * tokens + parts
+    stride = (2 * parts + 2) * tokens + 2 * parts
     cleared = torch.zeros(segments + 3 * frames * tokens, device=features.device)
     meetings, density, distance, flags = cleared.split([segments, *[frames * tokens] * 3])
     kept = flags.view(torch.int8)[: frames * tokens].view(frames, tokens)
@@ -262,7 +271,6 @@ def follow_chains(
     _chains_kernel[(segments, parts)](
         features.contiguous(),
         squared,
-        squared.amax((-2, -1)),
         means,
         *schedule,
         torch.empty(segments * stride, device=features.device),
@@ -293,7 +301,6 @@ def tiles(tokens: int, width: int, parts: int) -> dict[str, int]:
         "SLICE": channels,
         "TALL": max(1, min(padded, _TILE // channels)),
         "WIDE": max(1, min(padded, _TILE // rows)),
-        "COLUMNS": max(1, min(padded, _TILE // padded)),
         "ADDED": max(1, min(power(parts), _TILE // padded)),
     }
 

@@ -165,10 +165,9 @@ def _cosine(product: float, squared: float) -> float:
 
 def segment_ratios(gains: Sequence[float], retention_ratio: float, r_extra: float) -> list[float]:
     """[R] R_i = R + r_extra * z_i, z the gains' z-scores (population). Not yet in [0, 1], not conserving the budget."""
-    gain = np.array(gains)
-    z = (gain - gain.mean()) / (gain.std() + 1e-8)
-    ratios: list[float] = (retention_ratio + r_extra * z).tolist()
-    return ratios
+    mean = math.fsum(gains) / len(gains)
+    deviation = math.sqrt(math.fsum((gain - mean) ** 2 for gain in gains) / len(gains))
+    return [retention_ratio + r_extra * (gain - mean) / (deviation + 1e-8) for gain in gains]
 
 
 def segment_budgets(
