@@ -5,7 +5,7 @@
 #   scripts/gpu_run.sh                     # results in results/gpu
 #   OUT=/tmp/out LIMIT=1200 scripts/gpu_run.sh
 #
-# OUT      folder of the results: efficiency/, bench_methods/, and log.txt, in which each step's end is noted
+# OUT      folder of the results: efficiency/, stock/, bench_methods/, and log.txt, in which each step's end is noted
 # LIMIT    seconds for all steps together; what did not get its turn is left for the next call
 # WHEELS   folder of wheels to use where packages are missing and nothing can be downloaded (hydra-core, omegaconf,
 #          antlr4-python3-runtime; decord, and av or a cache with its file, to measure on an mp4 file, else on random
@@ -63,8 +63,12 @@ options=(table=efficiency profile="$PROFILE" table.video="$video" table.energy_s
     output_dir="$OUT/efficiency" results_dir="$OUT/efficiency")
 
 step golden 90 env MMG_GOLDEN_DEVICE="$DEVICE" "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_golden.py
-step gpu_tests 60 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu tests/measure tests/methods
-step bench_methods 120 "$PYTHON" -m mmg_bench bench-methods device="$DEVICE" out="$OUT/bench_methods"
-step efficiency "$LIMIT" "$PYTHON" -m mmg_bench table "${options[@]}"
+step gpu_tests 90 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu tests/measure tests/methods tests/models
+step bench_methods 120 "$PYTHON" -m mmg_bench bench-methods device="$DEVICE" dtype=bfloat16 seconds=4 \
+    out="$OUT/bench_methods"
+if [ "$DEVICE" = cuda ]; then # what the stock forward takes, host and all
+    step stock 90 "$PYTHON" -m mmg_bench table "${options[@]}" "${stock[@]}" output_dir="$OUT/stock" results_dir="$OUT/stock"
+fi
+step efficiency "$LIMIT" "$PYTHON" -m mmg_bench table "${options[@]}" output_dir="$OUT/efficiency" results_dir="$OUT/efficiency"
 grep "^step	" "$OUT/log.txt"
 exit $((failures > 0))

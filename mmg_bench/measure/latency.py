@@ -10,8 +10,9 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from mmg_bench.measure.workload import (
     preprocess,
     tower_needs,
 )
+from mmg_bench.models.graphs import Switch, prefill_graphs
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import Encoded, Pixels, VideoLLM
 from mmg_bench.runner.cells import Cell
@@ -58,11 +60,15 @@ class LatencySettings:
     """Rounds before those."""
     new_tokens: int = 8
     """Decoding steps whose mean is `decode_token_ms`."""
+    engine: Literal["stock", "graphs"] = "stock"
+    """How the language model prefills: as transformers does, or by CUDA graphs of that (`models/graphs.py`)."""
 
     def __post_init__(self) -> None:
         for name, low in (("repeats", 2), ("warmup", 0), ("new_tokens", 1)):
             if getattr(self, name) < low:
                 raise ValueError(f"measure.{name}={getattr(self, name)}: it must be at least {low}")
+        if self.engine not in ("stock", "graphs"):
+            raise ValueError(f"measure.engine={self.engine!r}: choose one of stock, graphs")
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,22 @@ class CellTimes:
 def measure_cells(
     llm: VideoLLM, cells: Sequence[Cell], workload: Workload, settings: LatencySettings
 ) -> list[CellTimes]:
-    """Time every cell on one workload; the first cell should be dense."""
+    """Time every cell on one workload; the first cell should be dense.
+
+    Raises ValueError where the device cannot run the settings' engine.
+    """
+    if settings.engine == "graphs" and llm.device.type != "cuda":
+        raise ValueError(f"measure.engine=graphs needs a CUDA device, not {llm.device}: leave it at stock")
+    with ExitStack() as stack:
+        switch = Switch(on=False)
+        if settings.engine == "graphs":
+            switch = stack.enter_context(prefill_graphs(llm.adapter.language_model))
+        return _measure_cells(llm, cells, workload, settings, switch)
+
+
+def _measure_cells(
+    llm: VideoLLM, cells: Sequence[Cell], workload: Workload, settings: LatencySettings, switch: Switch
+) -> list[CellTimes]:
     rounds: list[list[dict[str, float]]] = [[] for _ in cells]
     counts: list[tuple[tuple[float, ...], int, int]] = [((), 0, 0)] * len(cells)
     failed: dict[int, str] = {}
@@ -121,6 +142,7 @@ def measure_cells(
     def answer(cell: Cell, encoded: Encoded) -> tuple[float, tuple[tuple[float, ...], int, int]]:
         """Prune, prefill and decode once: milliseconds of pruning; tokens in the layers, in the prompt, in all."""
         inputs = workload.inputs(llm, encoded)
+        switch.on = settings.engine == "graphs" and not cell.method.prunes_inside(depth)
         with torch.inference_mode(), pruning(llm.model, cell.method, cell.positions, encoded=encoded.tokens) as run:
             with clock.stage("prefill_ms"):
                 out = prefill(llm, encoded, inputs)

@@ -9,11 +9,10 @@ from __future__ import annotations
 import importlib.util
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 RESOLUTION = 2e-6
@@ -61,22 +60,6 @@ def float_product(a: Tensor, b: Tensor) -> Tensor:
     a, b = (x.detach().reshape(-1, *x.shape[-2:]) for x in (a, b))
     product = torch.bmm(a, b, out_dtype=torch.float32)
     return product.view(*batch, *product.shape[-2:])
-
-
-def fetch(tensor: Tensor) -> Callable[[], NDArray[Any]]:
-    """Start a copy to the host, and give the function that waits for it: a GPU goes on with what is queued behind."""
-    if not tensor.is_cuda:
-        return tensor.cpu().numpy
-    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    copy.copy_(tensor, non_blocking=True)
-    done = torch.cuda.Event()
-    done.record(torch.cuda.current_stream(tensor.device))
-
-    def wait() -> NDArray[Any]:
-        done.synchronize()
-        return copy.numpy()
-
-    return wait
 
 
 def triton_available() -> bool:

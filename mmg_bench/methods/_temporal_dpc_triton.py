@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 _TILE = 2**14  # elements that a block of 512 threads holds at a time
-_MOST_PARTS = 32  # blocks of a segment
+_MOST_PARTS = 64  # blocks of a segment
 
 
 @triton.jit
@@ -71,30 +71,37 @@ def _chains_kernel(
     x,  # [T, N, D]
     squared,  # [T, N, N] float32
     means,  # [T, D] float32
-    counts,  # [T] int64
-    offsets,  # [T] int64: how many tokens the frames before keep
-    neighbours,  # [S] int64
-    lengths,  # [S] int64
-    chains,  # [S, steps] int64: frames
+    schedule,  # [2 T + (2 + steps) S] int64
     scratch,  # [S, stride] float32
-    meetings,  # [S] int32, zero
-    kept,  # [T, N] int8, zero
-    density,  # [T, N] float32, zero
-    distance,  # [T, N] float32, zero
+    cleared,  # [3 T N + S] float32, zero
     positions,  # [K] int64
+    frames,
+    segments,
     steps,
     stride,
     tokens,
     width,
     PARTS: tl.constexpr,
-    PADDED: tl.constexpr,  # a power of two, at least PARTS;
-    TOKENS: tl.constexpr,  # at least `tokens`;
+    TOKENS: tl.constexpr,  # a power of two, at least `tokens`;
     ROWS: tl.constexpr,  # at least the tokens of a block;
     SLICE: tl.constexpr,  # at least its channels
     TALL: tl.constexpr,  # tokens read at a time
     WIDE: tl.constexpr,  # tokens compared with a block's at a time
     ADDED: tl.constexpr,  # parts added up at a time
 ):
+    # tokens that each frame keeps, and all before it [T]; of each segment, neighbours in the density of its first
+    # frame, how many frames it has [S], and which [S, steps]
+    counts = schedule
+    offsets = counts + frames
+    neighbours = offsets + frames
+    lengths = neighbours + segments
+    chains = lengths + segments
+    # what is told at the end, [T, N] each, and how many blocks have come to the meetings of each segment [S]
+    density = cleared
+    distance = density + frames * tokens
+    kept = (distance + frames * tokens).to(tl.pointer_type(tl.int8))
+    meetings = (distance + 2 * frames * tokens).to(tl.pointer_type(tl.int32))
+
     s = tl.program_id(0)
     p = tl.program_id(1)
     i = tl.arange(0, TOKENS)
@@ -172,13 +179,13 @@ def _chains_kernel(
         norm = tl.zeros([TOKENS], tl.float32)
         for start in range(0, PARTS, ADDED):
             q = start + tl.arange(0, ADDED)
-            ok = (q < PARTS)[:, None] & inside[None, :]
-            part = tl.load(partial + q[:, None] * tokens + i[None, :], mask=ok, other=0.0, cache_modifier=".cg")
+            part = partial + q[:, None] * tokens + i[None, :]
+            part = tl.load(part, mask=inside[None, :], other=0.0, cache_modifier=".cg")
             norm += tl.sum(part, axis=0)
-        q = tl.arange(0, PADDED)
-        largest = tl.max(tl.load(maxima + q, mask=q < PARTS, other=0.0, cache_modifier=".cg"), axis=0)
+        q = tl.arange(0, PARTS)
+        largest = tl.max(tl.load(maxima + q, cache_modifier=".cg"), axis=0)
         if j > 0:
-            shifts = tl.load(moves + q, mask=q < PARTS, other=0.0, cache_modifier=".cg")
+            shifts = tl.load(moves + q, cache_modifier=".cg")
             # rounding must not turn distances negative
             scatter = tl.maximum(scatter + added - size * tl.sum(shifts), 0.0)
             order = (norm + scatter / size) / width
@@ -244,41 +251,34 @@ def _chains_kernel(
 
 
 def follow_chains(
-    features: Tensor,
-    squared: Tensor,
-    means: Tensor,
-    schedule: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
-    budget: int,
+    features: Tensor, squared: Tensor, means: Tensor, schedule: Tensor, segments: int, steps: int, budget: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Go through the frames of every segment: which tokens are kept (bool), rho, delta (float32), each `[T, N]`; and
     the flat indices `[K]` of those that are kept.
 
     `features` `[T, N, D]`; `squared` `[T, N, N]` float32, squared distances over the number of channels; `means`
-    `[T, D]` float32. `schedule`, all int64: how many tokens each frame keeps `[T]`, and all before it `[T]`; neighbours
-    in the density of a segment's first frame `[S]`, how many frames it has `[S]`, and which, in order `[S, steps]`.
-    `budget`: K.
+    `[T, D]` float32. `schedule` int64, one behind the other: how many tokens each frame keeps `[T]`, and all before it
+    `[T]`; neighbours in the density of a segment's first frame `[S]`, how many frames it has `[S]`, and which, in order
+    `[S, steps]`. `budget`: K.
     """
     frames, tokens, width = features.shape
-    segments, steps = schedule[-1].shape
-    # blocks of all segments together: no more than run at the same time
+    size = frames * tokens
+    # blocks of all segments together: no more than run at the same time; powers of two, to compile for few numbers
     processors = torch.cuda.get_device_properties(features.device).multi_processor_count if features.is_cuda else 1
-    parts = max(1, min(_MOST_PARTS, tokens, width, processors // segments))
+    parts = 1 << max(1, min(_MOST_PARTS, tokens, width, processors // segments)).bit_length() - 1
     stride = (2 * parts + 2) * tokens + 2 * parts
-    cleared = torch.zeros(segments + 3 * frames * tokens, device=features.device)
-    meetings, density, distance, flags = cleared.split([segments, *[frames * tokens] * 3])
-    kept = flags.view(torch.int8)[: frames * tokens].view(frames, tokens)
+    cleared = torch.zeros(3 * size + segments, device=features.device)
     positions = torch.empty(budget, dtype=torch.int64, device=features.device)
     _chains_kernel[(segments, parts)](
         features.contiguous(),
         squared,
         means,
-        *schedule,
+        schedule,
         torch.empty(segments * stride, device=features.device),
-        meetings.view(torch.int32),
-        kept,
-        density,
-        distance,
+        cleared,
         positions,
+        frames,
+        segments,
         steps,
         stride,
         tokens,
@@ -286,7 +286,9 @@ def follow_chains(
         **tiles(tokens, width, parts),
         **(launch_options(parts) if features.is_cuda else {}),
     )
-    return kept.view(torch.bool), density.view(frames, tokens), distance.view(frames, tokens), positions
+    density, distance = cleared[: 2 * size].view(2, frames, tokens)
+    kept = cleared[2 * size : 3 * size].view(torch.bool)[:size].view(frames, tokens)
+    return kept, density, distance, positions
 
 
 def tiles(tokens: int, width: int, parts: int) -> dict[str, int]:
@@ -295,13 +297,12 @@ def tiles(tokens: int, width: int, parts: int) -> dict[str, int]:
     padded, rows, channels = power(tokens), power(triton.cdiv(tokens, parts)), power(triton.cdiv(width, parts))
     return {
         "PARTS": parts,
-        "PADDED": power(parts),
         "TOKENS": padded,
         "ROWS": rows,
         "SLICE": channels,
         "TALL": max(1, min(padded, _TILE // channels)),
         "WIDE": max(1, min(padded, _TILE // rows)),
-        "ADDED": max(1, min(power(parts), _TILE // padded)),
+        "ADDED": max(1, min(parts, _TILE // padded)),
     }
 
 

@@ -84,6 +84,10 @@ class Method(ABC):
         """Layers of a language model of `depth` layers before which it prunes again: ascending, in 1..depth - 1."""
         return ()
 
+    def prunes_inside(self, depth: int) -> bool:
+        """Whether it does anything inside a language model of `depth` layers."""
+        return bool(self.layers(depth)) or self.key_layer(depth) is not None
+
     def prune_inside(self, tokens: LayerTokens) -> Selection:
         """Prune one video before one of the `layers`. Deterministic; `tokens` is not changed."""
         with torch.autocast(tokens.features.device.type, enabled=False):

@@ -30,7 +30,6 @@ from mmg_bench.methods._ops import (
     RESOLUTION,
     conserve,
     distances_of_gram,
-    fetch,
     float_product,
     frame_means,
     frames_per_chunk,
@@ -302,11 +301,10 @@ def _one_kernel(
     steps = max(map(len, chains))
     padded = [[*chain, *[0] * (steps - len(chain))] for chain in chains]
     before = [0, *itertools.accumulate(counts)]
-    parts = [counts, before[:-1], neighbours, [len(chain) for chain in chains], list(itertools.chain(*padded))]
+    lengths = [len(chain) for chain in chains]
     # one copy for everything
-    schedule = on_device(list(itertools.chain(*parts)), features.device).split([len(part) for part in parts])
-    table = schedule[-1].view(-1, steps)  # [S, steps]
-    return Selection(*follow_chains(features, squared, means, (*schedule[:-1], table), before[-1]))
+    schedule = on_device([*counts, *before[:-1], *neighbours, *lengths, *itertools.chain(*padded)], features.device)
+    return Selection(*follow_chains(features, squared, means, schedule, len(chains), steps, before[-1]))
 
 
 def _step_by_step(
@@ -444,10 +442,9 @@ class MMGVid(Method):
     def select(self, tokens: VideoTokens) -> PrunedTokens:
         x = tokens.features.detach()  # [T, N, D]; a choice has no gradient
         means = frame_means(x)  # [T, D]
-        # a GPU goes on with the distances while the host shares out the budget
-        arriving = fetch(inner_products(means))  # [T, T]
+        products = inner_products(means).cpu().numpy()  # [T, T]: the one thing that a GPU is waited for
+        # it goes on with the distances while the host shares out the budget
         squared = frame_distances(x, means) if self.channels == "all" else None
-        products = arriving()
         if not np.isfinite(products).all():
             tokens.require_finite(self.needs, self.name)
 

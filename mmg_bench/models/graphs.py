@@ -39,15 +39,23 @@ class _Recording:
         return output
 
 
+@dataclass
+class Switch:
+    """Whether a language model replays; off, it runs as ever."""
+
+    on: bool = True
+
+
 @contextmanager
-def prefill_graphs(language_model: Any) -> Iterator[None]:
+def prefill_graphs(language_model: Any) -> Iterator[Switch]:
     """While open, `language_model` replays what it has done before at the same length.
 
     The first prefill of a length runs as ever, the second is recorded. What is not the prefill of prompts without
     padding runs as ever, too. Keys and values of a replayed prefill are overwritten by the next of that length: keep
-    copies. Recordings keep memory of their own, one set for all lengths. Do not open it around a method that prunes
-    inside the language model: such a forward is more than launches.
+    copies. Recordings keep memory of their own, one set for all lengths. Switch it off for a method that prunes inside
+    the language model: such a forward is more than launches.
     """
+    switch = Switch()
     original = language_model.forward
     seen: set[Any] = set()
     recordings: dict[Any, _Recording] = {}
@@ -55,7 +63,7 @@ def prefill_graphs(language_model: Any) -> Iterator[None]:
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         embeds, ids, mask = (kwargs.get(name) for name in ("inputs_embeds", "position_ids", "attention_mask"))
-        if args or embeds is None or ids is None or kwargs.get("past_key_values") is not None:
+        if not switch.on or args or embeds is None or ids is None or kwargs.get("past_key_values") is not None:
             return original(*args, **kwargs)
         if mask is not None and (mask.dim() != 2 or not bool(mask.all())):
             return original(**kwargs)
@@ -70,7 +78,7 @@ def prefill_graphs(language_model: Any) -> Iterator[None]:
 
     language_model.forward = forward
     try:
-        yield
+        yield switch
     finally:
         del language_model.forward
         recordings.clear()

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from mmg_bench.methods.base import Method, Positions, check_choice
 from mmg_bench.models import siglip
 from mmg_bench.models.adapter import Adapter, Capture, Layout, adapter_for
-from mmg_bench.models.inside import Inside, Span, moved
+from mmg_bench.models.inside import Inside, Span
 from mmg_bench.models.kept import Kept
 from mmg_bench.tokens import QUESTION_FIELDS, PrunedTokens, VideoTokens
 
@@ -161,6 +161,53 @@ def _release(model: nn.Module) -> None:
         _ACTIVE.discard(model)
 
 
+class _Row:
+    """What is left of one row of a prompt, from left to right."""
+
+    def __init__(self, columns: int, device: torch.device):
+        self.whole = torch.arange(columns, device=device)
+        self.pieces: list[Tensor] = []
+        """Columns of the prompt."""
+        self.length = 0
+        """Of all pieces together."""
+        self.videos: list[tuple[slice | Tensor, int, PrunedTokens, int]] = []
+        """Of each video: the columns of its tokens among what is left; where they end, newline included; the tokens;
+        T * N."""
+        self._at = 0  # first column of the prompt that has not been looked at
+
+    def add(self, place: _Place, body: slice | Tensor, pruned: PrunedTokens) -> None:
+        """Go on to the end of a video's tokens, `body`, of which `pruned` are left."""
+        kept: slice | Tensor
+        if isinstance(body, slice):
+            self._append(self.whole[self._at : body.start])
+            kept = slice(self.length, self.length + len(pruned))
+            self._append(body.start + pruned.positions)
+            self._at = body.stop
+        else:  # text stands between them
+            others = torch.ones(place.end - self._at, dtype=torch.bool)
+            others[place.columns[: place.total] - self._at] = False
+            text = (others.nonzero().flatten() + self._at).to(body.device)
+            chosen = body[pruned.positions]
+            piece = torch.cat([text, chosen]).sort().values
+            kept = torch.searchsorted(piece, chosen) + self.length
+            self._append(piece)
+            self._at = place.end
+        self.videos.append((kept, self.length + place.end - self._at, pruned, place.total))
+
+    def finish(self) -> int:
+        """Go on to the end of the row: how many columns are left."""
+        self._append(self.whole[self._at :])
+        return self.length
+
+    def _append(self, piece: Tensor) -> None:
+        self.pieces.append(piece)
+        self.length += len(piece)
+
+
+def _shifted(columns: slice | Tensor, by: int) -> slice | Tensor:
+    return slice(columns.start + by, columns.stop + by) if isinstance(columns, slice) else columns + by
+
+
 class _Splice:
     """The two hooks and what they share."""
 
@@ -241,30 +288,29 @@ class _Splice:
         """
         ids = call["input_ids"]
         on_host = ids.cpu()  # the one wait for a GPU: from here on, all that is not in tensors is known
-        left = torch.ones(ids.shape, dtype=torch.bool, device=embeds.device)
-        counts = [ids.shape[1]] * len(ids)
-        spans, gone, features = [], [], []
+        rows = [_Row(ids.shape[1], embeds.device) for _ in on_host]
         self.run.report = []
         for place in self._places(on_host, call):
-            body, row = place.body(embeds.device), place.row
+            body = place.body(embeds.device)
             pruned, elapsed = self._pruned(place, body, embeds, ids)
             self.run.report.append(VideoReport(place.total, len(pruned), elapsed, dict(pruned.notes)))
-            chosen = pruned.positions + body.start if isinstance(body, slice) else body[pruned.positions]
-            left[row, body] = False
-            left[row, chosen] = True
-            gone.append(place.total - len(pruned))
-            counts[row] -= gone[-1]
-            spans.append(Span(row, chosen, place.end, pruned.positions, place.total, pruned.state))
-            features.append(pruned.features)
-        self.run.prompt_tokens = max(counts)
-        if not any(gone):
-            return None, embeds, spans
-        kept = Kept.of(left, counts, self.run.positions == "contiguous")
-        spans = moved(spans, gone, left, counts)
-        embeds = kept.gather(embeds)
-        for span, values in zip(spans, features, strict=True):
-            embeds[span.row, span.columns] = values.to(embeds.dtype)
-        return kept, embeds, spans
+            rows[place.row].add(place, body, pruned)
+        width = max(row.finish() for row in rows)
+        self.run.prompt_tokens = width
+        whole = width == ids.shape[1] and all(v.realised_tokens == v.total_tokens for v in self.run.report)
+        if not whole:
+            kept = Kept.rows([torch.cat(row.pieces) for row in rows], ids.shape[1], self.run.positions == "contiguous")
+            embeds = kept.gather(embeds)
+        spans = []
+        for number, row in enumerate(rows):
+            padding = width - row.length
+            for columns, end, pruned, total in row.videos:
+                if not whole:
+                    embeds[number, _shifted(columns, padding)] = pruned.features.to(embeds.dtype)
+                if self.inside.needed:
+                    columns = row.whole[columns] if isinstance(columns, slice) else columns
+                    spans.append(Span(number, columns + padding, end + padding, pruned.positions, total, pruned.state))
+        return None if whole else kept, embeds, spans
 
     def _places(self, ids: Tensor, call: dict[str, Any]) -> Iterator[_Place]:
         """Every video in prompts `[B, S]`, row by row.

@@ -94,7 +94,7 @@ class Inside:
     @property
     def needed(self) -> bool:
         """Whether the method does anything inside the language model."""
-        return bool(self.at) or self.key_layer is not None
+        return self.method.prunes_inside(len(self.adapter.layers))
 
     def install(self, stack: ExitStack) -> None:
         """Set the hooks; `stack` removes them."""

@@ -8,6 +8,7 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Kept:
     shift: Tensor  # [..., B] by how much later position ids are lower: 0 where they stay as they are
     prompt: int  # S
     contiguous: bool = False  # whether the prompt's own position ids close the gaps
+    padded: bool = True  # whether a row may be padded
 
     @classmethod
     def of(cls, left: Tensor, counts: Sequence[int], contiguous: bool, source: Tensor | None = None) -> Self:
@@ -27,16 +29,28 @@ class Kept:
         `contiguous`: position ids close the gaps. `source` `[B, S]`: the column whose token stands in each column,
         where tokens change places.
         """
-        width = max(counts)
         # a stable sort brings what is left to the right end, in order
-        index = left.to(torch.uint8).argsort(dim=1, stable=True)[:, left.shape[1] - width :]
+        index = left.to(torch.uint8).argsort(dim=1, stable=True)[:, left.shape[1] - max(counts) :]
         index = index if source is None else source.gather(1, index)
+        return cls._padded(index, counts, left.shape[1], contiguous)
+
+    @classmethod
+    def rows(cls, rows: Sequence[Tensor], prompt: int, contiguous: bool) -> Self:
+        """From the columns that are left of each row of a prompt of `prompt` columns, in order."""
+        width = max(map(len, rows))
+        index = torch.stack([functional.pad(row, (width - len(row), 0)) for row in rows])
+        return cls._padded(index, list(map(len, rows)), prompt, contiguous)
+
+    @classmethod
+    def _padded(cls, index: Tensor, counts: Sequence[int], prompt: int, contiguous: bool) -> Self:
+        """From columns `[B, K]` of which the last `counts[b]` of row b count."""
+        width = index.shape[1]
         real = torch.ones_like(index, dtype=torch.bool)
         for row, count in enumerate(counts):
             if count < width:
                 real[row, : width - count] = False
                 index[row, : width - count] = 0
-        return cls(index, real, index.new_zeros(len(counts)), left.shape[1], contiguous)
+        return cls(index, real, index.new_zeros(len(counts)), prompt, contiguous, min(counts) < width)
 
     @property
     def removed(self) -> int:
@@ -53,8 +67,11 @@ class Kept:
 
     def mask(self, attention_mask: Tensor) -> Tensor:
         """The kept columns, and all behind the prompt, of a 2-D attention mask `[B, >= S]`."""
-        prompt = self.columns(attention_mask[:, : self.prompt]) * self.real.to(attention_mask.dtype)
-        return torch.cat([prompt, attention_mask[:, self.prompt :]], dim=1)
+        prompt = self.columns(attention_mask[:, : self.prompt])
+        if self.padded:
+            prompt = prompt * self.real.to(attention_mask.dtype)
+        behind = attention_mask[:, self.prompt :]
+        return torch.cat([prompt, behind], dim=1) if behind.shape[1] else prompt
 
     def numbered(self, ids: Tensor, mask: Tensor) -> tuple[Self, Tensor]:
         """Position ids `[..., B, K]` of what is left of a prompt with `ids` `[..., B, S]`; `mask`: the kept 2-D mask.

@@ -341,9 +341,8 @@ def test_the_kernel_compiles_for_a_gpu_that_is_not_here(parts):
     from mmg_bench.methods import _temporal_dpc_triton as fused
 
     constants = fused.tiles(196, 3584, parts)
-    integers = dict.fromkeys(("counts", "offsets", "neighbours", "lengths", "chains", "positions"), "*i64")
-    types = {"x": "*bf16", "kept": "*i8", "meetings": "*i32"} | integers
-    types |= dict.fromkeys(("steps", "stride", "tokens", "width"), "i32") | dict.fromkeys(constants, "constexpr")
+    types = {"x": "*bf16", "schedule": "*i64", "positions": "*i64"} | dict.fromkeys(constants, "constexpr")
+    types |= dict.fromkeys(("frames", "segments", "steps", "stride", "tokens", "width"), "i32")
     signature = dict.fromkeys(fused._chains_kernel.arg_names, "*fp32") | types
     source = ASTSource(fused._chains_kernel, signature, constexprs=constants)
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=fused.launch_options(parts))
