@@ -13,24 +13,34 @@ def max_min_selection(distance: Tensor, count: int, chosen: float | None = -torc
     candidate whose nearest other point is farthest (second smallest entry of its column, the smallest being itself);
     each further one has the largest distance to its nearest pick. Equal distances: the lower index.
     Picks get the distance `chosen`, so that they are not picked again; None leaves them at their distance to
-    themselves, about 0. Needs count <= M; one iteration a pick, no synchronisation with the host.
+    themselves, about 0. `distance` is scratch space: its diagonal is overwritten. Needs count <= M; one iteration a
+    pick, of three kernels and without a wait for the host.
     """
     batch, points, _ = distance.shape
-    rows = torch.arange(batch, device=distance.device)
-    order = torch.empty(batch, count, dtype=torch.int64, device=distance.device)
+    distance = distance.detach()
+    order = torch.empty(count, batch, 1, dtype=torch.int64, device=distance.device)
     if count == 0:
-        return order
-    nearest = distance.topk(min(2, points), dim=1, largest=False).values[:, -1]  # [B, M]
-    pick = nearest.argmax(-1)  # [B]
-    nearest = torch.full_like(nearest, torch.inf)
-    taken = torch.zeros_like(nearest, dtype=torch.bool)
-    for step in range(count):
-        order[:, step] = pick
-        taken[rows, pick] = True
-        nearest = torch.minimum(nearest, distance[rows, pick])
-        score = nearest if chosen is None else nearest.masked_fill(taken, chosen)
-        pick = score.argmax(-1)
-    return order
+        return order.view(count, batch).T
+    nearest = second_smallest(distance) if points > 1 else distance[:, 0].clone()  # [B, M]
+    if chosen is not None:  # a pick's distance to itself is the least of all from then on
+        distance.diagonal(dim1=1, dim2=2).fill_(chosen)
+    torch.argmax(nearest, -1, keepdim=True, out=order[0])
+    nearest.fill_(torch.inf)
+    row = torch.empty(batch, 1, points, dtype=distance.dtype, device=distance.device)
+    for step in range(1, count):
+        pick = order[step - 1].unsqueeze(-1).expand(-1, -1, points)  # [B, 1, M]
+        torch.minimum(nearest, torch.gather(distance, 1, pick, out=row).squeeze(1), out=nearest)
+        torch.argmax(nearest, -1, keepdim=True, out=order[step])
+    return order.view(count, batch).T
+
+
+def second_smallest(distance: Tensor) -> Tensor:
+    """The second smallest entry of each column of `[B, M, M]`, M > 1: `[B, M]`. Without sorting, and without a copy."""
+    least, row = distance.min(1, keepdim=True)  # [B, 1, M] both
+    distance.scatter_(1, row, torch.inf)
+    second = distance.amin(1)
+    distance.scatter_(1, row, least)
+    return second
 
 
 def cosine_distances(x: Tensor) -> Tensor:

@@ -67,6 +67,12 @@ def bag_sums(x: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     return sums, ends.diff()
 
 
+def bag_means(x: Tensor, group: Tensor, groups: int) -> Tensor:
+    """The means of `bag_sums`, `[G, D]`; 0 for a group without points."""
+    sums, counts = bag_sums(x, group, groups)
+    return sums / counts.clamp_min(1).unsqueeze(-1)
+
+
 def frame_groups(total: int, frames: int) -> list[tuple[slice, int]]:
     """Share `total` tokens among `frames` as evenly as possible, remainder to the earliest frames.
 

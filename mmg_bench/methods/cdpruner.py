@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmg_bench.methods._merge import supplied, unit
-from mmg_bench.methods._ops import spread
+from mmg_bench.methods._ops import on_device, positions_of, spread
 from mmg_bench.methods.base import Method, Positions, check_choice
 from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
 
@@ -35,27 +35,27 @@ def dpp_selection(x: Tensor, relevance: Tensor, count: int) -> Tensor:
     ones: the lower index. Needs count <= N; one iteration a pick, no synchronisation with the host.
     """
     batch, size, _ = x.shape
-    x = unit(x) * relevance.unsqueeze(-1)
+    x, relevance = (unit(x) * relevance.unsqueeze(-1)).detach(), relevance.detach()
     kernel = x @ x.mT  # [B, N, N]
     variance = kernel.diagonal(dim1=1, dim2=2).clone()  # [B, N]
     floor = EXHAUSTED * variance
     last_resort = relevance - relevance.amax() - 1  # [B, N], negative: below every variance
-    rows = torch.arange(batch, device=x.device)
     factor = x.new_zeros(batch, count, size)  # rows of the Cholesky factor
-    order = torch.empty(batch, count, dtype=torch.int64, device=x.device)
-    taken = torch.zeros_like(variance, dtype=torch.bool)
+    order = torch.empty(count, batch, 1, dtype=torch.int64, device=x.device)
     for step in range(count):
-        score = torch.where(variance > floor, variance, last_resort).masked_fill(taken, -torch.inf)
-        pick = score.argmax(-1)  # [B]
-        order[:, step] = pick
-        taken[rows, pick] = True
-        explained = factor[rows, :step, pick].unsqueeze(1) @ factor[:, :step]  # [B, 1, N]
-        row = kernel[rows, pick] - explained.squeeze(1)  # [B, N]
-        left, least = variance[rows, pick], floor[rows, pick]
-        scale = torch.where(left > least, left.clamp_min(torch.finfo(left.dtype).tiny).rsqrt(), 0)
-        factor[:, step] = row * scale.unsqueeze(-1)
-        variance = variance - factor[:, step].square()
-    return order
+        left, pick = torch.where(variance > floor, variance, last_resort).max(-1, keepdim=True)  # [B, 1] both
+        order[step] = pick
+        variance.scatter_(1, pick, -torch.inf)  # taken
+        last_resort.scatter_(1, pick, -torch.inf)
+        place = pick.unsqueeze(-1)  # [B, 1, 1]
+        row = kernel.gather(1, place.expand(-1, -1, size))  # [B, 1, N]
+        if step:
+            weight = factor[:, :step].gather(2, place.expand(-1, step, -1))  # [B, step, 1]
+            row -= weight.mT @ factor[:, :step]  # what the picks explain
+        scale = torch.where(left > 0, left.rsqrt(), 0)  # 0 for a last resort
+        explained = torch.mul(row.squeeze(1), scale, out=factor[:, step])
+        variance -= explained.square()
+    return order.view(count, batch).T
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ class CDPruner(Method):
         x, budget = tokens.features, self.budget(tokens)
         if self.scope == "video":
             return keep(tokens, dpp_selection(tokens.flat[None], relevance.view(1, -1), budget)[0])
-        counts = torch.tensor(spread(budget, tokens.frames), device=x.device)  # [T]
+        counts = on_device(spread(budget, tokens.frames), x.device)  # [T]
         order = dpp_selection(x, relevance, -(-budget // tokens.frames))  # [T, most of counts]
         wanted = torch.arange(order.shape[1], device=x.device) < counts.unsqueeze(1)
         first = tokens.tokens_per_frame * torch.arange(tokens.frames, device=x.device).unsqueeze(1)
-        return keep(tokens, (order + first)[wanted])
+        return keep(tokens, (order + first).flatten()[positions_of(wanted, budget)])

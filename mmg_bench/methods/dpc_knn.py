@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mmg_bench.methods._ops import spread
+from mmg_bench.methods._ops import positions_of, spread
 from mmg_bench.methods.base import Method, check_range
 from mmg_bench.methods.mmg_vid import temporal_dpc
 from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
@@ -39,4 +39,4 @@ class DPCKNN(Method):
         counts = spread(self.budget(tokens), tokens.frames)
         alone = [(t, t + 1) for t in range(tokens.frames)]
         chosen = temporal_dpc(tokens.features, alone, counts, knn=self.knn).kept  # [T, N]
-        return keep(tokens, chosen.flatten().nonzero().squeeze(1), frame_budgets=counts)
+        return keep(tokens, positions_of(chosen, sum(counts)), frame_budgets=counts)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmg_bench.methods._inside import check_layer, most_attended
 from mmg_bench.methods._merge import unit
-from mmg_bench.methods._ops import spread
+from mmg_bench.methods._ops import on_device, positions_of, spread
 from mmg_bench.methods.base import Method, Positions, check_range
 from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
 
@@ -33,10 +33,10 @@ def least_similar_first(features: Tensor, refers: Sequence[int]) -> Tensor:
     Equal similarities by the lower index; a frame that refers to itself is in raster order.
     """
     direction = unit(features)
-    refer = torch.tensor(refers, device=features.device)
+    refer = on_device(refers, features.device)
     similarity = (direction * direction[refer]).sum(-1)  # [T, N]
-    similarity[refer == torch.arange(len(refers), device=features.device)] = 0
-    return similarity.argsort(dim=-1, stable=True)
+    whole = refer == torch.arange(len(refers), device=features.device)
+    return similarity.masked_fill_(whole.unsqueeze(1), 0).argsort(dim=-1, stable=True)
 
 
 def temporal_merge(features: Tensor, counts: Sequence[int], refers: Sequence[int]) -> Tensor:
@@ -44,8 +44,8 @@ def temporal_merge(features: Tensor, counts: Sequence[int], refers: Sequence[int
     order = least_similar_first(features, refers)
     frames, size = order.shape
     flat = order + torch.arange(frames, device=order.device).unsqueeze(1) * size
-    kept = torch.arange(size, device=order.device) < torch.tensor(counts, device=order.device).unsqueeze(1)  # [T, N]
-    return flat[kept]
+    kept = torch.arange(size, device=order.device) < on_device(counts, order.device).unsqueeze(1)  # [T, N], by rank
+    return flat.flatten()[positions_of(kept, sum(counts))]
 
 
 def similarity(attention: Tensor, memory: Tensor) -> Tensor:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmg_bench.methods._greedy import cosine_distances, max_min_selection
 from mmg_bench.methods._inside import layers_at, most_attended
-from mmg_bench.methods._merge import group_means, group_sums, supplied, unit
-from mmg_bench.methods._ops import descending, frame_means, log_density, peak_distance, squared_distances
+from mmg_bench.methods._merge import group_means, group_scores, supplied, unit
+from mmg_bench.methods._ops import descending, frame_means, on_device, positions_of, squared_distances
 from mmg_bench.methods.base import Method, Positions, check_choice, check_range
 from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens
 
@@ -42,7 +44,7 @@ def segment_lengths(features: Tensor, threshold: float, min_segments: int) -> li
     Further cuts are added until there are `min_segments` segments (or as many as frames).
     """
     means = unit(frame_means(features))  # [T, D]
-    similarity = (means[:-1] * means[1:]).sum(-1)  # [T - 1]
+    similarity = (means[:-1] * means[1:]).sum(-1).cpu()  # [T - 1]
     cut = similarity < threshold
     missing = max(0, min_segments - 1 - int(cut.sum()))
     cut[descending(-similarity.masked_fill(cut, torch.inf))[:missing]] = True
@@ -52,8 +54,8 @@ def segment_lengths(features: Tensor, threshold: float, min_segments: int) -> li
 
 def by_segment(values: Tensor, lengths: list[int]) -> Tensor:
     """Means over the frames of each segment, repeated for each of them: `[T, ...]` to `[T, ...]`."""
-    means = [part.mean(0, keepdim=True).expand_as(part) for part in values.split(lengths)]
-    return torch.cat(means)
+    segment = [s for s, length in enumerate(lengths) for _ in range(length)]  # [T]
+    return torch.stack([part.mean(0) for part in values.split(lengths)])[on_device(segment, values.device)]
 
 
 def adts(features: Tensor, attention: Tensor, lengths: list[int], count: int, method: str) -> Tensor:
@@ -78,17 +80,36 @@ def temporal_trees(
 
     Each joins its most similar token in the frame before if their cosine exceeds `threshold`, raised per segment so
     that `budget` tokens a frame are left, selected ones included. Returns `[T, N, D]` and a mask `[T, N]` of the
-    unmerged tokens that are not selected; in a segment of one frame of all its tokens.
+    unmerged tokens that are not selected, on the CPU; in a segment of one frame of all its tokens.
     A token passes on its sum but counts as 1 for its parent: official, and it inflates the norm of long chains.
     """
-    frames, size, _ = features.shape
-    values = features.float().clone()
+    values = features.detach().to(torch.float32, copy=True)
     x = unit(values)
     cosine = x[1:] @ x[:-1].mT  # [T - 1, N, N]
-    cosine = cosine.masked_fill(selected[1:, :, None] | selected[:-1, None, :], -1)
-    best = torch.cat([cosine.new_full((1, size), -1), cosine.amax(-1)])  # [T, N]; frame 0 has no parents
-    parent = cosine.argmax(-1)  # [T - 1, N]
+    cosine = cosine.masked_fill_(selected[1:, :, None] | selected[:-1, None, :], -1)
+    similarity, parent = cosine.max(-1)  # [T - 1, N] both
+    # [2, T, N]; frame 0 has no parents. The host decides what merges: its one read here.
+    best, chosen = torch.stack([F.pad(similarity, (0, 0, 1, 0), value=-1), selected.float()]).cpu().unbind()
+    is_merged, is_left = allowed_merges(best, chosen > 0, lengths, budget, threshold)
+    merges = is_merged.to(values.device, non_blocking=True)
 
+    # One-hot, so that a frame's children are added up by one matrix product: to [T - 1, parents, children].
+    places = torch.arange(selected.shape[1], device=values.device)
+    joins = ((places.unsqueeze(1) == parent.unsqueeze(1)) & merges[1:].unsqueeze(1)).float()
+    for t in range(len(values) - 1, 0, -1):
+        values[t - 1].addmm_(joins[t - 1], values[t])
+    count = 1 + F.pad(joins.sum(-1), (0, 0, 0, 1))  # [T, N]; the last frame has no children
+    values /= count.masked_fill_(merges, 1).unsqueeze(-1)
+    return values, is_left
+
+
+def allowed_merges(
+    best: Tensor, selected: Tensor, lengths: list[int], budget: int, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """Which tokens join one of the frame before, and which are left to be clustered: bool `[T, N]`, on the CPU.
+
+    `best [T, N]`: cosine with the most similar token of the frame before.
+    """
     merged, left = [], []
     for similarity, chosen in zip(best.split(lengths), selected.split(lengths), strict=True):
         similarity = similarity.clone()
@@ -100,19 +121,10 @@ def temporal_trees(
             merges = similarity > max(float(cutoff), -1 + 1e-6)
         merged.append(merges)
         left.append(~merges & ~chosen if len(chosen) > 1 else torch.ones_like(chosen))
-    merges = torch.cat(merged)  # [T, N]
-
-    count = torch.ones_like(best)
-    for t in range(frames - 1, 0, -1):
-        values[t] /= count[t].masked_fill(merges[t], 1).unsqueeze(-1)
-        sums, joined = group_sums(values[t], parent[t - 1].masked_fill(~merges[t], -1), size)
-        values[t - 1] += sums
-        count[t - 1] += joined
-    values[0] /= count[0].unsqueeze(-1)
-    return values, torch.cat(left)
+    return torch.cat(merged), torch.cat(left)
 
 
-def cluster(values: Tensor, valid: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+def cluster(values: Tensor, valid: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
     """DPC-KNN in all frames at once: merge the `valid [T, N]` tokens of `[T, N, D]` into `counts [T]` means a frame.
 
     Returns the means `[K, D]`, frame by frame in descending score, and the flat index `[K]` of their centres.
@@ -120,23 +132,19 @@ def cluster(values: Tensor, valid: Tensor, counts: Tensor) -> tuple[Tensor, Tens
     scores tie, and the first token is the centre; with two (k = 2), mutual nearest neighbours tie.
     """
     frames, size, channels = values.shape
+    count = on_device(counts, values.device).unsqueeze(1)  # [T, 1]
     squared = squared_distances(values) / channels  # [T, N, N]
-    pairs = valid.unsqueeze(1) & valid.unsqueeze(2)
-    neighbours = counts.clamp(1, NEIGHBOURS)  # [T]
-    density = log_density(squared.masked_fill(~valid.unsqueeze(1), torch.inf), neighbours)
-    density = density.masked_fill(~valid, -torch.inf)
-    score = density + peak_distance(squared.masked_fill(~pairs, 0), density).log()  # -inf for copies of a token
-    score = score.clamp(min=torch.finfo(score.dtype).min).masked_fill(~valid, -torch.inf)
-    slots = torch.arange(int(counts.max()), device=values.device)  # [C]
+    score = group_scores(squared, valid, count.squeeze(1).clamp(1, NEIGHBOURS), min(NEIGHBOURS, size))
+    slots = torch.arange(max(counts), device=values.device)  # [C]
     centres = descending(score)[:, : len(slots)]  # [T, C]
-    used = slots < counts.unsqueeze(-1)  # [T, C]
+    used = slots < count  # [T, C]
     to_centre = squared.gather(2, centres.unsqueeze(1).expand(-1, size, -1))  # [T, N, C]
     label = to_centre.masked_fill(~used.unsqueeze(1), torch.inf).argmin(-1).masked_fill(~valid, -1)  # [T, N]
-    is_centre = torch.zeros_like(valid).scatter(1, centres, used)
-    label = torch.where(is_centre, torch.zeros_like(label).scatter(1, centres, slots.expand_as(centres)), label)
+    label = label.scatter(1, centres, torch.where(used, slots, label.gather(1, centres)))
     means, _ = group_means(values, label, len(slots))  # [T, C, D]
     first = size * torch.arange(frames, device=values.device).unsqueeze(1)
-    return means[used], (centres + first)[used]
+    row = positions_of(used, sum(counts))
+    return means.flatten(0, 1)[row], (centres + first).flatten()[row]
 
 
 class Compressed(NamedTuple):
@@ -149,7 +157,7 @@ class Compressed(NamedTuple):
     adts: Tensor
     """`[T, A]`: the selected tokens, flat indices."""
     left: Tensor
-    """`[T]`: tokens of each frame that were clustered."""
+    """`[T]`: tokens of each frame that were clustered; on the CPU."""
 
 
 def compress(
@@ -161,7 +169,7 @@ def compress(
     flat = torch.arange(frames * size, device=features.device).view(frames, size)
     chosen = flat.gather(1, within)
     tokens, anchors = features.flatten(0, 1)[chosen.flatten()].float(), chosen.flatten()
-    left = torch.zeros(frames, dtype=torch.int64, device=features.device)
+    left = torch.zeros(frames, dtype=torch.int64)
     if budgets.tstm:
         selected = torch.zeros_like(flat, dtype=torch.bool).scatter(1, within, True)
         values, valid = temporal_trees(features, selected, lengths, budgets.total, threshold)
@@ -170,7 +178,7 @@ def compress(
         for part in left.split(lengths):
             ratio = min(1, budgets.tstm * len(part) / int(part.sum()))
             counts += [math.ceil(n * ratio) for n in part.tolist()]
-        means, centres = cluster(values, valid, torch.tensor(counts, device=features.device))
+        means, centres = cluster(values, valid.to(features.device, non_blocking=True), counts)
         tokens, anchors = torch.cat([tokens, means]), torch.cat([anchors, centres])
     anchors, order = anchors.sort(stable=True)
     return Compressed(tokens[order], anchors, chosen, left)

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmg_bench.methods._inside import layers_at, most_attended
-from mmg_bench.methods._merge import centre_scores, group_means, in_raster_order, supplied, unit
-from mmg_bench.methods._ops import descending, largest_remainder, squared_distances, top_mask
+from mmg_bench.methods._merge import group_means, group_scores, in_raster_order, supplied, unit
+from mmg_bench.methods._ops import (
+    descending,
+    largest_remainder,
+    on_device,
+    positions_of,
+    squared_distances,
+    top_mask,
+)
 from mmg_bench.methods.base import Method, Positions, check_range
 from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens
 
@@ -45,12 +53,14 @@ def best_windows(still: Tensor) -> tuple[list[Window], int]:
     A window saves (its length - 1) tokens for every position whose links inside it are all `still` (`[T - 1, N]`).
     Equal totals: the last frame stays alone, then the shortest window. Returns the windows and the tokens saved.
     """
+    still = still.cpu()  # few and small steps: no work for a GPU
     links = len(still)
-    run = torch.zeros_like(still, dtype=torch.int64)  # [T - 1, N]: still links in a row that end here
-    for t in range(links):
-        run[t] = (run[t - 1] + 1 if t else 1) * still[t]
-    lengths = torch.arange(1, links + 1, device=still.device)
-    saved = ((run.unsqueeze(1) >= lengths[:, None]).sum(-1) * lengths).tolist()  # [T - 1 ends, T - 1 lengths]
+    number = torch.arange(links).unsqueeze(1)
+    broken = number.masked_fill(still, -1).cummax(0).values if links else number  # [T - 1, N]: the last broken link
+    run = number - broken  # still links in a row that end here
+    histogram = torch.bincount((number * (links + 1) + run).flatten(), minlength=links * (links + 1))
+    at_least = histogram.view(links, links + 1).flip(1).cumsum(1).flip(1)  # [T - 1 ends, runs of at least so many]
+    saved = (at_least * torch.arange(links + 1))[:, 1:].tolist()  # [T - 1 ends, T - 1 lengths]
     best = [0]  # best[i]: saved in the first i frames
     begin: list[int] = []
     for last in range(links + 1):
@@ -74,20 +84,31 @@ def static_positions(still: Tensor, windows: Sequence[Window]) -> Tensor:
     return torch.stack([still[a:b].all(0) if b > a else still.new_zeros(still.shape[1]) for a, b in windows])
 
 
-def merge_by_density(x: Tensor, count: int, beta: float, k: int) -> tuple[Tensor, Tensor]:
-    """Reduce `x [n, D]` to `count` tokens: `[count, D]` and the indices of their centres, ascending.
+def merge_by_density(
+    x: Tensor, counts: Sequence[int], beta: float, k: int, sizes: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Reduce each group of `x [G, n, D]` to `counts[g]` tokens: `[G, m, D]`, and their centres `[G, m]`, ascending.
 
-    Centres by DPC-KNN; the others join the nearest centre c, which becomes beta c + (1 - beta) mean(joined).
+    Centres by DPC-KNN; the others join the nearest centre c, which becomes beta c + (1 - beta) mean(joined). The first
+    `sizes[g]` rows of a group are its points (None: all); of the m >= 1 results, the most of `counts`, the first
+    `counts[g]`.
     """
-    if count == 0:
-        return x[:0].float(), torch.zeros(0, dtype=torch.int64, device=x.device)
-    squared = squared_distances(x) / x.shape[1]  # [n, n]
-    centres = descending(centre_scores(squared, min(k, count)))[:count].sort().values
-    nearest = squared[:, centres].argmin(1)  # [n]
-    nearest[centres] = -1
-    means, joined = group_means(x, nearest, count)
-    centre = x[centres].float()
-    return torch.where(joined.unsqueeze(1) > 0, beta * centre + (1 - beta) * means, centre), centres
+    groups, size, width = x.shape
+    sizes = [size] * groups if sizes is None else sizes
+    near = [max(1, min(k, count)) for count in counts]
+    count, points, neighbours = on_device([counts, sizes, near], x.device).unsqueeze(2)  # [G, 1] each
+    slots = torch.arange(size, device=x.device)
+    valid = slots < points  # [G, n]
+    squared = squared_distances(x) / width  # [G, n, n]
+    best = descending(group_scores(squared, valid, neighbours.squeeze(1), max(near)))[:, : max(counts)]  # [G, m]
+    used = slots[: best.shape[1]] < count
+    centres = best.masked_fill(~used, size).sort(1).values.clamp_max(size - 1)
+    to_centre = squared.gather(2, centres.unsqueeze(1).expand(-1, size, -1))  # [G, n, m]
+    nearest = to_centre.masked_fill(~used.unsqueeze(1), torch.inf).argmin(2).masked_fill(~valid, -1)
+    nearest = nearest.scatter(1, best, nearest.gather(1, best).masked_fill(used, -1))  # centres join none
+    means, joined = group_means(x, nearest, centres.shape[1])
+    centre = x.gather(1, centres.unsqueeze(2).expand(-1, -1, width)).float()
+    return torch.where(joined.unsqueeze(2) > 0, beta * centre + (1 - beta) * means, centre), centres
 
 
 def merge_outer(
@@ -108,32 +129,48 @@ def merge_outer(
     ones. Static positions are averaged over time and merged by density. Of a frame's dynamic tokens the most attended
     round((1 - D) * count) are kept (`attention [T, N]`); the share D is merged by density from the others.
     """
-    size, device = features.shape[1], features.device
-    flat = features.flatten(0, 1)
-    lengths = torch.tensor([last - first + 1 for first, last in windows], device=device)
-    is_dynamic = ~is_static.repeat_interleave(lengths, 0)  # [T, N]
+    frames, size, _ = features.shape
+    device = features.device
+    lengths = [last - first + 1 for first, last in windows]
+    window = [w for w, length in enumerate(lengths) for _ in range(length)]  # [T]
     dominant = [round(count * (1 - D)) for count in dynamic_counts]
-    chosen = top_mask(attention.masked_fill(~is_dynamic, -torch.inf), torch.tensor(dominant, device=device))  # [T, N]
-    kept = chosen.flatten().nonzero().squeeze(1).split([sum(dominant[a : b + 1]) for a, b in windows])
+    contextual = [count - d for count, d in zip(dynamic_counts, dominant, strict=True)]
+    sizes, dynamic_sizes = group_sizes(windows, is_static)
+    static = is_static.to(device, non_blocking=True)
+    is_dynamic = ~static[on_device(window, device)]  # [T, N]
+    chosen = top_mask(attention.masked_fill(~is_dynamic, -torch.inf), on_device(dominant, device))  # [T, N]
 
-    tokens: list[Tensor] = []
-    positions: list[Tensor] = []
-    for (first, last), static, count, attended in zip(windows, is_static, static_counts, kept, strict=True):
-        where = static.nonzero().squeeze(1)  # [n]
-        merged, centres = merge_by_density(features[first : last + 1, where].float().mean(0), count, beta, k)
-        tokens += [merged, flat[attended].float()]
-        positions += [first * size + where[centres], attended]
-        for frame in range(first, last + 1):
-            if contextual := dynamic_counts[frame] - dominant[frame]:
-                rest = (is_dynamic[frame] & ~chosen[frame]).nonzero().squeeze(1)
-                merged, centres = merge_by_density(features[frame, rest], contextual, beta, k)
-                tokens.append(merged)
-                positions.append(frame * size + rest[centres])
-    position = torch.cat(positions)
-    window = (torch.arange(len(windows), device=device).repeat_interleave(lengths))[position // size]  # [K]
-    static_row = is_static[window, position % size]
-    last_frame = lengths.cumsum(0)[window] - 1
-    return Outer(torch.cat(tokens), position, torch.where(static_row, last_frame, position // size), static_row)
+    attended = positions_of(chosen, sum(dominant))
+    tokens, positions = [features.flatten(0, 1)[attended].float()], [attended]
+
+    # Groups to merge by density: the windows' static means, and with D > 0 what is left of some frames.
+    values = torch.stack([part.mean(0, dtype=torch.float32) for part in features.split(lengths)])
+    member, counts, frame = static, list(static_counts), [first for first, _ in windows]
+    if rest := [t for t in range(frames) if contextual[t]]:
+        index = on_device(rest, device)
+        member = torch.cat([member, (is_dynamic & ~chosen)[index]])
+        values = torch.cat([values, features[index].float()])
+        counts += [contextual[t] for t in rest]
+        sizes += [dynamic_sizes[t] - dominant[t] for t in rest]
+        frame += rest
+    most = max(counts)
+    if most:
+        place = descending(member.byte())[:, : max(sizes)]  # [G, n], members first
+        number = torch.arange(len(member), device=device).unsqueeze(1)
+        merged, centres = merge_by_density(values[number, place], counts, beta, k, sizes)
+        tokens.append(merged.flatten(0, 1))
+        positions.append((on_device(frame, device).unsqueeze(1) * size + place.gather(1, centres)).flatten())
+
+    rows: list[tuple[int, int, bool]] = []  # row of `tokens`, last frame, whether static
+    first_row, behind = list(accumulate(dominant, initial=0)), sum(dominant)
+    group_of = {t: len(windows) + i for i, t in enumerate(rest)}
+    for w, (first, last) in enumerate(windows):
+        inside = range(first, last + 1)
+        rows += [(behind + w * most + c, last, True) for c in range(static_counts[w])]
+        rows += [(row, t, False) for t in inside for row in range(first_row[t], first_row[t + 1])]
+        rows += [(behind + group_of[t] * most + c, t, False) for t in inside for c in range(contextual[t])]
+    row, end_frame, static_row = on_device([*zip(*rows, strict=True)], device)
+    return Outer(torch.cat(tokens)[row], torch.cat(positions)[row], end_frame, static_row > 0)
 
 
 def group_sizes(windows: Sequence[Window], is_static: Tensor) -> tuple[list[int], list[int]]:
@@ -220,7 +257,7 @@ class HoliTom(Method):
         check_range(self, "r", 0, 1)
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
-        still = still_links(tokens.features, self.tau)
+        still = still_links(tokens.features, self.tau).cpu()
         windows, _ = best_windows(still)
         is_static = static_positions(still, windows)
         static, dynamic = group_sizes(windows, is_static)

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from mmg_bench.methods._merge import group_means, group_sums, in_raster_order, unit
+from mmg_bench.methods._merge import bag_means, bag_sums, in_raster_order, unit
 from mmg_bench.methods._ops import descending
 from mmg_bench.methods._search import largest_within
 from mmg_bench.methods.base import Method, Positions, check_range
@@ -72,11 +72,10 @@ def two_stage_components(features: Tensor, similarity: Tensor, tau: float) -> Re
     """Components of `[T, N, D]` under cosine > `tau`: in every frame, given `similarity [T, N, N]`; then of these."""
     flat = features.flatten(0, 1)
     spatial = components(similar_pairs(similarity, tau), len(flat))
-    means, _ = group_means(flat, spatial.label, len(spatial.keys))  # [C, D]
+    means = bag_means(flat, spatial.label, len(spatial.keys))  # [C, D]
     x = unit(means)
     temporal = components(similar_pairs((x @ x.mT)[None], tau), len(means))
-    tokens, _ = group_means(means, temporal.label, len(temporal.keys))  # [K, D]
-    return Representatives(spatial, temporal, tokens)
+    return Representatives(spatial, temporal, bag_means(means, temporal.label, len(temporal.keys)))
 
 
 def absorb(features: Tensor, representatives: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,7 +85,7 @@ def absorb(features: Tensor, representatives: Tensor) -> tuple[Tensor, Tensor]:
     """
     flat = features.flatten(0, 1)
     assign = (unit(flat) @ unit(representatives).mT).argmax(-1)  # [T * N]
-    sums, counts = group_sums(flat, assign, len(representatives))
+    sums, counts = bag_sums(flat, assign, len(representatives))
     return (representatives + sums) / (counts + 1).unsqueeze(-1), assign
 
 

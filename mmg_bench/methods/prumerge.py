@@ -43,9 +43,8 @@ def merge_around(features: Tensor, attention: Tensor, keys: Tensor, centres: Ten
     x, direction = features.float(), unit(keys)
     similarity = direction[rows, centres] @ direction.mT  # [T, m, N]
     similarity.scatter_(2, centres.unsqueeze(2), -torch.inf)
-    near = top_mask(
-        similarity, torch.tensor(min(neighbours, size - 1), device=features.device).expand(similarity.shape[:2])
-    )
+    count = torch.full(similarity.shape[:2], min(neighbours, size - 1), device=features.device)
+    near = top_mask(similarity, count)
     weights = near * attention.float().unsqueeze(1)  # [T, m, N]
     others = attention.float().scatter(1, centres, 0).unsqueeze(1)  # [T, 1, N]
     return torch.cat([x[rows, centres] + weights @ x, others @ x], 1)
@@ -116,6 +115,6 @@ class PruMerge(Method):
         for run, count in frame_groups(self.budget(tokens), tokens.frames):
             attended = round((count - 1) / 4) if self.plus else count - 1
             rest = order[run, attended:].sort().values  # [F, N - attended], raster
-            spaced = evenly_spaced(count - 1 - attended, size - attended).to(rest.device)
+            spaced = evenly_spaced(count - 1 - attended, size - attended).to(rest.device, non_blocking=True)
             runs.append((run, torch.cat([order[run, :attended], rest[:, spaced]], 1)))
         return runs

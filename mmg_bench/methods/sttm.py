@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmg_bench.methods._merge import group_means, in_raster_order
+from mmg_bench.methods._merge import bag_means, in_raster_order
 from mmg_bench.methods._ops import descending
 from mmg_bench.methods._search import largest_within
 from mmg_bench.methods.base import Method, Positions, check_range
@@ -155,7 +155,7 @@ def merge_through_time(nodes: Nodes, owner: Tensor, temporal_thresh: float) -> N
         return nodes
     rep = representatives(linked(nodes, owner, temporal_thresh), len(nodes))
     kept, group = rep.unique(return_inverse=True)
-    features, _ = group_means(nodes.features, group, len(kept))
+    features = bag_means(nodes.features, group, len(kept))
     areas = torch.zeros_like(kept).index_add(0, group, nodes.areas)
     return Nodes(features, nodes.boxes[kept], nodes.anchors[kept], areas)
 

@@ -24,7 +24,7 @@ def steady_channels(features: Tensor) -> Tensor:
 
 def similarity(x: Tensor, centre: Tensor) -> Tensor:
     """Sum of Gaussian kernels of several widths between `x [T, N, C]` and a centre that broadcasts: `[T, N]`."""
-    squared = (x - centre).square().sum(-1)
+    squared = (x - centre).square_().sum(-1)
     return sum(((-squared / (2 * a)).exp() for a in BANDWIDTHS), start=squared.new_zeros(()))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmg_bench.methods._merge import frame_groups, group_means, in_raster_order, supplied, unit
-from mmg_bench.methods._ops import descending
+from mmg_bench.methods._ops import descending, positions_of
 from mmg_bench.methods.base import Method, Positions, check_range
 from mmg_bench.tokens import PrunedTokens, VideoTokens
 
@@ -38,7 +38,7 @@ def zip_frames(features: Tensor, attention: Tensor, keys: Tensor, dominant: int,
     by_attention = descending(attention)[:, :dominant]  # [T, d]
     chosen = by_attention.sort().values
     is_rest = torch.ones_like(attention, dtype=torch.bool).scatter(1, chosen, False)
-    rest = is_rest.nonzero()[:, 1].view(frames, size - dominant)  # [T, M], raster
+    rest = positions_of(is_rest, frames * (size - dominant)).view(frames, -1) % size  # [T, M], raster
 
     step = max(1, rest.shape[1] // max(1, contextual))
     slots = torch.arange(0, rest.shape[1], step, device=features.device)[:contextual]  # [c], places in `rest`

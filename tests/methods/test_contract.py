@@ -1,10 +1,13 @@
 """What every registered method must do, whatever its algorithm. A new method is tested here without being named."""
 
+from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+import third_party
 import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -18,11 +21,26 @@ from mmg_bench.tokens import OPTIONAL_FIELDS, LayerTokens, PrunedTokens, Selecti
 
 CONFIGS = Path(mmg_bench.__file__).parents[1] / "configs" / "method"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-NAMES = method_names()
+PACKAGE = TemporaryDirectory()
+"""Where a third party's package is, whose method comes in by its entry point and has to do what all others do."""
+third_party.write(Path(PACKAGE.name))
+with third_party.installed(Path(PACKAGE.name)):
+    NAMES = method_names()
 # The only fixed ratio; every other method takes any.
 RATIO = {"dense": 1.0}
 
 every_method = pytest.mark.parametrize("name", NAMES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _third_party_is_installed() -> Iterator[None]:
+    with third_party.installed(Path(PACKAGE.name)):
+        yield
+
+
+def test_third_parties_are_among_the_methods():
+    assert third_party.NAME in NAMES
+    assert method_class(third_party.NAME).__module__ == "someones_methods"
 
 
 def build(name: str, ratio: float = 0.3) -> Method:

@@ -201,12 +201,12 @@ def test_flashvid_clusters_only_valid_tokens():
     values[:, 5] = 100.0  # an outlier that is not valid
     valid = torch.ones(2, 9, dtype=torch.bool)
     valid[:, 5] = valid[1, 6:] = False
-    means, centres = cluster(values, valid, torch.tensor([3, 5]))
+    means, centres = cluster(values, valid, [3, 5])
     assert means.abs().max() < 10
     assert valid.flatten()[centres].all()
     assert (centres // 9).tolist() == [0] * 3 + [1] * 5
     assert centres.unique().numel() == 8
-    alone, order = cluster(values[1:, :5], valid[1:, :5], torch.tensor([5]))
+    alone, order = cluster(values[1:, :5], valid[1:, :5], [5])
     assert torch.equal(means[3:], alone)
     assert torch.equal(alone, values[1, order])
 
