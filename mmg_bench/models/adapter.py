@@ -19,6 +19,8 @@ FAMILIES = {
     "llava_onevision": "mmg_bench.models.llava_onevision:LlavaOnevision",
     "qwen2_5_vl": "mmg_bench.models.qwen2_5_vl:Qwen25VL",
     "qwen3_vl": "mmg_bench.models.qwen3_vl:Qwen3VL",
+    "internvl": "mmg_bench.models.internvl:InternVL",
+    "smolvlm": "mmg_bench.models.smolvlm:SmolVLM",
     "llava_next_video": "mmg_bench.models.scatter:Scatter",
     "video_llama_3": "mmg_bench.models.scatter:Scatter",
 }
@@ -111,6 +113,10 @@ class Adapter(ABC):
         """Whether a forward call with these keyword arguments brings videos."""
         encoded = (inputs.get("mm_encoder_outputs") or {}).get("video")
         return encoded is not None or inputs.get("pixel_values_videos") is not None
+
+    def one_video(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the processor made of one video, so laid out that several can be concatenated for `encode`."""
+        return tensors
 
     @abstractmethod
     def layouts(self, inputs: dict[str, Any], captured: Capture) -> list[Layout]:

@@ -158,7 +158,7 @@ class VideoLLM:
         )
         (replaced,) = made.pop("text_replacement_offsets")
         tensors = {k: v.to(self.device) for k, v in made.items() if isinstance(v, Tensor) and k not in _OF_TEXT}
-        return Pixels(tensors, [video["replacement"] for video in replaced])
+        return Pixels(self.adapter.one_video(tensors), [video["replacement"] for video in replaced])
 
     def encode(self, pixels: Pixels, needs: Collection[str]) -> Encoded:
         """Run the vision tower and projector once, filling the optional fields named in `needs`."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmg_bench.methods.base import Method
+from mmg_bench.models.adapter import adapter_for
 from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens
 
 
@@ -63,7 +64,7 @@ class Prompt:
 
 def stock_prompt(model: Any, inputs: dict[str, Tensor], visual: list[int]) -> Prompt:
     calls: list[dict[str, Any]] = []
-    handle = model.model.language_model.register_forward_pre_hook(
+    handle = adapter_for(model).language_model.register_forward_pre_hook(
         lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True
     )
     model.generate(**inputs, max_new_tokens=1)
@@ -92,7 +93,7 @@ def closed(ids: Tensor, order: list[int]) -> Tensor:
 
 def masked_logits(model: Any, prompt: Prompt, method: Method, positions: str, trace: Trace, steps: int) -> Tensor:
     """Logits `[steps, vocabulary]` of greedy decoding, without a cache: every step runs the whole sequence."""
-    language, width, visual = model.model.language_model, prompt.embeds.shape[1], set(prompt.visual)
+    language, width, visual = adapter_for(model).language_model, prompt.embeds.shape[1], set(prompt.visual)
     depth = len(language.layers)
     inside_contiguous = (method.inside_positions or positions) == "contiguous"
     at_stage = {layer: chosen for layer, _, chosen in trace.stages}
