@@ -187,7 +187,7 @@ class _Splice:
         self.run.report = []
         for row, video, layout, columns in self._videos(ids, call):
             total, end = math.prod(layout), int(columns[-1]) + 1
-            body = columns[:total]
+            body = columns[self.adapter.body(layout)]
             pruned, seconds = self._pruned(video, layout, embeds[row, body], embeds[row, end:], ids[row, end:])
             self.run.report.append(VideoReport(total, len(pruned), seconds, dict(pruned.notes)))
             chosen = body[pruned.positions]
@@ -210,7 +210,7 @@ class _Splice:
             layouts: list[Layout] = [(tokens.frames, *tokens.grid) for tokens in self.encoded]
         else:
             layouts = self.adapter.layouts(call, self.captured)
-        lengths = [math.prod(layout) + self.adapter.trailing for layout in layouts]
+        lengths = [self.adapter.placeholders(layout) for layout in layouts]
         found = [row.nonzero().flatten() for row in ids == self.adapter.video_token_id]
         copies, rest = divmod(sum(map(len, found)), sum(lengths))
         copies, first = max(1, copies), 0

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmg_bench.models import siglip
+from mmg_bench.models import llava_video, siglip
 from mmg_bench.models.adapter import Adapter, adapter_for, fresh
 from mmg_bench.tokens import VideoTokens
 
@@ -104,6 +104,8 @@ class VideoLLM:
         self.device = spec.torch_device
         self.model, self.processor = _load(spec)
         self.model.to(self.device).eval()
+        if getattr(self.model.config, "mmg_family", None) == llava_video.FAMILY:
+            llava_video.attach(self.model, self.processor)
         self.adapter: Adapter = adapter_for(self.model)
         self._siglip: str | None = None  # identifies the SigLIP checkpoint, once it is read
 
