@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmg_bench.models.adapter import adapter_for
+from tiny import TINY
 
 LAYERS = 4
 WORDS = (
@@ -61,6 +62,15 @@ def spread(model: Any) -> Any:
     model.generation_config.pad_token_id = 0
     model.generation_config.eos_token_id = None  # so that every step is greedy
     return model.eval()
+
+
+def llava_onevision() -> tuple[Any, Any]:
+    from mmg_bench.models.small import SmallSpec, small_llava_onevision
+
+    model, processor = small_llava_onevision(WORDS.split(), SmallSpec(**{**TINY, "text_layers": LAYERS}))
+    with torch.no_grad():
+        model.model.image_newline.normal_()
+    return spread(model), processor
 
 
 def qwen2_5_vl() -> tuple[Any, Any]:
@@ -306,9 +316,13 @@ def smolvlm() -> tuple[Any, Any]:
     return spread(SmolVLMForConditionalGeneration(config)), processor
 
 
-BUILDERS = {f.__name__: f for f in (qwen2_5_vl, qwen3_vl, internvl, smolvlm, llava_next_video, video_llama_3)}
+BUILDERS = {
+    f.__name__: f for f in (llava_onevision, qwen2_5_vl, qwen3_vl, internvl, smolvlm, llava_next_video, video_llama_3)
+}
 FRAMED = ("internvl", "smolvlm")  # one video a prompt, and no image
-SIZES = dict.fromkeys(("llava_next_video", *FRAMED), (32, 32))  # height and width of frames; the others take any
+SIZES = dict.fromkeys(
+    ("llava_onevision", "llava_next_video", *FRAMED), (32, 32)
+)  # height and width of frames; the others take any
 GRIDS = dict.fromkeys(BUILDERS, (3, 4)) | dict.fromkeys(SIZES, (4, 4))
 FRAMES = 8
 """Frames of each video; Qwen's towers merge two."""

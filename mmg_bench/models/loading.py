@@ -54,6 +54,8 @@ class ModelSpec:
     attn_implementation: str = "sdpa"
     device: str = "auto"
     """`auto` takes a GPU when there is one."""
+    device_map: str | None = None
+    """How accelerate spreads the layers over several devices, such as `auto`; None: everything on `device`."""
     siglip: str | None = None
     """Original SigLIP checkpoint of the vision tower: hub id or folder. For methods that need its pooling head or text
     tower (fastvid, cdpruner); read only when one does."""
@@ -63,6 +65,8 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if self.weights not in ("pretrained", "random"):
             raise ValueError(f"model.weights={self.weights!r}: choose pretrained or random")
+        if self.weights == "random" and self.device_map is not None:
+            raise ValueError(f"model.device_map={self.device_map!r}: random weights go to one device; set it to null")
         if self.frames < 1:
             raise ValueError(f"model.frames={self.frames}: at least one frame must be sampled")
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
@@ -103,7 +107,9 @@ class VideoLLM:
         self.spec = spec
         self.device = spec.torch_device
         self.model, self.processor = _load(spec)
-        self.model.to(self.device).eval()
+        if spec.device_map is None:
+            self.model.to(self.device)
+        self.model.eval()
         if getattr(self.model.config, "mmg_family", None) == llava_video.FAMILY:
             llava_video.attach(self.model, self.processor)
         self.adapter: Adapter = adapter_for(self.model)
@@ -235,6 +241,7 @@ def _load(spec: ModelSpec) -> tuple[Any, Any]:
             revision=spec.revision,
             dtype=getattr(torch, spec.dtype),
             attn_implementation=spec.attn_implementation,
+            device_map=spec.device_map,
         )
     return model, processor
 
