@@ -142,16 +142,18 @@ class VideoLLM:
     def preprocess(self, frames: NDArray[np.uint8], timing: Timing | None = None) -> Pixels:
         """One video `[T, H, W, 3]` as the model's processor makes it, on the model's device; no frame is left out.
 
-        Raises ValueError where the model wants the times of frames and no `timing` tells them.
+        Raises ValueError where the model wants the times of frames and `timing` does not tell them.
         """
         from transformers.video_utils import VideoMetadata
 
-        if timing is not None:
+        if timing is not None and timing.fps is not None:
             metadata = VideoMetadata(timing.total, timing.fps, frames_indices=list(timing.indices))
             metadata.duration = timing.total / timing.fps
         elif self.adapter.timed:
-            kind = self.model.config.model_type
-            raise ValueError(f"models of type {kind!r} want the times of frames: give preprocess their timing")
+            raise ValueError(
+                f"models of type {self.model.config.model_type!r} want the times of frames: give preprocess their "
+                "timing, of a video that tells its frames a second"
+            )
         else:
             metadata = VideoMetadata(len(frames))
         # [T, 3, H, W]: channels first, so that no processor has to guess

@@ -227,6 +227,8 @@ def test_times_that_a_family_wants_must_be_told(llm: VideoLLM) -> None:
     if llm.adapter.timed:
         with pytest.raises(ValueError, match="want the times of frames: give preprocess their timing"):
             llm.preprocess(video)
+        with pytest.raises(ValueError, match="of a video that tells its frames a second"):
+            llm.preprocess(video, Timing((0, 1, 2, 3), 4, None))
     else:
         assert llm.preprocess(video).texts == llm.preprocess(video, Timing.every_second(4)).texts
 
