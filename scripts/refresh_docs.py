@@ -1,4 +1,5 @@
-"""Draw the pictures of README and docs: test videos, what each method keeps of one, and the curves of Table 1.
+"""Draw the pictures of README and docs, and write their tables: test videos, what each method keeps of one, the curves
+of Table 1, which method runs on which model family.
 
 python scripts/refresh_docs.py [--results results/table1/embedded]
 """
@@ -6,6 +7,7 @@ python scripts/refresh_docs.py [--results results/table1/embedded]
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from mmg_bench.report.rows import ALL, DENSE, read_rows
 from mmg_bench.report.table import is_control
 
 ROOT = Path(__file__).resolve().parent.parent
+TESTS = (ROOT / "tests", ROOT / "tests" / "models")
 VIDEOS = (3, 5, 8, 13)
 SIZE = 112
 METHODS = ("mmg_vid", "dpc_knn", "random")
@@ -56,10 +59,24 @@ def compact_table(rows: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def refresh_families() -> None:
+    """The table of families and methods in docs/models.md, from what the tests hold them to."""
+    sys.path[:0] = map(str, TESTS)
+    import equalities
+
+    import families
+
+    page = ROOT / "docs" / "models.md"
+    before, rest = page.read_text().split(equalities.BEGIN)
+    after = rest.split(equalities.END)[1]
+    page.write_text(f"{before}{equalities.BEGIN}\n{equalities.table(families.BUILDERS)}\n{equalities.END}{after}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Bring README and docs up to date with the results.")
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "table1" / "embedded")
     results = parser.parse_args().results.resolve()
+    refresh_families()
     folder = ROOT / "docs" / "img"
     folder.mkdir(parents=True, exist_ok=True)
 

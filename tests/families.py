@@ -8,8 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmg_bench.models.adapter import adapter_for
+from tiny import TINY
+
 LAYERS = 4
-WORDS = "user assistant what colour is the star ? answer with one word . how many times does it flash < > seconds time"
+WORDS = (
+    "user assistant what colour is the star ? answer with one word . how many times does it flash < > seconds time : "
+)
+WORDS += "you are provided following series of frames from a video frame 00 01 02 03 04 "  # SmolVLM's; and InternVL's
+WORDS += " ".join(f"frame{number}" for number in range(1, 9))
 TEXT: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -49,12 +56,21 @@ def spread(model: Any) -> Any:
     """Random logits and attention are nearly flat: spread them, so that generated ids can differ."""
     with torch.no_grad():
         model.lm_head.weight.mul_(40)
-        for layer in model.model.language_model.layers:
+        for layer in adapter_for(model).layers:
             for name, by in (("q_proj", 12), ("k_proj", 12), ("v_proj", 8)):
                 getattr(layer.self_attn, name).weight.mul_(by)
     model.generation_config.pad_token_id = 0
     model.generation_config.eos_token_id = None  # so that every step is greedy
     return model.eval()
+
+
+def llava_onevision() -> tuple[Any, Any]:
+    from mmg_bench.models.small import SmallSpec, small_llava_onevision
+
+    model, processor = small_llava_onevision(WORDS.split(), SmallSpec(**{**TINY, "text_layers": LAYERS}))
+    with torch.no_grad():
+        model.model.image_newline.normal_()
+    return spread(model), processor
 
 
 def qwen2_5_vl() -> tuple[Any, Any]:
@@ -210,9 +226,104 @@ def video_llama_3() -> tuple[Any, Any]:
     return spread(VideoLlama3ForConditionalGeneration(config)), processor
 
 
-BUILDERS = {f.__name__: f for f in (qwen2_5_vl, qwen3_vl, llava_next_video, video_llama_3)}
-SIZES = {"llava_next_video": (32, 32)}  # height and width of frames; the others take any
-GRIDS = {"qwen2_5_vl": (3, 4), "qwen3_vl": (3, 4), "llava_next_video": (4, 4), "video_llama_3": (3, 4)}
+def named_tokens(words: Any, **names: str) -> Any:
+    """The same tokenizer with attributes that name some of its tokens, as checkpoints' own have them."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words.backend_tokenizer,
+        **{f"{name}_token": getattr(words, f"{name}_token") for name in ("pad", "eos", "unk")},
+        extra_special_tokens=names,
+        padding_side="left",
+    )
+
+
+def internvl() -> tuple[Any, Any]:
+    from transformers import (
+        GotOcr2ImageProcessor,
+        InternVLConfig,
+        InternVLForConditionalGeneration,
+        InternVLProcessor,
+        InternVLVideoProcessor,
+        InternVLVisionConfig,
+        Qwen2Config,
+    )
+
+    names = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+    words = named_tokens(tokenizer("<img>", "</img>", "<IMG_CONTEXT>"), **names, video_token="<video>")
+    config = InternVLConfig(
+        text_config=Qwen2Config(**TEXT, vocab_size=len(words), pad_token_id=0),
+        vision_config=InternVLVisionConfig(
+            image_size=32,
+            patch_size=4,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+        ),
+        image_token_id=of(words, "<IMG_CONTEXT>")[0],
+        image_seq_length=16,
+        tie_word_embeddings=False,
+    )
+    pixels: dict[str, Any] = {"size": {"height": 32, "width": 32}}
+    processor = InternVLProcessor(
+        GotOcr2ImageProcessor(**pixels, max_patches=2),
+        words,
+        InternVLVideoProcessor(**pixels),
+        image_seq_length=16,
+        chat_template=template("<video>\n", "<IMG_CONTEXT>\n"),
+    )
+    return spread(InternVLForConditionalGeneration(config)), processor
+
+
+def smolvlm() -> tuple[Any, Any]:
+    import pytest
+
+    pytest.importorskip("num2words", reason="SmolVLM's own processor needs it")
+    from transformers import (
+        LlamaConfig,
+        SmolVLMConfig,
+        SmolVLMForConditionalGeneration,
+        SmolVLMImageProcessor,
+        SmolVLMProcessor,
+        SmolVLMVideoProcessor,
+        SmolVLMVisionConfig,
+    )
+
+    media = ("<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<row_1_col_1>")
+    words = tokenizer(*media)
+    config = SmolVLMConfig(
+        text_config=LlamaConfig(**TEXT, vocab_size=len(words), pad_token_id=0),
+        vision_config=SmolVLMVisionConfig(
+            image_size=32,
+            patch_size=4,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+        ),
+        image_token_id=of(words, "<image>")[0],
+        scale_factor=2,
+    )
+    pixels: dict[str, Any] = {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 32}}
+    processor = SmolVLMProcessor(
+        SmolVLMImageProcessor(**pixels, do_image_splitting=False),
+        words,
+        SmolVLMVideoProcessor(**pixels, num_frames=8, fps=1),
+        image_seq_len=16,
+        chat_template=template("<video>"),
+    )
+    return spread(SmolVLMForConditionalGeneration(config)), processor
+
+
+BUILDERS = {
+    f.__name__: f for f in (llava_onevision, qwen2_5_vl, qwen3_vl, internvl, smolvlm, llava_next_video, video_llama_3)
+}
+FRAMED = ("internvl", "smolvlm")  # one video a prompt, and no image
+SIZES = dict.fromkeys(
+    ("llava_onevision", "llava_next_video", *FRAMED), (32, 32)
+)  # height and width of frames; the others take any
+GRIDS = dict.fromkeys(BUILDERS, (3, 4)) | dict.fromkeys(SIZES, (4, 4))
 FRAMES = 8
 """Frames of each video; Qwen's towers merge two."""
 
@@ -234,9 +345,9 @@ def prompts(
     chats = [[{"role": "user", "content": [*media, {"type": "text", "text": text}]}] for text in texts]
     made = processor(
         text=[processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats],
-        videos=videos,
+        videos=videos or None,
         images=[rng.integers(0, 256, (*size, 3), dtype=np.uint8) for _ in texts] if image else None,
-        video_metadata=metadata,
+        video_metadata=metadata or None,
         return_tensors="pt",
         padding=True,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,11 +26,11 @@ class Timing:
     """Numbers of the sampled frames, ascending."""
     total: int
     """Frames of the whole video."""
-    fps: float
-    """Its frames a second."""
+    fps: float | None
+    """Its frames a second; None where the file does not say."""
 
     def __post_init__(self) -> None:
-        if not self.fps > 0:
+        if self.fps is not None and not self.fps > 0:
             raise ValueError(f"fps={self.fps}: a video shows more than 0 frames a second")
         if list(self.indices) != sorted(self.indices) or not 0 <= self.indices[0] <= self.indices[-1] < self.total:
             raise ValueError(f"indices={self.indices}: not ascending in a video of {self.total} frames")
@@ -74,13 +75,13 @@ def read_clip(path: Path, frames: int) -> Clip:
         reader = VideoReader(str(path), num_threads=1)
         indices = _sampled(len(reader), frames) if len(reader) else []
         pixels = reader.get_batch(indices).asnumpy() if indices else None
-        fps = float(reader.get_avg_fps()) if indices else 0.0
+        fps = float(reader.get_avg_fps()) if indices else math.nan
     except Exception as error:  # decord raises several kinds, with a C++ trace for a message
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise VideoError(f"{path}: cannot be decoded ({first_line}); download it again") from error
     if pixels is None:
         raise VideoError(f"{path}: holds no frame; download it again")
-    return Clip(pixels, Timing(tuple(indices), len(reader), fps))
+    return Clip(pixels, Timing(tuple(indices), len(reader), fps if fps > 0 else None))
 
 
 def _sampled(count: int, frames: int) -> list[int]:

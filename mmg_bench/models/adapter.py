@@ -17,12 +17,15 @@ from mmg_bench.tokens import VideoTokens
 
 FAMILIES = {
     "llava_onevision": "mmg_bench.models.llava_onevision:LlavaOnevision",
+    "llava_video": "mmg_bench.models.llava_video:LlavaVideo",
     "qwen2_5_vl": "mmg_bench.models.qwen2_5_vl:Qwen25VL",
     "qwen3_vl": "mmg_bench.models.qwen3_vl:Qwen3VL",
+    "internvl": "mmg_bench.models.internvl:InternVL",
+    "smolvlm": "mmg_bench.models.smolvlm:SmolVLM",
     "llava_next_video": "mmg_bench.models.scatter:Scatter",
     "video_llama_3": "mmg_bench.models.scatter:Scatter",
 }
-"""`model.config.model_type` -> adapter."""
+"""`model.config.model_type` -> adapter; `model.config.mmg_family`, where a conversion of ours set it, goes before."""
 FALLBACK = "mmg_bench.models.scatter:Scatter"
 """Adapter of all other types, where the model has what it takes."""
 
@@ -103,14 +106,26 @@ class Adapter(ABC):
         """Placeholders behind the `T * H * W` tokens of a video (newline tokens): never counted, always kept."""
         return 0
 
+    def placeholders(self, layout: Layout) -> int:
+        """How many placeholders a video has, those of newlines included."""
+        return math.prod(layout) + self.trailing
+
+    def body(self, layout: Layout) -> slice | Tensor:
+        """Which of a video's placeholders are its `T * H * W` tokens, in raster order."""
+        return slice(math.prod(layout))
+
     def in_a_row(self, layout: Layout) -> int:
         """How many placeholders of a video stand side by side; other tokens may stand between such runs."""
-        return math.prod(layout) + self.trailing
+        return self.placeholders(layout)
 
     def holds_videos(self, inputs: dict[str, Any]) -> bool:
         """Whether a forward call with these keyword arguments brings videos."""
         encoded = (inputs.get("mm_encoder_outputs") or {}).get("video")
         return encoded is not None or inputs.get("pixel_values_videos") is not None
+
+    def one_video(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the processor made of one video, so laid out that several can be concatenated for `encode`."""
+        return tensors
 
     @abstractmethod
     def layouts(self, inputs: dict[str, Any], captured: Capture) -> list[Layout]:
@@ -170,7 +185,8 @@ def fresh(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def adapter_for(model: Any) -> Adapter:
     """The adapter of `model`. Raises UnsupportedModelError, naming the supported families, when there is none."""
-    kind = str(getattr(getattr(model, "config", None), "model_type", None))
+    config = getattr(model, "config", None)
+    kind = str(getattr(config, "mmg_family", None) or getattr(config, "model_type", None))
     module, name = FAMILIES.get(kind, FALLBACK).split(":")
     adapter: type[Adapter] = getattr(importlib.import_module(module), name)
     if kind not in FAMILIES and (lacking := adapter.lacking(model)):

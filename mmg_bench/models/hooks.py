@@ -8,7 +8,6 @@ own code does everything else.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 import weakref
@@ -66,23 +65,20 @@ class _Place:
     video: int
     """Its number among those that were encoded."""
     layout: Layout
-    columns: Tensor
-    """`[T * H * W + trailing]` int64, on the host: its placeholders."""
+    tokens: Tensor
+    """`[T * H * W]` int64, on the host: the columns of its tokens."""
+    end: int
+    """Behind its last placeholder."""
 
     @property
     def total(self) -> int:
         """T * H * W."""
-        return math.prod(self.layout)
-
-    @property
-    def end(self) -> int:
-        """Behind its last placeholder."""
-        return int(self.columns[-1]) + 1
+        return len(self.tokens)
 
     def body(self, device: torch.device) -> slice | Tensor:
-        """The columns of its T * H * W tokens; a slice where they stand side by side."""
-        first, last = int(self.columns[0]), int(self.columns[self.total - 1])
-        return slice(first, last + 1) if last - first + 1 == self.total else self.columns[: self.total].to(device)
+        """The columns of its tokens; a slice where they stand side by side."""
+        first, last = int(self.tokens[0]), int(self.tokens[-1])
+        return slice(first, last + 1) if last - first + 1 == self.total else self.tokens.to(device)
 
 
 @dataclass(frozen=True)
@@ -185,7 +181,7 @@ class _Row:
             self._at = body.stop
         else:  # text stands between them
             others = torch.ones(place.end - self._at, dtype=torch.bool)
-            others[place.columns[: place.total] - self._at] = False
+            others[place.tokens - self._at] = False
             text = (others.nonzero().flatten() + self._at).to(body.device)
             chosen = body[pruned.positions]
             piece = torch.cat([text, chosen]).sort().values
@@ -321,7 +317,7 @@ class _Splice:
             layouts: list[Layout] = [(tokens.frames, *tokens.grid) for tokens in self.encoded]
         else:
             layouts = self.adapter.layouts(call, self.captured)
-        lengths = [math.prod(layout) + self.adapter.trailing for layout in layouts]
+        lengths = [self.adapter.placeholders(layout) for layout in layouts]
         found = [row.nonzero().flatten() for row in ids == self.adapter.video_token_id]
         copies, rest = divmod(sum(map(len, found)), sum(lengths))
         copies, first = max(1, copies), 0
@@ -338,7 +334,8 @@ class _Splice:
                     )
                 for video, columns in zip(range(first, last), found[row].split(lengths[first:last]), strict=True):
                     self._check_rows(row, columns, layouts[video])
-                    yield _Place(row, video, layouts[video], columns)
+                    tokens = columns[self.adapter.body(layouts[video])]
+                    yield _Place(row, video, layouts[video], tokens, int(columns[-1]) + 1)
             first = last
 
     def _check_rows(self, row: int, columns: Tensor, layout: Layout) -> None:

@@ -51,7 +51,7 @@ class LlavaOnevision(Adapter):
         encoded = (inputs.get("mm_encoder_outputs") or {}).get("video")
         if encoded is not None:
             videos, length, _ = encoded.pooler_output.shape
-            frames = (length - self.trailing) // math.prod(self.grid)
+            frames = (length - self.trailing) // (self.placeholders((1, *self.grid)) - self.trailing)
         else:
             videos, frames = inputs["pixel_values_videos"].shape[:2]
         if isinstance(captured, SiglipCapture) and captured.frames:  # `generate` repeats videos for beams
@@ -62,9 +62,9 @@ class LlavaOnevision(Adapter):
         pixels = videos["pixel_values_videos"]  # [V, T, 3, H, W]
         with torch.inference_mode(), self.capture(needs) as captured:
             outputs = self.model.get_video_features(pixels.to(self.model.dtype), return_dict=True)
-        features = outputs.pooler_output[:, : -self.trailing]  # [V, T * N, D]
-        per_video = features.unflatten(1, (pixels.shape[1], -1))
         frames = pixels.shape[1]
+        features = outputs.pooler_output[:, self.body((frames, *self.grid))]  # [V, T * N, D]
+        per_video = features.unflatten(1, (frames, -1))
         tokens = [VideoTokens(f, self.grid, **captured.fields(v * frames, frames)) for v, f in enumerate(per_video)]
         return tokens, {"mm_encoder_outputs": {"video": outputs}}
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmg_bench.models import siglip
+from mmg_bench.models import llava_video, siglip
 from mmg_bench.models.adapter import Adapter, adapter_for, fresh
 from mmg_bench.tokens import VideoTokens
 
@@ -54,6 +54,8 @@ class ModelSpec:
     attn_implementation: str = "sdpa"
     device: str = "auto"
     """`auto` takes a GPU when there is one."""
+    device_map: str | None = None
+    """How accelerate spreads the layers over several devices, such as `auto`; None: everything on `device`."""
     siglip: str | None = None
     """Original SigLIP checkpoint of the vision tower: hub id or folder. For methods that need its pooling head or text
     tower (fastvid, cdpruner); read only when one does."""
@@ -63,6 +65,8 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if self.weights not in ("pretrained", "random"):
             raise ValueError(f"model.weights={self.weights!r}: choose pretrained or random")
+        if self.weights == "random" and self.device_map is not None:
+            raise ValueError(f"model.device_map={self.device_map!r}: random weights go to one device; set it to null")
         if self.frames < 1:
             raise ValueError(f"model.frames={self.frames}: at least one frame must be sampled")
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
@@ -103,7 +107,11 @@ class VideoLLM:
         self.spec = spec
         self.device = spec.torch_device
         self.model, self.processor = _load(spec)
-        self.model.to(self.device).eval()
+        if spec.device_map is None:
+            self.model.to(self.device)
+        self.model.eval()
+        if getattr(self.model.config, "mmg_family", None) == llava_video.FAMILY:
+            llava_video.attach(self.model, self.processor)
         self.adapter: Adapter = adapter_for(self.model)
         self._siglip: str | None = None  # identifies the SigLIP checkpoint, once it is read
 
@@ -134,16 +142,18 @@ class VideoLLM:
     def preprocess(self, frames: NDArray[np.uint8], timing: Timing | None = None) -> Pixels:
         """One video `[T, H, W, 3]` as the model's processor makes it, on the model's device; no frame is left out.
 
-        Raises ValueError where the model wants the times of frames and no `timing` tells them.
+        Raises ValueError where the model wants the times of frames and `timing` does not tell them.
         """
         from transformers.video_utils import VideoMetadata
 
-        if timing is not None:
+        if timing is not None and timing.fps is not None:
             metadata = VideoMetadata(timing.total, timing.fps, frames_indices=list(timing.indices))
             metadata.duration = timing.total / timing.fps
         elif self.adapter.timed:
-            kind = self.model.config.model_type
-            raise ValueError(f"models of type {kind!r} want the times of frames: give preprocess their timing")
+            raise ValueError(
+                f"models of type {self.model.config.model_type!r} want the times of frames: give preprocess their "
+                "timing, of a video that tells its frames a second"
+            )
         else:
             metadata = VideoMetadata(len(frames))
         # [T, 3, H, W]: channels first, so that no processor has to guess
@@ -158,7 +168,7 @@ class VideoLLM:
         )
         (replaced,) = made.pop("text_replacement_offsets")
         tensors = {k: v.to(self.device) for k, v in made.items() if isinstance(v, Tensor) and k not in _OF_TEXT}
-        return Pixels(tensors, [video["replacement"] for video in replaced])
+        return Pixels(self.adapter.one_video(tensors), [video["replacement"] for video in replaced])
 
     def encode(self, pixels: Pixels, needs: Collection[str]) -> Encoded:
         """Run the vision tower and projector once, filling the optional fields named in `needs`."""
@@ -233,6 +243,7 @@ def _load(spec: ModelSpec) -> tuple[Any, Any]:
             revision=spec.revision,
             dtype=getattr(torch, spec.dtype),
             attn_implementation=spec.attn_implementation,
+            device_map=spec.device_map,
         )
     return model, processor
 

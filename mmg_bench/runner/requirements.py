@@ -93,7 +93,10 @@ def _gpu(model: Mapping[str, Any], needs_gpu: bool) -> Iterator[Check]:
         yield Check(what, "torch sees no CUDA device", "run on a machine with an NVIDIA GPU and its driver")
         return
     device = model.get("device", "auto")
-    free, total = (b / 1e9 for b in torch.cuda.mem_get_info("cuda" if device == "auto" else device))
+    devices: list[Any] = ["cuda" if device == "auto" else device]
+    if model.get("device_map") is not None:  # spread over all of them
+        devices = list(range(torch.cuda.device_count()))
+    free, total = (sum(b) / 1e9 for b in zip(*map(torch.cuda.mem_get_info, devices), strict=True))
     lacks = f"{free:.0f} of its {total:.0f} GB are free" if free < need else None
     yield Check(what, lacks, "end what else runs on it, take a larger GPU (model.device=cuda:1), or a smaller model")
 

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from decord import VideoReader
+from PIL import Image
 
 from mmg_bench.benchmarks.embedded import dataset
 from mmg_bench.benchmarks.embedded.questions import COUNTS, SKILLS, all_questions, sample_questions, vocabulary
 from mmg_bench.benchmarks.embedded.render import coverage, render_frames, write_video
 from mmg_bench.benchmarks.embedded.world import COLOURS, SAMPLED, SHAPES, STRIDE, make_rng, make_world
-from mmg_bench.benchmarks.video import VideoError, read_frames
+from mmg_bench.benchmarks.video import Timing, VideoError, read_clip, read_frames
 
 WORLDS = [make_world("test", i) for i in range(150)]
 
@@ -147,3 +149,18 @@ def test_short_videos_repeat_frames(tmp_path: Path) -> None:
     frames = read_frames(tmp_path / "v.mp4", 20)
     assert len(frames) == 20
     assert (frames[0] == frames[1]).all() or (frames[1] == frames[2]).all()
+
+
+def test_clips_tell_when_their_frames_are_shown(tmp_path: Path) -> None:
+    write_video(make_world("train", 0, sampled=3), tmp_path / "v.mp4", size=32)
+    clip = read_clip(tmp_path / "v.mp4", 2)
+    assert clip.timing.indices == (0, clip.timing.total - 1)
+    assert clip.timing.fps == VideoReader(str(tmp_path / "v.mp4")).get_avg_fps() > 0
+    (tmp_path / "pictures").mkdir()
+    for number in range(5):
+        Image.fromarray(clip.pixels[0]).save(tmp_path / "pictures" / f"{number}.png")
+    assert read_clip(tmp_path / "pictures", 3).timing == Timing((0, 2, 4), 5, 3.0)
+    with pytest.raises(ValueError, match="fps=0"):
+        Timing((0,), 1, 0)
+    with pytest.raises(ValueError, match="not ascending in a video of 2 frames"):
+        Timing((0, 2), 2, 1.0)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmg_bench.methods.base import Method
+from mmg_bench.models.adapter import adapter_for
 from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens
 
 
@@ -63,7 +64,7 @@ class Prompt:
 
 def stock_prompt(model: Any, inputs: dict[str, Tensor], visual: list[int]) -> Prompt:
     calls: list[dict[str, Any]] = []
-    handle = model.model.language_model.register_forward_pre_hook(
+    handle = adapter_for(model).language_model.register_forward_pre_hook(
         lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True
     )
     model.generate(**inputs, max_new_tokens=1)
@@ -90,9 +91,14 @@ def closed(ids: Tensor, order: list[int]) -> Tensor:
     return ids
 
 
+def _chosen(body: list[int], places: list[int], index: list[int]) -> tuple[list[int], list[int]]:
+    """What is left of visual columns and of the places where they stand, which the chosen take in their new order."""
+    return [body[i] for i in index], sorted(places[i] for i in index)
+
+
 def masked_logits(model: Any, prompt: Prompt, method: Method, positions: str, trace: Trace, steps: int) -> Tensor:
     """Logits `[steps, vocabulary]` of greedy decoding, without a cache: every step runs the whole sequence."""
-    language, width, visual = model.model.language_model, prompt.embeds.shape[1], set(prompt.visual)
+    language, width, visual = adapter_for(model).language_model, prompt.embeds.shape[1], set(prompt.visual)
     depth = len(language.layers)
     inside_contiguous = (method.inside_positions or positions) == "contiguous"
     at_stage = {layer: chosen for layer, _, chosen in trace.stages}
@@ -105,15 +111,15 @@ def masked_logits(model: Any, prompt: Prompt, method: Method, positions: str, tr
         ids = torch.cat([prompt.ids, prompt.ids[..., -1:] + 1 + torch.arange(step)], dim=-1)
         length = x.shape[1]
 
-        def order(body: list[int], length: int = length) -> list[int]:
-            """All columns that are left, as they follow one another: `body` takes the places of its own columns."""
-            place = dict(zip(sorted(body), body, strict=True))
+        def order(body: list[int], places: list[int], length: int = length) -> list[int]:
+            """All columns that are left, as they follow one another: `body` stands in `places`."""
+            place = dict(zip(places, body, strict=True))
             return [place.get(c, c) for c in range(length) if c in place or c not in visual]
 
-        def seen_by(body: list[int], length: int = length, order: Any = order) -> Tensor:
+        def seen_by(body: list[int], places: list[int], length: int = length, order: Any = order) -> Tensor:
             """Which column sees which, when only `body` is left of the visual columns: [S, S] bool."""
             rank = torch.full((length,), length)
-            rank[order(body)] = torch.arange(len(order(body)))
+            rank[order(body, places)] = torch.arange(len(order(body, places)))
             seen = rank[None, :] <= rank[:, None]
             seen[:, rank == length] = False
             return seen | torch.eye(length, dtype=torch.bool)
@@ -121,23 +127,24 @@ def masked_logits(model: Any, prompt: Prompt, method: Method, positions: str, tr
         first = trace.pruned[0]
         body = torch.tensor(prompt.visual)[first.positions].tolist()
         x[0, body] = first.features.to(x.dtype)
+        places = sorted(body)
         if positions == "contiguous" and len(body) < len(visual):
-            ids = closed(ids, order(body))
-        everywhere = body
+            ids = closed(ids, order(body, places))
+        everywhere = body, places
         for _, chosen in sorted(at_stage.items()):
-            everywhere = [everywhere[i] for i in chosen.index.tolist()]
+            everywhere = _chosen(*everywhere, chosen.index.tolist())
         for number, layer in enumerate(language.layers):
             if number in at_stage:
                 chosen = at_stage[number]
-                body = [body[i] for i in chosen.index.tolist()]
+                body, places = _chosen(body, places, chosen.index.tolist())
                 if chosen.features is not None:
                     x = x.clone()
                     x[0, body] = chosen.features
                 if inside_contiguous:
-                    ids = closed(ids, order(body))
-            seen = seen_by(body)
+                    ids = closed(ids, order(body, places))
+            seen = seen_by(body, places)
             if method.prunes_caches and number < max(at_stage, default=0):
-                seen[width:] = seen_by(everywhere)[width:]  # caches were pruned after the prompt went through
+                seen[width:] = seen_by(*everywhere)[width:]  # caches were pruned after the prompt went through
             if key_layer is not None and number >= key_layer:
                 for i, keys in enumerate(trace.keys[:step]):
                     if keys is not None:

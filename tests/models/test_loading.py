@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,23 @@ def test_generation_stops_at_the_tasks_words(llm: VideoLLM, monkeypatch: pytest.
     assert cut == whole.split(words[1])[0].strip()
 
 
+def test_layers_may_be_spread_by_accelerate(llm: VideoLLM, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    load, told = AutoModelForImageTextToText.from_pretrained, []
+    monkeypatch.setattr(
+        AutoModelForImageTextToText,
+        "from_pretrained",
+        lambda *args, **options: told.append(options["device_map"]) or load(*args, **options),
+    )
+    spread = VideoLLM(replace(spec(tiny_folder), device_map="cpu"))
+    assert told == ["cpu"]
+    pixels = llm.preprocess(random_video(4))
+    inputs = llm.tokenize("What colour is the star?", pixels.texts)
+    answers = [m.generate(inputs, m.encode(pixels, set()), {"max_new_tokens": 4}) for m in (llm, spread)]
+    assert answers[0] == answers[1]
+
+
 def test_weights_are_identified_by_content(llm: VideoLLM, tiny_folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(tiny_folder, tmp_path / "copy")
     assert VideoLLM(spec(copy)).weights == llm.weights
@@ -69,5 +87,7 @@ def test_other_mistakes_are_explained(tmp_path: Path) -> None:
         VideoLLM(spec("nobody/no-such-model"))
     with pytest.raises(ValueError, match=r"model.dtype='int9'"):
         ModelSpec("x", "y", dtype="int9")
+    with pytest.raises(ValueError, match=r"model.device_map='auto': random weights go to one device"):
+        ModelSpec("x", "y", weights="random", device_map="auto")
     with pytest.raises(ValueError, match=r"model.frames=0"):
         ModelSpec("x", "y", frames=0)

@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+import families
 from mmg_bench.benchmarks import lmms
 from mmg_bench.benchmarks.embedded.render import write_video
 from mmg_bench.benchmarks.embedded.world import make_world
@@ -83,6 +86,40 @@ def test_dense_answers_are_those_of_stock_generate(llm: VideoLLM, benchmark: Any
     ids = llm.model.generate(**inputs, max_new_tokens=2, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert records[question.id].prediction == llm.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
     assert records[question.id].prompt_tokens == inputs["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm"])
+def test_other_families_answer_as_stock_generate(name: str, benchmark: Any, tmp_path: Path) -> None:
+    from decord import VideoReader
+    from transformers.video_utils import VideoMetadata
+
+    torch.manual_seed(0)
+    model, processor = families.BUILDERS[name]()
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "model")
+    llm = VideoLLM(ModelSpec(name, str(tmp_path / "model"), frames=4, dtype="float32", device="cpu"))
+    records = evaluate(llm, benchmark, CELLS, tmp_path / "out", "p")
+    good = [r for r in records if r.error is None]
+    assert len(good) == 4 * len(CELLS)  # one of the three videos is damaged
+    for cell in CELLS:
+        realised = {r.realised_tokens for r in good if r.method == cell.label}
+        assert realised == {round(cell.method.retention_ratio * r.total_tokens) for r in good}
+    question = benchmark.questions[0]
+    reader = VideoReader(str(benchmark.video_path(question)))
+    indices, fps = np.linspace(0, len(reader) - 1, 4).astype(int).tolist(), reader.get_avg_fps()
+    chat = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question.prompt}]}]
+    inputs = processor(
+        text=[processor.apply_chat_template(chat, add_generation_prompt=True)],
+        videos=[reader.get_batch(indices).asnumpy()],
+        video_metadata=[VideoMetadata(len(reader), fps, duration=len(reader) / fps, frames_indices=indices)],
+        do_sample_frames=False,
+        return_tensors="pt",
+    )
+    inputs.pop("token_type_ids", None)
+    ids = model.generate(**inputs, max_new_tokens=2, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    (dense,) = [r for r in good if r.method == "dense" and r.question == question.id]
+    assert dense.prediction == processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    assert dense.prompt_tokens == inputs["input_ids"].shape[1]
 
 
 class Killed(BaseException):

@@ -1,0 +1,108 @@
+"""What InternVL and SmolVLM share: a video goes through the model as its frames, each an image in the prompt.
+
+Neither placeholders nor pixels say what is a video and what an image. So that nothing is pruned by a guess, a prompt
+may hold one video, and nothing else that is seen: two or more frames, each a row of as many placeholders as a frame
+has, with the same words before each but for its number or time. Anything else is an error that says so. Images that
+a prompt introduces as the processor introduces frames count as frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmg_bench.models.adapter import Adapter, Capture, Layout
+from mmg_bench.tokens import VideoTokens
+
+_DIGITS = 4  # by which the words before two frames may differ in length: frame 1 and frame 10000
+
+
+class Framed(Adapter):
+    """Adapter of a model whose videos are frames. It fills no optional field of `VideoTokens`."""
+
+    words = 0
+    """Tokens between two frames, at least: fewer than the processor's words take, more than stand between images."""
+    numbered = False
+    """Whether those words count the frames, so that no two of them are the same in one video."""
+
+    @property
+    def multimodal(self) -> Any:
+        return self.model.model
+
+    @property
+    def video_token_id(self) -> int:
+        return self.model.config.image_token_id
+
+    @property
+    def side(self) -> int:
+        """Tokens a side of a frame."""
+        raise NotImplementedError
+
+    def in_a_row(self, layout: Layout) -> int:
+        _, height, width = layout
+        return height * width
+
+    def holds_videos(self, inputs: dict[str, Any]) -> bool:
+        encoded = (inputs.get("mm_encoder_outputs") or {}).get("image")
+        return encoded is not None or inputs.get("pixel_values") is not None
+
+    def layouts(self, inputs: dict[str, Any], captured: Capture) -> list[Layout]:
+        found = [self._layout(number, row) for number, row in enumerate(inputs["input_ids"])]
+        return [layout for layout in found if layout is not None]
+
+    def _layout(self, number: int, row: Tensor) -> Layout | None:
+        """The video in a prompt `[S]`, the `number`-th of the batch; None where it holds nothing that is seen."""
+        columns = (row == self.video_token_id).nonzero().flatten()
+        if not len(columns):
+            return None
+        firsts = columns[columns.diff(prepend=columns[:1] - 2) > 1]
+        lasts = columns[columns.diff(append=columns[-1:] + 2) > 1]
+        between = [row[end + 1 : start].tolist() for end, start in zip(lasts[:-1], firsts[1:], strict=True)]
+        lengths = {len(words) for words in between}
+        if set((lasts - firsts + 1).tolist()) != {self.side**2}:
+            fault = f"holds an image of other than {self.side**2} tokens, or one that was split"
+        elif not between:
+            fault = "holds one image, which may be a frame or not"
+        elif min(lengths) < self.words or max(lengths) - min(lengths) > _DIGITS:
+            fault = "holds images that do not follow one another as a video's frames"
+        elif not _alike(row[: int(firsts[0])].tolist(), between[0][1:]):
+            fault = "holds something before the first frame that is not introduced as the others are"
+        elif self.numbered and len({tuple(words) for words in between}) < len(between):
+            fault = "holds frames with the same number"
+        else:
+            return len(firsts), self.side, self.side
+        raise ValueError(
+            f"prompt {number} {fault}: models of type {self.model.config.model_type!r} take videos as images, and only "
+            "prompts with one video of two or more frames, by the model's own processor, and no image can be pruned"
+        )
+
+    def encode(self, videos: dict[str, Tensor], needs: Collection[str]) -> tuple[list[VideoTokens], dict[str, Any]]:
+        with torch.inference_mode():
+            frames, outputs = self._encoded(videos)
+        tokens = [VideoTokens(f.reshape(-1, self.side**2, f.shape[-1]), (self.side, self.side)) for f in frames]
+        return tokens, {"mm_encoder_outputs": {"image": outputs}}
+
+    def _encoded(self, videos: dict[str, Tensor]) -> tuple[Any, Any]:
+        """The features of each video, `[T * N, D]` or `[T, N, D]`, and what the model's own encoder returned."""
+        raise NotImplementedError
+
+    @contextmanager
+    def capture(self, needs: Collection[str]) -> Iterator[Capture]:
+        yield NoCapture()
+
+
+def _alike(before: list[int], words: list[int]) -> bool:
+    """Whether a prompt up to its first frame ends in the words before the second, but for less than half of them."""
+    same = sum(a == b for a, b in zip(before[-len(words) :], words, strict=False)) if len(before) >= len(words) else 0
+    return 2 * same > len(words)
+
+
+class NoCapture(Capture):
+    """Nothing of the vision tower's calls is asked for."""
+
+    def fields(self, first: int, count: int) -> dict[str, Tensor]:
+        return {}

@@ -1,0 +1,49 @@
+"""Which method is held to the masked reference on which family; docs/models.md shows it as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mmg_bench.methods.base import Method
+from mmg_bench.methods.registry import get_method, method_names
+from mmg_bench.models.adapter import adapter_for
+
+BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
+BOTH = ("random", "mmg_vid", "tome", "fastv", "pdrop", "prunevid", "dycoke")
+"""Held to it with both kinds of position ids, one method of each kind; the others with their own."""
+VARIANTS: dict[str, dict[str, Any]] = {"cdpruner(relevance=llm)": {"name": "cdpruner", "relevance": "llm"}}
+METHODS = sorted([*(set(method_names()) - {"dense"}), *VARIANTS])
+TITLES = {
+    "llava_onevision": "LLaVA-OneVision",
+    "qwen2_5_vl": "Qwen2.5-VL",
+    "qwen3_vl": "Qwen3-VL",
+    "internvl": "InternVL3",
+    "smolvlm": "SmolVLM2",
+    "llava_next_video": "LLaVA-NeXT-Video",
+    "video_llama_3": "VideoLLaMA3",
+}
+
+
+def method_of(label: str, retention_ratio: float) -> Method:
+    options = dict(VARIANTS.get(label, {"name": label}))
+    return get_method(options.pop("name"), retention_ratio=retention_ratio, **options)
+
+
+def lacking(model: Any, label: str) -> list[str]:
+    """What the method asks of the vision tower and the family does not supply; empty where it is served."""
+    return sorted(method_of(label, 0.5).needs - adapter_for(model).supplies - {"query"})
+
+
+def table(builders: dict[str, Callable[[], tuple[Any, Any]]]) -> str:
+    """Families in columns, methods in lines, as Markdown."""
+    models = {name: builder()[0] for name, builder in builders.items()}
+    lines = [
+        "| | " + " | ".join(TITLES[name] for name in models) + " |",
+        "|:--|" + ":-:|" * len(models),
+        "| dense | " + " | ".join("stock" for _ in models) + " |",
+    ]
+    for label in METHODS:
+        cells = ["–" if lacking(model, label) else "=" for model in models.values()]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
