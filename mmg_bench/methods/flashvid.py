@@ -16,7 +16,7 @@ from mmg_bench.methods._inside import layers_at, most_attended
 from mmg_bench.methods._merge import group_means, group_scores, supplied, unit
 from mmg_bench.methods._ops import descending, frame_means, on_device, positions_of, squared_distances
 from mmg_bench.methods.base import Method, Positions, check_choice, check_range
-from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens
+from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens, keep
 
 PRUNING_LAYER, OFFICIAL_DEPTH = 20, 28
 NEIGHBOURS = 7
@@ -207,7 +207,7 @@ class FlashVID(Method):
     Quirks kept: chains of merges inflate norms; in a segment of one frame the selected tokens are clustered as well,
     so a position can appear twice; `attn_div_v2` does not mask its picks.
     Deviations: segments without frames, which the official code makes of short videos, are not; float32 throughout;
-    nothing is random; a budget of all tokens merges nothing (officially an error).
+    nothing is random; a budget of all tokens leaves them as they are (officially an error).
     """
 
     expansion: float = 1.25
@@ -246,6 +246,8 @@ class FlashVID(Method):
     def select(self, tokens: VideoTokens) -> PrunedTokens:
         lengths = segment_lengths(tokens.features, self.segment_threshold, self.min_segment_num)
         budgets = frame_budgets(tokens.tokens_per_frame, self.retention_ratio, self.expansion, self.alpha)
+        if budgets.total >= tokens.tokens_per_frame:
+            return keep(tokens, torch.arange(tokens.total, device=tokens.features.device), segments=lengths)
         out = compress(
             tokens.features,
             supplied(tokens, "attention"),

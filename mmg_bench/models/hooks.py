@@ -184,8 +184,8 @@ class _Row:
             others[place.tokens - self._at] = False
             text = (others.nonzero().flatten() + self._at).to(body.device)
             chosen = body[pruned.positions]
-            piece = torch.cat([text, chosen]).sort().values
-            kept = torch.searchsorted(piece, chosen) + self.length
+            piece, order = torch.cat([text, chosen]).sort(stable=True)
+            kept = order.argsort()[len(text) :] + self.length
             self._append(piece)
             self._at = place.end
         self.videos.append((kept, self.length + place.end - self._at, pruned, place.total))

@@ -12,8 +12,17 @@ from mmg_bench.models.adapter import adapter_for
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 BOTH = ("random", "mmg_vid", "tome", "fastv", "pdrop", "prunevid", "dycoke")
 """Held to it with both kinds of position ids, one method of each kind; the others with their own."""
-VARIANTS: dict[str, dict[str, Any]] = {"cdpruner(relevance=llm)": {"name": "cdpruner", "relevance": "llm"}}
-METHODS = sorted([*(set(method_names()) - {"dense"}), *VARIANTS])
+VARIANTS: dict[str, dict[str, Any]] = {
+    "cdpruner(relevance=llm)": {"name": "cdpruner", "relevance": "llm"},
+    # not its defaults, under which a token can be left twice: no mask shows that
+    "flashvid": {
+        "name": "flashvid",
+        "segment_threshold": -1.0,
+        "min_segment_num": 1,
+        "token_selection_method": "attn_div",
+    },
+}
+METHODS = sorted({*method_names(), *VARIANTS} - {"dense"})
 TITLES = {
     "llava_onevision": "LLaVA-OneVision",
     "qwen2_5_vl": "Qwen2.5-VL",

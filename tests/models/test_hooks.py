@@ -310,3 +310,31 @@ def test_misuse_is_explained(tiny: tuple[Any, Any], inputs: dict[str, torch.Tens
     torn[0, [last, last + 1]] = torn[0, [last + 1, last]]
     with MMGVid()(model), pytest.raises(ValueError, match="placeholders in columns"):
         model(**{**inputs, "input_ids": torn})
+
+
+@dataclass(frozen=True)
+class Twice(Method):
+    """The first token, and the second one twice: as it is, and as its negative."""
+
+    name: ClassVar[str] = "twice"
+    exact: ClassVar[bool] = False
+
+    def select(self, tokens: VideoTokens) -> PrunedTokens:
+        positions = torch.tensor([0, 1, 1])
+        return PrunedTokens(tokens.flat[positions] * torch.tensor([[1.0], [1.0], [-1.0]]), positions)
+
+
+def test_a_position_can_be_left_twice(tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor]) -> None:
+    model, _ = tiny
+    seen: list[torch.Tensor] = []
+    with Twice()(model) as run:
+        language_model = adapter_for(model).language_model
+        handle = language_model.layers[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        model(**inputs)
+        handle.remove()
+    assert [video.realised_tokens for video in run.report] == [3]
+    first = int((inputs["input_ids"][0] == model.config.video_token_index).nonzero()[0])
+    tokens = seen[0][0, first : first + 3]
+    assert torch.equal(tokens[1], -tokens[2])
+    assert not torch.equal(tokens[0], tokens[1])
+    assert seen[0].shape[1] == run.prompt_tokens
