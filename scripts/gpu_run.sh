@@ -59,16 +59,19 @@ video=random
 # decord reads it; av writes it, unless the cache ($MMG_BENCH_CACHE) holds it already
 "$PYTHON" -c 'import decord; from mmg_bench.measure.workload import standard_video as v; v()' 2>/dev/null && video=generated
 
-options=(table=efficiency profile="$PROFILE" table.video="$video" table.energy_seconds=0.5 measure.new_tokens=4
-    output_dir="$OUT/efficiency" results_dir="$OUT/efficiency")
+options=(table=efficiency profile="$PROFILE" table.video="$video" measure.new_tokens=4)
+stock=('table.retention_ratios=[0.25,0.1]' measure.engine=stock "output_dir=$OUT/stock" "results_dir=$OUT/stock"
+    '~table.profiles.gpu.workloads.llava_onevision_0_5b' '~table.profiles.gpu.workloads.qwen2_5_vl_7b'
+    'table.profiles.gpu.workloads.llava_onevision_7b.frames=[32]')
+[ "$DEVICE" = cuda ] && engine=graphs || engine=stock
 
 step golden 90 env MMG_GOLDEN_DEVICE="$DEVICE" "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_golden.py
 step gpu_tests 90 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu tests/measure tests/methods tests/models
 step bench_methods 120 "$PYTHON" -m mmg_bench bench-methods device="$DEVICE" dtype=bfloat16 seconds=4 \
     out="$OUT/bench_methods"
-if [ "$DEVICE" = cuda ]; then # what the stock forward takes, host and all
-    step stock 90 "$PYTHON" -m mmg_bench table "${options[@]}" "${stock[@]}" output_dir="$OUT/stock" results_dir="$OUT/stock"
-fi
-step efficiency "$LIMIT" "$PYTHON" -m mmg_bench table "${options[@]}" output_dir="$OUT/efficiency" results_dir="$OUT/efficiency"
+# what the stock forward takes, the host's time and all
+[ "$PROFILE" = gpu ] && step stock 90 "$PYTHON" -m mmg_bench table "${options[@]}" "${stock[@]}"
+step efficiency "$LIMIT" "$PYTHON" -m mmg_bench table "${options[@]}" measure.engine="$engine" \
+    output_dir="$OUT/efficiency" results_dir="$OUT/efficiency"
 grep "^step	" "$OUT/log.txt"
 exit $((failures > 0))
