@@ -11,7 +11,7 @@
 #          antlr4-python3-runtime; decord, and av or a cache with its file, to measure on an mp4 file, else on random
 #          pixels)
 # PYTHON, DEVICE, PROFILE   interpreter; cuda or cpu; profile of configs/table/efficiency.yaml
-# MMG_BENCH_COMMIT   the commit, where the code is a copy without its history
+# MMG_BENCH_COMMIT   the commit, where the code is a copy without its own history
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-results/gpu} LIMIT=${LIMIT:-560} WHEELS=${WHEELS:-.whl}

@@ -9,6 +9,7 @@ and when it is known which stay. The launch is cooperative: all blocks run at on
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -42,9 +43,8 @@ def gram_distances(gram: Tensor, width: int, resolution: float) -> Tensor:
     """`_ops.distances_of_gram(gram) / width` in one pass: `[T, N, N]` float32."""
     frames, tokens, _ = gram.shape
     squared = torch.empty_like(gram)
-    rows = max(1, min(32, _TILE // triton.next_power_of_2(tokens)))
-    grid = (frames, triton.cdiv(tokens, rows))
-    _distances_kernel[grid](gram, squared, tokens, width, resolution, rows, triton.next_power_of_2(tokens))
+    rows = max(1, min(32, _TILE // _power(tokens)))
+    _distances_kernel[(frames, -(-tokens // rows))](gram, squared, tokens, width, resolution, rows, _power(tokens))
     return squared
 
 
@@ -264,8 +264,7 @@ def follow_chains(
     frames, tokens, width = features.shape
     size = frames * tokens
     # blocks of all segments together: no more than run at the same time; powers of two, to compile for few numbers
-    processors = torch.cuda.get_device_properties(features.device).multi_processor_count if features.is_cuda else 1
-    parts = 1 << max(1, min(_MOST_PARTS, tokens, width, processors // segments)).bit_length() - 1
+    parts = 1 << max(1, min(_MOST_PARTS, tokens, width, _processors(features.device) // segments)).bit_length() - 1
     stride = (2 * parts + 2) * tokens + 2 * parts
     cleared = torch.zeros(3 * size + segments, device=features.device)
     positions = torch.empty(budget, dtype=torch.int64, device=features.device)
@@ -291,10 +290,15 @@ def follow_chains(
     return kept, density, distance, positions
 
 
+@functools.cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+@functools.cache
 def tiles(tokens: int, width: int, parts: int) -> dict[str, int]:
     """The sizes that the kernel is compiled for, where `parts` blocks serve a segment."""
-    power = triton.next_power_of_2
-    padded, rows, channels = power(tokens), power(triton.cdiv(tokens, parts)), power(triton.cdiv(width, parts))
+    padded, rows, channels = _power(tokens), _power(-(-tokens // parts)), _power(-(-width // parts))
     return {
         "PARTS": parts,
         "TOKENS": padded,
@@ -304,6 +308,11 @@ def tiles(tokens: int, width: int, parts: int) -> dict[str, int]:
         "WIDE": max(1, min(padded, _TILE // rows)),
         "ADDED": max(1, min(parts, _TILE // padded)),
     }
+
+
+def _power(least: int) -> int:
+    """The smallest power of two that is at least `least`."""
+    return 1 << (least - 1).bit_length()
 
 
 def launch_options(parts: int) -> dict[str, Any]:

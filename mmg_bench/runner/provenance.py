@@ -82,12 +82,14 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str:
-    """The commit of the checkout that runs, `+` behind it when files differ; `unknown` where nothing tells."""
+    """What the environment names; else the commit of the checkout that runs, `+` behind it when files differ; or `unknown`."""
     git = ["git", "-C", str(Path(__file__).parent)]
+    if given := os.environ.get(COMMIT):
+        return given
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     except (subprocess.CalledProcessError, FileNotFoundError):
-        return os.environ.get(COMMIT, "unknown")
+        return "unknown"
     state = [*git, "status", "--porcelain", "--untracked-files=no"]
     changed = subprocess.run(state, capture_output=True, text=True, check=False).stdout.strip()
     return head.stdout.strip()[:12] + ("+" if changed else "")
