@@ -82,7 +82,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str:
-    """What the environment names; else the commit of the checkout that runs, `+` behind it when files differ; or `unknown`."""
+    """What the environment names; else the commit of the checkout, `+` behind it when files differ; or `unknown`."""
     git = ["git", "-C", str(Path(__file__).parent)]
     if given := os.environ.get(COMMIT):
         return given
