@@ -149,8 +149,9 @@ def _do(job: Job) -> int:
         raise ValueError(f"text_tokens={job.text_tokens}: it must be at least 1")
     plans = {provenance.key_of(entry): (unit, entry) for unit in job.units for entry in [_entry(job, unit)]}
     path = job.folder / DONE
+    # what lacks something is reported, and measured again
     done = {line["key"]: line for line in _read(path)}
-    todo = [(key, unit, entry) for key, (unit, entry) in plans.items() if key not in done]
+    todo = [(key, unit, entry) for key, (unit, entry) in plans.items() if not done.get(key, {}).get("whole")]
     groups = [list(group) for _, group in groupby(todo, key=lambda item: replace(item[1].model, frames=1))]
     failed = 0
     for group in groups:
@@ -210,15 +211,19 @@ def _measure_model(job: Job, todo: list[tuple[str, Unit, dict[str, Any]]]) -> It
     ceilings = measure_ceilings(llm.device, llm.model.dtype)
     prompt = random_prompt(llm.processor.tokenizer, job.text_tokens)
     video = standard_video() if job.video == "generated" else None if job.video == "random" else Path(job.video)
+    faults: list[str] = []
     for key, unit, entry in todo:
         print(f"{spec.name}: {unit.model.frames} frames, batch {unit.batch}, {len(unit.cells)} cells", flush=True)
         workload = Workload(video, prompt, unit.model.frames, unit.batch)
         results = measure_efficiency(llm, unit.cells, workload, job.settings, ceilings, job.energy_seconds)
         yield _line(key, unit, {**entry, **_facts(llm, needs, ceilings)}, results)
+        faults += [result.fault for result in results if result.fault is not None]
     del llm
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if faults:
+        raise RuntimeError(f"{len(faults)} cells were timed but not watched: {faults[0]}")
 
 
 def _facts(llm: VideoLLM, needs: frozenset[str], ceilings: Ceilings) -> dict[str, Any]:
@@ -261,6 +266,7 @@ def _line(key: str, unit: Unit, entry: dict[str, Any], results: list[CellResult]
         "key": key,
         "model": unit.model.name,
         "entry": {**entry, "out_of_memory": out_of_memory},
+        "whole": all(result.fault is None for result in results),
         "measurements": [asdict(m) for m in measurements],
     }
 

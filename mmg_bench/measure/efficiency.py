@@ -51,6 +51,8 @@ class CellResult:
     """Visual tokens of a video that entered layer 0."""
     failure: str | None
     """Where the memory ended, if it did; then values are missing, all of them where it was in the rounds."""
+    fault: str | None = None
+    """What went wrong while watching, if anything did; the times are there."""
 
 
 def measure_efficiency(
@@ -65,21 +67,21 @@ def measure_efficiency(
     all_times = measure_cells(llm, cells, workload, settings)
     watched = _watch(llm, cells, all_times, workload, energy_seconds)
     results = []
-    for times, (others, failure) in zip(all_times, watched, strict=True):
+    for times, (others, failure, fault) in zip(all_times, watched, strict=True):
         values = {k: Value(*v, settings.repeats) for k, v in time_values(all_times[0], times).items()}
         if times.failure is None:
             values |= {k: Value(v) for k, v in {**_formulas(llm, times, workload, ceilings), **others}.items()}
-        results.append(CellResult(values, times.realised_tokens, failure))
+        results.append(CellResult(values, times.realised_tokens, failure, fault))
     return results
 
 
 def _watch(
     llm: VideoLLM, cells: Sequence[Cell], all_times: Sequence[CellTimes], workload: Workload, energy_seconds: float
-) -> list[tuple[dict[str, float], str | None]]:
-    """What is watched rather than timed, and where the memory ended, cell by cell; each encoding is shared."""
+) -> list[tuple[dict[str, float], str | None, str | None]]:
+    """What is watched rather than timed, where the memory ended, and what else went wrong, cell by cell."""
     clock = Clock(llm.device)
     clock.stage_now = "a pass that watches memory"
-    watched: list[tuple[dict[str, float], str | None]] = [({}, times.failure) for times in all_times]
+    watched: list[tuple[dict[str, float], str | None, str | None]] = [({}, t.failure, None) for t in all_times]
     alive = [i for i, times in enumerate(all_times) if times.failure is None]
     for needs in needs_sets(llm, [cells[i] for i in alive]):
         encoded, message = within_memory(clock, _encode, llm, workload, needs)
@@ -87,11 +89,15 @@ def _watch(
             if tower_needs(llm, cells[i]) != needs:
                 continue
             if encoded is None:
-                watched[i] = {}, message
+                watched[i] = {}, message, None
                 continue
             steps = all_times[i].new_tokens
-            found, why = within_memory(clock, _answer, llm, cells[i], workload, *encoded, steps, energy_seconds)
-            watched[i] = found or {}, why or None
+            try:
+                found, why = within_memory(clock, _answer, llm, cells[i], workload, *encoded, steps, energy_seconds)
+            except Exception as error:  # minutes of timing are not lost for it: told with the results, and raised later
+                watched[i] = {}, None, f"{cells[i].label}: {type(error).__name__}: {error}"
+            else:
+                watched[i] = found or {}, why or None, None
     return watched
 
 

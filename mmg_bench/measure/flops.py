@@ -99,8 +99,9 @@ def flops_counted(model: Any, inputs: Mapping[str, Any]) -> int:
     # the counter knows not all of torch's fused kernels, nor keys with fewer heads than the queries
     aten = torch.ops.aten
     kernels = [getattr(aten, f"_scaled_dot_product_{name}", None) for name in _FUSED_ATTENTION]
-    attention = {kernel: _attention_flops for kernel in kernels if kernel is not None}
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=attention) as counter:
+    known: dict[Any, Any] = {kernel: _attention_flops for kernel in kernels if kernel is not None}
+    known[aten.bmm] = _bmm_flops  # before torch 2.12 or so, it trips over bmm with a dtype
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=known) as counter:
         model(**arguments)
     return counter.get_total_flops() // 2  # the counter takes a multiply-add for two
 
@@ -115,3 +116,9 @@ def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[i
     """Of `query` `[B, heads, S, width]` against any number of key heads: two products of full squares."""
     batch, heads, rows, width = query
     return 2 * batch * heads * rows * key[-2] * (width + value[-1])
+
+
+def _bmm_flops(a: Sequence[int], b: Sequence[int], *_: Any, **__: Any) -> int:
+    """Of `a` `[B, n, D]` times `b` `[B, D, m]`."""
+    batch, rows, width = a
+    return 2 * batch * rows * width * b[-1]

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 import families
 from mmg_bench import config as cfg
 from mmg_bench.commands import measure
-from mmg_bench.measure import latency, roofline
+from mmg_bench.measure import efficiency, latency, roofline
 from mmg_bench.measure.flops import TextGeometry, flops_4nd2, flops_gqa
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.report.rows import read_rows
@@ -143,6 +143,26 @@ def test_out_of_memory_is_written_down(tiny_folder: Path, tmp_path: Path, monkey
     table = (tmp_path / "table.md").read_text()
     assert "out of memory in prefill: CUDA out of memory." in table
     assert "| out of memory |" in table
+
+
+def test_times_outlive_a_fault_behind_them(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = efficiency.flops_counted
+    calls: list[int] = []
+
+    def fails(model: Any, inputs: Any) -> int:
+        calls.append(1)
+        if len(calls) == 2:  # of the second cell
+            raise TypeError("torch cannot count this")
+        return original(model, inputs)
+
+    monkeypatch.setattr(efficiency, "flops_counted", fails)
+    with pytest.raises(RuntimeError, match="1 cells were timed but not watched: mmg_vid: TypeError: torch cannot"):
+        run(tiny_folder, tmp_path)
+    rows = pd.read_csv(tmp_path / "rows.csv")
+    assert value(rows, "mmg_vid", "prefill_ms") > 0
+    assert set(rows[rows.metric == "flops_counted"].method) == {"dense"}
+    rows = run(tiny_folder, tmp_path)  # measured again, for something is missing
+    assert set(rows[rows.metric == "flops_counted"].method) == {"dense", "mmg_vid"}
 
 
 def test_weights_that_do_not_fit_are_written_down(
