@@ -155,4 +155,6 @@ def _finish(figure: Figure, axes: Axes, rows: pd.DataFrame) -> None:
     first = rows.iloc[0]
     where = "the average of benchmarks" if first["benchmark"] == AVERAGE else first["benchmark"]
     axes.set_title(f"{first['model']} on {where}, {first['frames']} frames", loc="left", fontsize=10)
+    entries = len(axes.get_legend_handles_labels()[0])
+    figure.set_figheight(max(4.2, 0.18 * entries + 0.3))  # a line of the legend takes 0.18 inches
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
