@@ -213,9 +213,9 @@ def test_flashvid_clusters_only_valid_tokens():
 
 def test_flashvid_repeats_a_position_only_where_frames_stand_alone():
     tokens = video(4, (6, 6), 8, "still")
-    alone = FlashVID(0.8).prune(tokens).positions
+    alone = FlashVID(0.6).prune(tokens).positions
     assert (alone.diff() == 0).any()
-    together = FlashVID(0.8, segment_threshold=-1.0, min_segment_num=1).prune(tokens).positions
+    together = FlashVID(0.6, segment_threshold=-1.0, min_segment_num=1).prune(tokens).positions
     assert (together.diff() > 0).all()
 
 
