@@ -142,7 +142,7 @@ def _measure_cells(
     def answer(cell: Cell, encoded: Encoded) -> tuple[float, tuple[tuple[float, ...], int, int]]:
         """Prune, prefill and decode once: milliseconds of pruning; tokens in the layers, in the prompt, in all."""
         inputs = workload.inputs(llm, encoded)
-        switch.on = settings.engine == "graphs" and not cell.method.prunes_inside(depth)
+        switch.on = not cell.method.prunes_inside(depth)
         with torch.inference_mode(), pruning(llm.model, cell.method, cell.positions, encoded=encoded.tokens) as run:
             with clock.stage("prefill_ms"):
                 out = prefill(llm, encoded, inputs)

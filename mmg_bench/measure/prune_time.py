@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from mmg_bench.elapsed import Elapsed
 from mmg_bench.measure.synthetic import synthetic_video
 from mmg_bench.methods.base import Method
 from mmg_bench.tokens import VideoTokens
@@ -156,16 +156,10 @@ def time_rounds(
 
 def _timed(run: Callable[[], object], device: torch.device) -> float:
     """Milliseconds until all the work that `run` queued is done."""
-    if device.type == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end)
-    started = time.perf_counter()
+    elapsed = Elapsed(device)
     run()
-    return 1000 * (time.perf_counter() - started)
+    elapsed.stop()
+    return elapsed.ms
 
 
 def _gram(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ a prompt introduces as the processor introduces frames count as frames.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -38,9 +39,9 @@ class Framed(Adapter):
         return self.model.config.image_token_id
 
     @property
+    @abstractmethod
     def side(self) -> int:
         """Tokens a side of a frame."""
-        raise NotImplementedError
 
     def in_a_row(self, layout: Layout) -> int:
         _, height, width = layout
@@ -86,9 +87,9 @@ class Framed(Adapter):
         tokens = [VideoTokens(f.reshape(-1, self.side**2, f.shape[-1]), (self.side, self.side)) for f in frames]
         return tokens, {"mm_encoder_outputs": {"image": outputs}}
 
+    @abstractmethod
     def _encoded(self, videos: dict[str, Tensor]) -> tuple[Any, Any]:
         """The features of each video, `[T * N, D]` or `[T, N, D]`, and what the model's own encoder returned."""
-        raise NotImplementedError
 
     @contextmanager
     def capture(self, needs: Collection[str]) -> Iterator[Capture]:

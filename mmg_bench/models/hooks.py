@@ -9,7 +9,6 @@ own code does everything else.
 from __future__ import annotations
 
 import threading
-import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmg_bench.elapsed import Elapsed
 from mmg_bench.methods.base import Method, Positions, check_choice
 from mmg_bench.models import siglip
 from mmg_bench.models.adapter import Adapter, Capture, Layout, adapter_for
@@ -28,33 +28,6 @@ from mmg_bench.tokens import QUESTION_FIELDS, PrunedTokens, VideoTokens
 
 _ACTIVE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _LOCK = threading.Lock()  # of _ACTIVE
-
-
-class Elapsed:
-    """The time between two moments; on a GPU by events on its stream, so that nobody waits until `seconds` is read."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.start = self.end = self._now()
-
-    def stop(self) -> None:
-        """The second moment is now."""
-        self.end = self._now()
-
-    @property
-    def seconds(self) -> float:
-        """What has passed between the two."""
-        if self.device.type != "cuda":
-            return self.end - self.start
-        self.end.synchronize()
-        return float(self.start.elapsed_time(self.end)) / 1000
-
-    def _now(self) -> Any:
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self.device))
-        return event
 
 
 @dataclass(frozen=True)
@@ -96,7 +69,7 @@ class VideoReport:
     @property
     def prune_seconds(self) -> float:
         """Spent before layer 0, device work included; what a method does inside the language model is part of that."""
-        return self.elapsed.seconds
+        return self.elapsed.ms / 1000
 
 
 @dataclass

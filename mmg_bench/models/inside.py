@@ -82,6 +82,7 @@ class Inside:
         if list(self.at) != sorted(set(self.at)) or (self.at and not 0 < self.at[0] <= self.at[-1] < depth):
             raise ValueError(f"{method.name} prunes before layers {self.at}: not ascending in 1..{depth - 1}")
         self.key_layer = method.key_layer(depth)
+        self.needed = method.prunes_inside(depth)  # whether the method does anything inside the language model
         self.stages: list[Kept] = []  # of the prompt that is being decoded
         self.spans: list[Span] = []
         self.base: Flow | None = None  # of the forward call under way: before the first stage,
@@ -90,11 +91,6 @@ class Inside:
         self.additions: list[Tensor] = []  # [B, K, D] to add behind each of the first layers at prefill
         self.inputs: dict[int, tuple[Tensor, Any]] = {}  # layer -> hidden states, rotary embeddings of its attention
         self.memory: dict[int, Tensor] = {}  # span -> what `select_keys` handed on
-
-    @property
-    def needed(self) -> bool:
-        """Whether the method does anything inside the language model."""
-        return self.method.prunes_inside(len(self.adapter.layers))
 
     def install(self, stack: ExitStack) -> None:
         """Set the hooks; `stack` removes them."""
