@@ -25,14 +25,8 @@ def unit(x: Tensor) -> Tensor:
     return F.normalize(x.float(), dim=-1)
 
 
-def centre_scores(squared: Tensor, k: int) -> Tensor:
-    """log(rho * delta) of DPC-KNN from squared distances `[..., n, n]`, n >= 1: `[..., n]`; k is lowered to n."""
-    density = log_density(squared, min(k, squared.shape[-1]))
-    return density + peak_distance(squared, density).log()
-
-
 def group_scores(squared: Tensor, valid: Tensor, k: Tensor, most: int) -> Tensor:
-    """`centre_scores` of the `valid` points of each group among themselves, -inf for the others: `[G, n]`.
+    """log(rho * delta) of DPC-KNN of each group's `valid` points among themselves, -inf for the others: `[G, n]`.
 
     `squared [G, n, n]`, `valid [G, n]` bool, `k [G]` neighbours of each group in 1..its valid points, at most `most`.
     A valid point equal to a denser one has delta 0: it still goes before every point that is not valid.
