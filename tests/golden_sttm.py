@@ -1,7 +1,7 @@
 import torch
 
 from golden_cases import Inputs, Run
-from mmg_bench.methods.sttm import STTM, leaves, merge_through_time, pyramid
+from mmg_bench.methods.sttm import STTM, areas, merge, pyramid, trees
 
 
 def check(run: Run, inputs: Inputs) -> None:
@@ -9,14 +9,13 @@ def check(run: Run, inputs: Inputs) -> None:
     variants = [hyper[name] for name in ("weighted_avg", "slow_ver", "head_dim")]
     assert not any(variants), f"a variant that is not offered: {hyper}"
     tokens = inputs.tokens()
-    levels = pyramid(tokens.features, tokens.grid)[hyper["root_level"] :]
-    found, owner = leaves(levels, hyper["threshold"])
-    merged = merge_through_time(found, owner, hyper["temporal_thresh"])
-    run.check("spatial_only_tyxyx", found.boxes)
-    run.check("tyxyx", merged.boxes)
-    run.check("num_patches", merged.areas)
-    assert int(merged.areas.sum()) == tokens.total
-    assert torch.equal(owner.unique().cpu(), torch.arange(len(found)))
+    found = trees(pyramid(tokens.features, tokens.grid)[hyper["root_level"] :])
+    for name, thresh in (("spatial_only_tyxyx", 0), ("tyxyx", hyper["temporal_thresh"])):
+        groups = merge(found, hyper["threshold"], thresh)
+        stays = torch.isin(groups.frame * tokens.tokens_per_frame + found.first[groups.leaf], groups.anchors)
+        run.check(name, torch.column_stack([groups.frame, found.boxes[groups.leaf]])[stays])
+    run.check("num_patches", areas(found, groups))
+    assert int(areas(found, groups).sum()) == tokens.total
 
     names = ("threshold", "temporal_thresh", "root_level")
     pruned = STTM(**{name: hyper[name] for name in names}).prune(tokens)

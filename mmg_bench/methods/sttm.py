@@ -78,61 +78,70 @@ def pyramid(features: Tensor, grid: tuple[int, int]) -> list[Level]:
     return levels
 
 
-def to_children(values: Tensor, level: Level) -> Tensor:
-    """Hand values `[T, h, w]` of the level above down to all nodes of `level`."""
-    rows, columns = ((torch.arange(n, device=values.device) + n % 2) // 2 for n in level.agreement.shape[1:])
-    return values[:, rows][:, :, columns]
-
-
-class Nodes(NamedTuple):
-    """Quadtree nodes in order of their first token."""
+class Trees(NamedTuple):
+    """The quadtrees of all frames, of M nodes each, level by level from the coarsest. Token n = y W + x is one of N."""
 
     features: Tensor
-    """`[n, D]`, float32."""
+    """`[T, M, D]`, float32."""
+    agreement: Tensor
+    """`[T, M]`: see `Level`."""
+    cosines: Tensor
+    """`[T - 1, M, M]`: of every node with every node of the next frame."""
     boxes: Tensor
-    """`[n, 5]`: frame, first row and column, row and column after the last."""
+    """`[M, 4]`: first row and column of the tokens under a node, row and column after the last."""
+    first: Tensor
+    """`[M]`: first token under a node."""
+    above: Tensor
+    """`[L, N]`: the nodes above a token, one of each level."""
+
+    def __len__(self) -> int:
+        """T * N."""
+        return len(self.features) * self.above.shape[1]
+
+
+def trees(levels: list[Level]) -> Trees:
+    """All that both steps look at, for any thresholds, from the coarsest of `levels` on."""
+    height, width = levels[-1].features.shape[1:3]
+    boxes, above, count = [], [], 0
+    for level in levels:
+        (top, bottom), (left, right) = level.rows.T[:, :, None], level.columns.T[:, None]
+        box = torch.stack(torch.broadcast_tensors(top, left, bottom, right), -1)  # [h, w, 4]
+        row, column = (
+            torch.searchsorted(axis[:, 1].contiguous(), torch.arange(size, device=axis.device), right=True)
+            for axis, size in ((level.rows, height), (level.columns, width))
+        )  # [H], [W]
+        above.append(count + row[:, None] * box.shape[1] + column)
+        boxes.append(box.flatten(0, 1))
+        count += len(boxes[-1])
+    x = torch.cat([level.features.flatten(1, 2) for level in levels], 1)  # [T, M, D]
+    norm = torch.linalg.vector_norm(x, dim=-1) + 1e-8
+    cosines = (x[:-1] @ x[1:].mT).div_(norm[:-1].unsqueeze(2)).div_(norm[1:].unsqueeze(1))
+    box = torch.cat(boxes)
+    agreement = torch.cat([level.agreement.flatten(1) for level in levels], 1)
+    return Trees(x, agreement, cosines, box, box[:, 0] * width + box[:, 1], torch.stack(above).flatten(1))
+
+
+def leaves(found: Trees, threshold: float) -> Tensor:
+    """The leaf that covers each token, `[T, N]`. A node whose `agreement` is too low splits."""
+    is_leaf = found.agreement[:, found.above] >= threshold  # [T, L, N], if no node above it is
+    level = is_leaf.int().argmax(1)  # the first
+    return found.above.gather(0, level)
+
+
+class Groups(NamedTuple):
+    """Leaves that become one token each time."""
+
+    leaf: Tensor
+    """`[n]`: the leaves in order of their first token, as nodes of their frame,"""
+    frame: Tensor
+    """`[n]`: which is this."""
+    group: Tensor
+    """`[n]`: the token that a leaf becomes part of, 0..K - 1."""
     anchors: Tensor
-    """`[n]`, ascending: flat index of the first token."""
-    areas: Tensor
-    """`[n]`: how many tokens a node stands for."""
+    """`[K]`, ascending: flat index of each token's first."""
 
     def __len__(self) -> int:
         return len(self.anchors)
-
-
-def leaves(levels: list[Level], threshold: float) -> tuple[Nodes, Tensor]:
-    """Leaves of the quadtrees, and the leaf of every token `[T, H, W]`. A node whose `agreement` is too low splits."""
-    frames, height, width, _ = levels[-1].features.shape
-    device = levels[-1].features.device
-    alive = torch.ones_like(levels[0].agreement, dtype=torch.bool)  # [T, h, w]
-    owner = torch.zeros_like(alive, dtype=torch.int64)  # [T, h, w]: anchor of the leaf that covers a node
-    frame = torch.arange(frames, device=device)[:, None, None]
-    parts: list[tuple[Tensor, Tensor]] = []
-    for level in levels:
-        if alive.shape != level.agreement.shape:
-            alive, owner = (to_children(values, level) for values in (alive, owner))
-        leaf = alive & (level.agreement >= threshold)
-        (top, bottom), (left, right) = level.rows.T[:, :, None], level.columns.T[:, None]
-        box = torch.stack(torch.broadcast_tensors(frame, top, left, bottom, right), -1)  # [T, h, w, 5]
-        owner = torch.where(leaf, (box[..., 0] * height + box[..., 1]) * width + box[..., 2], owner)
-        parts.append((level.features[leaf], box[leaf]))
-        alive = alive & ~leaf
-    features, boxes = (torch.cat(part) for part in zip(*parts, strict=True))
-    anchors = (boxes[:, 0] * height + boxes[:, 1]) * width + boxes[:, 2]  # [n]
-    anchors, order = anchors.sort()
-    boxes = boxes[order]
-    areas = (boxes[:, 3] - boxes[:, 1]) * (boxes[:, 4] - boxes[:, 2])
-    return Nodes(features[order], boxes, anchors, areas), torch.searchsorted(anchors, owner)
-
-
-def linked(nodes: Nodes, owner: Tensor, temporal_thresh: float) -> Tensor:
-    """Pairs of nodes of neighbouring frames that overlap, with a cosine of at least `temporal_thresh`: `[2, L]`.
-
-    Of overlapping quadtree nodes one contains the other, so pairs are found from the tokens that they share.
-    """
-    pairs = torch.stack([owner[:-1].flatten(), owner[1:].flatten()]).unique(dim=1)
-    x = nodes.features / (nodes.features.norm(dim=-1, keepdim=True) + 1e-8)
-    return pairs[:, (x[pairs[0]] * x[pairs[1]]).sum(-1) >= temporal_thresh]
 
 
 def representatives(pairs: Tensor, count: int) -> Tensor:
@@ -149,20 +158,30 @@ def representatives(pairs: Tensor, count: int) -> Tensor:
             return rep
 
 
-def merge_through_time(nodes: Nodes, owner: Tensor, temporal_thresh: float) -> Nodes:
-    """Merge linked nodes into the first of them, as plain means; no merging where the threshold is not positive."""
-    if temporal_thresh <= 0:
-        return nodes
-    rep = representatives(linked(nodes, owner, temporal_thresh), len(nodes))
-    kept, group = rep.unique(return_inverse=True)
-    features = bag_means(nodes.features, group, len(kept))
-    areas = torch.zeros_like(kept).index_add(0, group, nodes.areas)
-    return Nodes(features, nodes.boxes[kept], nodes.anchors[kept], areas)
+def merge(found: Trees, threshold: float, temporal_thresh: float) -> Groups:
+    """Both steps: leaves, and those merged that are linked through time.
+
+    Two leaves of neighbouring frames are linked if one covers the other and their cosine is at least `temporal_thresh`;
+    none are where that is not positive.
+    """
+    leaf = leaves(found, threshold)  # [T, N]
+    frames, size = leaf.shape
+    place = torch.arange(frames * size, device=leaf.device).view(frames, size)
+    anchor = place[:, :1] + found.first[leaf]  # [T, N]; a leaf goes by its first token, and links by those they share
+    own = (anchor == place).flatten().nonzero().squeeze(1)  # [n]
+    rep = own
+    if temporal_thresh > 0:
+        pair = leaf[:-1] * found.cosines.shape[1] + leaf[1:]  # [T - 1, N]
+        linked = found.cosines.flatten(1).gather(1, pair) >= temporal_thresh
+        rep = representatives(torch.stack([anchor[:-1][linked], anchor[1:][linked]]), len(found))[own]
+    anchors, group = rep.unique(return_inverse=True)
+    return Groups(leaf.flatten()[own], own // size, group, anchors)
 
 
-def merge(levels: list[Level], threshold: float, temporal_thresh: float) -> Nodes:
-    """Both steps, from the coarsest of `levels` on."""
-    return merge_through_time(*leaves(levels, threshold), temporal_thresh)
+def areas(found: Trees, groups: Groups) -> Tensor:
+    """How many of the video's tokens each token stands for: `[K]`."""
+    top, left, bottom, right = found.boxes[groups.leaf].T
+    return torch.zeros_like(groups.anchors).index_add(0, groups.group, (bottom - top) * (right - left))
 
 
 @dataclass(frozen=True)
@@ -213,25 +232,26 @@ class STTM(Method):
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
         levels = pyramid(tokens.features, tokens.grid)
-        root = min(self.root_level, len(levels) - 1)
+        budget = self.budget(tokens) if self.threshold is None else tokens.total
+        for root in range(min(self.root_level, len(levels) - 1), -1, -1):
+            found = trees(levels[root:])
+            groups = self._groups(found, budget)
+            if len(groups) <= budget:
+                break
+        features = bag_means(found.features[groups.frame, groups.leaf], groups.group, len(groups))
+        anchors = groups.anchors
+        if len(groups) > budget:
+            largest = descending(areas(found, groups))[:budget]
+            features, anchors = features[largest], anchors[largest]
+        return in_raster_order(features, anchors, tokens.features)
+
+    def _groups(self, found: Trees, budget: int) -> Groups:
+        """By the thresholds that are given, or by those that leave most tokens of at most `budget`, if any do."""
         if self.threshold is not None and self.temporal_thresh is not None:
-            nodes = merge(levels[root:], self.threshold, self.temporal_thresh)
-        else:
-            nodes = self._within(levels, root, self.budget(tokens))
-        return in_raster_order(nodes.features, nodes.anchors, tokens.features)
+            return merge(found, self.threshold, self.temporal_thresh)
 
-    def _within(self, levels: list[Level], root: int, budget: int) -> Nodes:
-        """The largest result of at most `budget` nodes."""
-
-        def run(threshold: float) -> Nodes:
+        def run(threshold: float) -> Groups:
             temporal = 1 - self.temporal_slack * (1 - threshold)
-            return merge(levels[root:], threshold, max(temporal, torch.finfo(torch.float32).eps))
+            return merge(found, threshold, max(temporal, torch.finfo(torch.float32).eps))
 
-        nodes = largest_within(run, budget, -1.1, 1.0, self.search_steps)
-        while len(nodes) > budget and root:
-            root -= 1
-            nodes = largest_within(run, budget, -1.1, 1.0, self.search_steps)
-        if len(nodes) <= budget:
-            return nodes
-        largest = descending(nodes.areas)[:budget].sort().values
-        return Nodes(*(part[largest] for part in nodes))
+        return largest_within(run, budget, -1.1, 1.0, self.search_steps)

@@ -15,7 +15,7 @@ from mmg_bench.methods.divprune import DivPrune, diverse
 from mmg_bench.methods.flashvid import FlashVID, cluster, segment_lengths, temporal_trees
 from mmg_bench.methods.llava_scissor import LlavaScissor, components
 from mmg_bench.methods.registry import get_method
-from mmg_bench.methods.sttm import STTM, Level, coarser, finest, leaves, pyramid, representatives
+from mmg_bench.methods.sttm import STTM, Level, coarser, finest, leaves, merge, pyramid, representatives, trees
 from mmg_bench.methods.vidcom2 import VidCom2, frame_budgets, frame_scales
 from mmg_bench.tokens import VideoTokens
 
@@ -327,16 +327,20 @@ def test_a_missing_child_stands_for_the_first_node():
     assert agreement[1, 1] == pytest.approx(1)
     assert agreement[0, 1] == pytest.approx(0, abs=1e-6)
     assert agreement[1, 0] == pytest.approx(0, abs=1e-6)
-    nodes, owner = leaves([above, finest(features, (3, 3))], 0.9)
-    assert nodes.boxes[:, 1:].tolist() == [
+    found = trees([above, finest(features, (3, 3))])
+    leaf = leaves(found, 0.9)[0]  # of each token
+    assert found.boxes[leaf.unique()].tolist() == [
         [0, 0, 1, 1],
+        [1, 1, 3, 3],
         [0, 1, 1, 2],
         [0, 2, 1, 3],
         [1, 0, 2, 1],
-        [1, 1, 3, 3],
         [2, 0, 3, 1],
     ]
-    assert owner[0].tolist() == [[0, 1, 2], [3, 4, 4], [5, 4, 4]]
+    assert (leaf == leaf[4]).view(3, 3).tolist() == [[False] * 3, [False, True, True], [False, True, True]]
+    groups = merge(found, 0.9, 0)
+    assert groups.anchors.tolist() == [0, 1, 2, 3, 4, 6]
+    assert groups.leaf.tolist() == [leaf[i] for i in groups.anchors]
 
 
 def test_representatives_are_the_first_of_a_chain():
