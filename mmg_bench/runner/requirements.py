@@ -136,8 +136,10 @@ def _in_folder(what: str, folder: Path) -> Check:
 
 
 def _in_cache(what: str, option: str, repo: str, revision: str | None, size: float | None) -> Check:
-    at = "" if revision is None else f" --revision {revision}"
-    fix = f"hf download {repo}{at} ({_size(size)}), or set {option} to a folder"
+    at, other = "", ""
+    if revision is not None:
+        at, other = f" --revision {revision}", "; model.revision=null takes the newest commit in the cache"
+    fix = f"hf download {repo}{at} ({_size(size)}), or set {option} to a folder{other}"
     return Check(what, _some("the hub cache lacks", _not_cached(repo, revision)), fix)
 
 

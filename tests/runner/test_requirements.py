@@ -96,7 +96,8 @@ def test_weights_of_the_hub(home: Path) -> None:
     *_, weights, _, disk = check_all(SEVEN_B, [of("embedded")], needs_gpu=False)
     assert str(weights) == (
         f"weights of llava_onevision_7b ({SEVEN_B['path']}): the hub cache lacks config.json, model.safetensors\n"
-        f"      -> hf download {SEVEN_B['path']} (about 16 GB), or set model.path to a folder"
+        f"      -> hf download {SEVEN_B['path']} --revision {SEVEN_B['revision']} (about 16 GB), "
+        "or set model.path to a folder; model.revision=null takes the newest commit in the cache"
     )
     assert str(disk) == f"16 GB of disk below {home}"
     repo = home / "hub" / f"models--{SEVEN_B['path'].replace('/', '--')}"
@@ -108,13 +109,16 @@ def test_weights_of_the_hub(home: Path) -> None:
     (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict(enumerate(shards))}))
     for name in ("config.json", shards[0]):
         (snapshot / name).touch()
-    (line, *_) = missing(SEVEN_B, of("embedded"))
+    newest = {**SEVEN_B, "revision": None}
+    (line, *_) = missing(newest, of("embedded"))
     assert "the hub cache lacks model-1.safetensors, model-2.safetensors, model-3.safetensors and 2 more\n" in line
     for name in shards:
         (snapshot / name).touch()
+    assert missing(newest, of("embedded")) == []
+    (line, *_) = missing(SEVEN_B, of("embedded"))
+    assert "the hub cache lacks config.json, model.safetensors\n" in line  # of that commit
+    snapshot.rename(snapshot.with_name(SEVEN_B["revision"]))
     assert missing(SEVEN_B, of("embedded")) == []
-    (line, *_) = missing({**SEVEN_B, "revision": "def"}, of("embedded"))
-    assert f"hf download {SEVEN_B['path']} --revision def " in line
 
 
 def test_weights_in_a_folder(tiny_folder: Path, tmp_path: Path) -> None:
