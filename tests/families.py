@@ -40,6 +40,15 @@ def template(video: str, image: str = "<image>") -> str:
     return TEMPLATE.replace("VIDEO", video).replace("IMAGE", image)
 
 
+QWEN_VL_TEMPLATE = template(*(f"<|vision_start|><|{kind}_pad|><|vision_end|>" for kind in ("video", "image")))
+
+
+def media_ids(made: Any) -> dict[str, int]:
+    """What a Qwen-VL config calls the tokens of MEDIA."""
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    return dict(zip(names, of(made, *MEDIA), strict=True))
+
+
 def tokenizer(*media: str) -> Any:
     from mmg_bench.models.small import word_tokenizer
 
@@ -83,7 +92,6 @@ def qwen2_5_vl() -> tuple[Any, Any]:
     )
 
     words = tokenizer(*MEDIA)
-    image, video, start, end = of(words, *MEDIA)
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
     config = Qwen2_5_VLConfig(
         text_config={**TEXT, "vocab_size": len(words), "rope_parameters": rope},
@@ -98,19 +106,14 @@ def qwen2_5_vl() -> tuple[Any, Any]:
             "out_hidden_size": 32,
             "tokens_per_second": 4,
         },
-        image_token_id=image,
-        video_token_id=video,
-        vision_start_token_id=start,
-        vision_end_token_id=end,
+        **media_ids(words),
     )
     pixels: dict[str, Any] = {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 4096}}
     processor = Qwen2_5_VLProcessor(
         Qwen2VLImageProcessor(**pixels),
         words,
         Qwen2VLVideoProcessor(**pixels, cap_pixels_per_frame=False),
-        chat_template=template(
-            "<|vision_start|><|video_pad|><|vision_end|>", "<|vision_start|><|image_pad|><|vision_end|>"
-        ),
+        chat_template=QWEN_VL_TEMPLATE,
     )
     return spread(Qwen2_5_VLForConditionalGeneration(config)), processor
 
@@ -125,7 +128,6 @@ def qwen3_vl() -> tuple[Any, Any]:
     )
 
     words = tokenizer(*MEDIA)
-    image, video, start, end = of(words, *MEDIA)
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
     config = Qwen3VLConfig(
         text_config={**TEXT, "vocab_size": len(words), "rope_parameters": rope, "head_dim": 8},
@@ -139,19 +141,14 @@ def qwen3_vl() -> tuple[Any, Any]:
             "num_position_embeddings": 64,
             "deepstack_visual_indexes": [0, 1, 2],
         },
-        image_token_id=image,
-        video_token_id=video,
-        vision_start_token_id=start,
-        vision_end_token_id=end,
+        **media_ids(words),
     )
     pixels: dict[str, Any] = {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 65536}}
     processor = Qwen3VLProcessor(
         Qwen2VLImageProcessor(**pixels),
         words,
         Qwen3VLVideoProcessor(**pixels, do_sample_frames=False),
-        chat_template=template(
-            "<|vision_start|><|video_pad|><|vision_end|>", "<|vision_start|><|image_pad|><|vision_end|>"
-        ),
+        chat_template=QWEN_VL_TEMPLATE,
     )
     return spread(Qwen3VLForConditionalGeneration(config)), processor
 

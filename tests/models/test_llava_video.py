@@ -50,12 +50,8 @@ SIDE, FRAMES, STEPS = 5, 4, 3  # patches a side: odd, so that the two ways to po
 QUESTION = "what colour is the star ?"
 
 
-@pytest.fixture(scope="module", params=["bilinear", "average"])
-def original(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random checkpoint as LLaVA-Video's authors lay theirs out."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("original")
-    vision = SiglipVisionConfig(
+def vision_config() -> SiglipVisionConfig:
+    return SiglipVisionConfig(
         image_size=SIDE * 4,
         patch_size=4,
         hidden_size=16,
@@ -64,10 +60,17 @@ def original(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         num_attention_heads=2,
         vision_use_head=False,
     )
+
+
+@pytest.fixture(scope="module", params=["bilinear", "average"])
+def original(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint as LLaVA-Video's authors lay theirs out."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("original")
     language = Qwen2ForCausalLM(Qwen2Config(**TEXT, rope_parameters={"rope_type": "default", "rope_theta": 1e6}))
     weights = {name: value.clone() for name, value in language.state_dict().items()}
     weights["lm_head.weight"] *= 40
-    tower = {n.removeprefix("vision_model."): v for n, v in SiglipVisionModel(vision).state_dict().items()}
+    tower = {n.removeprefix("vision_model."): v for n, v in SiglipVisionModel(vision_config()).state_dict().items()}
     weights |= {f"model.vision_tower.vision_tower.vision_model.{name}": value for name, value in tower.items()}
     for number, width in ((0, 16), (2, 32)):
         weights[f"model.mm_projector.{number}.weight"] = torch.randn(32, width) / 4
@@ -94,17 +97,7 @@ def llm(original: Path, tmp_path_factory: pytest.TempPathFactory) -> VideoLLM:
 def directly(original: Path, pixels: Tensor, ids: Tensor, video_token: int) -> tuple[Tensor, Tensor]:
     """Embeddings and logits of a prompt, from the original weights alone: `[S, D]`, `[S, vocabulary]`."""
     weights, theirs = script.read_weights(original), json.loads((original / "config.json").read_text())
-    tower = SiglipVisionModel(
-        SiglipVisionConfig(
-            image_size=SIDE * 4,
-            patch_size=4,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            vision_use_head=False,
-        )
-    ).eval()
+    tower = SiglipVisionModel(vision_config()).eval()
     own = tower.state_dict()
     prefix = "vision_model." if any(n.startswith("vision_model.") for n in own) else ""
     tower.load_state_dict({prefix + n.removeprefix(script.TOWER): v for n, v in weights.items() if script.TOWER in n})
