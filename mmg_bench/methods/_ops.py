@@ -19,14 +19,15 @@ RESOLUTION = 2e-6
 """Squared distances below this share of the points' squared norms are rounding noise of the Gram form: exact zeros."""
 
 
-_CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**28}
+_CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**28}
 """Size of the float32 copies made of a few frames at a time: small enough for a CPU's cache, bounded on a GPU."""
 
 
 def frames_per_chunk(features: Tensor) -> int:
-    """How many frames of `[T, N, D]` to convert or centre at once."""
+    """How many frames of `[T, N, D]` to convert or centre at once: on a CPU, as many for one thread as for another."""
     size = 4 * features.shape[1] * features.shape[2]
-    return max(1, _CHUNK_BYTES.get(features.device.type, 2**26) // size)
+    most = max(1, _CHUNK_BYTES.get(features.device.type, 2**26) // size)
+    return most - most % min(most, torch.get_num_threads())
 
 
 def frame_means(features: Tensor) -> Tensor:
@@ -77,7 +78,24 @@ def squared_distances(x: Tensor, *, centered: bool = False) -> Tensor:
     x = x.float()
     if not centered:
         x = x - x.mean(-2, keepdim=True)
-    return distances_of_gram(x @ x.mT)
+    return distances_of_gram(gram(x))
+
+
+def gram(x: Tensor) -> Tensor:
+    """Inner products of all points of each batch entry: `[..., N, D]` to `[..., N, N]`.
+
+    On a CPU the half below the diagonal is copied from above it, where that pays. Only there: in small products
+    libraries round a block otherwise than the whole, and then equal points have unequal rows.
+    """
+    tokens, width = x.shape[-2:]
+    if x.device.type != "cpu" or tokens * width < 2**16:
+        return x @ x.mT
+    half = tokens // 2
+    products = x.new_empty(*x.shape[:-1], tokens)
+    products[..., :half, :] = x[..., :half, :] @ x.mT
+    products[..., half:, half:] = x[..., half:, :] @ x[..., half:, :].mT
+    products[..., half:, :half] = products[..., :half, half:].mT
+    return products
 
 
 def distances_of_gram(gram: Tensor) -> Tensor:

@@ -36,7 +36,6 @@ from mmg_bench.methods._ops import (
     largest_remainder,
     log_density,
     on_device,
-    peak_distance,
     positions_of,
     spread,
     squared_distances,
@@ -48,6 +47,7 @@ from mmg_bench.tokens import PrunedTokens, VideoTokens
 
 Segment = tuple[int, int]
 Matrix = NDArray[np.float64]
+Vector = NDArray[np.float32]
 GainSign = Literal["natural", "swapped"]
 Order = Literal["temporal", "greedy"]
 
@@ -239,7 +239,8 @@ def frame_distances(features: Tensor, means: Tensor, weight: Tensor | None = Non
         return distances_of_gram(gram).div_(width)
     centred = _Offsets(features, weight)
     squared = means.new_empty(frames, tokens, tokens)
-    for part in torch.arange(frames, device=features.device).split(centred.most):
+    for start in range(0, frames, centred.most):
+        part = slice(start, start + centred.most)
         squared[part] = squared_distances(centred(part, means[part]), centered=True)
     return squared.div_(width if weight is None else weight[0].sum())
 
@@ -270,8 +271,7 @@ def temporal_dpc(
     known already. `fused`: whether one kernel takes the sequential part; None: on a CUDA device, with all channels.
 
     Two identities keep it cheap: distances within all frames are one batched Gram matrix; and the mean squared
-    distance to G is ||x - mean(G)||^2 plus the scatter of G, so G need not be stored however large it grows. Frame j
-    of every segment goes in one batch; only the frames of one segment depend on each other.
+    distance to G is ||x - mean(G)||^2 plus the scatter of G, so G need not be stored however large it grows.
     """
     features = features.detach()
     means = frame_means(features) if means is None else means
@@ -316,44 +316,55 @@ def _step_by_step(
     means: Tensor,
     weight: Tensor | None,
 ) -> Selection:
-    """The sequential part of `temporal_dpc` in plain operations."""
+    """The sequential part of `temporal_dpc` in plain operations: the host chooses, sums over channels stay on a GPU."""
     frames, tokens, width = features.shape
-    used = width if weight is None else float(weight[0].sum())
+    used = np.float32(width if weight is None else float(weight[0].sum()))
     offsets = _Offsets(features, weight)
-    kept = torch.zeros(frames, tokens, dtype=torch.bool, device=features.device)
-    density, distance = (squared.new_zeros(frames, tokens) for _ in range(2))
-    count = torch.tensor(counts, device=features.device)  # [T]
-    k = torch.tensor(neighbours, device=features.device)  # [S]
+    within = squared.cpu().numpy()  # [T, N, N]
+    largest = within.max((1, 2))  # [T]
+    rho, delta = np.zeros((2, frames, tokens), np.float32)
+    kept = np.zeros((frames, tokens), bool)
 
-    # Frame j of every segment; of G only its size, mean and sum of squared distances from the mean.
-    steps = max(map(len, chains))
-    size = squared.new_zeros(len(chains))  # [S]
-    scatter = squared.new_zeros(len(chains))  # [S]
-    center = means[[chain[0] for chain in chains]]  # [S, D]; any origin will do while G is empty
-    for j in range(steps):
-        live = torch.tensor([(s, chain[j]) for s, chain in enumerate(chains) if len(chain) > j], device=count.device)
-        for s, t in (group.unbind(1) for group in live.split(offsets.most)):  # F segments, and their frames
-            within, m = squared[t], count[t]
-            x = offsets(t, center[s]) if steps > 1 else None  # [F, N, D]
-            if x is not None:
-                norm = torch.linalg.vector_norm(x, dim=-1).square_()  # [F, N]
-            if j == 0:
-                order = log_rho = log_density(within, k[s])
-            else:
-                order = (norm + (scatter[s] / size[s]).unsqueeze(1)) / used  # mean squared distance to G
-                log_rho = torch.expm1(-order).neg_().log_()
-            delta = peak_distance(within, order)
-            chosen = top_mask(log_rho + delta.log(), m)  # rho * delta, without underflow
-            kept[t], density[t], distance[t] = chosen, log_rho.exp(), delta
-            if x is not None and j < steps - 1:
-                members = chosen.float()
-                total = size[s] + m
-                shift = torch.bmm(members.unsqueeze(1), x).squeeze(1) / total.unsqueeze(1)  # [F, D]
-                added = (members * norm).sum(1) - total * shift.square().sum(1)
-                scatter[s] = (scatter[s] + added).clamp_(min=0)  # rounding must not turn distances negative
-                center[s] += shift
-                size[s] = total
-    return Selection(kept, density, distance, positions_of(kept, sum(counts)))
+    firsts = [chain[0] for chain in chains]
+    log_rho = (
+        log_density(squared[firsts], torch.tensor(neighbours, device=squared.device), max(neighbours)).cpu().numpy()
+    )
+    rho[firsts] = np.exp(log_rho)
+    delta[firsts] = _peak_distance(log_rho, within[firsts], largest[firsts])
+    with np.errstate(divide="ignore"):  # of rho * delta, without underflow
+        ranked = (-log_rho - np.log(delta[firsts])).argsort(-1, kind="stable")
+    for chain, best in zip(chains, ranked, strict=True):
+        kept[chain[0], best[: counts[chain[0]]]] = True
+        # Of G only its size, mean and sum of squared distances from the mean; any origin will do while it is empty.
+        size, center, scatter = 0, means[chain[0]], 0.0
+        for t, after in itertools.pairwise(chain):
+            if size == 0:
+                x, norm = offsets.of_frame(t, center)  # [N, D], [N]
+            members = kept[t].astype(np.float32)
+            size += counts[t]
+            shift = (torch.from_numpy(members).to(x.device) @ x).div_(size)  # [D]
+            added = float(members @ norm) - size * float(shift @ shift)
+            scatter = max(0.0, scatter + added)  # rounding must not turn distances negative
+            center = center + shift
+
+            x, norm = offsets.of_frame(after, center)
+            order = (norm + np.float32(scatter / size)) / used  # [N]: mean squared distance to G
+            rho[after] = -np.expm1(-order)
+            delta[after] = _peak_distance(order, within[after], largest[after])
+            best = (-np.multiply(rho[after], delta[after], dtype=np.float64)).argsort(kind="stable")
+            kept[after, best[: counts[after]]] = True
+    mask, density, distance = (torch.from_numpy(values).to(features.device) for values in (kept, rho, delta))
+    return Selection(mask, density, distance, positions_of(mask, sum(counts)))
+
+
+def _peak_distance(order: Vector, within: Vector, largest: Vector) -> Vector:
+    """delta of frames whose densities are ordered as `order` `[..., N]`, from squared distances `[..., N, N]`.
+
+    A token that none exceeds gets the largest of its frame, `largest` `[...]` squared. Returns `[..., N]`.
+    """
+    denser = order[..., None, :] > order[..., :, None]  # [..., i, j]: is j denser than i?
+    nearest: Vector = np.where(denser, within, largest[..., None, None]).min(-1)
+    return np.sqrt(nearest)
 
 
 class _Offsets:
@@ -362,22 +373,22 @@ class _Offsets:
 
     def __init__(self, features: Tensor, weight: Tensor | None):
         self.features, self.weight = features, weight
-        self.most = frames_per_chunk(features)
+        self.most = min(frames_per_chunk(features), len(features))
         """Frames at a time."""
-        self.buffer: Tensor | None = None
+        self.buffer = torch.empty(self.most, *features.shape[1:], device=features.device)
 
-    def __call__(self, index: Tensor, origin: Tensor) -> Tensor:
-        """Of the frames `index` from their `origin` `[F, D]`, in the channels that count: `[F, N, D]`."""
-        features = self.features
-        if self.buffer is None:
-            frames, tokens, width = features.shape
-            self.buffer = torch.empty(min(self.most, frames), tokens, width, device=features.device)
-        x = self.buffer[: len(index)]
-        if features.dtype == x.dtype:
-            torch.index_select(features, 0, index, out=x).sub_(origin.unsqueeze(1))
-        else:
-            torch.sub(features[index], origin.unsqueeze(1), out=x)
-        return x if self.weight is None else x.mul_(self.weight[index].unsqueeze(1))
+    def __call__(self, frames: slice, origin: Tensor) -> Tensor:
+        """Of `frames` from their `origin` `[F, D]`, in the channels that count: `[F, N, D]`."""
+        part = self.features[frames]
+        x = torch.sub(part, origin.unsqueeze(1), out=self.buffer[: len(part)])
+        return x if self.weight is None else x.mul_(self.weight[frames].unsqueeze(1))
+
+    def of_frame(self, t: int, origin: Tensor) -> tuple[Tensor, Vector]:
+        """Of frame t from `origin` `[D]`: `[N, D]`, and their squared norms `[N]`, on the host."""
+        x = torch.sub(self.features[t], origin, out=self.buffer[0])
+        if self.weight is not None:
+            x *= self.weight[t]
+        return x, torch.linalg.vecdot(x, x).cpu().numpy()
 
 
 # ---- The method -------------------------------------------------------------------------------------------------
