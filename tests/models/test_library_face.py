@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
 from mmg_bench.methods.dense import Dense
 from mmg_bench.methods.registry import get_method
 from mmg_bench.models.adapter import adapter_for, fresh
 from mmg_bench.models.hooks import pruning
+from mmg_bench.models.loading import EMBEDDED
 from mmg_bench.models.small import SmallSpec, small_llava_onevision
 from prompts import prompt_inputs, random_video
 
@@ -184,6 +186,35 @@ def test_a_dispatched_model(own: tuple[Any, Any], inputs: dict[str, Tensor]) -> 
             assert torch.equal(model.generate(**inputs, **GREEDY), expected)
     finally:
         accelerate.hooks.remove_hook_from_module(model, recurse=True)
+
+
+def test_a_model_in_four_bits() -> None:
+    """Pruned as the same model is with the numbers that its four bits stand for; dense as if untouched."""
+    packed = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    model, same = (
+        AutoModelForImageTextToText.from_pretrained(EMBEDDED, quantization_config=packed, dtype=torch.float32)
+        for _ in range(2)
+    )
+    assert adapter_for(model).layers[0].self_attn.q_proj.weight.dtype == torch.uint8
+    same.dequantize()
+    assert adapter_for(same).layers[0].self_attn.q_proj.weight.dtype == torch.float32
+    inputs = prompt_inputs(AutoProcessor.from_pretrained(EMBEDDED), TEXTS, [[random_video(6, 1)], [random_video(6, 2)]])
+    text_only = {k: inputs[k] for k in ("input_ids", "attention_mask")}
+    with torch.inference_mode():
+        stock = model(**inputs).logits
+        with Dense()(model):
+            assert torch.equal(model(**inputs).logits, stock)
+        for name in ("mmg_vid", "visionzip", "fastv"):
+            method = get_method(name, retention_ratio=0.3)
+            tokens, encoded = adapter_for(same).encode(inputs, method.needs)
+            with pruning(model, method, encoded=tokens) as run:
+                logits = model(**text_only, **fresh(encoded)).logits
+            with pruning(same, method, encoded=tokens) as expected:
+                exact = same(**text_only, **fresh(encoded)).logits
+            # bitsandbytes multiplies in bfloat16 where a CPU can
+            assert (logits - exact).abs().max() < 0.05 * exact.abs().max()
+            assert [v.stages for v in run.report] == [v.stages for v in expected.report]
+            assert run.stages or {v.realised_tokens for v in run.report} == {round(0.3 * 6 * 49)}
 
 
 @pytest.mark.slow
