@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmg_bench.methods._ops import gram_matrix
+
 
 def max_min_selection(distance: Tensor, count: int, chosen: float | None = -torch.inf) -> Tensor:
     """Greedy farthest-point picks, in the order of selection: `distance [B, M, M]` to int64 `[B, count]`.
@@ -45,4 +47,4 @@ def second_smallest(distance: Tensor) -> Tensor:
 
 def cosine_distances(x: Tensor) -> Tensor:
     """1 - cosine between all points of each batch entry, for vectors `x [B, M, D]` of length 1: `[B, M, M]`."""
-    return (x @ x.mT).neg_().add_(1)
+    return gram_matrix(x).neg_().add_(1)

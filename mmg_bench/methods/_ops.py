@@ -78,23 +78,24 @@ def squared_distances(x: Tensor, *, centered: bool = False) -> Tensor:
     x = x.float()
     if not centered:
         x = x - x.mean(-2, keepdim=True)
-    return distances_of_gram(gram(x))
+    return distances_of_gram(gram_matrix(x))
 
 
-def gram(x: Tensor) -> Tensor:
+def gram_matrix(x: Tensor) -> Tensor:
     """Inner products of all points of each batch entry: `[..., N, D]` to `[..., N, N]`.
 
-    On a CPU the half below the diagonal is copied from above it, where that pays. Only there: in small products
-    libraries round a block otherwise than the whole, and then equal points have unequal rows.
+    On a CPU what is below the diagonal is copied from above it, in a few large blocks. Not of small matrices: libraries
+    round a small block otherwise than the whole, and then equal points have unequal rows.
     """
     tokens, width = x.shape[-2:]
     if x.device.type != "cpu" or tokens * width < 2**16:
         return x @ x.mT
-    half = tokens // 2
     products = x.new_empty(*x.shape[:-1], tokens)
-    products[..., :half, :] = x[..., :half, :] @ x.mT
-    products[..., half:, half:] = x[..., half:, :] @ x[..., half:, :].mT
-    products[..., half:, :half] = products[..., :half, half:].mT
+    step = math.ceil(tokens / min(8, max(2, tokens // 128)))
+    for start in range(0, tokens, step):
+        rows, after = slice(start, start + step), slice(start + step, None)
+        products[..., rows, start:] = x[..., rows, :] @ x[..., start:, :].mT
+        products[..., after, rows] = products[..., rows, after].mT
     return products
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmg_bench.methods._merge import supplied, unit
-from mmg_bench.methods._ops import on_device, positions_of, spread
+from mmg_bench.methods._ops import gram_matrix, on_device, positions_of, spread
 from mmg_bench.methods.base import Method, Positions, check_choice
 from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
 
@@ -36,7 +36,7 @@ def dpp_selection(x: Tensor, relevance: Tensor, count: int) -> Tensor:
     """
     batch, size, _ = x.shape
     x, relevance = (unit(x) * relevance.unsqueeze(-1)).detach(), relevance.detach()
-    kernel = x @ x.mT  # [B, N, N]
+    kernel = gram_matrix(x)  # [B, N, N]
     variance = kernel.diagonal(dim1=1, dim2=2).clone()  # [B, N]
     floor = EXHAUSTED * variance
     last_resort = relevance - relevance.amax() - 1  # [B, N], negative: below every variance

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmg_bench.methods._merge import bag_means, bag_sums, in_raster_order, unit
-from mmg_bench.methods._ops import descending
+from mmg_bench.methods._ops import descending, gram_matrix
 from mmg_bench.methods._search import largest_within
 from mmg_bench.methods.base import Method, Positions, check_range
 from mmg_bench.tokens import PrunedTokens, VideoTokens
@@ -74,7 +74,7 @@ def two_stage_components(features: Tensor, similarity: Tensor, tau: float) -> Re
     spatial = components(similar_pairs(similarity, tau), len(flat))
     means = bag_means(flat, spatial.label, len(spatial.keys))  # [C, D]
     x = unit(means)
-    temporal = components(similar_pairs((x @ x.mT)[None], tau), len(means))
+    temporal = components(similar_pairs(gram_matrix(x)[None], tau), len(means))
     return Representatives(spatial, temporal, bag_means(means, temporal.label, len(temporal.keys)))
 
 
@@ -123,7 +123,7 @@ class LlavaScissor(Method):
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
         x = unit(tokens.features)
-        find = partial(two_stage_components, tokens.features, x @ x.mT)
+        find = partial(two_stage_components, tokens.features, gram_matrix(x))
         if self.tau is not None:
             found = find(self.tau)
         else:

@@ -27,6 +27,19 @@ def test_equal_points_are_at_distance_zero():
     assert torch.equal(squared, squared.mT)
 
 
+@pytest.mark.parametrize("shape", [(2, 196, 512), (1, 1100, 64)], ids=str)
+def test_equal_points_have_equal_inner_products_across_blocks(shape: tuple[int, int, int]):
+    batch, tokens, width = shape
+    torch.manual_seed(0)
+    twice = torch.randperm(tokens) % (tokens // 2)  # which of the distinct points each is
+    x = torch.randn(batch, tokens // 2, width)[:, twice]
+    gram = _ops.gram_matrix(x)
+    torch.testing.assert_close(gram.double(), x.double() @ x.double().mT, rtol=0, atol=1e-4 * width)
+    total = gram + gram.mT
+    first, second = twice.argsort(stable=True).view(-1, 2).T
+    assert torch.equal(total[:, first], total[:, second])
+
+
 def test_points_apart_by_rounding_only_count_as_equal():
     torch.manual_seed(0)
     point = torch.randn(1, 64)
