@@ -326,9 +326,8 @@ def _step_by_step(
     kept = np.zeros((frames, tokens), bool)
 
     firsts = [chain[0] for chain in chains]
-    log_rho = (
-        log_density(squared[firsts], torch.tensor(neighbours, device=squared.device), max(neighbours)).cpu().numpy()
-    )
+    k = torch.tensor(neighbours, device=squared.device)  # [S]
+    log_rho = log_density(squared[firsts], k, max(neighbours)).cpu().numpy()
     rho[firsts] = np.exp(log_rho)
     delta[firsts] = _peak_distance(log_rho, within[firsts], largest[firsts])
     with np.errstate(divide="ignore"):  # of rho * delta, without underflow
