@@ -387,7 +387,7 @@ class _Offsets:
         x = torch.sub(self.features[t], origin, out=self.buffer[0])
         if self.weight is not None:
             x *= self.weight[t]
-        return x, torch.linalg.vecdot(x, x).cpu().numpy()
+        return x, torch.linalg.vector_norm(x, dim=-1).square_().cpu().numpy()
 
 
 # ---- The method -------------------------------------------------------------------------------------------------
