@@ -94,10 +94,6 @@ class Trees(NamedTuple):
     above: Tensor
     """`[L, N]`: the nodes above a token, one of each level."""
 
-    def __len__(self) -> int:
-        """T * N."""
-        return len(self.features) * self.above.shape[1]
-
 
 def trees(levels: list[Level]) -> Trees:
     """All that both steps look at, for any thresholds, from the coarsest of `levels` on."""
@@ -173,7 +169,7 @@ def merge(found: Trees, threshold: float, temporal_thresh: float) -> Groups:
     if temporal_thresh > 0:
         pair = leaf[:-1] * found.cosines.shape[1] + leaf[1:]  # [T - 1, N]
         linked = found.cosines.flatten(1).gather(1, pair) >= temporal_thresh
-        rep = representatives(torch.stack([anchor[:-1][linked], anchor[1:][linked]]), len(found))[own]
+        rep = representatives(torch.stack([anchor[:-1][linked], anchor[1:][linked]]), leaf.numel())[own]
     anchors, group = rep.unique(return_inverse=True)
     return Groups(leaf.flatten()[own], own // size, group, anchors)
 
