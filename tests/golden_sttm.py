@@ -1,7 +1,7 @@
 import torch
 
 from golden_cases import Inputs, Run
-from mmg_bench.methods.sttm import STTM, areas, merge, pyramid, trees
+from mmg_bench.methods.sttm import STTM, areas, leaves, merge, pyramid, trees
 
 
 def check(run: Run, inputs: Inputs) -> None:
@@ -16,6 +16,11 @@ def check(run: Run, inputs: Inputs) -> None:
         run.check(name, torch.column_stack([groups.frame, found.boxes[groups.leaf]])[stays])
     run.check("num_patches", areas(found, groups))
     assert int(areas(found, groups).sum()) == tokens.total
+    nodes = found.features.shape[1]
+    covering = (
+        leaves(found, hyper["threshold"]) + nodes * torch.arange(tokens.frames, device=groups.leaf.device)[:, None]
+    )
+    assert torch.equal(covering.unique(), (groups.frame * nodes + groups.leaf).sort().values)
 
     names = ("threshold", "temporal_thresh", "root_level")
     pruned = STTM(**{name: hyper[name] for name in names}).prune(tokens)

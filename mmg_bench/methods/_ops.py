@@ -27,7 +27,8 @@ def frames_per_chunk(features: Tensor) -> int:
     """How many frames of `[T, N, D]` to convert or centre at once: on a CPU, as many for one thread as for another."""
     size = 4 * features.shape[1] * features.shape[2]
     most = max(1, _CHUNK_BYTES.get(features.device.type, 2**26) // size)
-    return most - most % min(most, torch.get_num_threads())
+    threads = torch.get_num_threads() if features.device.type == "cpu" else 1
+    return most - most % min(most, threads)
 
 
 def frame_means(features: Tensor) -> Tensor:

@@ -359,7 +359,8 @@ def _step_by_step(
 def _peak_distance(order: Vector, within: Vector, largest: Vector) -> Vector:
     """delta of frames whose densities are ordered as `order` `[..., N]`, from squared distances `[..., N, N]`.
 
-    A token that none exceeds gets the largest of its frame, `largest` `[...]` squared. Returns `[..., N]`.
+    `_ops.peak_distance` on the host, where a call for a single frame costs less. A token that none exceeds gets the
+    largest of its frame, `largest` `[...]` squared. Returns `[..., N]`.
     """
     denser = order[..., None, :] > order[..., :, None]  # [..., i, j]: is j denser than i?
     nearest: Vector = np.where(denser, within, largest[..., None, None]).min(-1)
@@ -384,9 +385,7 @@ class _Offsets:
 
     def of_frame(self, t: int, origin: Tensor) -> tuple[Tensor, Vector]:
         """Of frame t from `origin` `[D]`: `[N, D]`, and their squared norms `[N]`, on the host."""
-        x = torch.sub(self.features[t], origin, out=self.buffer[0])
-        if self.weight is not None:
-            x *= self.weight[t]
+        x = self(slice(t, t + 1), origin[None])[0]
         return x, torch.linalg.vector_norm(x, dim=-1).square_().cpu().numpy()
 
 

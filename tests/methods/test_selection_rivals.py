@@ -328,19 +328,18 @@ def test_a_missing_child_stands_for_the_first_node():
     assert agreement[0, 1] == pytest.approx(0, abs=1e-6)
     assert agreement[1, 0] == pytest.approx(0, abs=1e-6)
     found = trees([above, finest(features, (3, 3))])
-    leaf = leaves(found, 0.9)[0]  # of each token
-    assert found.boxes[leaf.unique()].tolist() == [
+    groups = merge(found, 0.9, 0)
+    assert found.boxes[groups.leaf].tolist() == [
         [0, 0, 1, 1],
-        [1, 1, 3, 3],
         [0, 1, 1, 2],
         [0, 2, 1, 3],
         [1, 0, 2, 1],
+        [1, 1, 3, 3],
         [2, 0, 3, 1],
     ]
-    assert (leaf == leaf[4]).view(3, 3).tolist() == [[False] * 3, [False, True, True], [False, True, True]]
-    groups = merge(found, 0.9, 0)
     assert groups.anchors.tolist() == [0, 1, 2, 3, 4, 6]
-    assert groups.leaf.tolist() == [leaf[i] for i in groups.anchors]
+    owner = (leaves(found, 0.9)[0].unsqueeze(1) == groups.leaf).int().argmax(1)
+    assert owner.view(3, 3).tolist() == [[0, 1, 2], [3, 4, 4], [5, 4, 4]]
 
 
 def test_representatives_are_the_first_of_a_chain():
