@@ -34,9 +34,7 @@ from mmg_bench.methods._ops import (
     frame_means,
     frames_per_chunk,
     largest_remainder,
-    log_density,
     on_device,
-    positions_of,
     spread,
     squared_distances,
     top_mask,
@@ -48,6 +46,7 @@ from mmg_bench.tokens import PrunedTokens, VideoTokens
 Segment = tuple[int, int]
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float32]
+Indices = NDArray[np.intp]
 GainSign = Literal["natural", "swapped"]
 Order = Literal["temporal", "greedy"]
 
@@ -237,12 +236,16 @@ def frame_distances(features: Tensor, means: Tensor, weight: Tensor | None = Non
 
             return gram_distances(gram, width, RESOLUTION)
         return distances_of_gram(gram).div_(width)
-    centred = _Offsets(features, weight)
-    squared = means.new_empty(frames, tokens, tokens)
-    for start in range(0, frames, centred.most):
-        part = slice(start, start + centred.most)
-        squared[part] = squared_distances(centred(part, means[part]), centered=True)
-    return squared.div_(width if weight is None else weight[0].sum())
+    most = min(frames_per_chunk(features), frames)
+    buffer = means.new_empty(most, tokens, width)  # one: fresh memory would cost a CPU more than the arithmetic
+    squared = []
+    for start in range(0, frames, most):
+        part = slice(start, start + most)
+        x = torch.sub(features[part], means[part].unsqueeze(1), out=buffer[: frames - start])
+        if weight is not None:
+            x.mul_(weight[part].unsqueeze(1))
+        squared.append(squared_distances(x, centered=True))
+    return torch.cat(squared).div_(width if weight is None else weight[0].sum())
 
 
 def temporal_dpc(
@@ -316,77 +319,92 @@ def _step_by_step(
     means: Tensor,
     weight: Tensor | None,
 ) -> Selection:
-    """The sequential part of `temporal_dpc` in plain operations: the host chooses, sums over channels stay on a GPU."""
+    """The sequential part of `temporal_dpc` on the host, most of it in numpy: a call of torch costs several of its."""
     frames, tokens, width = features.shape
     used = np.float32(width if weight is None else float(weight[0].sum()))
-    offsets = _Offsets(features, weight)
     within = squared.cpu().numpy()  # [T, N, N]
-    largest = within.max((1, 2))  # [T]
+    largest = within.reshape(frames, -1).max(1)  # [T]
     rho, delta = np.zeros((2, frames, tokens), np.float32)
     kept = np.zeros((frames, tokens), bool)
+    guide, origins = _Guide(features.cpu(), None if weight is None else weight.cpu()), means.cpu().numpy()
 
-    firsts = [chain[0] for chain in chains]
-    k = torch.tensor(neighbours, device=squared.device)  # [S]
-    log_rho = log_density(squared[firsts], k, max(neighbours)).cpu().numpy()
-    rho[firsts] = np.exp(log_rho)
-    delta[firsts] = _peak_distance(log_rho, within[firsts], largest[firsts])
-    with np.errstate(divide="ignore"):  # of rho * delta, without underflow
-        ranked = (-log_rho - np.log(delta[firsts])).argsort(-1, kind="stable")
-    for chain, best in zip(chains, ranked, strict=True):
-        kept[chain[0], best[: counts[chain[0]]]] = True
-        # Of G only its size, mean and sum of squared distances from the mean; any origin will do while it is empty.
-        size, center, scatter = 0, means[chain[0]], 0.0
-        for t, after in itertools.pairwise(chain):
-            if size == 0:
-                x, norm = offsets.of_frame(t, center)  # [N, D], [N]
-            members = kept[t].astype(np.float32)
-            size += counts[t]
-            shift = (torch.from_numpy(members).to(x.device) @ x).div_(size)  # [D]
-            added = float(members @ norm) - size * float(shift @ shift)
-            scatter = max(0.0, scatter + added)  # rounding must not turn distances negative
-            center = center + shift
-
-            x, norm = offsets.of_frame(after, center)
-            order = (norm + np.float32(scatter / size)) / used  # [N]: mean squared distance to G
-            rho[after] = -np.expm1(-order)
-            delta[after] = _peak_distance(order, within[after], largest[after])
-            best = (-np.multiply(rho[after], delta[after], dtype=np.float64)).argsort(kind="stable")
-            kept[after, best[: counts[after]]] = True
-    mask, density, distance = (torch.from_numpy(values).to(features.device) for values in (kept, rho, delta))
-    return Selection(mask, density, distance, positions_of(mask, sum(counts)))
+    for chain, k in zip(chains, neighbours, strict=True):
+        first = chain[0]
+        order = _log_density(within[first], k)
+        rho[first] = np.exp(order)
+        delta[first] = apart = _peak_distance(order, within[first], largest[first])
+        with np.errstate(divide="ignore"):
+            score = order + np.log(apart)  # of rho * delta, without underflow
+        chosen = _best(score, counts[first])
+        kept[first, chosen] = True
+        guide.restart(origins[first])
+        for before, t in itertools.pairwise(chain):
+            guide.add(before, chosen)
+            order = guide.distances(t) / used  # [N]: mean squared distance to G
+            rho[t] = rise = -np.expm1(-order)
+            delta[t] = apart = _peak_distance(order, within[t], largest[t])
+            chosen = _best(np.multiply(rise, apart, dtype=np.float64), counts[t])
+            kept[t, chosen] = True
+    values = kept, rho, delta, np.flatnonzero(kept)
+    return Selection(*(torch.from_numpy(value).to(features.device) for value in values))
 
 
-def _peak_distance(order: Vector, within: Vector, largest: Vector) -> Vector:
-    """delta of frames whose densities are ordered as `order` `[..., N]`, from squared distances `[..., N, N]`.
-
-    `_ops.peak_distance` on the host, where a call for a single frame costs less. A token that none exceeds gets the
-    largest of its frame, `largest` `[...]` squared. Returns `[..., N]`.
-    """
-    denser = order[..., None, :] > order[..., :, None]  # [..., i, j]: is j denser than i?
-    nearest: Vector = np.where(denser, within, largest[..., None, None]).min(-1)
-    return np.sqrt(nearest)
-
-
-class _Offsets:
-    """Tokens of some frames as float32 differences from an origin, in one buffer: fresh memory would cost a CPU more
-    than the arithmetic done in it."""
+class _Guide:
+    """G, the tokens kept so far: of them only how many, their mean, and the sum of squared distances from it."""
 
     def __init__(self, features: Tensor, weight: Tensor | None):
-        self.features, self.weight = features, weight
-        self.most = min(frames_per_chunk(features), len(features))
-        """Frames at a time."""
-        self.buffer = torch.empty(self.most, *features.shape[1:], device=features.device)
+        self.frames, self.weight = features.unbind(), None if weight is None else weight.numpy()
+        # of one frame's tokens from the mean: in one place, for fresh memory would cost more than the arithmetic
+        self.offsets = np.empty(features.shape[1:], np.float32)  # [N, D]
+        self.mean = np.empty(features.shape[2], np.float32)  # [D]
+        # the same memory for torch, which subtracts in all threads, and from any dtype
+        self._mean, self._offsets = torch.from_numpy(self.mean), torch.from_numpy(self.offsets)
 
-    def __call__(self, frames: slice, origin: Tensor) -> Tensor:
-        """Of `frames` from their `origin` `[F, D]`, in the channels that count: `[F, N, D]`."""
-        part = self.features[frames]
-        x = torch.sub(part, origin.unsqueeze(1), out=self.buffer[: len(part)])
-        return x if self.weight is None else x.mul_(self.weight[frames].unsqueeze(1))
+    def restart(self, origin: Vector) -> None:
+        """Forget all. While there is no mean, any `origin` `[D]` will do."""
+        self.mean[:] = origin
+        self.size, self.scatter, self.seen = 0, 0.0, -1
 
-    def of_frame(self, t: int, origin: Tensor) -> tuple[Tensor, Vector]:
-        """Of frame t from `origin` `[D]`: `[N, D]`, and their squared norms `[N]`, on the host."""
-        x = self(slice(t, t + 1), origin[None])[0]
-        return x, torch.linalg.vector_norm(x, dim=-1).square_().cpu().numpy()
+    def add(self, t: int, chosen: Indices) -> None:
+        """Add tokens `chosen` of frame t."""
+        if self.seen != t:
+            self._look_at(t)
+        self.size += len(chosen)
+        shift = np.add.reduce(self.offsets[chosen]) / np.float32(self.size)  # [D]
+        added = float(np.add.reduce(self.norms[chosen])) - self.size * float(shift @ shift)
+        self.scatter = max(0.0, self.scatter + added)  # rounding must not turn distances negative
+        self.mean += shift
+
+    def distances(self, t: int) -> Vector:
+        """Mean squared distance of each token of frame t to all in G: `[N]`."""
+        self._look_at(t)
+        return self.norms + np.float32(self.scatter / self.size)
+
+    def _look_at(self, t: int) -> None:
+        torch.sub(self.frames[t], self._mean, out=self._offsets)
+        if self.weight is not None:
+            self.offsets *= self.weight[t]
+        self.norms = np.vecdot(self.offsets, self.offsets)  # [N]: row by row, so that equal tokens have equal norms
+        self.seen = t
+
+
+def _log_density(within: Vector, k: int) -> Vector:
+    """`_ops.log_density` of one frame on the host: `[N, N]` to `[N]`."""
+    nearest = np.partition(within, k - 1)[:, :k]
+    nearest.sort()  # equal tokens have equal sums
+    return np.add.reduce(nearest, 1) / np.float32(-k)
+
+
+def _peak_distance(order: Vector, within: Vector, largest: np.float32) -> Vector:
+    """`_ops.peak_distance` of one frame on the host: `[N]` and `[N, N]` to `[N]`; `largest`: of the latter."""
+    denser = np.greater.outer(order, order)  # [j, i]: is j denser than i?
+    nearest: Vector = np.minimum.reduce(np.where(denser, within, largest))  # over j: `within` is symmetric
+    return np.sqrt(nearest, out=nearest)
+
+
+def _best(scores: Vector | Matrix, count: int) -> Indices:
+    """Indices of the `count` highest, ties by the lower index."""
+    return (-scores).argsort(kind="stable")[:count]
 
 
 # ---- The method -------------------------------------------------------------------------------------------------
@@ -474,4 +492,4 @@ class MMGVid(Method):
         chains = segments if self.stage3 == "tg_dpc" else [(t, t + 1) for t in range(tokens.frames)]
         chosen = temporal_dpc(x, chains, counts, knn=self.knn, channels=channels, means=means, squared=squared)
         notes = {"segments": segments, "segment_budgets": budgets, "frame_budgets": counts}
-        return PrunedTokens(tokens.flat[chosen.positions], chosen.positions, notes)
+        return PrunedTokens(tokens.flat.index_select(0, chosen.positions), chosen.positions, notes)
