@@ -65,10 +65,9 @@ def inner_products(vectors: Tensor) -> Tensor:
 
 def frame_similarity(products: Matrix) -> list[float]:
     """Cosine similarity of the mean tokens of adjacent frames, from their `products` `[T, T]`: T - 1 values."""
-    squared = products.diagonal()
-    norms = np.sqrt(np.maximum(squared[:-1] * squared[1:], sys.float_info.min))
-    similarity: list[float] = (products.diagonal(1) / norms).tolist()
-    return similarity
+    squared: list[float] = products.diagonal().tolist()
+    across: list[float] = products.diagonal(1).tolist()
+    return [_cosine(product, a * b) for product, (a, b) in zip(across, itertools.pairwise(squared), strict=True)]
 
 
 def find_segments(similarity: Sequence[float], tau: float) -> list[Segment]:
@@ -472,7 +471,7 @@ class MMGVid(Method):
         products = inner_products(means).cpu().numpy()  # [T, T]: the one thing that a GPU is waited for
         # it goes on with the distances while the host shares out the budget
         squared = frame_distances(x, means) if self.channels == "all" else None
-        if not np.isfinite(products).all():
+        if not math.isfinite(products.sum()):
             tokens.require_finite(self.needs, self.name)
 
         similarity = frame_similarity(products)
