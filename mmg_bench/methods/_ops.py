@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import operator
 from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
@@ -214,6 +215,9 @@ def conserve(ratios: Sequence[float], sizes: Sequence[int], total: int, low: flo
     def shares(factor: float) -> list[float]:
         return [min(max(factor * r, low), 1.0) * size for r, size in zip(ratio, sizes, strict=True)]
 
+    factor = total / math.fsum(map(operator.mul, ratio, sizes))
+    if low <= factor * min(ratio) and factor * max(ratio) <= 1:  # no part meets a bound
+        return shares(factor)
     bends = sorted([low / r for r in ratio] + [1 / r for r in ratio])  # [2S]
     # the first at which `total` is reached, but not the first of all: the sum is sum(sizes) * low there
     after = bisect_left(range(len(bends) - 1), True, lo=1, key=lambda n: math.fsum(shares(bends[n])) >= total)

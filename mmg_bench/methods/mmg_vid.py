@@ -103,9 +103,10 @@ def merge_short_segments(segments: Sequence[Segment], similarity: Sequence[float
 
 def segment_products(products: Matrix, segments: Sequence[Segment]) -> Matrix:
     """Inner products of the mean tokens of segments, from those of the frames: `[T, T]` to `[S, S]`."""
-    starts, stops = np.array(segments).T
-    sums = np.add.reduceat(np.add.reduceat(products, starts, axis=0), starts, axis=1)
-    means: Matrix = sums / np.outer(stops - starts, stops - starts)
+    shares = np.zeros((len(segments), len(products)))  # [S, T]: of each frame in its segment's mean
+    for row, (start, stop) in zip(shares, segments, strict=True):
+        row[start:stop] = 1 / (stop - start)
+    means: Matrix = shares @ products @ shares.T
     return means
 
 
