@@ -31,10 +31,12 @@ def group_scores(squared: Tensor, valid: Tensor, k: Tensor, most: int) -> Tensor
     `squared [G, n, n]`, `valid [G, n]` bool, `k [G]` neighbours of each group in 1..its valid points, at most `most`.
     A valid point equal to a denser one has delta 0: it still goes before every point that is not valid.
     """
-    density = log_density(squared.masked_fill(~valid.unsqueeze(1), torch.inf), k, most).masked_fill(~valid, -torch.inf)
+    hidden = ~valid
+    density = log_density(squared.masked_fill(hidden.unsqueeze(1), torch.inf), k, most).masked_fill_(hidden, -torch.inf)
     pairs = valid.unsqueeze(1) & valid.unsqueeze(2)
-    score = density + peak_distance(squared.masked_fill(~pairs, 0), density).log()
-    return score.clamp_min(torch.finfo(score.dtype).min).masked_fill(~valid, -torch.inf)
+    largest = torch.where(pairs, squared, 0).amax((1, 2))
+    score = peak_distance(squared, density, largest).log_().add_(density)
+    return score.clamp_min_(torch.finfo(score.dtype).min).masked_fill_(hidden, -torch.inf)
 
 
 def group_sums(x: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,9 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 RESOLUTION = 2e-6
@@ -45,6 +47,13 @@ def on_device(values: Sequence[Any], device: torch.device, dtype: torch.dtype | 
     return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
 
+def together_on_device(arrays: Sequence[NDArray[np.int64]], device: torch.device) -> list[Tensor]:
+    """Arrays of indices that the host has worked out, on `device`: one copy for all, each in its own shape."""
+    sent = torch.from_numpy(np.concatenate([array.ravel() for array in arrays])).to(device, non_blocking=True)
+    parts = sent.split([array.size for array in arrays])
+    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
+
+
 def positions_of(mask: Tensor, count: int) -> Tensor:
     """Ascending flat indices of the `count` true entries of `mask`, int64 `[count]`: `nonzero` without a wait."""
     return mask.flatten().nonzero_static(size=count).squeeze(1)
@@ -59,8 +68,11 @@ def float_product(a: Tensor, b: Tensor) -> Tensor:
     half = a.dtype in (torch.bfloat16, torch.float16)
     if not (a.is_cuda and half and a.dtype == b.dtype):
         return a.float() @ b.float()
+    a, b = a.detach(), b.detach()
+    if a.dim() == 2:
+        return torch.mm(a, b, out_dtype=torch.float32)
     batch = a.shape[:-2]
-    a, b = (x.detach().reshape(-1, *x.shape[-2:]) for x in (a, b))
+    a, b = (x.reshape(-1, *x.shape[-2:]) for x in (a, b))
     product = torch.bmm(a, b, out_dtype=torch.float32)
     return product.view(*batch, *product.shape[-2:])
 
@@ -111,6 +123,34 @@ def distances_of_gram(gram: Tensor) -> Tensor:
     return squared.masked_fill_(squared < norms.mul_(RESOLUTION), 0)
 
 
+def frame_distances(features: Tensor, means: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Squared distances within frames, over the number of channels: `[T, N, D]` to `[T, N, N]`, float32.
+
+    `means` `[T, D]`: the frames' mean tokens; `weight` `[T, D]`: 1 for channels that count, 0 for others.
+    """
+    features = features.detach()
+    frames, tokens, width = features.shape
+    if weight is None and features.is_cuda and features.dtype.itemsize == 2:
+        # Tensor cores take halves as they are, and that is twenty times as fast. Not centred, which halves could not
+        # hold: distances keep four digits, more than the features have.
+        gram = float_product(features, features.mT)
+        if triton_available():
+            from mmg_bench.methods._distances_triton import gram_distances
+
+            return gram_distances(gram, width, RESOLUTION)
+        return distances_of_gram(gram).div_(width)
+    most = min(frames_per_chunk(features), frames)
+    buffer = means.new_empty(most, tokens, width)  # one: fresh memory would cost a CPU more than the arithmetic
+    squared = []
+    for start in range(0, frames, most):
+        part = slice(start, start + most)
+        x = torch.sub(features[part], means[part].unsqueeze(1), out=buffer[: frames - start])
+        if weight is not None:
+            x.mul_(weight[part].unsqueeze(1))
+        squared.append(squared_distances(x, centered=True))
+    return torch.cat(squared).div_(width if weight is None else weight[0].sum())
+
+
 def log_density(squared: Tensor, k: int | Tensor, most: int | None = None) -> Tensor:
     """log rho_i of DPC-KNN, where rho_i = exp(-mean of the k smallest squared distances of i, its own 0 included).
 
@@ -127,16 +167,16 @@ def log_density(squared: Tensor, k: int | Tensor, most: int | None = None) -> Te
     return (total / k[..., None]).neg_()
 
 
-def peak_distance(squared: Tensor, density: Tensor) -> Tensor:
+def peak_distance(squared: Tensor, density: Tensor, largest: Tensor | None = None) -> Tensor:
     """delta_i of density-peak clustering: distance to the nearest point that is strictly denser.
 
     `squared`: `[..., N, N]`; `density`: `[..., N]`, only its order matters, so its logarithm will do. Returns
-    `[..., N]`. A point that none exceeds gets the largest distance of its batch entry (so do all if densities tie).
+    `[..., N]`. A point that none exceeds gets the largest distance of its batch entry (so do all if densities tie),
+    squared in `largest` `[...]` if known.
     """
+    largest = squared.amax((-2, -1)) if largest is None else largest
     denser = density.unsqueeze(-2) > density.unsqueeze(-1)  # [..., i, j]: is j denser than i?
-    nearest = squared.masked_fill(~denser, torch.inf).amin(-1)
-    largest = squared.amax((-2, -1)).unsqueeze(-1)
-    return torch.where(nearest.isinf(), largest, nearest).sqrt_()
+    return torch.where(denser, squared, largest[..., None, None]).amin(-1).sqrt_()
 
 
 def dpc_scores(x: Tensor, k: int | Tensor) -> Tensor:

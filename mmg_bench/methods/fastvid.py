@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mmg_bench.methods._merge import group_scores, supplied, unit
 from mmg_bench.methods._ops import (
     float_product,
+    frame_distances,
     frame_means,
     on_device,
     positions_of,
     spread,
-    squared_distances,
+    together_on_device,
     top_mask,
 )
 from mmg_bench.methods.base import Method, Positions, check_choice, check_range
@@ -44,11 +47,11 @@ def dynamic_segments(frame_features: Tensor, c: int, tau: float) -> list[int]:
     A video of fewer than `c` frames is cut everywhere (the official code raises there).
     """
     frame = unit(frame_features)
-    similarity = (frame[:-1] * frame[1:]).sum(1)  # [T - 1]
+    similarity = (frame[:-1] * frame[1:]).sum(1).cpu().numpy()  # [T - 1]
     cut = similarity < tau
-    cut[similarity.argsort(stable=True)[: c - 1]] = True
-    ends = [t + 1 for t, is_cut in enumerate(cut.tolist()) if is_cut]
-    return [end - start for start, end in zip([0, *ends], [*ends, len(frame)], strict=True)]
+    cut[similarity.argsort(kind="stable")[: c - 1]] = True
+    ends = [*(cut.nonzero()[0] + 1).tolist(), len(frame)]
+    return [end - start for start, end in itertools.pairwise([0, *ends])]
 
 
 def token_counts(
@@ -93,12 +96,6 @@ def token_counts(
     return salient, anchors
 
 
-def density_scores(features: Tensor, free: Tensor, k: int) -> Tensor:
-    """Log DPC-KNN scores of the `free` (`[T, N]` bool) tokens of each frame among themselves, -inf elsewhere."""
-    squared = squared_distances(features) / features.shape[-1]  # [T, N, N]
-    return group_scores(squared, free, free.sum(1).clamp(1, k), min(k, features.shape[1]))
-
-
 def reduce_segments(
     features: Tensor,
     attention: Tensor,
@@ -112,87 +109,114 @@ def reduce_segments(
 ) -> Reduced:
     """FastVID on `features [T, N, D]` and `attention [T, N]`, with the `salient` and `anchors` counts of each frame.
 
-    Every non-salient token of a segment joins, once per anchor frame, that frame's anchor of highest cosine; an
-    anchor a becomes w a + (1 - w) mean(joined) with w = max(beta, 1 / (n + 1)). `own_anchors`: whether the frame's own
-    anchors join too (each then joins itself).
+    Anchors are the non-salient tokens of highest DPC-KNN score (`k` neighbours) among those of their frame. Every
+    non-salient token of a segment joins, once per anchor frame, that frame's anchor of highest cosine; an anchor a
+    becomes w a + (1 - w) mean(joined) with w = max(beta, 1 / (n + 1)). `own_anchors`: whether the frame's own anchors
+    join too (each then joins itself).
     """
-    counts = on_device([salient, anchors], features.device)  # [2, T]
+    near = [max(1, min(k, features.shape[1] - count)) for count in salient]
+    counts = on_device([salient, anchors, near], features.device)  # [3, T]
     is_salient = top_mask(attention, counts[0])  # [T, N]
-    score = density_scores(features, ~is_salient, k)
+    squared = frame_distances(features, frame_means(features))  # [T, N, N]
+    score = group_scores(squared, ~is_salient, counts[2], max(near))
     is_anchor = top_mask(score, counts[1])
     keep_idx = positions_of(is_salient | is_anchor, sum(salient) + sum(anchors))
     tokens = features.flatten(0, 1)[keep_idx].float()
     if any(anchors):
-        merged = merge_into_anchors(features, is_salient, is_anchor, lengths, anchors, beta, own_anchors)
-        tokens[positions_of(is_anchor.flatten()[keep_idx], len(merged))] = merged
+        anchor = positions_of(is_anchor, sum(anchors))
+        merged = merge_into_anchors(features, is_salient, is_anchor, anchor, lengths, anchors, beta, own_anchors)
+        tokens[torch.searchsorted(keep_idx, anchor)] = merged
     return Reduced(tokens, keep_idx, is_anchor, is_salient, score)
+
+
+class Room(NamedTuple):
+    """Where the anchors of a video lie: room for H anchor frames in each of S segments (the most that a segment has),
+    of A anchors each (the most of a frame). K anchors in all, h of H frames used in a segment; all else int64."""
+
+    shape: tuple[int, int, int]
+    """S, H and A."""
+    segment: Tensor
+    """`[T]`: of each frame."""
+    host: Tensor
+    """`[T, H]`: anchor frames of its segment; -1: none."""
+    used: Tensor
+    """`[T, H]`: how many anchors they have."""
+    filled: Tensor
+    """`[sum of h A]`: which of the K anchors; behind the last of a frame, that again."""
+    real: Tensor
+    """`[K]`: where each is in `filled`,"""
+    place: Tensor
+    """and in S H A."""
+
+
+def room_for_anchors(lengths: Sequence[int], anchors: Sequence[int], device: torch.device) -> tuple[Room, list[int]]:
+    """The room that the counts ask for, worked out on the host; and how much of `filled` is each segment's."""
+    ends = list(itertools.accumulate(lengths, initial=0))
+    hosts = [[t for t in range(*bounds) if anchors[t]] for bounds in itertools.pairwise(ends)]
+    most, slots = max(map(len, hosts)), max(anchors)
+    segment = np.arange(len(lengths)).repeat(lengths)  # [T]
+    host = np.array([here + [-1] * (most - len(here)) for here in hosts])  # [S, H]
+    used = np.where(host < 0, 0, np.array(anchors)[host])  # [S, H]
+    real = np.arange(slots) < used[..., None]  # [S, H, A]
+    of_hosts = real[host >= 0]  # [sum of h, A]
+    parts = together_on_device(
+        [
+            segment,
+            host[segment],
+            used[segment],
+            of_hosts.cumsum() - 1,
+            np.flatnonzero(of_hosts),
+            np.flatnonzero(real),
+        ],
+        device,
+    )
+    return Room((len(lengths), most, slots), *parts), [len(here) * slots for here in hosts]
 
 
 def merge_into_anchors(
     features: Tensor,
     is_salient: Tensor,
     is_anchor: Tensor,
+    anchor: Tensor,
     lengths: Sequence[int],
     anchors: Sequence[int],
     beta: float,
     own_anchors: bool,
 ) -> Tensor:
-    """The merged anchors of `reduce_segments` in raster order, float32 `[sum(anchors), D]`.
+    """The merged anchors of `reduce_segments` in raster order, float32 `[K, D]`; `anchor` `[K]`: where they are.
 
-    Only the two matrix products go segment by segment; between them every frame has room for H anchor frames (the
-    most that a segment has, h of them used) of A anchors each (the most of a frame).
+    Only the two matrix products go segment by segment; between them every frame has room for the same number.
     """
     frames, size, _ = features.shape
-    device = features.device
-    hosts: list[list[int]] = []  # anchor frames of each segment
-    for length in lengths:
-        start = sum(lengths[: len(hosts)])
-        hosts.append([t for t in range(start, start + length) if anchors[t]])
-    segment = [s for s, length in enumerate(lengths) for _ in range(length)]  # [T]
-    most, slots = max(map(len, hosts)), max(anchors)  # H, A
-    host = on_device([hosts[s] + [-1] * (most - len(hosts[s])) for s in segment], device)  # [T, H], -1: none
-    room = on_device([[anchors[t] for t in here] + [0] * (most - len(here)) for here in hosts], device)  # [S, H]
-    every = [t for here in hosts for t in here]  # h_total = sum of h
-    first = [sum(anchors[:t]) for t in every]
-    used = on_device([i * slots + a for i, t in enumerate(every) for a in range(anchors[t])], device)  # [sum(anchors)]
-    padded = [[f + min(a, anchors[t] - 1) for a in range(slots)] for t, f in zip(every, first, strict=True)]
-
+    room, widths = room_for_anchors(lengths, anchors, features.device)
+    segments, most, slots = room.shape
     flat = features.detach().flatten(0, 1)  # [TN, D]
-    anchor = positions_of(is_anchor, sum(anchors))
-    centres = flat[anchor[on_device(padded, device)].flatten()]  # [h_total * A, D]
-    scale = 1 / torch.linalg.vector_norm(centres, dim=1, dtype=torch.float32).clamp_min(1e-12)
-    of_frame = on_device(segment, device)
-    there = torch.arange(slots, device=device) < room[of_frame].unsqueeze(-1)  # [T, H, A]
+    sizes = [length * size for length in lengths]
+    centres = flat[anchor[room.filled]]  # [sum of h A, D]
+    parts = list(zip(flat.split(sizes), centres.split(widths), strict=True))  # of each segment
 
     # Cosines but for the length of the joining token, which does not change what is nearest.
-    similarity = torch.empty(len(flat), most * slots, device=device)
-    parts: list[tuple[slice, slice]] = []  # tokens and anchors of each segment
-    token = row = 0
-    for length, here in zip(lengths, hosts, strict=True):
-        parts.append((slice(token, token + length * size), slice(row, row + len(here) * slots)))
-        token, row = parts[-1][0].stop, parts[-1][1].stop
-    for tokens, rows in parts:
-        product = float_product(flat[tokens], centres[rows].mT)  # [s N, h A]
-        torch.mul(product, scale[rows], out=similarity[tokens, : product.shape[1]])
-    similarity = similarity.view(frames, size, most, slots).masked_fill_(~there.unsqueeze(1), -torch.inf)
-    nearest = similarity.argmax(-1, keepdim=True)  # [T, N, H, 1]
-    joins = ~is_salient.unsqueeze(-1) & (host >= 0).unsqueeze(1)  # [T, N, H]
+    scale = torch.linalg.vector_norm(centres, dim=1, dtype=torch.float32).clamp_min(1e-12).reciprocal()
+    similarity = scale.new_empty(len(flat), most * slots)
+    for (x, centre), factor, out in zip(parts, scale.split(widths), similarity.split(sizes), strict=True):
+        torch.mul(float_product(x, centre.mT), factor, out=out[:, : len(centre)])
+    similarity = similarity.view(frames, size, most, slots)
+    empty = torch.arange(slots, device=flat.device) >= room.used.unsqueeze(-1)  # [T, H, A]
+    nearest = similarity.masked_fill_(empty.unsqueeze(1), -torch.inf).argmax(-1, keepdim=True)  # [T, N, H, 1]
+    joins = ~is_salient.unsqueeze(-1) & (room.host >= 0).unsqueeze(1)  # [T, N, H]
     if not own_anchors:
-        own = host == torch.arange(frames, device=device).unsqueeze(1)  # [T, H]
+        own = room.host == torch.arange(frames, device=flat.device).unsqueeze(1)  # [T, H]
         joins &= ~(is_anchor.unsqueeze(-1) & own.unsqueeze(1))
-    members = torch.zeros(similarity.shape, dtype=flat.dtype, device=device)
-    members.scatter_(-1, nearest, joins.unsqueeze(-1).to(flat.dtype))  # [T, N, H, A]
+    members = flat.new_zeros(similarity.shape).scatter_(-1, nearest, joins.unsqueeze(-1).to(flat.dtype))  # [T, N, H, A]
 
     joined = members.sum(1, dtype=torch.float32).flatten(1)  # [T, H A]
-    joined = joined.new_zeros(len(lengths), joined.shape[1]).index_add_(0, of_frame, joined)  # [S, H A]
-    by_token = members.view(len(flat), -1)  # [TN, H A]
-    sums = torch.cat(
-        [float_product(by_token[tokens, : rows.stop - rows.start].mT, flat[tokens]) for tokens, rows in parts]
-    )  # [h_total * A, D]
-    count = torch.cat([row[: rows.stop - rows.start] for row, (_, rows) in zip(joined, parts, strict=True)])
-    sums, count, centre = sums[used], count[used].unsqueeze(1), centres[used].float()
+    joined = joined.new_zeros(segments, most * slots).index_add_(0, room.segment, joined)  # [S, H A]
+    count = joined.flatten()[room.place].unsqueeze(1)  # [K, 1]
+    by_token = members.view(len(flat), -1).split(sizes)
+    sums = [float_product(m[:, : len(centre)].mT, x) for m, (x, centre) in zip(by_token, parts, strict=True)]
+    mean = torch.cat(sums)[room.real].div_(count.clamp_min(1))  # [K, D]
     weight = (1 / (count + 1)).clamp_min(beta)
-    return weight * centre + (1 - weight) * (sums / count.clamp_min(1))
+    return torch.lerp(mean, flat[anchor].float(), weight)
 
 
 @dataclass(frozen=True)

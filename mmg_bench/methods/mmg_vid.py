@@ -27,16 +27,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmg_bench.methods._ops import (
-    RESOLUTION,
     conserve,
-    distances_of_gram,
-    float_product,
+    frame_distances,
     frame_means,
     frames_per_chunk,
     largest_remainder,
     on_device,
     spread,
-    squared_distances,
     top_mask,
     triton_available,
 )
@@ -219,33 +216,6 @@ def low_variance_channels(features: Tensor, segments: Sequence[Segment]) -> Tens
     variance = torch.stack(variances)  # [S, D]
     half = torch.full((len(segments),), max(1, features.shape[2] // 2), device=features.device)
     return top_mask(-variance, half)
-
-
-def frame_distances(features: Tensor, means: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Squared distances within frames, over the number of channels: `[T, N, D]` to `[T, N, N]`, float32.
-
-    `means` `[T, D]`: the frames' mean tokens; `weight` `[T, D]`: 1 for channels that count, 0 for others.
-    """
-    frames, tokens, width = features.shape
-    if weight is None and features.is_cuda and features.dtype.itemsize == 2:
-        # Tensor cores take halves as they are, and that is twenty times as fast. Not centred, which halves could not
-        # hold: distances keep four digits, more than the features have.
-        gram = float_product(features, features.mT)
-        if triton_available():
-            from mmg_bench.methods._temporal_dpc_triton import gram_distances
-
-            return gram_distances(gram, width, RESOLUTION)
-        return distances_of_gram(gram).div_(width)
-    most = min(frames_per_chunk(features), frames)
-    buffer = means.new_empty(most, tokens, width)  # one: fresh memory would cost a CPU more than the arithmetic
-    squared = []
-    for start in range(0, frames, most):
-        part = slice(start, start + most)
-        x = torch.sub(features[part], means[part].unsqueeze(1), out=buffer[: frames - start])
-        if weight is not None:
-            x.mul_(weight[part].unsqueeze(1))
-        squared.append(squared_distances(x, centered=True))
-    return torch.cat(squared).div_(width if weight is None else weight[0].sum())
 
 
 def temporal_dpc(
@@ -472,7 +442,7 @@ class MMGVid(Method):
         products = inner_products(means).cpu().numpy()  # [T, T]: the one thing that a GPU is waited for
         # it goes on with the distances while the host shares out the budget
         squared = frame_distances(x, means) if self.channels == "all" else None
-        if not math.isfinite(products.sum()):
+        if not np.isfinite(products).all():
             tokens.require_finite(self.needs, self.name)
 
         similarity = frame_similarity(products)

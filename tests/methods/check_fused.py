@@ -8,8 +8,8 @@ import sys
 
 import torch
 
+from mmg_bench.methods._distances_triton import gram_distances
 from mmg_bench.methods._ops import RESOLUTION, distances_of_gram
-from mmg_bench.methods._temporal_dpc_triton import gram_distances
 from mmg_bench.methods.mmg_vid import Selection, temporal_dpc
 
 CASES = {

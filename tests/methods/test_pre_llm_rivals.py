@@ -6,6 +6,7 @@ from itertools import combinations
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmg_bench.methods.base import Method
 from mmg_bench.methods.dycoke import DyCoke, references
@@ -144,6 +145,29 @@ def test_fastvid_cuts():
     assert dynamic_segments(frames, 3, 0.9) == [2, 2, 1]
     assert dynamic_segments(frames, 8, 0.9) == [1] * 5  # fewer frames than segments: officially an error
     assert dynamic_segments(frames[:1], 8, 0.9) == [1]
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations that are more than a view: what a GPU's host has to launch."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def test_fastvid_launches_few_operations():
+    """On a GPU they, not their work, make most of its time."""
+    tokens = _video(16, 49, 16)
+    counts = {}
+    for segments in (4, 16):
+        with Launches() as launches:
+            pruned = FastVID(c=segments, tau=-1).prune(tokens)
+        assert len(pruned.notes["segment_lengths"]) == segments
+        counts[segments] = launches.count
+    assert counts[4] <= 110
+    assert counts[16] - counts[4] <= 3 * 12  # three a segment: two products, and a scale
 
 
 def test_fastvid_stand_ins_for_the_pooling_head():
