@@ -128,7 +128,7 @@ def frame_distances(features: Tensor, means: Tensor, weight: Tensor | None = Non
 
     `means` `[T, D]`: the frames' mean tokens; `weight` `[T, D]`: 1 for channels that count, 0 for others.
     """
-    features = features.detach()
+    features, means = features.detach(), means.detach()
     frames, tokens, width = features.shape
     if weight is None and features.is_cuda and features.dtype.itemsize == 2:
         # Tensor cores take halves as they are, and that is twenty times as fast. Not centred, which halves could not

@@ -46,7 +46,7 @@ def dynamic_segments(frame_features: Tensor, c: int, tau: float) -> list[int]:
 
     A video of fewer than `c` frames is cut everywhere (the official code raises there).
     """
-    frame = unit(frame_features)
+    frame = unit(frame_features.detach())
     similarity = (frame[:-1] * frame[1:]).sum(1).cpu().numpy()  # [T - 1]
     cut = similarity < tau
     cut[similarity.argsort(kind="stable")[: c - 1]] = True

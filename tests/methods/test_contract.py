@@ -149,6 +149,14 @@ def test_deterministic(name):
 
 
 @every_method
+def test_features_may_require_a_gradient(name):
+    """As they do in a model that is called without `torch.no_grad`."""
+    tokens = video()
+    graded = replace(tokens, features=tokens.features.clone().requires_grad_())
+    assert torch.equal(build(name).prune(graded).positions, build(name).prune(tokens).positions)
+
+
+@every_method
 def test_input_is_left_alone(name):
     tokens = video()
     before = {k: v.clone() for k, v in tensors(tokens).items()}
