@@ -1,5 +1,5 @@
-"""Draw the pictures of README and docs, and write their tables: test videos, what each method keeps of one, the curves
-of Table 1, which method runs on which model family.
+"""Draw the pictures of README and docs, and write their tables: test videos, what methods keep of one and of Table 1's
+accuracy, what pruning leaves of a prefill on two cores, which method runs on which model family.
 
 python scripts/refresh_docs.py [--results results/table1/embedded]
 """
@@ -25,7 +25,7 @@ from mmg_bench.report.rows import ALL, DENSE, read_rows
 from mmg_bench.report.table import is_control
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = (ROOT / "tests", ROOT / "tests" / "models")
+TESTS = (ROOT / "tests", ROOT / "tests" / "models", ROOT / "tests" / "measure")
 VIDEOS = (3, 5, 8, 13)
 SIZE = 112
 METHODS = ("mmg_vid", "dpc_knn", "random")
@@ -59,24 +59,31 @@ def compact_table(rows: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def refresh_families() -> None:
-    """The table of families and methods in docs/models.md, from what the tests hold them to."""
+def refresh_between(page: Path, begin: str, text: str, end: str) -> None:
+    """Put `text` between two marks of a page."""
+    before, rest = page.read_text().split(begin)
+    after = rest.split(end)[1]
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+
+
+def refresh_pages() -> None:
+    """The tables of docs that the tests make: of families and methods, and of prefill on two cores."""
     sys.path[:0] = map(str, TESTS)
+    import cpu_prefill
     import equalities
 
     import families
 
-    page = ROOT / "docs" / "models.md"
-    before, rest = page.read_text().split(equalities.BEGIN)
-    after = rest.split(equalities.END)[1]
-    page.write_text(f"{before}{equalities.BEGIN}\n{equalities.table(families.BUILDERS)}\n{equalities.END}{after}")
+    docs = ROOT / "docs"
+    refresh_between(docs / "models.md", equalities.BEGIN, equalities.table(families.BUILDERS), equalities.END)
+    refresh_between(docs / "measuring.md", cpu_prefill.BEGIN, cpu_prefill.table(), cpu_prefill.END)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Bring README and docs up to date with the results.")
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "table1" / "embedded")
     results = parser.parse_args().results.resolve()
-    refresh_families()
+    refresh_pages()
     folder = ROOT / "docs" / "img"
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -90,14 +97,10 @@ def main() -> None:
     Image.fromarray(contact_sheet(rows)).save(folder / "kept.png")
 
     rows_of_table = read_rows(results / "rows.csv")
-    readme = ROOT / "README.md"
-    before, rest = readme.read_text().split("<!-- table:begin -->\n")
-    after = rest.split("<!-- table:end -->")[1]
     where = f"[The whole table]({(results / 'table.md').relative_to(ROOT)}): every skill, tokens, FLOPs, speed-up."
-    table = f"<!-- table:begin -->\n{compact_table(rows_of_table)}\n\n{where}\n<!-- table:end -->"
-    readme.write_text(before + table + after)
-
-    figures.save(figures.accuracy_vs_retention(rows_of_table, bands=["mmg_vid", "random"]), folder / "retention")
+    table = f"{compact_table(rows_of_table)}\n\n{where}"
+    refresh_between(ROOT / "README.md", "<!-- table:begin -->", table, "<!-- table:end -->")
+    figures.save(figures.kept_by_method(rows_of_table, highlight=["mmg_vid"]), folder / "accuracy")
 
 
 if __name__ == "__main__":

@@ -95,6 +95,51 @@ def accuracy_vs_speedup(
     return figure
 
 
+def kept_by_method(
+    rows: pd.DataFrame, *, ratios: Collection[float] = (0.25, 0.1), highlight: Collection[str] = ()
+) -> Figure:
+    """Percent of dense accuracy kept: a line a method, a point with its paired 95 % interval a retention ratio.
+
+    rows: of one model and number of frames. Methods measured at all `ratios` are drawn, the best at the smallest of
+    them on top; names in `highlight` are set in bold, controls in grey.
+    """
+    kept = _select(rows, "accuracy_kept_percent")
+    known = {r: kept[kept.retention_ratio == r].set_index("method") for r in sorted(kept.retention_ratio.unique())}
+    if lacking := sorted(set(ratios) - set(known)):
+        raise ValueError(f"no rows at retention ratio {lacking[0]:g}; there are: {', '.join(f'{r:g}' for r in known)}")
+    columns = {ratio: known[ratio] for ratio in sorted(ratios)}
+    first, *others = columns.values()
+    order = first.value.sort_values(kind="stable")
+    methods = [m for m in order.index if m != DENSE and all(m in column.index for column in others)]
+    if not methods:
+        raise ValueError(f"no method was measured at all of {', '.join(f'{r:g}' for r in columns)}")
+    figure, axes = _axes()
+    y = range(len(methods))
+    ends = pd.concat([column.value.loc[methods] for column in columns.values()], axis=1)
+    axes.hlines(y, ends.min(axis=1), ends.max(axis=1), color=_GREY, alpha=0.4, lw=1)
+    for i, (ratio, column) in enumerate(columns.items()):
+        points = column.loc[methods]
+        axes.errorbar(
+            points.value,
+            y,
+            xerr=_errors(points.value, points.ci_low, points.ci_high),
+            fmt=_MARKERS[i],
+            color=_COLOURS[i],
+            markersize=5.5,
+            elinewidth=1.2,
+            alpha=0.9,
+            label=f"R = {100 * ratio:g} %",
+        )
+    axes.axvline(100, color="black", lw=1.2, label="dense")
+    axes.set_yticks(y, methods, fontsize=8)
+    for label, method in zip(axes.get_yticklabels(), methods, strict=True):
+        label.set(fontweight="bold" if method in highlight else None, color=_GREY if is_control(method) else "black")
+    axes.set_xlabel("accuracy kept, % of dense")
+    _finish(figure, axes, kept)
+    figure.set_figheight(max(4.2, 0.2 * len(methods) + 0.9))
+    return figure
+
+
 def save(figure: Figure, path: Path) -> list[Path]:
     """Save as `path`.png and `path`.svg and return both; the same figure gives the same files."""
     import matplotlib as mpl

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from mmg_bench.report.figures import accuracy_vs_retention, accuracy_vs_speedup, save
+from mmg_bench.report.figures import accuracy_vs_retention, accuracy_vs_speedup, kept_by_method, save
 from mmg_bench.report.rows import Measurement, headline, result_rows
 from mmg_bench.report.statistics import Bootstrap
 
@@ -49,6 +49,23 @@ def test_scatter_pairs_speed_and_accuracy(rows):
     assert drawn["ours"].get_ydata().tolist() == pytest.approx([100 * 8 / 12, 100 * 7 / 12])
 
 
+def test_methods_stand_by_what_they_keep(rows):
+    figure = kept_by_method(rows, ratios=[0.25], highlight=["ours"])
+    (axes,) = figure.axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    main = headline(rows)
+    kept = main[(main.metric == "accuracy_kept_percent") & (main.retention_ratio == 0.25)].set_index("method")
+    assert names == list(kept.value.sort_values().index)
+    assert [label.get_fontweight() == "bold" for label in axes.get_yticklabels()] == [n == "ours" for n in names]
+    points = axes.containers[0].lines[0]
+    assert points.get_xdata().tolist() == kept.value[names].tolist()
+    (bars,) = axes.containers[0].lines[2]
+    ends = [tuple(segment[:, 0]) for segment in bars.get_segments()]
+    assert ends == [pytest.approx(kept.loc[n, ["ci_low", "ci_high"]].tolist()) for n in names]
+    both = kept_by_method(rows, ratios=[0.25, 0.5]).axes[0]
+    assert [label.get_text() for label in both.get_yticklabels()] == ["ours"]  # the only one measured at both
+
+
 def test_saved_files_are_equal_every_time(rows, tmp_path):
     first = save(accuracy_vs_retention(rows), tmp_path / "a" / "figure")
     second = save(accuracy_vs_retention(rows), tmp_path / "b" / "figure")
@@ -61,6 +78,8 @@ def test_saved_files_are_equal_every_time(rows, tmp_path):
 def test_what_cannot_be_drawn_is_an_error(rows):
     with pytest.raises(ValueError, match="no rows of nobody"):
         accuracy_vs_retention(rows, methods=["nobody"])
+    with pytest.raises(ValueError, match=r"no rows at retention ratio 0.1; there are: 0.25, 0.5, 1"):
+        kept_by_method(rows)
     with pytest.raises(ValueError, match="measure latency"):
         accuracy_vs_speedup(rows, metric="e2e_speedup")
     with pytest.raises(ValueError, match="no measured accuracy"):
