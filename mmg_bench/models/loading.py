@@ -59,6 +59,8 @@ class ModelSpec:
     siglip: str | None = None
     """Original SigLIP checkpoint of the vision tower: hub id or folder. For methods that need its pooling head or text
     tower (fastvid, cdpruner); read only when one does."""
+    siglip_revision: str | None = None
+    """Commit of its hub repository."""
     weights: str = "pretrained"
     """`random` builds the architecture alone: of a checkpoint folder, or else the one that is known by `name`."""
 
@@ -132,7 +134,7 @@ class VideoLLM:
         if source is None or self._siglip is not None or not siglip.FIELDS & set(needs):
             return
         with _explained("the SigLIP checkpoint", source, _folder(source), "model.siglip"):
-            attached = siglip.attach(self.model, source, self.processor.tokenizer)
+            attached = siglip.attach(self.model, source, self.processor.tokenizer, self.spec.siglip_revision)
         self._siglip = _identity("siglip", source, attached.revision)
 
     def weights_for(self, needs: Collection[str]) -> str:

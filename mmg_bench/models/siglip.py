@@ -84,17 +84,17 @@ class Siglip:
         return self.text_tower(input_ids=batch).pooler_output.to(ids.device)
 
 
-def attach(model: nn.Module, source: str, reader: Any = None) -> Siglip:
-    """Load the SigLIP checkpoint `source` (hub id or folder) beside a LLaVA-OneVision `model`, which stays as it is.
+def attach(model: nn.Module, source: str, reader: Any = None, revision: str | None = None) -> Siglip:
+    """Load a SigLIP checkpoint beside a LLaVA-OneVision `model`, which stays as it is.
 
-    From then on methods find `FIELDS` supplied for this model. `reader` is the language model's tokenizer
-    (`processor.tokenizer`), needed for `joint_query` alone. Raises ValueError when the checkpoint is not whole or of
-    another width, OSError when it cannot be read.
+    `source` is a hub id, of which `revision` names a commit, or a folder. From then on methods find `FIELDS` supplied
+    for this model. `reader` is the language model's tokenizer (`processor.tokenizer`), needed for `joint_query` alone.
+    Raises ValueError when the checkpoint is not whole or of another width, OSError when it cannot be read.
     """
     from transformers import AutoTokenizer, SiglipModel
 
     tower: Any = model.model.vision_tower  # type: ignore[union-attr]
-    siglip, info = SiglipModel.from_pretrained(source, dtype=tower.dtype, output_loading_info=True)
+    siglip, info = SiglipModel.from_pretrained(source, revision=revision, dtype=tower.dtype, output_loading_info=True)
     if info["missing_keys"]:  # transformers would fill them with random numbers
         raise ValueError(
             f"{source} is no whole SigLIP checkpoint: it lacks {', '.join(sorted(info['missing_keys'])[:3])}"
@@ -110,9 +110,9 @@ def attach(model: nn.Module, source: str, reader: Any = None) -> Siglip:
         norm=siglip.vision_model.post_layernorm.to(tower.device, torch.float32),
         head=siglip.vision_model.head.to(tower.device, torch.float32),
         text_tower=siglip.text_model.to(tower.device),
-        tokenizer=AutoTokenizer.from_pretrained(source),
+        tokenizer=AutoTokenizer.from_pretrained(source, revision=revision),
         reader=reader,
-        revision=getattr(siglip.config, "_commit_hash", None),
+        revision=revision or getattr(siglip.config, "_commit_hash", None),
     )
     _ATTACHED[model] = attached
     return attached

@@ -108,14 +108,15 @@ def _weights(model: Mapping[str, Any], needs: Collection[str]) -> Iterator[tuple
         what = f"weights of {model['name']} ({path})"
         folder = EMBEDDED if path == "embedded" else _folder(path)
         if folder is None:
-            yield _in_cache(what, "model.path", path, model.get("revision"), size), size
+            yield _in_cache(what, "path", path, ("revision", model.get("revision")), size), size
         else:
             yield _in_folder(what, folder), size
     extra = model.get("siglip")
     if extra is not None and FIELDS & set(needs):
         what, folder = f"SigLIP's pooling head and text tower ({extra})", _folder(extra)
         if folder is None:
-            yield _in_cache(what, "model.siglip", extra, None, None), None
+            revision = "siglip_revision", model.get("siglip_revision")
+            yield _in_cache(what, "siglip", extra, revision, None), None
         else:
             lost = None if any(folder.glob("*.safetensors")) else "the folder holds no weights"
             yield Check(what, lost, "correct model.siglip"), None
@@ -135,11 +136,12 @@ def _in_folder(what: str, folder: Path) -> Check:
     return Check(what)
 
 
-def _in_cache(what: str, option: str, repo: str, revision: str | None, size: float | None) -> Check:
-    at, other = "", ""
+def _in_cache(what: str, option: str, repo: str, pin: tuple[str, str | None], size: float | None) -> Check:
+    """Whether a repository, named by one option of a model and its commit by another, is in the hub cache."""
+    (pinned, revision), at, other = pin, "", ""
     if revision is not None:
-        at, other = f" --revision {revision}", "; model.revision=null takes the newest commit in the cache"
-    fix = f"hf download {repo}{at} ({_size(size)}), or set {option} to a folder{other}"
+        at, other = f" --revision {revision}", f"; model.{pinned}=null takes the newest commit in the cache"
+    fix = f"hf download {repo}{at} ({_size(size)}), or set model.{option} to a folder{other}"
     return Check(what, _some("the hub cache lacks", _not_cached(repo, revision)), fix)
 
 

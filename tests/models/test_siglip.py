@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -202,6 +203,16 @@ def test_a_model_configuration_names_the_checkpoint(tiny_folder: Path, source: P
     assert tokens[0].frame_features.shape == (4, 16)
     assert llm.weights_for({"attention"}) == llm.weights
     assert llm.weights_for({"frame_features"}).startswith(f"{llm.weights} siglip@")
+
+
+def test_the_commit_that_is_named_is_read(model: Any, source: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    commit, other = "1" * 40, "2" * 40
+    shutil.copytree(source, tmp_path / "models--nobody--siglip" / "snapshots" / commit)
+    assert siglip.attach(model, "nobody/siglip", revision=commit).revision == commit
+    with pytest.raises(OSError, match="cached files"):
+        siglip.attach(model, "nobody/siglip", revision=other)
 
 
 def test_a_wrong_checkpoint_is_named(model: Any, source: Path, tiny_folder: Path, tmp_path: Path) -> None:

@@ -150,6 +150,11 @@ def test_the_siglip_checkpoint_is_asked_for_only_by_methods_that_need_it(home: P
         "SigLIP's pooling head and text tower (nobody/no-such-siglip): the hub cache lacks config.json"
     )
     assert "-> hf download nobody/no-such-siglip (size unknown), or set model.siglip to a folder" in line
+    (line,) = lacks({**model, "siglip_revision": "1234abc"}, "frame_features")
+    assert (
+        "hf download nobody/no-such-siglip --revision 1234abc (size unknown), or set model.siglip to a folder" in line
+    )
+    assert line.endswith("; model.siglip_revision=null takes the newest commit in the cache")
     (line,) = lacks({**model, "siglip": str(tmp_path)}, "frame_features")
     assert "the folder holds no weights" in line
     (tmp_path / "model.safetensors").touch()
