@@ -320,14 +320,17 @@ def _step_by_step(
 
 
 class _Guide:
-    """G, the tokens kept so far: of them only how many, their mean, and the sum of squared distances from it."""
+    """G, the tokens kept so far: of them only how many, their mean, and the sum of squared distances from it.
+
+    What takes several threads is torch's: numpy's matrix products have threads of their own, which get in its way.
+    """
 
     def __init__(self, features: Tensor, weight: Tensor | None):
         self.frames, self.weight = features.unbind(), None if weight is None else weight.numpy()
         # of one frame's tokens from the mean: in one place, for fresh memory would cost more than the arithmetic
         self.offsets = np.empty(features.shape[1:], np.float32)  # [N, D]
         self.mean = np.empty(features.shape[2], np.float32)  # [D]
-        # the same memory for torch, which subtracts in all threads, and from any dtype
+        # the same memory for torch, which also reads what numpy does not know (bfloat16)
         self._mean, self._offsets = torch.from_numpy(self.mean), torch.from_numpy(self.offsets)
 
     def restart(self, origin: Vector) -> None:
