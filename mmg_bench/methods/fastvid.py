@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -41,17 +42,22 @@ class Reduced(NamedTuple):
     """`[T, N]`: log(rho * delta) among a frame's non-salient tokens; -inf at salient ones."""
 
 
-def dynamic_segments(frame_features: Tensor, c: int, tau: float) -> list[int]:
-    """Segment lengths: cut where adjacent `[T, C]` frames are less similar than `tau`, and at the c - 1 least similar.
+def frame_similarity(frame_features: Tensor) -> Tensor:
+    """Cosine similarity of adjacent frames, by their features `[T, C]`: float32 `[T - 1]`."""
+    frame = unit(frame_features)
+    return (frame[:-1] * frame[1:]).sum(1)
+
+
+def dynamic_segments(similarity: Sequence[float], c: int, tau: float) -> list[int]:
+    """Segment lengths: cut where adjacent frames are less similar than `tau`, and at the c - 1 least similar.
 
     A video of fewer than `c` frames is cut everywhere (the official code raises there).
     """
-    frame = unit(frame_features.detach())
-    similarity = (frame[:-1] * frame[1:]).sum(1).cpu().numpy()  # [T - 1]
-    cut = similarity < tau
-    cut[similarity.argsort(kind="stable")[: c - 1]] = True
-    ends = [*(cut.nonzero()[0] + 1).tolist(), len(frame)]
-    return [end - start for start, end in itertools.pairwise([0, *ends])]
+    similar = np.array(similarity, np.float32)  # as `tau` is then, too
+    cut = similar < tau
+    cut[similar.argsort(kind="stable")[: c - 1]] = True
+    ends = [0, *(np.flatnonzero(cut) + 1).tolist(), len(similar) + 1]
+    return [end - start for start, end in itertools.pairwise(ends)]
 
 
 def token_counts(
@@ -98,6 +104,7 @@ def token_counts(
 
 def reduce_segments(
     features: Tensor,
+    means: Tensor,
     attention: Tensor,
     lengths: Sequence[int],
     salient: Sequence[int],
@@ -107,17 +114,17 @@ def reduce_segments(
     k: int,
     own_anchors: bool,
 ) -> Reduced:
-    """FastVID on `features [T, N, D]` and `attention [T, N]`, with the `salient` and `anchors` counts of each frame.
+    """FastVID on `features [T, N, D]`, their frames' `means [T, D]` and `attention [T, N]`.
 
-    Anchors are the non-salient tokens of highest DPC-KNN score (`k` neighbours) among those of their frame. Every
-    non-salient token of a segment joins, once per anchor frame, that frame's anchor of highest cosine; an anchor a
-    becomes w a + (1 - w) mean(joined) with w = max(beta, 1 / (n + 1)). `own_anchors`: whether the frame's own anchors
-    join too (each then joins itself).
+    `salient` and `anchors`: how many of them in each frame. Anchors are the non-salient tokens of highest DPC-KNN
+    score (`k` neighbours) among those of their frame. Every non-salient token of a segment joins, once per anchor
+    frame, that frame's anchor of highest cosine; an anchor a becomes w a + (1 - w) mean(joined) with
+    w = max(beta, 1 / (n + 1)). `own_anchors`: whether the frame's own anchors join too (each then joins itself).
     """
     near = [max(1, min(k, features.shape[1] - count)) for count in salient]
     counts = on_device([salient, anchors, near], features.device)  # [3, T]
     is_salient = top_mask(attention, counts[0])  # [T, N]
-    squared = frame_distances(features, frame_means(features))  # [T, N, N]
+    squared = frame_distances(features, means)  # [T, N, N]
     score = group_scores(squared, ~is_salient, counts[2], max(near))
     is_anchor = top_mask(score, counts[1])
     keep_idx = positions_of(is_salient | is_anchor, sum(salient) + sum(anchors))
@@ -201,13 +208,14 @@ def merge_into_anchors(
     for (x, centre), factor, out in zip(parts, scale.split(widths), similarity.split(sizes), strict=True):
         torch.mul(float_product(x, centre.mT), factor, out=out[:, : len(centre)])
     similarity = similarity.view(frames, size, most, slots)
-    empty = torch.arange(slots, device=flat.device) >= room.used.unsqueeze(-1)  # [T, H, A]
-    nearest = similarity.masked_fill_(empty.unsqueeze(1), -torch.inf).argmax(-1, keepdim=True)  # [T, N, H, 1]
-    joins = ~is_salient.unsqueeze(-1) & (room.host >= 0).unsqueeze(1)  # [T, N, H]
+    slot = torch.arange(slots, device=flat.device)
+    empty = slot >= room.used.unsqueeze(-1)  # [T, H, A]
+    nearest = similarity.masked_fill_(empty.unsqueeze(1), -torch.inf).argmax(-1)  # [T, N, H]
+    nearest.masked_fill_(is_salient.unsqueeze(-1), -1)
     if not own_anchors:
         own = room.host == torch.arange(frames, device=flat.device).unsqueeze(1)  # [T, H]
-        joins &= ~(is_anchor.unsqueeze(-1) & own.unsqueeze(1))
-    members = flat.new_zeros(similarity.shape).scatter_(-1, nearest, joins.unsqueeze(-1).to(flat.dtype))  # [T, N, H, A]
+        nearest.masked_fill_(is_anchor.unsqueeze(-1) & own.unsqueeze(1), -1)
+    members = (nearest.unsqueeze(-1) == slot).to(flat.dtype)  # [T, N, H, A]; where there is no host, of nothing
 
     joined = members.sum(1, dtype=torch.float32).flatten(1)  # [T, H A]
     joined = joined.new_zeros(segments, most * slots).index_add_(0, room.segment, joined)  # [S, H A]
@@ -215,7 +223,7 @@ def merge_into_anchors(
     by_token = members.view(len(flat), -1).split(sizes)
     sums = [float_product(m[:, : len(centre)].mT, x) for m, (x, centre) in zip(by_token, parts, strict=True)]
     mean = torch.cat(sums)[room.real].div_(count.clamp_min(1))  # [K, D]
-    weight = (1 / (count + 1)).clamp_min(beta)
+    weight = (count + 1).reciprocal_().clamp_min_(beta)
     return torch.lerp(mean, flat[anchor].float(), weight)
 
 
@@ -259,6 +267,7 @@ class FastVID(Method):
     name: ClassVar[str] = "fastvid"
     needs: ClassVar[frozenset[str]] = frozenset({"probe_attention", "frame_features"})
     """Of the defaults; an instance has those of its options."""
+    finds_faults: ClassVar[bool] = True
     positions: ClassVar[Positions] = "original"
 
     def __post_init__(self) -> None:
@@ -280,13 +289,20 @@ class FastVID(Method):
         return "probe_attention" if self.salience == "probe" else "attention"
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
-        frame = supplied(tokens, "frame_features") if self.frame_source == "head" else frame_means(tokens.features)
-        lengths = dynamic_segments(frame, self.c, self.tau)
+        means, attention = frame_means(tokens.features), supplied(tokens, self._attention)
+        frame = supplied(tokens, "frame_features") if self.frame_source == "head" else means
+        # Sums carry NaN and infinities along. All is read at once: on a GPU every read waits for the work before it.
+        sums = torch.stack([values.sum(dtype=torch.float32) for values in (means, attention, frame)])
+        *similarity, of_means, of_attention, of_frames = torch.cat([frame_similarity(frame), sums]).tolist()
+        if not math.isfinite(of_means + of_attention + of_frames):
+            tokens.require_finite(self.needs, self.name)
+        lengths = dynamic_segments(similarity, self.c, self.tau)
         budgets = spread(self.budget(tokens), tokens.frames)
         salient, anchors = token_counts(lengths, budgets, tokens.tokens_per_frame, self.d, self.p, self.variant)
         reduced = reduce_segments(
             tokens.features,
-            supplied(tokens, self._attention),
+            means,
+            attention,
             lengths,
             salient,
             anchors,
