@@ -2,14 +2,14 @@ import torch
 
 from golden_cases import Inputs, Run
 from mmg_bench.methods._ops import frame_means
-from mmg_bench.methods.fastvid import dynamic_segments, frame_similarity, reduce_segments, token_counts
+from mmg_bench.methods.fastvid import dynamic_segments, neighbour_cosines, reduce_segments, token_counts
 
 
 def check_fastvid(run: Run, inputs: Inputs) -> None:
     features, hyper = inputs["feat"], run.hyper
     frames, size, _ = features.shape
     variant = "video" if "llavavideo" in run.id else "onevision"
-    lengths = dynamic_segments(frame_similarity(inputs["frame_global"]).tolist(), hyper["c"], hyper["tau"])
+    lengths = dynamic_segments(neighbour_cosines(inputs["frame_global"]).tolist(), hyper["c"], hyper["tau"])
     budgets = [int(size * hyper["retention_ratio"])] * frames
     keep_remainder = variant == "video"
     salient, anchors = token_counts(lengths, budgets, size, hyper["d"], hyper["p"], variant, keep_remainder)

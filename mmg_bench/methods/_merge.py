@@ -32,11 +32,10 @@ def group_scores(squared: Tensor, valid: Tensor, k: Tensor, most: int) -> Tensor
     A valid point equal to a denser one has delta 0: it still goes before every point that is not valid.
     """
     hidden = ~valid
-    density = log_density(squared.masked_fill(hidden.unsqueeze(1), torch.inf), k, most).masked_fill_(hidden, -torch.inf)
-    pairs = valid.unsqueeze(1) & valid.unsqueeze(2)
-    largest = torch.where(pairs, squared, 0).amax((1, 2))
-    score = peak_distance(squared, density, largest).log_().add_(density)
-    return score.clamp_min_(torch.finfo(score.dtype).min).masked_fill_(hidden, -torch.inf)
+    apart = hidden.unsqueeze(1) | hidden.unsqueeze(2)  # [G, n, n]
+    density = log_density(squared.masked_fill(apart, torch.inf), k, most)  # -inf where not valid
+    delta = peak_distance(squared.masked_fill(apart, 0), density)
+    return density + delta.log_().clamp_min_(torch.finfo(delta.dtype).min)
 
 
 def group_sums(x: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 RESOLUTION = 2e-6
@@ -26,9 +24,12 @@ _CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**28}
 """Size of the float32 copies made of a few frames at a time: small enough for a CPU's cache, bounded on a GPU."""
 
 
-def frames_per_chunk(features: Tensor) -> int:
-    """How many frames of `[T, N, D]` to convert or centre at once: on a CPU, as many for one thread as for another."""
-    size = 4 * features.shape[1] * features.shape[2]
+def frames_per_chunk(features: Tensor, rows: int | None = None) -> int:
+    """How many frames of `[T, N, D]` to convert or centre at once: on a CPU, as many for one thread as for another.
+
+    `rows`: of how many tokens each, if not N.
+    """
+    size = 4 * (features.shape[1] if rows is None else rows) * features.shape[2]
     most = max(1, _CHUNK_BYTES.get(features.device.type, 2**26) // size)
     threads = torch.get_num_threads() if features.device.type == "cpu" else 1
     return most - most % min(most, threads)
@@ -45,13 +46,6 @@ def frame_means(features: Tensor) -> Tensor:
 def on_device(values: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """A tensor of numbers that the host has worked out, on `device`; unlike `torch.tensor` it does not wait for it."""
     return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
-
-
-def together_on_device(arrays: Sequence[NDArray[np.int64]], device: torch.device) -> list[Tensor]:
-    """Arrays of indices that the host has worked out, on `device`: one copy for all, each in its own shape."""
-    sent = torch.from_numpy(np.concatenate([array.ravel() for array in arrays])).to(device, non_blocking=True)
-    parts = sent.split([array.size for array in arrays])
-    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
 
 
 def positions_of(mask: Tensor, count: int) -> Tensor:
@@ -167,16 +161,15 @@ def log_density(squared: Tensor, k: int | Tensor, most: int | None = None) -> Te
     return (total / k[..., None]).neg_()
 
 
-def peak_distance(squared: Tensor, density: Tensor, largest: Tensor | None = None) -> Tensor:
+def peak_distance(squared: Tensor, density: Tensor) -> Tensor:
     """delta_i of density-peak clustering: distance to the nearest point that is strictly denser.
 
     `squared`: `[..., N, N]`; `density`: `[..., N]`, only its order matters, so its logarithm will do. Returns
-    `[..., N]`. A point that none exceeds gets the largest distance of its batch entry (so do all if densities tie),
-    squared in `largest` `[...]` if known.
+    `[..., N]`. A point that none exceeds gets the largest distance of its batch entry (so do all if densities tie).
     """
-    largest = squared.amax((-2, -1)) if largest is None else largest
     denser = density.unsqueeze(-2) > density.unsqueeze(-1)  # [..., i, j]: is j denser than i?
-    return torch.where(denser, squared, largest[..., None, None]).amin(-1).sqrt_()
+    largest = squared.amax((-2, -1), keepdim=True)
+    return torch.where(denser, squared, largest).amin(-1).sqrt_()
 
 
 def dpc_scores(x: Tensor, k: int | Tensor) -> Tensor:
@@ -203,9 +196,15 @@ def top_mask(scores: Tensor, counts: Tensor) -> Tensor:
 
     Equal scores: the lower index wins.
     """
-    order = descending(scores)
-    chosen = torch.arange(scores.shape[-1], device=scores.device) < counts.unsqueeze(-1)  # [..., N], by rank
-    return torch.zeros_like(chosen).scatter_(-1, order, chosen)
+    return at_ranks(scores, torch.arange(scores.shape[-1], device=scores.device) < counts.unsqueeze(-1))
+
+
+def at_ranks(scores: Tensor, chosen: Tensor) -> Tensor:
+    """Mark the points of each row of `scores` (`[..., N]`) whose ranks, from the highest, are `chosen`: bool as these.
+
+    Equal scores: the lower index ranks higher.
+    """
+    return chosen.scatter(-1, descending(scores), chosen)
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, count, pairwise
+from math import isfinite
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from mmg_bench.methods._merge import group_scores, supplied, unit
 from mmg_bench.methods._ops import (
+    at_ranks,
     float_product,
     frame_distances,
     frame_means,
+    frames_per_chunk,
     on_device,
     positions_of,
     spread,
-    together_on_device,
-    top_mask,
 )
 from mmg_bench.methods.base import Method, Positions, check_choice, check_range
 from mmg_bench.tokens import PrunedTokens, VideoTokens
@@ -42,9 +42,9 @@ class Reduced(NamedTuple):
     """`[T, N]`: log(rho * delta) among a frame's non-salient tokens; -inf at salient ones."""
 
 
-def frame_similarity(frame_features: Tensor) -> Tensor:
-    """Cosine similarity of adjacent frames, by their features `[T, C]`: float32 `[T - 1]`."""
-    frame = unit(frame_features)
+def neighbour_cosines(frame_features: Tensor) -> Tensor:
+    """Cosine similarity of adjacent frames by their features `[T, C]`: `[T - 1]`."""
+    frame = unit(frame_features.detach())
     return (frame[:-1] * frame[1:]).sum(1)
 
 
@@ -57,7 +57,7 @@ def dynamic_segments(similarity: Sequence[float], c: int, tau: float) -> list[in
     cut = similar < tau
     cut[similar.argsort(kind="stable")[: c - 1]] = True
     ends = [0, *(np.flatnonzero(cut) + 1).tolist(), len(similar) + 1]
-    return [end - start for start, end in itertools.pairwise(ends)]
+    return [end - start for start, end in pairwise(ends)]
 
 
 def token_counts(
@@ -102,6 +102,53 @@ def token_counts(
     return salient, anchors
 
 
+class Plan(NamedTuple):
+    """What `reduce_segments` needs to know beside the tokens; the tensors come to the device in one transfer.
+
+    A frame with anchors is called a host. There are G of them, numbered in temporal order, at most H in a segment.
+    """
+
+    lengths: Sequence[int]
+    """Frames of each segment."""
+    hosts_in: Sequence[int]
+    """Hosts of each segment; they add up to G."""
+    slots: int
+    """A: the most anchors of a frame."""
+    number: Tensor
+    """0, 1, 2, ...: at least N and at least G of them."""
+    counts: Tensor
+    """`[2, T]`: salient tokens of each frame, and its anchors."""
+    near: Tensor
+    """`[T]`: neighbours in its densities; fewer than k if it has fewer tokens that are not salient."""
+    own: Tensor
+    """`[T]`: its number, -2 if it is no host."""
+    hosts: Tensor
+    """`[T, H]`: the numbers of its segment's hosts, -1 behind the last of them."""
+    room: Tensor
+    """`[G]`: anchors of each host."""
+    first: Tensor
+    """`[G]`: anchors of those before it."""
+
+
+def make_plan(
+    lengths: Sequence[int], salient: Sequence[int], anchors: Sequence[int], near: Sequence[int], features: Tensor
+) -> Plan:
+    """The plan for `features [T, N, D]` in segments of such `lengths`, from three lists of T counts."""
+    numbers = count()
+    own = [next(numbers) if n else -2 for n in anchors]
+    ends = accumulate(lengths)
+    here = [[n for n in own[end - length : end] if n >= 0] for length, end in zip(lengths, ends, strict=True)]  # [S]
+    most = max(map(len, here))
+    hosts = [n for row, length in zip(here, lengths, strict=True) for n in (row + [-1] * (most - len(row))) * length]
+    room = [n for n in anchors if n]
+    first = list(accumulate(room, initial=0))[:-1]
+    lists = [[*salient, *anchors], near, own, hosts, room, first]
+    sent = on_device([n for each in lists for n in each], features.device).split([len(each) for each in lists])
+    number = torch.arange(max(features.shape[1], len(room)), device=features.device)
+    plan = Plan(lengths, [len(row) for row in here], max(anchors), number, *sent)
+    return plan._replace(counts=plan.counts.view(2, -1), hosts=plan.hosts.view(len(own), most))
+
+
 def reduce_segments(
     features: Tensor,
     means: Tensor,
@@ -114,117 +161,94 @@ def reduce_segments(
     k: int,
     own_anchors: bool,
 ) -> Reduced:
-    """FastVID on `features [T, N, D]`, their frames' `means [T, D]` and `attention [T, N]`.
+    """FastVID on `features [T, N, D]`, the frames' `means [T, D]` and `attention [T, N]`.
 
-    `salient` and `anchors`: how many of them in each frame. Anchors are the non-salient tokens of highest DPC-KNN
-    score (`k` neighbours) among those of their frame. Every non-salient token of a segment joins, once per anchor
+    `salient` and `anchors`: the counts of each frame. Every non-salient token of a segment joins, once per anchor
     frame, that frame's anchor of highest cosine; an anchor a becomes w a + (1 - w) mean(joined) with
     w = max(beta, 1 / (n + 1)). `own_anchors`: whether the frame's own anchors join too (each then joins itself).
     """
-    near = [max(1, min(k, features.shape[1] - count)) for count in salient]
-    counts = on_device([salient, anchors, near], features.device)  # [3, T]
-    is_salient = top_mask(attention, counts[0])  # [T, N]
-    squared = frame_distances(features, means)  # [T, N, N]
-    score = group_scores(squared, ~is_salient, counts[2], max(near))
-    is_anchor = top_mask(score, counts[1])
+    near = [min(k, max(1, features.shape[1] - n)) for n in salient]
+    plan = make_plan(lengths, salient, anchors, near, features)
+    salient_ranks, anchor_ranks = plan.number[: features.shape[1]] < plan.counts.unsqueeze(-1)  # [T, N] both
+    is_salient = at_ranks(attention, salient_ranks)  # [T, N]
+    score = group_scores(frame_distances(features, means), ~is_salient, plan.near, max(near))
+    is_anchor = at_ranks(score, anchor_ranks)
     keep_idx = positions_of(is_salient | is_anchor, sum(salient) + sum(anchors))
     tokens = features.flatten(0, 1)[keep_idx].float()
     if any(anchors):
-        anchor = positions_of(is_anchor, sum(anchors))
-        merged = merge_into_anchors(features, is_salient, is_anchor, anchor, lengths, anchors, beta, own_anchors)
-        tokens[torch.searchsorted(keep_idx, anchor)] = merged
+        merged, anchor = merge_into_anchors(features, is_salient, is_anchor, sum(anchors), plan, beta, own_anchors)
+        tokens.index_copy_(0, torch.searchsorted(keep_idx, anchor), merged)
     return Reduced(tokens, keep_idx, is_anchor, is_salient, score)
-
-
-class Room(NamedTuple):
-    """Where the anchors of a video lie: room for H anchor frames in each of S segments (the most that a segment has),
-    of A anchors each (the most of a frame). K anchors in all, h of H frames used in a segment; all else int64."""
-
-    shape: tuple[int, int, int]
-    """S, H and A."""
-    segment: Tensor
-    """`[T]`: of each frame."""
-    host: Tensor
-    """`[T, H]`: anchor frames of its segment; -1: none."""
-    used: Tensor
-    """`[T, H]`: how many anchors they have."""
-    filled: Tensor
-    """`[sum of h A]`: which of the K anchors; behind the last of a frame, that again."""
-    real: Tensor
-    """`[K]`: where each is in `filled`,"""
-    place: Tensor
-    """and in S H A."""
-
-
-def room_for_anchors(lengths: Sequence[int], anchors: Sequence[int], device: torch.device) -> tuple[Room, list[int]]:
-    """The room that the counts ask for, worked out on the host; and how much of `filled` is each segment's."""
-    ends = list(itertools.accumulate(lengths, initial=0))
-    hosts = [[t for t in range(*bounds) if anchors[t]] for bounds in itertools.pairwise(ends)]
-    most, slots = max(map(len, hosts)), max(anchors)
-    segment = np.arange(len(lengths)).repeat(lengths)  # [T]
-    host = np.array([here + [-1] * (most - len(here)) for here in hosts])  # [S, H]
-    used = np.where(host < 0, 0, np.array(anchors)[host])  # [S, H]
-    real = np.arange(slots) < used[..., None]  # [S, H, A]
-    of_hosts = real[host >= 0]  # [sum of h, A]
-    parts = together_on_device(
-        [
-            segment,
-            host[segment],
-            used[segment],
-            of_hosts.cumsum() - 1,
-            np.flatnonzero(of_hosts),
-            np.flatnonzero(real),
-        ],
-        device,
-    )
-    return Room((len(lengths), most, slots), *parts), [len(here) * slots for here in hosts]
 
 
 def merge_into_anchors(
     features: Tensor,
     is_salient: Tensor,
     is_anchor: Tensor,
-    anchor: Tensor,
-    lengths: Sequence[int],
-    anchors: Sequence[int],
+    count: int,
+    plan: Plan,
     beta: float,
     own_anchors: bool,
-) -> Tensor:
-    """The merged anchors of `reduce_segments` in raster order, float32 `[K, D]`; `anchor` `[K]`: where they are.
+) -> tuple[Tensor, Tensor]:
+    """The `count` merged anchors of `reduce_segments`, float32 `[M, D]`, and their flat positions `[M]`, ascending.
 
-    Only the two matrix products go segment by segment; between them every frame has room for the same number.
+    Every frame has room for H hosts of A anchors each.
     """
-    frames, size, _ = features.shape
-    room, widths = room_for_anchors(lengths, anchors, features.device)
-    segments, most, slots = room.shape
-    flat = features.detach().flatten(0, 1)  # [TN, D]
-    sizes = [length * size for length in lengths]
-    centres = flat[anchor[room.filled]]  # [sum of h A, D]
-    parts = list(zip(flat.split(sizes), centres.split(widths), strict=True))  # of each segment
+    features = features.detach()
+    slot = plan.number[: plan.slots]  # [A]
+    there = slot < plan.room.unsqueeze(1)  # [G, A]
+    # Where no anchor is there, any token will do: the next host's anchors, and behind the last one -1.
+    anchor = positions_of(is_anchor, count + plan.slots)
+    centre = features.flatten(0, 1)[anchor[plan.first.unsqueeze(1) + slot]]  # [G, A, D]
+    scale = torch.linalg.vector_norm(centre, dim=2, dtype=torch.float32).clamp_min_(1e-12).reciprocal_()
 
     # Cosines but for the length of the joining token, which does not change what is nearest.
-    scale = torch.linalg.vector_norm(centres, dim=1, dtype=torch.float32).clamp_min(1e-12).reciprocal()
-    similarity = scale.new_empty(len(flat), most * slots)
-    for (x, centre), factor, out in zip(parts, scale.split(widths), similarity.split(sizes), strict=True):
-        torch.mul(float_product(x, centre.mT), factor, out=out[:, : len(centre)])
-    similarity = similarity.view(frames, size, most, slots)
-    slot = torch.arange(slots, device=flat.device)
-    empty = slot >= room.used.unsqueeze(-1)  # [T, H, A]
-    nearest = similarity.masked_fill_(empty.unsqueeze(1), -torch.inf).argmax(-1)  # [T, N, H]
+    similarity = products_with_centres(features, centre, plan).mul_(scale[plan.hosts].unsqueeze(1))  # [T, N, H, A]
+    nearest = similarity.masked_fill_(~there[plan.hosts].unsqueeze(1), -torch.inf).argmax(-1)  # [T, N, H]
     nearest.masked_fill_(is_salient.unsqueeze(-1), -1)
     if not own_anchors:
-        own = room.host == torch.arange(frames, device=flat.device).unsqueeze(1)  # [T, H]
+        own = plan.hosts == plan.own.unsqueeze(1)  # [T, H]
         nearest.masked_fill_(is_anchor.unsqueeze(-1) & own.unsqueeze(1), -1)
-    members = (nearest.unsqueeze(-1) == slot).to(flat.dtype)  # [T, N, H, A]; where there is no host, of nothing
+    joins = (nearest.unsqueeze(-1) == slot).to(features.dtype)  # [T, N, H, A]
 
-    joined = members.sum(1, dtype=torch.float32).flatten(1)  # [T, H A]
-    joined = joined.new_zeros(segments, most * slots).index_add_(0, room.segment, joined)  # [S, H A]
-    count = joined.flatten()[room.place].unsqueeze(1)  # [K, 1]
-    by_token = members.view(len(flat), -1).split(sizes)
-    sums = [float_product(m[:, : len(centre)].mT, x) for m, (x, centre) in zip(by_token, parts, strict=True)]
-    mean = torch.cat(sums)[room.real].div_(count.clamp_min(1))  # [K, D]
-    weight = (count + 1).reciprocal_().clamp_min_(beta)
-    return torch.lerp(mean, flat[anchor].float(), weight)
+    of_host = (plan.hosts.flatten() == plan.number[: len(plan.room)].unsqueeze(1)).float()  # [G, T H]
+    joined = (of_host @ joins.sum(1, dtype=torch.float32).flatten(0, 1)).unsqueeze(-1)  # [G, A, 1]
+    sums = sums_of_joined(features, joins, of_host, plan)  # [G, A, D]
+    weight = (joined + 1).reciprocal_().clamp_min_(beta)
+    merged = torch.lerp(sums / joined.clamp_min_(1), centre.float(), weight)
+    return merged.flatten(0, 1)[positions_of(there, count)], anchor[:count]
+
+
+def copies_fit(features: Tensor, plan: Plan) -> bool:
+    """Whether every frame may have its own copy of what belongs to its segment's anchors, `[T, H A, D]`.
+
+    Then one product serves all frames, however many segments there are. Otherwise it is one a segment.
+    """
+    return frames_per_chunk(features, plan.hosts.shape[1] * plan.slots) >= len(features)
+
+
+def products_with_centres(features: Tensor, centre: Tensor, plan: Plan) -> Tensor:
+    """Inner products of every token with the anchors of its segment, `centre [G, A, D]`: `[T, N, H, A]`, float32."""
+    frames, size, _ = features.shape
+    most = plan.hosts.shape[1]
+    if copies_fit(features, plan):
+        return float_product(features, centre[plan.hosts].flatten(1, 2).mT).view(frames, size, most, plan.slots)
+    products = features.new_zeros(frames, size, most, plan.slots, dtype=torch.float32)
+    parts = zip(products.split(plan.lengths), features.split(plan.lengths), centre.split(plan.hosts_in), strict=True)
+    for product, x, anchors in parts:
+        own = product[:, :, : len(anchors)]
+        own.copy_(float_product(x.flatten(0, 1), anchors.flatten(0, 1).mT).view(own.shape))
+    return products
+
+
+def sums_of_joined(features: Tensor, joins: Tensor, of_host: Tensor, plan: Plan) -> Tensor:
+    """Sums of the tokens that join each anchor by `joins [T, N, H, A]`: `[G, A, D]`, float32."""
+    if copies_fit(features, plan):
+        partial = float_product(joins.flatten(2).mT, features)  # [T, H A, D]
+        return (of_host @ partial.view(of_host.shape[1], -1)).view(-1, plan.slots, features.shape[2])
+    parts = zip(joins.split(plan.lengths), features.split(plan.lengths), plan.hosts_in, strict=True)
+    sums = [float_product(j[:, :, :h].flatten(0, 1).flatten(1).mT, x.flatten(0, 1)) for j, x, h in parts]
+    return torch.cat(sums).view(-1, plan.slots, features.shape[2])
 
 
 @dataclass(frozen=True)
@@ -289,12 +313,13 @@ class FastVID(Method):
         return "probe_attention" if self.salience == "probe" else "attention"
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
-        means, attention = frame_means(tokens.features), supplied(tokens, self._attention)
+        attention = supplied(tokens, self._attention)
+        means = frame_means(tokens.features)
         frame = supplied(tokens, "frame_features") if self.frame_source == "head" else means
-        # Sums carry NaN and infinities along. All is read at once: on a GPU every read waits for the work before it.
-        sums = torch.stack([values.sum(dtype=torch.float32) for values in (means, attention, frame)])
-        *similarity, of_means, of_attention, of_frames = torch.cat([frame_similarity(frame), sums]).tolist()
-        if not math.isfinite(of_means + of_attention + of_frames):
+        # A sum carries NaN and infinities along. All is read at once: on a GPU every read waits for the work before it.
+        total = torch.cat([x.flatten() for x in (means, attention, frame)]).sum(0, keepdim=True)
+        *similarity, checksum = torch.cat([neighbour_cosines(frame), total]).tolist()
+        if not isfinite(checksum):
             tokens.require_finite(self.needs, self.name)
         lengths = dynamic_segments(similarity, self.c, self.tau)
         budgets = spread(self.budget(tokens), tokens.frames)

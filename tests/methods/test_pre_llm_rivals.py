@@ -3,14 +3,16 @@
 from dataclasses import replace
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mmg_bench.methods._ops import frames_per_chunk
 from mmg_bench.methods.base import Method
 from mmg_bench.methods.dycoke import DyCoke, references
-from mmg_bench.methods.fastvid import FastVID, dynamic_segments, frame_similarity, token_counts
+from mmg_bench.methods.fastvid import FastVID, dynamic_segments, neighbour_cosines, token_counts
 from mmg_bench.methods.holitom import HoliTom, best_windows, merge_by_density
 from mmg_bench.methods.prumerge import PruMerge, merge_around, outlier_ratio, with_grid
 from mmg_bench.methods.prunevid import PruneVid, cluster, counts_by_budget, refine, static_positions
@@ -141,35 +143,12 @@ def test_fastvid_anchor_frames_count_back_from_the_last():
 
 def test_fastvid_cuts():
     frames = torch.tensor([[1.0, 0.0], [1.0, 0.01], [0.0, 1.0], [0.0, 1.0], [0.1, 1.0]])
-    similarity = frame_similarity(frames).tolist()
+    similarity = neighbour_cosines(frames).tolist()
     assert dynamic_segments(similarity, 1, 0.9) == [2, 3]
     assert dynamic_segments(similarity, 3, 0.9) == [2, 2, 1]
     assert dynamic_segments(similarity, 8, 0.9) == [1] * 5  # fewer frames than segments: officially an error
     assert dynamic_segments([], 8, 0.9) == [1]
-    assert dynamic_segments([0.9] * 2, 1, 0.9) == [3]  # not below tau in float32, in which similarities are
-
-
-class Launches(TorchDispatchMode):
-    """Counts the operations that are more than a view: what a GPU's host has to launch."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += not func.is_view
-        return func(*args, **(kwargs or {}))
-
-
-def test_fastvid_launches_few_operations():
-    """On a GPU they, not their work, make most of its time."""
-    tokens = _video(16, 49, 16)
-    counts = {}
-    for segments in (4, 16):
-        with Launches() as launches:
-            pruned = FastVID(c=segments, tau=-1).prune(tokens)
-        assert len(pruned.notes["segment_lengths"]) == segments
-        counts[segments] = launches.count
-    assert counts[4] <= 105
-    assert counts[16] - counts[4] <= 3 * 12  # three a segment: two products, and a scale
+    assert dynamic_segments([float(np.float32(0.9))] * 2, 1, 0.9) == [3]  # not below tau in float32
 
 
 def test_fastvid_stand_ins_for_the_pooling_head():
@@ -194,6 +173,51 @@ def test_fastvid_stand_ins_for_the_pooling_head():
         assert torch.equal(kept.positions, expected.positions)
         assert kept.notes == expected.notes
         assert not torch.equal(kept.positions, FastVID(c=3, tau=-1).prune(tokens).positions)
+
+
+class _Launches(TorchDispatchMode):
+    """Counts the operations that a GPU would have to launch: all but views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("variant", ["onevision", "video"])
+def test_fastvid_launches_no_more_for_more_segments(variant: str):
+    tokens = _video(24, 16, 8)
+    launches = []
+    for segments in (1, 4, 24):
+        method = FastVID(c=segments, tau=-1, variant=variant)
+        with torch.no_grad(), _Launches() as counted:
+            pruned = method.prune(tokens)
+        assert len(pruned.notes["segment_lengths"]) == segments
+        launches.append(counted.count)
+    assert len(set(launches)) == 1
+    assert launches[0] <= 95
+
+
+@pytest.mark.parametrize("variant", ["onevision", "video"])
+def test_fastvid_merges_alike_where_copies_do_not_fit(variant: str, monkeypatch: pytest.MonkeyPatch):
+    tokens = _video(13, 16, 8)
+    for ratio in RATIOS:
+        for segments in (1, 3, 13):
+            method = FastVID(ratio, c=segments, tau=-1, p=2, variant=variant)
+            at_once = method.prune(tokens)
+            with monkeypatch.context() as patch:
+                patch.setitem(frames_per_chunk.__globals__, "_CHUNK_BYTES", {"cpu": 1})
+                by_segment = method.prune(tokens)
+            assert torch.equal(at_once.positions, by_segment.positions)
+            torch.testing.assert_close(at_once.features, by_segment.features)
+
+
+def test_fastvid_takes_large_values_for_finite():
+    tokens = _video(9, 16, 8)
+    assert len(FastVID().prune(replace(tokens, frame_features=torch.full((9, 8), 3e38)))) == 36  # their sum overflows
 
 
 def test_visionzip_sums_what_it_merges():
