@@ -71,7 +71,7 @@ class _Group:
             "Encode ms": lambda c: self._number(c, "encode_ms"),
             "Prune ms (of dense prefill)": self._prune,
             "Prefill ms": self._prefill,
-            "Prefill ratio (by FLOPs)": self._ratio,
+            "Prefill ratio (of least work)": self._ratio,
             "of roofline": lambda c: self._number(c, "prefill_over_roofline", "×"),
             "Decode ms/token": lambda c: self._number(c, "decode_token_ms"),
             "of its roofline": lambda c: self._number(c, "decode_over_roofline", "×"),
@@ -133,12 +133,12 @@ class _Group:
         return "out of memory" if row is not None and row.n_errors else self._number(cell, "prefill_ms")
 
     def _ratio(self, cell: _Key) -> str:
-        """Dense over the cell in prefill without pruning, and in the operations that torch counted in it."""
-        rows = [(self._row((DENSE, 1.0), m), self._row(cell, m)) for m in ("prefill_ms", "flops_counted")]
+        """Dense over the cell in prefill without pruning, and in the least time that it could take."""
+        rows = [(self._row((DENSE, 1.0), m), self._row(cell, m)) for m in ("prefill_ms", "prefill_roofline_ms")]
         if cell[0] == DENSE or any(row is None for pair in rows for row in pair):
             return NONE
-        took, counted = (dense.value / row.value for dense, row in rows if dense is not None and row is not None)
-        return f"{took:.2f}× ({counted:.2f}×)"
+        took, least = (dense.value / row.value for dense, row in rows if dense is not None and row is not None)
+        return f"{took:.2f}× ({least:.2f}×)"
 
     def _speedup(self, cell: _Key, metric: str) -> str:
         row = self._row(cell, metric)
@@ -166,8 +166,8 @@ class _Group:
         lines.append(
             f"Times: medians of {repeats} rounds, dense and every cell in each. Three speed-ups, with 95 % intervals: "
             "prefill (pruning + prefill), TTFT (+ encoding), E2E (everything); FLOPs: multiply-adds (`flops_gqa`); "
-            "prefill ratio: of prefill without pruning, and of the FLOPs that torch counts in it; "
-            "of roofline: time over the least possible (docs/measuring.md)"
+            "of roofline: time over the least possible; prefill ratio: dense over the cell, without pruning, and what "
+            "it would be at the roofline (docs/measuring.md)"
         )
         return tuple(lines)
 
