@@ -43,7 +43,8 @@ class Saving:
         return self.dense_ms / self.pruned_ms
 
     def __str__(self) -> str:
-        times = f"{self.dense_ms:.3g} / {self.pruned_ms:.3g} | {self.took:.2f} | {self.least:.2f} | {self.counted:.2f}"
+        dense, pruned = (f"{ms:.0f}" if ms > 100 else f"{ms:.1f}" for ms in (self.dense_ms, self.pruned_ms))
+        times = f"{dense} / {pruned} | {self.took:.2f} | {self.least:.2f} | {self.counted:.2f}"
         return f"| {self.where}, R = {100 * self.ratio:g} % | {times} | {100 * self.share:.1f} % |"
 
 
