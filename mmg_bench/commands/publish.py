@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from mmg_bench.report.rows import write_rows
+from mmg_bench.report.rows import provenance_keys, write_rows
 from mmg_bench.report.table import Table, print_tables, to_markdown
 from mmg_bench.runner import provenance
 
@@ -22,8 +22,7 @@ def publish(
     shown: bool = True,
 ) -> None:
     """Write rows.csv, table.md and provenance.json, and print the table where it is to be shown."""
-    used = {key for keys in rows.provenance for key in str(keys).split(";") if key}
-    provenance.write(folder, {key: sources[key] for key in sorted(used)})
+    provenance.write(folder, {key: sources[key] for key in sorted(provenance_keys(rows))})
     write_rows(rows, folder / "rows.csv")
     tables = layout(rows, sources)
     partial = folder / "table.partial"

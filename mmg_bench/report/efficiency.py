@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from mmg_bench.report.rows import ALL, DENSE, ResultRow, as_tuples
+from mmg_bench.report.rows import ALL, DENSE, ResultRow, as_tuples, provenance_keys
 from mmg_bench.report.table import NONE, Block, Cell, Table, is_control, measured_line, with_interval, with_unit
 
 _Key = tuple[str, float]
@@ -150,7 +150,7 @@ class _Group:
 
     def _header(self) -> tuple[str, ...]:
         first = self.rows.iloc[0]
-        keys = dict.fromkeys(key for key in self.rows.provenance if key)
+        keys = provenance_keys(self.rows)
         lines = [f"Model: {first['model']}, weights: {', '.join(self.rows.weights.unique())}; {first['frames']} frames"]
         lines += [measured_line(key, self.provenance) for key in keys]
         for facts in (self.provenance[key] for key in keys):
@@ -173,6 +173,6 @@ class _Group:
 
     def _notes(self) -> tuple[str, ...]:
         failures: dict[str, str] = {}
-        for key in dict.fromkeys(k for k in self.rows.provenance if k):
+        for key in provenance_keys(self.rows):
             failures |= self.provenance[key].get("out_of_memory", {})
         return tuple(f"{cell}: {why}" for cell, why in failures.items())

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from mmg_bench.measure.prune_time import GRAM, PruneTimes, quantiles
-from mmg_bench.report.rows import ALL, NO_BENCHMARK, ResultRow, as_tuples, to_frame
-from mmg_bench.report.table import NONE, Block, Cell, Table
+from mmg_bench.report.rows import ALL, NO_BENCHMARK, ResultRow, as_tuples, provenance_keys, to_frame
+from mmg_bench.report.table import NONE, Block, Cell, Table, measured_line
 
 TABLE = "bench_methods"
 CITED_MS = {"fastvid": 6.1, "prunevid": 37.0, "flashvid": 60.0, "holitom": 78.0}
@@ -74,11 +74,6 @@ def prune_time_rows(
     return to_frame(rows)
 
 
-def _measured_line(key: str, run: Mapping[str, Any]) -> str:
-    where = f"{run['device']}, {run['dtype']}, {run['date']}, commit {run['commit']}"
-    return f"Measured ({key}): {where}; reproduce with `{run['command']}`"
-
-
 def prune_time_table(rows: pd.DataFrame, provenance: Mapping[str, Mapping[str, Any]]) -> Table:
     """The table of `rows`: a line a method, a group of columns for each number of frames."""
     found = {(r.method, r.frames, r.metric, r.source): r for r in as_tuples(rows)}
@@ -105,13 +100,14 @@ def prune_time_table(rows: pd.DataFrame, provenance: Mapping[str, Mapping[str, A
         cells.append(text(name, CITED_FRAMES, "prune_ms", 1, "cited"))
         lines.append(tuple(Cell(c) for c in cells))
     growth = [f"{frames[-1]} over {frames[0]} frames"] if len(frames) > 1 else []
-    keys = dict.fromkeys(key for joined in rows.provenance for key in joined.split(";") if key)
-    run = provenance[next(iter(keys))]
+    keys = provenance_keys(rows)
+    measured = [measured_line(key, provenance) for key in keys]
+    run = provenance[keys[0]]
     on_gpu = str(run["torch_device"]).startswith("cuda")
     return Table(
         title=f"{TABLE}: {rows.model.iloc[0]}, R = {100 * rows.retention_ratio.iloc[0]:g} %",
         header=(
-            *(_measured_line(key, provenance[key]) for key in keys),
+            *measured,
             "Milliseconds of `prune`, median over the rounds [5th, 95th percentile]; all methods once a round; "
             + ("CUDA events" if on_gpu else f"`perf_counter`, {run['threads']} threads"),
             "× Gram: over the one batched product of every frame with itself (float32) in the same round; "

@@ -214,6 +214,11 @@ def as_tuples(rows: pd.DataFrame) -> list[ResultRow]:
     return [ResultRow(*row) for row in rows[list(COLUMNS)].itertuples(index=False)]
 
 
+def provenance_keys(rows: pd.DataFrame) -> list[str]:
+    """The provenance keys that rows name, in the order in which they come; a row may join several by `;`."""
+    return list(dict.fromkeys(key for keys in rows.provenance for key in str(keys).split(";") if key))
+
+
 def headline(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows that stand for a whole cell: of the only benchmark, or of the average over several."""
     overall = rows[(rows.skill == ALL) & (rows.benchmark != NO_BENCHMARK)]

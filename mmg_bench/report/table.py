@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from mmg_bench.report.published import published as published_numbers
-from mmg_bench.report.rows import ALL, AVERAGE, DENSE, NO_BENCHMARK, ResultRow, as_tuples, headline
+from mmg_bench.report.rows import ALL, AVERAGE, DENSE, NO_BENCHMARK, ResultRow, as_tuples, headline, provenance_keys
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -302,7 +302,7 @@ class _Layout:
         ]
         first = self.rows.iloc[0]
         lines = [f"Model: {first['model']}, weights: {weights}; {first['frames']} frames; {', '.join(counts)}"]
-        keys = dict.fromkeys(k for keys in self.rows.provenance.unique() for k in keys.split(";") if k)
+        keys = provenance_keys(self.rows)
         lines += [measured_line(key, self.provenance) for key in keys]
         if self.benchmarks:
             lines.append(
