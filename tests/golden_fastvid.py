@@ -1,8 +1,9 @@
 import torch
 
 from golden_cases import Inputs, Run
+from mmg_bench.methods._merge import neighbour_cosines
 from mmg_bench.methods._ops import frame_means
-from mmg_bench.methods.fastvid import dynamic_segments, neighbour_cosines, reduce_segments, token_counts
+from mmg_bench.methods.fastvid import dynamic_segments, reduce_segments, token_counts
 
 
 def check_fastvid(run: Run, inputs: Inputs) -> None:

@@ -25,6 +25,12 @@ def unit(x: Tensor) -> Tensor:
     return F.normalize(x.float(), dim=-1)
 
 
+def neighbour_cosines(x: Tensor) -> Tensor:
+    """Cosine similarity of vectors that follow each other along the first dimension: `[T, ..., D]` to `[T-1, ...]`."""
+    direction = unit(x.detach())
+    return (direction[:-1] * direction[1:]).sum(-1)
+
+
 def group_scores(squared: Tensor, valid: Tensor, k: Tensor, most: int) -> Tensor:
     """log(rho * delta) of DPC-KNN of each group's `valid` points among themselves, -inf for the others: `[G, n]`.
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmg_bench.methods._merge import group_scores, supplied, unit
+from mmg_bench.methods._merge import group_scores, neighbour_cosines, supplied
 from mmg_bench.methods._ops import (
     at_ranks,
     float_product,
@@ -40,12 +40,6 @@ class Reduced(NamedTuple):
     """`[T, N]` bool: tokens kept as they are."""
     density_score: Tensor
     """`[T, N]`: log(rho * delta) among a frame's non-salient tokens; -inf at salient ones."""
-
-
-def neighbour_cosines(frame_features: Tensor) -> Tensor:
-    """Cosine similarity of adjacent frames by their features `[T, C]`: `[T - 1]`."""
-    frame = unit(frame_features.detach())
-    return (frame[:-1] * frame[1:]).sum(1)
 
 
 def dynamic_segments(similarity: Sequence[float], c: int, tau: float) -> list[int]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmg_bench.methods._greedy import cosine_distances, max_min_selection
 from mmg_bench.methods._inside import layers_at, most_attended
-from mmg_bench.methods._merge import group_means, group_scores, supplied, unit
+from mmg_bench.methods._merge import group_means, group_scores, neighbour_cosines, supplied, unit
 from mmg_bench.methods._ops import descending, frame_means, on_device, positions_of, squared_distances
 from mmg_bench.methods.base import Method, Positions, check_choice, check_range
 from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens, keep
@@ -43,8 +43,7 @@ def segment_lengths(features: Tensor, threshold: float, min_segments: int) -> li
 
     Further cuts are added until there are `min_segments` segments (or as many as frames).
     """
-    means = unit(frame_means(features))  # [T, D]
-    similarity = (means[:-1] * means[1:]).sum(-1).cpu()  # [T - 1]
+    similarity = neighbour_cosines(frame_means(features)).cpu()  # [T - 1]
     cut = similarity < threshold
     missing = max(0, min_segments - 1 - int(cut.sum()))
     cut[descending(-similarity.masked_fill(cut, torch.inf))[:missing]] = True

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmg_bench.methods._inside import layers_at, most_attended
-from mmg_bench.methods._merge import group_means, group_scores, in_raster_order, supplied, unit
+from mmg_bench.methods._merge import group_means, group_scores, in_raster_order, neighbour_cosines, supplied, unit
 from mmg_bench.methods._ops import (
     descending,
     largest_remainder,
@@ -43,8 +43,7 @@ class Outer(NamedTuple):
 
 def still_links(features: Tensor, tau: float) -> Tensor:
     """Where a position's cosine with the next frame exceeds `tau`: `features [T, N, D]` to `[T - 1, N]` bool."""
-    direction = unit(features)
-    return (direction[:-1] * direction[1:]).sum(-1) > tau
+    return neighbour_cosines(features) > tau
 
 
 def best_windows(still: Tensor) -> tuple[list[Window], int]:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mmg_bench.methods._merge import neighbour_cosines
 from mmg_bench.methods._ops import frames_per_chunk
 from mmg_bench.methods.base import Method
 from mmg_bench.methods.dycoke import DyCoke, references
-from mmg_bench.methods.fastvid import FastVID, dynamic_segments, neighbour_cosines, token_counts
+from mmg_bench.methods.fastvid import FastVID, dynamic_segments, token_counts
 from mmg_bench.methods.holitom import HoliTom, best_windows, merge_by_density
 from mmg_bench.methods.prumerge import PruMerge, merge_around, outlier_ratio, with_grid
 from mmg_bench.methods.prunevid import PruneVid, cluster, counts_by_budget, refine, static_positions
