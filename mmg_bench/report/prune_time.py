@@ -101,13 +101,12 @@ def prune_time_table(rows: pd.DataFrame, provenance: Mapping[str, Mapping[str, A
         lines.append(tuple(Cell(c) for c in cells))
     growth = [f"{frames[-1]} over {frames[0]} frames"] if len(frames) > 1 else []
     keys = provenance_keys(rows)
-    measured = [measured_line(key, provenance) for key in keys]
     run = provenance[keys[0]]
     on_gpu = str(run["torch_device"]).startswith("cuda")
     return Table(
         title=f"{TABLE}: {rows.model.iloc[0]}, R = {100 * rows.retention_ratio.iloc[0]:g} %",
         header=(
-            *measured,
+            *(measured_line(key, provenance) for key in keys),
             "Milliseconds of `prune`, median over the rounds [5th, 95th percentile]; all methods once a round; "
             + ("CUDA events" if on_gpu else f"`perf_counter`, {run['threads']} threads"),
             "× Gram: over the one batched product of every frame with itself (float32) in the same round; "
