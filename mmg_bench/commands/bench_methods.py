@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from mmg_bench import config as cfg
-from mmg_bench.measure.prune_time import PruneTimeSettings, measure_methods
+from mmg_bench.measure.prune_time import PruneTimes, PruneTimeSettings, measure_methods
 from mmg_bench.methods.registry import get_method, method_names
 from mmg_bench.report.prune_time import prune_time_rows, prune_time_table
 from mmg_bench.report.rows import write_rows
@@ -26,14 +26,16 @@ def run(config: DictConfig) -> int:
     device = settings.torch_device
     described = {**asdict(settings), "torch_device": str(device), "methods": names, "retention_ratio": ratio}
     entry = provenance.describe(described, device)
-    results = measure_methods(methods, settings)
-    key = provenance.register(out, entry)
-    provenance.write(out, {key: entry})
     model = f"synthetic {settings.tokens} x {settings.width}"
-    rows = prune_time_rows(results, model=model, retention_ratio=ratio, provenance=key)
-    write_rows(rows, out / "rows.csv")
-    table = prune_time_table(rows, {key: entry})
-    (out / "table.md").write_text(to_markdown([table]), encoding="utf-8")
+    results: list[PruneTimes] = []
+    for found in measure_methods(methods, settings):  # written as they come, so that a stop loses no other length
+        results += found
+        key = provenance.register(out, entry)
+        rows = prune_time_rows(results, model=model, retention_ratio=ratio, provenance=key)
+        table = prune_time_table(rows, {key: entry})
+        write_rows(rows, out / "rows.csv")
+        (out / "table.md").write_text(to_markdown([table]), encoding="utf-8")
+        provenance.write(out, {key: entry})
     print_tables([table])
     print(f"\nWritten: {out}/table.md, rows.csv, provenance.json")
     return 0

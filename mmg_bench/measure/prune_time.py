@@ -83,20 +83,19 @@ class PruneTimes:
     """`[repeats]`: what the Gram product took in the same rounds."""
 
 
-def measure_methods(methods: Mapping[str, Method], settings: PruneTimeSettings) -> list[PruneTimes]:
-    """Time every method at every number of frames; beside it the one batched Gram product of the video's frames.
+def measure_methods(methods: Mapping[str, Method], settings: PruneTimeSettings) -> Iterator[list[PruneTimes]]:
+    """Time every method; beside it the one batched Gram product of the video's frames. One list a number of frames.
 
     That product, `[T, N, D]` with its own transpose in float32, is what MMG-Vid cannot avoid, and a yardstick for the
     others: a ratio to it says more than milliseconds of one machine.
     """
     device = settings.torch_device
-    results: list[PruneTimes] = []
-    with torch.inference_mode():
-        for frames in settings.frames:
+    for frames in settings.frames:
+        with torch.inference_mode():
             video = synthetic_video(frames, settings.grid, settings.width, settings.seed)
             tokens = _on(video, device, getattr(torch, settings.dtype))
-            results += _at(frames, tokens, methods, settings)
-    return results
+            found = list(_at(frames, tokens, methods, settings))
+        yield found
 
 
 def _at(

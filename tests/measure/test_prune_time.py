@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from hydra import compose, initialize_config_dir
 
 from mmg_bench import config as cfg
 from mmg_bench.commands.bench_methods import run
+from mmg_bench.measure import prune_time
 from mmg_bench.measure.prune_time import (
     GRAM,
     PruneTimes,
@@ -101,7 +104,7 @@ class Broken(Method):
 def test_what_cannot_be_timed_is_told_apart() -> None:
     methods = {"random": Random(0.5), "inside": Inside(0.5), "greedy": Greedy(0.5)}
     settings = PruneTimeSettings(frames=(2, 3), tokens=6, width=4, repeats=3, warmup=0, device="cpu")
-    found = {(r.name, r.frames): r for r in measure_methods(methods, settings)}
+    found = {(r.name, r.frames): r for r in itertools.chain(*measure_methods(methods, settings))}
     assert set(found) == {(name, t) for name in methods for t in (2, 3)}
     assert {len(r.gram) for r in found.values()} == {3}
     assert found["random", 3].realised_tokens == 9
@@ -110,7 +113,7 @@ def test_what_cannot_be_timed_is_told_apart() -> None:
     assert found["greedy", 3].realised_tokens is None
     assert len(found["inside", 2].ms) == len(found["greedy", 3].ms) == 0
     with pytest.raises(RuntimeError, match="a fault of its own"):
-        measure_methods({"broken": Broken()}, settings)
+        next(measure_methods({"broken": Broken()}, settings))
 
 
 def test_rows_and_table() -> None:
@@ -162,6 +165,38 @@ def test_the_command_writes_rows_table_and_provenance(tmp_path: Path) -> None:
     (key,) = set(rows.provenance)
     assert f'"{key}"' in (tmp_path / "provenance.json").read_text()
     assert "| pooled |" in (tmp_path / "table.md").read_text()
+
+
+def test_what_was_timed_stays_when_the_rest_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(frames: int, *of: Any) -> VideoTokens:
+        if frames == 4:
+            raise KeyboardInterrupt
+        return synthetic_video(frames, *of)
+
+    monkeypatch.setattr(prune_time, "synthetic_video", stopped)
+    options = ["frames=[2,4]", "tokens=12", "width=8", "repeats=3", "warmup=0", "device=cpu", f"out={tmp_path}"]
+    with initialize_config_dir(str(cfg.CONFIGS), version_base=None), pytest.raises(KeyboardInterrupt):
+        run(compose("bench_methods", [*options, "methods=[uniform]"]))
+    rows = read_rows(tmp_path / "rows.csv")
+    assert set(rows.frames) == {2}
+    assert set(rows.method) == {GRAM, "uniform"}
+    assert set(rows.provenance) == set(json.loads((tmp_path / "provenance.json").read_text()))
+    assert "| uniform |" in (tmp_path / "table.md").read_text()
+
+
+def test_the_page_of_mmg_vid_says_what_was_measured() -> None:
+    root = Path(__file__).parents[2]
+    page = " ".join((root / "docs" / "methods" / "mmg_vid.md").read_text().split())
+
+    def at(folder: str, metric: str) -> list[str]:
+        rows = read_rows(root / "results" / folder / "rows.csv")
+        rows = rows[(rows.method == "mmg_vid") & (rows.metric == metric)].set_index("frames")
+        return [f"{rows.value[t]:.2f}" for t in (32, 128)]
+
+    few, many = at("bench_methods", "gram_ratio")
+    assert f"takes {few} times as long as that Gram product in one piece at 32 frames, {many} times at 128" in page
+    few, many = at("h200/bench_methods", "prune_ms")
+    assert f"takes {few} ms at 32 frames and {many} ms at 128" in page
 
 
 @pytest.mark.parametrize(
