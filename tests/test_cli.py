@@ -38,12 +38,12 @@ def test_methods_are_listed() -> None:
 
 
 def test_methods_are_timed(tmp_path: Path) -> None:
-    size = ["frames=[2]", "tokens=4", "width=8", "repeats=3", "warmup=0", "device=cpu"]
-    done = mmg_bench("bench-methods", *size, "methods=[mmg_vid]", f"out={tmp_path}")
+    size = ["frames=2", "tokens=4", "width=8", "repeats=3", "warmup=0", "device=cpu"]
+    done = mmg_bench("bench-methods", *size, "methods=mmg_vid", f"out={tmp_path}")
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "table.md").read_text()
     assert "| mmg_vid |" in table
-    assert "reproduce with `mmg-bench bench-methods frames=[2]" in table
+    assert "reproduce with `mmg-bench bench-methods frames=2" in table
 
 
 def test_a_sweep_shares_one_pass(tmp_path: Path) -> None:
@@ -93,6 +93,8 @@ def test_a_stopped_run_resumes(tmp_path: Path, how: signal.Signals) -> None:
         (["run", "retention_ratio=1.5"], "MMGVid.retention_ratio=1.5: it must be a number in (0, 1]"),
         (["run", "model.path=/nowhere"], "/nowhere: no such checkpoint folder"),
         (["table", "profile=papers"], "has no profile 'papers'; choose auto or paper, embedded"),
+        (["run", "latency=off"], "latency='off': choose true or false"),
+        (["run", "limit=abc"], "limit=abc: it must be a whole number, at least 1, or null"),
         (["tables"], "no command 'tables'; choose one of run, table"),
     ],
 )
@@ -101,6 +103,13 @@ def test_mistakes_end_in_one_line(args: list[str], says: str, tmp_path: Path) ->
     assert done.returncode != 0
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_damaged_provenance_is_named(tmp_path: Path) -> None:
+    (tmp_path / "provenance.json").write_text("{")
+    done = mmg_bench("run", "method=random", "limit=1", f"output_dir={tmp_path}")
+    assert done.returncode == 2
+    assert f"{tmp_path}/provenance.json is damaged" in done.stderr
 
 
 def test_failed_answers_show_in_the_exit_status(tmp_path: Path) -> None:
@@ -121,4 +130,6 @@ def test_failed_answers_show_in_the_exit_status(tmp_path: Path) -> None:
     assert set(overall.n_errors) == {6}
     assert set(overall.n) == {6}
     (folder / "test-0001.mp4").unlink()  # rendered anew
-    assert mmg_bench(*args, MMG_BENCH_CACHE=str(cache)).returncode == 0
+    # two workers try again what one failed to answer
+    assert mmg_bench(*args, "workers=2", MMG_BENCH_CACHE=str(cache)).returncode == 0
+    assert '"error": "' not in (tmp_path / "out" / "records.jsonl").read_text()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -12,6 +14,7 @@ from hydra.errors import MissingConfigException
 from mmg_bench import config as cfg
 from mmg_bench.commands import measure
 from mmg_bench.methods.registry import method_names
+from mmg_bench.runner.cells import code_of
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +96,18 @@ def test_labels_tell_what_differs() -> None:
     )
     same = cfg.cell({"name": "mmg_vid"}, 0.25), cfg.cell({"name": "mmg_vid", "tau": 0.95}, 0.25, "original")
     assert same[0].key(model="m") == same[1].key(model="m") != same[0].key(model="n")
+
+
+def test_other_code_of_a_method_has_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed, same = cfg.cell({"name": "mmg_vid"}, 0.25), cfg.cell({"name": "random"}, 0.25)
+    before = changed.key(), same.key()
+    source = inspect.getsourcefile
+    copy = tmp_path / "mmg_vid.py"
+    copy.write_text(Path(source(type(changed.method)) or "").read_text() + "# one line more\n")
+    monkeypatch.setattr(inspect, "getsourcefile", lambda cls: str(copy) if cls is type(changed.method) else source(cls))
+    code_of.cache_clear()
+    assert (changed.key() != before[0], same.key() != before[1]) == (True, False)
+    code_of.cache_clear()
 
 
 def test_a_sweep_is_every_combination() -> None:

@@ -72,8 +72,8 @@ class Benchmark:
     """A benchmark's questions and its scoring. Raises BenchmarkError when a task is unknown or its data incomplete."""
 
     def __init__(self, spec: BenchmarkSpec, limit: int | None = None):
-        if limit is not None and limit < 1:
-            raise BenchmarkError(f"limit={limit}: it must be at least 1, or null for every question")
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            raise BenchmarkError(f"limit={limit}: it must be a whole number, at least 1, or null for every question")
         self.spec, self.limit = spec, limit
         self._tasks = _load_tasks(spec)
 

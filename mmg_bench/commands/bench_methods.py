@@ -19,6 +19,9 @@ from mmg_bench.runner import provenance
 def run(config: DictConfig) -> int:
     """Time the methods; write rows.csv, table.md and provenance.json; print the table."""
     values = cfg.plain(config)
+    for name in ("methods", "frames"):  # one alone is a list of one
+        if not isinstance(values[name], list) and values[name] != "all":
+            values[name] = [values[name]]
     wanted, ratio, out = values.pop("methods"), values.pop("retention_ratio"), Path(values.pop("out"))
     names = [n for n in method_names() if n != "dense"] if wanted == "all" else list(dict.fromkeys(wanted))
     methods = {name: get_method(name, retention_ratio=ratio) for name in names}

@@ -24,7 +24,7 @@ from mmg_bench.report.table import layout
 from mmg_bench.runner import provenance
 from mmg_bench.runner.cells import Cell
 from mmg_bench.runner.evaluate import Shard, collect, evaluate
-from mmg_bench.runner.records import Record
+from mmg_bench.runner.records import Record, drop_errors
 from mmg_bench.runner.workers import in_processes, workers_for
 
 
@@ -51,6 +51,8 @@ def run(configs: Sequence[DictConfig]) -> int:
     """Run jobs composed from run.yaml, those of one model and benchmark together. Returns how many answers failed."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for config in map(cfg.plain, configs):
+        if not isinstance(config["latency"], bool):
+            raise ValueError(f"latency={config['latency']!r}: choose true or false")
         apart = {k: v for k, v in config.items() if k not in ("method", "retention_ratio", "positions")}
         groups.setdefault(json.dumps(apart, sort_keys=True), []).append(config)
     jobs = []
@@ -118,6 +120,7 @@ def _do(job: Job) -> int:
         key = provenance.register(folder, entry)
         print(f"{benchmark.spec.name}: {count} questions, {len(job.cells)} cells -> {folder}", flush=True)
         if job.workers > 1 and job.shard.count == 1:
+            drop_errors(folder)  # of earlier runs, whatever number of workers these had
             in_processes(job.workers, _answer_share, job.model, config, job.limit, job.cells, folder, key)
             records += collect(llm, benchmark, job.cells, folder)
         else:

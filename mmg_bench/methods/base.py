@@ -130,6 +130,13 @@ def check_range(
         )
 
 
+def check_flag(method: object, field: str) -> None:
+    """Raise a ValueError that names the field and its value unless that is true or false: `off` would count as true."""
+    value = getattr(method, field)
+    if not isinstance(value, bool):
+        raise ValueError(f"{type(method).__name__}.{field}={value!r}: it must be true or false")
+
+
 def check_choice(method: object, field: str, choices: tuple[Any, ...]) -> None:
     """Raise a ValueError that names the field, its value and the choices unless the value is one of them."""
     value = getattr(method, field)

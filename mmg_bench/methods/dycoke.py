@@ -12,7 +12,7 @@ from torch import Tensor
 from mmg_bench.methods._inside import check_layer, most_attended
 from mmg_bench.methods._merge import unit
 from mmg_bench.methods._ops import on_device, positions_of, spread
-from mmg_bench.methods.base import Method, Positions, check_range
+from mmg_bench.methods.base import Method, Positions, check_flag, check_range
 from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
 
 
@@ -91,6 +91,7 @@ class DyCoke(Method):
         check_range(self, "p", 0, 1)
         check_range(self, "layer", 1, 10_000, integer=True)
         check_range(self, "change", -1, 1)
+        check_flag(self, "inner")
 
     def key_layer(self, depth: int) -> int | None:
         return check_layer(self, "layer", depth) if self.inner else None

@@ -194,7 +194,8 @@ def merge_into_anchors(
     # Where no anchor is there, any token will do: the next host's anchors, and behind the last one -1.
     anchor = positions_of(is_anchor, count + plan.slots)
     centre = features.flatten(0, 1)[anchor[plan.first.unsqueeze(1) + slot]]  # [G, A, D]
-    scale = torch.linalg.vector_norm(centre, dim=2, dtype=torch.float32).clamp_min_(1e-12).reciprocal_()
+    wide = centre if centre.dtype.itemsize <= 4 else centre.float()  # which `vector_norm` does not narrow
+    scale = torch.linalg.vector_norm(wide, dim=2, dtype=torch.float32).clamp_min_(1e-12).reciprocal_()
 
     # Cosines but for the length of the joining token, which does not change what is nearest.
     similarity = products_with_centres(features, centre, plan).mul_(scale[plan.hosts].unsqueeze(1))  # [T, N, H, A]

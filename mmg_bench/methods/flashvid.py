@@ -15,7 +15,7 @@ from mmg_bench.methods._greedy import cosine_distances, max_min_selection
 from mmg_bench.methods._inside import layers_at, most_attended
 from mmg_bench.methods._merge import group_means, group_scores, neighbour_cosines, supplied, unit
 from mmg_bench.methods._ops import descending, frame_means, on_device, positions_of, squared_distances
-from mmg_bench.methods.base import Method, Positions, check_choice, check_range
+from mmg_bench.methods.base import Method, Positions, check_choice, check_flag, check_range
 from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens, keep
 
 PRUNING_LAYER, OFFICIAL_DEPTH = 20, 28
@@ -241,6 +241,7 @@ class FlashVID(Method):
         check_range(self, "segment_threshold", -1, 1)
         check_range(self, "min_segment_num", 1, 2**31, integer=True)
         check_range(self, "llm_retention_ratio", 0, 1, low_open=True)
+        check_flag(self, "inner")
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
         lengths = segment_lengths(tokens.features, self.segment_threshold, self.min_segment_num)

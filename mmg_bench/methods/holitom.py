@@ -20,7 +20,7 @@ from mmg_bench.methods._ops import (
     squared_distances,
     top_mask,
 )
-from mmg_bench.methods.base import Method, Positions, check_range
+from mmg_bench.methods.base import Method, Positions, check_flag, check_range
 from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens
 
 MERGING_LAYER, OFFICIAL_DEPTH = 18, 28
@@ -168,6 +168,9 @@ def merge_outer(
         rows += [(behind + w * most + c, last, True) for c in range(static_counts[w])]
         rows += [(row, t, False) for t in inside for row in range(first_row[t], first_row[t + 1])]
         rows += [(behind + group_of[t] * most + c, t, False) for t in inside for c in range(contextual[t])]
+    if not rows:
+        nothing = torch.zeros(0, dtype=torch.int64, device=device)
+        return Outer(values.new_empty(0, values.shape[-1]), nothing, nothing, nothing > 0)
     row, end_frame, static_row = on_device([*zip(*rows, strict=True)], device)
     return Outer(torch.cat(tokens)[row], torch.cat(positions)[row], end_frame, static_row > 0)
 
@@ -254,6 +257,7 @@ class HoliTom(Method):
         check_range(self, "k", 1, 10_000, integer=True)
         check_range(self, "D", 0, 1)
         check_range(self, "r", 0, 1)
+        check_flag(self, "inner")
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
         still = still_links(tokens.features, self.tau).cpu()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmg_bench.methods._merge import frame_groups, in_raster_order, supplied, unit
 from mmg_bench.methods._ops import descending, evenly_spaced, top_mask
-from mmg_bench.methods.base import Method, Positions, check_range
+from mmg_bench.methods.base import Method, Positions, check_flag, check_range
 from mmg_bench.tokens import PrunedTokens, VideoTokens
 
 
@@ -81,8 +81,7 @@ class PruMerge(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         for flag in ("plus", "adaptive"):
-            if not isinstance(getattr(self, flag), bool):
-                raise ValueError(f"PruMerge.{flag}={getattr(self, flag)!r}: it must be true or false")
+            check_flag(self, flag)
         check_range(self, "neighbours", 1, 10_000, integer=True)
         object.__setattr__(self, "exact", not self.adaptive)  # the adaptive rule has no budget
 

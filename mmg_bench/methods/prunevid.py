@@ -13,7 +13,7 @@ from torch import Tensor
 from mmg_bench.methods._inside import layers_at
 from mmg_bench.methods._merge import group_means, group_scores, in_raster_order, unit
 from mmg_bench.methods._ops import descending, frame_means, largest_remainder, on_device, squared_distances
-from mmg_bench.methods.base import Method, Positions, check_range
+from mmg_bench.methods.base import Method, Positions, check_flag, check_range
 from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens
 
 SELECTED_LAYER, OFFICIAL_DEPTH = 10, 32
@@ -264,6 +264,7 @@ class PruneVid(Method):
         check_range(self, "temporal_segment_ratio", 0, 1, low_open=True)
         check_range(self, "k", 1, 10_000, integer=True)
         check_range(self, "alpha", 0, 1, low_open=True)
+        check_flag(self, "inner")
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
         clusters = max(1, int(tokens.frames * self.temporal_segment_ratio))

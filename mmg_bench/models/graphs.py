@@ -63,10 +63,12 @@ def prefill_graphs(language_model: Any) -> Iterator[Switch]:
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         embeds, ids, mask = (kwargs.get(name) for name in ("inputs_embeds", "position_ids", "attention_mask"))
-        if not switch.on or args or embeds is None or ids is None or kwargs.get("past_key_values") is not None:
+        if not switch.on or args or embeds is None or kwargs.get("past_key_values") is not None:
             return original(*args, **kwargs)
         if mask is not None and (mask.dim() != 2 or not bool(mask.all())):
             return original(**kwargs)
+        if ids is None:  # the stock forward would count them itself: dense is replayed like what prunes
+            ids = torch.arange(embeds.shape[1], device=embeds.device)[None]
         key = embeds.shape, embeds.dtype, ids.shape
         inputs = {"inputs_embeds": embeds, "position_ids": ids}
         if key not in recordings:

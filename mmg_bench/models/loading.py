@@ -201,8 +201,8 @@ class VideoLLM:
         arguments.setdefault("max_new_tokens", NEW_TOKENS)
         if arguments.get("do_sample"):
             arguments |= {k: generation[k] for k in ("temperature", "top_p") if k in generation}
-        else:  # a checkpoint's own sampling settings would only draw warnings
-            arguments |= {"temperature": None, "top_p": None, "top_k": None}
+        else:  # greedy unless the task says otherwise, whatever a checkpoint's own settings say
+            arguments |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         with torch.inference_mode():
             ids = self.model.generate(**inputs, **fresh(encoded.arguments), **arguments)
         text: str = self.processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from dataclasses import MISSING, asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+from mmg_bench import methods
 from mmg_bench.methods.base import Method, Positions
 from mmg_bench.methods.registry import get_method
 
@@ -33,14 +37,23 @@ class Cell:
         return f"{self.method.name}({inside})" if inside else self.method.name
 
     def key(self, **context: Any) -> str:
-        """Digest of the method, all its parameters and the context (model, benchmark, frames, ...)."""
+        """Digest of the method, its code, all its parameters and the context (model, benchmark, frames, ...)."""
         content = {
             "method": self.method.name,
+            "code": code_of(type(self.method)),
             "parameters": asdict(self.method),
             "positions": self.positions,
             **context,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@cache
+def code_of(method: type[Method]) -> str:
+    """Digest of a method's own file and of those that methods share: answers of other code are not its answers."""
+    own = inspect.getsourcefile(method)
+    files = [*sorted(Path(methods.__file__).parent.glob("_[!_]*.py")), *([Path(own)] if own else [])]
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
 def make_cell(name: str, retention_ratio: float, positions: Positions | None = None, **parameters: Any) -> Cell:

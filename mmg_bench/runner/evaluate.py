@@ -88,6 +88,7 @@ class _Pass:
             weights=self.llm.weights_for(cell.method.needs),
             frames=spec.frames,
             dtype=spec.dtype,
+            attention=self.llm.model.config._attn_implementation,
             benchmark=self.benchmark.spec.name,
         )
 

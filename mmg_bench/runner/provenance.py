@@ -55,13 +55,17 @@ def key_of(entry: dict[str, Any]) -> str:
 def read(folder: Path) -> dict[str, Any]:
     """All entries of `folder`/provenance.json; none when there is no such file."""
     path = folder / "provenance.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        entries: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): restore it, or start anew in another folder") from None
+    return entries
 
 
 def write(folder: Path, entries: dict[str, Any]) -> None:
     """Write provenance.json in one step, so that a stop in the middle leaves the old one."""
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "provenance.partial"
+    partial = folder / f".provenance.{os.getpid()}"  # shards may write side by side
     partial.write_text(json.dumps(entries, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8")
     partial.replace(folder / "provenance.json")
 

@@ -20,7 +20,7 @@ from mmg_bench.methods.registry import get_method, method_class, method_names
 from mmg_bench.tokens import OPTIONAL_FIELDS, LayerTokens, PrunedTokens, Selection, VideoTokens
 
 CONFIGS = Path(mmg_bench.__file__).parents[1] / "configs" / "method"
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 PACKAGE = TemporaryDirectory()
 """Where a third party's package is, whose method comes in by its entry point and has to do what all others do."""
 third_party.write(Path(PACKAGE.name))

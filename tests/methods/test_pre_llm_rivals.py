@@ -14,7 +14,8 @@ from mmg_bench.methods._ops import frames_per_chunk
 from mmg_bench.methods.base import Method
 from mmg_bench.methods.dycoke import DyCoke, references
 from mmg_bench.methods.fastvid import FastVID, dynamic_segments, token_counts
-from mmg_bench.methods.holitom import HoliTom, best_windows, merge_by_density
+from mmg_bench.methods.flashvid import FlashVID
+from mmg_bench.methods.holitom import HoliTom, best_windows, merge_by_density, merge_outer
 from mmg_bench.methods.prumerge import PruMerge, merge_around, outlier_ratio, with_grid
 from mmg_bench.methods.prunevid import PruneVid, cluster, counts_by_budget, refine, static_positions
 from mmg_bench.methods.tome import ToMe, merge_to
@@ -270,6 +271,13 @@ def test_prunevid_clusters():
     assert clusters.assign[1].tolist() == [0] * 6
 
 
+def test_holitom_may_be_left_with_nothing():
+    features, still = torch.ones(3, 12, 5), torch.ones(1, 12, dtype=torch.bool)
+    outer = merge_outer(features, torch.ones(3, 12), [(0, 2)], still, [0], [0, 0, 0], beta=0.6, k=7)
+    assert outer.tokens.shape == (0, 5)
+    assert [len(part) for part in (outer.positions, outer.end_frame, outer.is_static)] == [0, 0, 0]
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_holitom_windows_are_optimal(seed: int):
     still = torch.rand(6, 5, generator=torch.Generator().manual_seed(seed)) < 0.6  # seven frames
@@ -373,6 +381,7 @@ def test_prumerge_adaptive_follows_outliers():
         (PruMerge, "neighbours", 0),
         (ToMe, "retention_ratio", 0),
         (DyCoke, "retention_ratio", 1.5),
+        *((cls, "inner", "off") for cls in (DyCoke, FlashVID, HoliTom, PruneVid)),
     ],
 )
 def test_bad_parameters_are_named(cls: type[Method], field: str, value: object):

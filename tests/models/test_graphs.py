@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from mmg_bench.measure.latency import LatencySettings, measure_cells
 from mmg_bench.measure.workload import Workload, decode_steps, prefill, preprocess, random_prompt
 from mmg_bench.methods.dense import Dense
 from mmg_bench.methods.random import Random
-from mmg_bench.models.graphs import prefill_graphs
+from mmg_bench.models.graphs import _Recording, prefill_graphs
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import ModelSpec, VideoLLM
 
@@ -19,7 +20,7 @@ SPEC = ModelSpec("embedded", "embedded", frames=4, dtype="bfloat16", device="cud
 
 
 @pytest.mark.gpu
-def test_replayed_prefills_are_the_stock_ones() -> None:
+def test_replayed_prefills_are_the_stock_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     llm = VideoLLM(SPEC)
     workload = Workload(None, random_prompt(llm.processor.tokenizer, 8), SPEC.frames)
     encoded = llm.encode(preprocess(llm, workload.decode()), frozenset())
@@ -36,6 +37,15 @@ def test_replayed_prefills_are_the_stock_ones() -> None:
                 made.append((logits, keys))
         return made
 
+    replays = 0
+    replay = _Recording.replay
+
+    def counted(recording: _Recording, given: dict[str, torch.Tensor]) -> Any:
+        nonlocal replays
+        replays += 1
+        return replay(recording, given)
+
+    monkeypatch.setattr(_Recording, "replay", counted)
     stock = answers()
     language_model = llm.adapter.language_model
     with prefill_graphs(language_model) as switch:
@@ -43,6 +53,7 @@ def test_replayed_prefills_are_the_stock_ones() -> None:
             for (logits, keys), (seen, cached) in zip(stock, answers(), strict=True):
                 assert torch.equal(logits, seen)
                 assert torch.equal(keys, cached)
+        assert replays >= 2 * len(methods)  # dense, too
         switch.on = False
         assert torch.equal(answers()[0][0], stock[0][0])
     assert "forward" not in vars(language_model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,24 @@ def test_a_finished_run_touches_no_video(
     assert all(r.error is None for r in first)
     monkeypatch.setattr(runner, "read_clip", lambda *_: pytest.fail("decoded again"))
     assert evaluate(llm, whole, CELLS, tmp_path / "out", "other") == first
+
+
+def test_other_attention_answers_anew(llm: VideoLLM, benchmark: Any, tmp_path: Path) -> None:
+    evaluate(llm, benchmark, CELLS[:1], tmp_path, "p")
+    eager = VideoLLM(replace(llm.spec, attn_implementation="eager"))
+    records = evaluate(eager, benchmark, CELLS[:1], tmp_path, "q")
+    assert {r.provenance for r in records} == {"q"}
+
+
+def test_answers_are_greedy_unless_the_task_says_otherwise(
+    llm: VideoLLM, benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [r.prediction for r in evaluate(llm, benchmark, CELLS[:1], tmp_path / "greedy", "p")]
+    monkeypatch.setattr(llm.model.generation_config, "do_sample", True)
+    for seed in range(4):
+        torch.manual_seed(seed)
+        records = evaluate(llm, benchmark, CELLS[:1], tmp_path / str(seed), "p")
+        assert [r.prediction for r in records] == expected
 
 
 def test_failed_answers_are_tried_again(llm: VideoLLM, tmp_path: Path) -> None:
