@@ -37,6 +37,7 @@ or the doctor misses something, and 2 when the command could not be carried out.
 
 def main() -> None:
     """Entry point."""
+    sys.argv[0] = "mmg-bench"  # also behind `python -m`: provenance tells the command
     command, *rest = sys.argv[1:] or ["--help"]
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": _run,

@@ -94,7 +94,7 @@ def test_a_stopped_run_resumes(tmp_path: Path, how: signal.Signals) -> None:
         (["run", "model.path=/nowhere"], "/nowhere: no such checkpoint folder"),
         (["table", "profile=papers"], "has no profile 'papers'; choose auto or paper, embedded"),
         (["run", "latency=off"], "latency='off': choose true or false"),
-        (["run", "limit=abc"], "limit=abc: it must be a whole number, at least 1, or null"),
+        (["run", "limit=abc"], "limit='abc': it must be a whole number, at least 1, or null"),
         (["tables"], "no command 'tables'; choose one of run, table"),
     ],
 )

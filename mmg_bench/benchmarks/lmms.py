@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import random
 import re
@@ -12,6 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from mmg_bench.options import check_whole
 
 SCORE_FIELDS = ("score", "correct", "rating")
 """Where tasks whose `process_results` gives more than a number put the score."""
@@ -67,13 +71,19 @@ class Question:
     generation: dict[str, Any]
     """The task's own generation arguments."""
 
+    @property
+    def digest(self) -> str:
+        """Differs when anything that is asked, scored or reported of the question does."""
+        content = [self.video, self.skill, self.task, self.prompt, self.target, self.generation]
+        return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:12]
+
 
 class Benchmark:
     """A benchmark's questions and its scoring. Raises BenchmarkError when a task is unknown or its data incomplete."""
 
     def __init__(self, spec: BenchmarkSpec, limit: int | None = None):
-        if limit is not None and (not isinstance(limit, int) or limit < 1):
-            raise BenchmarkError(f"limit={limit}: it must be a whole number, at least 1, or null for every question")
+        if limit is not None:
+            check_whole("limit", limit, 1, ", or null for every question")
         self.spec, self.limit = spec, limit
         self._tasks = _load_tasks(spec)
 

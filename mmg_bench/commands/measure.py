@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from mmg_bench.measure.latency import LatencySettings, within_memory
 from mmg_bench.measure.roofline import Ceilings, measure_ceilings
 from mmg_bench.measure.workload import PIXELS, Workload, random_prompt, standard_video
 from mmg_bench.models.loading import ModelSpec, VideoLLM
+from mmg_bench.options import check_whole
 from mmg_bench.report.efficiency import efficiency_layout
 from mmg_bench.report.rows import ALL, NO_BENCHMARK, Measurement, pending_rows, result_rows
 from mmg_bench.runner import provenance
@@ -42,8 +44,7 @@ class Unit:
     cells: tuple[Cell, ...]
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise ValueError(f"batch_size={self.batch}: it must be at least 1")
+        check_whole("batch_size", self.batch, 1)
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,7 @@ def _do(job: Job) -> int:
 
     One model's fault does not lose the others; the only one's is raised.
     """
-    if job.text_tokens < 1:
-        raise ValueError(f"text_tokens={job.text_tokens}: it must be at least 1")
+    check_whole("text_tokens", job.text_tokens, 1)
     plans = {provenance.key_of(entry): (unit, entry) for unit in job.units for entry in [_entry(job, unit)]}
     path = job.folder / DONE
     # what lacks something is reported, and measured again
@@ -178,17 +178,30 @@ def _do(job: Job) -> int:
 
 def _entry(job: Job, unit: Unit) -> dict[str, Any]:
     """What decides the numbers of a unit, and the machine: known before the model is loaded."""
-    video = f"random pixels {PIXELS[1]}x{PIXELS[0]}" if job.video == "random" else Path(job.video).name
     settings = {
         "model": asdict(unit.model),
         "batch_size": unit.batch,
-        "video": video,
+        "video": _video(job.video),
         "text_tokens": job.text_tokens,
         "latency": asdict(job.settings),
         "energy_seconds": job.energy_seconds,
         "cells": [f"{cell.label} R={cell.method.retention_ratio:g}" for cell in unit.cells],
     }
     return provenance.describe(settings, unit.model.torch_device)
+
+
+def _video(given: str) -> str:
+    """What is known of a video before it is decoded; without this machine's paths."""
+    if given == "random":
+        return f"random pixels {PIXELS[1]}x{PIXELS[0]}"
+    if given == "generated":
+        return given
+    path, digest = Path(given), hashlib.sha256()
+    if not path.exists():
+        raise ValueError(f"video={given!r}: no such video; name a file, a folder of pictures, generated or random")
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        digest.update(file.read_bytes())
+    return f"{path.name}@{digest.hexdigest()[:12]}"
 
 
 def _measure_model(job: Job, todo: list[tuple[str, Unit, dict[str, Any]]]) -> Iterator[dict[str, Any]]:

@@ -33,6 +33,7 @@ from mmg_bench.measure.workload import (
 from mmg_bench.models.graphs import Switch, prefill_graphs
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import Encoded, Pixels, VideoLLM
+from mmg_bench.options import check_whole
 from mmg_bench.runner.cells import Cell
 
 STAGES = ("decode_ms", "preprocess_ms", "encode_ms", "prune_ms", "prefill_ms", "decode_token_ms")
@@ -65,8 +66,7 @@ class LatencySettings:
 
     def __post_init__(self) -> None:
         for name, low in (("repeats", 2), ("warmup", 0), ("new_tokens", 1)):
-            if getattr(self, name) < low:
-                raise ValueError(f"measure.{name}={getattr(self, name)}: it must be at least {low}")
+            check_whole(f"measure.{name}", getattr(self, name), low)
         if self.engine not in ("stock", "graphs"):
             raise ValueError(f"measure.engine={self.engine!r}: choose one of stock, graphs")
 

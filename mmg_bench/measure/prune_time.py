@@ -16,7 +16,9 @@ from tqdm import tqdm
 
 from mmg_bench.elapsed import Elapsed
 from mmg_bench.measure.synthetic import synthetic_video
+from mmg_bench.measure.workload import out_of_memory
 from mmg_bench.methods.base import Method
+from mmg_bench.options import check_whole, device_of, dtype_of, make_current
 from mmg_bench.tokens import VideoTokens
 
 LEAST_ROUNDS = 3
@@ -46,13 +48,15 @@ class PruneTimeSettings:
     """Of the video."""
 
     def __post_init__(self) -> None:
-        for name, low in (("tokens", 1), ("width", 1), ("repeats", LEAST_ROUNDS), ("warmup", 0), ("seconds", 0)):
-            if not getattr(self, name) >= low:
-                raise ValueError(f"{name}={getattr(self, name)}: it must be at least {low}")
-        if not self.frames or min(self.frames) < 1:
-            raise ValueError(f"frames={list(self.frames)}: give one or several numbers of frames, each at least 1")
-        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise ValueError(f"dtype={self.dtype!r}: choose float32, bfloat16 or float16")
+        for name, least in (("tokens", 1), ("width", 1), ("repeats", LEAST_ROUNDS), ("warmup", 0)):
+            check_whole(name, getattr(self, name), least)
+        if isinstance(self.seconds, str) or not self.seconds >= 0:
+            raise ValueError(f"seconds={self.seconds!r}: it must be a number, at least 0")
+        if not self.frames:
+            raise ValueError("frames=[]: give one or several numbers of frames")
+        for count in self.frames:
+            check_whole("frames", count, 1)
+        dtype_of("dtype", self.dtype)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -62,10 +66,8 @@ class PruneTimeSettings:
 
     @property
     def torch_device(self) -> torch.device:
-        """The device that `auto` stands for, or the one named."""
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
+        """The device that `auto` stands for, or the one named. Raises ValueError where there is none."""
+        return device_of("device", self.device)
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,11 @@ def measure_methods(methods: Mapping[str, Method], settings: PruneTimeSettings) 
     others: a ratio to it says more than milliseconds of one machine.
     """
     device = settings.torch_device
+    make_current(device)
     for frames in settings.frames:
         with torch.inference_mode():
             video = synthetic_video(frames, settings.grid, settings.width, settings.seed)
-            tokens = _on(video, device, getattr(torch, settings.dtype))
+            tokens = _on(video, device, dtype_of("dtype", settings.dtype))
             found = list(_at(frames, tokens, methods, settings))
         yield found
 
@@ -108,7 +111,7 @@ def _at(
         try:
             left = len(method.prune(tokens))
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             realised[name] = None
             continue
@@ -172,10 +175,6 @@ def _on(video: VideoTokens, device: torch.device, dtype: torch.dtype) -> VideoTo
         if isinstance(value, Tensor):
             moved[field.name] = value.to(device, dtype)
     return replace(video, **moved)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def quantiles(values: NDArray[np.float64]) -> Sequence[float]:

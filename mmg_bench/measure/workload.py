@@ -17,6 +17,7 @@ from mmg_bench.benchmarks.embedded.render import write_video
 from mmg_bench.benchmarks.embedded.world import make_world
 from mmg_bench.benchmarks.video import Clip, Timing, read_clip
 from mmg_bench.models.loading import Encoded, Pixels, VideoLLM
+from mmg_bench.options import check_whole
 from mmg_bench.runner.cells import Cell
 
 PIXELS = (360, 640)
@@ -36,8 +37,7 @@ class Workload:
 
     def __post_init__(self) -> None:
         for name in ("frames", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1")
+            check_whole(name, getattr(self, name), 1)
 
     def decode(self) -> list[Clip]:
         """The frames of each video of the batch."""

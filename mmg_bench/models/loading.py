@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmg_bench.models import llava_video, siglip
 from mmg_bench.models.adapter import Adapter, adapter_for, fresh
+from mmg_bench.options import check_whole, device_of, dtype_of, make_current
 from mmg_bench.tokens import VideoTokens
 
 if TYPE_CHECKING:
@@ -69,17 +70,13 @@ class ModelSpec:
             raise ValueError(f"model.weights={self.weights!r}: choose pretrained or random")
         if self.weights == "random" and self.device_map is not None:
             raise ValueError(f"model.device_map={self.device_map!r}: random weights go to one device; set it to null")
-        if self.frames < 1:
-            raise ValueError(f"model.frames={self.frames}: at least one frame must be sampled")
-        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise ValueError(f"model.dtype={self.dtype!r}: choose float32, bfloat16 or float16")
+        check_whole("model.frames", self.frames, 1)
+        dtype_of("model.dtype", self.dtype)
 
     @property
     def torch_device(self) -> torch.device:
-        """The device that `auto` stands for, or the one named."""
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
+        """The device that `auto` stands for, or the one named. Raises ValueError where there is none."""
+        return device_of("model.device", self.device)
 
 
 @dataclass(frozen=True)
@@ -108,6 +105,7 @@ class VideoLLM:
     def __init__(self, spec: ModelSpec):
         self.spec = spec
         self.device = spec.torch_device
+        make_current(self.device)
         self.model, self.processor = _load(spec)
         if spec.device_map is None:
             self.model.to(self.device)
@@ -124,6 +122,15 @@ class VideoLLM:
             return "random"
         revision = self.spec.revision or getattr(self.model.config, "_commit_hash", None)
         return _identity(self.spec.name, self.spec.path, revision)
+
+    @cached_property
+    def settings(self) -> str | None:
+        """Digest of what else lies in a checkpoint folder and decides answers: configuration, templates, tokenizer.
+
+        None for a hub model, all of which its revision identifies.
+        """
+        folder = _folder(self.spec.path)
+        return None if folder is None else _digest(folder, "*.json", "*.jinja")
 
     def prepare(self, needs: Collection[str]) -> None:
         """Load what the fields in `needs` take beyond the model: the SigLIP checkpoint, where the spec names one.
@@ -223,10 +230,14 @@ def _identity(name: str, path: str, revision: str | None) -> str:
     folder = _folder(path)
     if folder is None:
         return f"{path}@{revision}"
+    return f"{name}@{_digest(folder, '*.safetensors')}"
+
+
+def _digest(folder: Path, *patterns: str) -> str:
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(file for pattern in patterns for file in folder.glob(pattern)):
         digest.update(file.read_bytes())
-    return f"{name}@{digest.hexdigest()[:12]}"
+    return digest.hexdigest()[:12]
 
 
 def _load(spec: ModelSpec) -> tuple[Any, Any]:

@@ -14,6 +14,7 @@ from mmg_bench.benchmarks.lmms import Benchmark, Question
 from mmg_bench.benchmarks.video import read_clip
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import Encoded, VideoLLM
+from mmg_bench.options import check_whole
 from mmg_bench.runner.cells import Cell
 from mmg_bench.runner.records import Record, RecordFile, drop_errors, read_records
 
@@ -26,7 +27,9 @@ class Shard:
     count: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.index < self.count:
+        check_whole("shard.count", self.count, 1)
+        check_whole("shard.index", self.index, 0)
+        if self.index >= self.count:
             raise ValueError(f"shard.index={self.index}, shard.count={self.count}: need 0 <= index < count")
 
 
@@ -52,13 +55,14 @@ def evaluate(
     done = {r.key for r in read_records(folder)}
     videos = [list(group) for _, group in itertools.groupby(benchmark.questions, key=lambda q: q.video)]
     mine = videos[shard.index :: shard.count]
-    total = sum(1 for key in keys for video in mine for q in video if (key, q.id) not in done)
+    total = sum(1 for key in keys for video in mine for q in video if (key, q.id, q.digest) not in done)
     with RecordFile(folder / name) as file, tqdm(total=total, unit="answer", smoothing=0.02) as bar:
         for questions in mine:
-            pending = {key: left for key in keys if (left := [q for q in questions if (key, q.id) not in done])}
+            left = {key: [q for q in questions if (key, q.id, q.digest) not in done] for key in keys}
+            pending = {key: (keys[key], some) for key, some in left.items() if some}
             if pending:
                 bar.set_description(f"video {questions[0].video}", refresh=False)
-                for record in run.video({key: (keys[key], left) for key, left in pending.items()}):
+                for record in run.video(pending):
                     file.append([record])
                     bar.update()
     return collect(llm, benchmark, cells, folder)
@@ -67,7 +71,7 @@ def evaluate(
 def collect(llm: VideoLLM, benchmark: Benchmark, cells: Sequence[Cell], folder: Path) -> list[Record]:
     """The records in `folder` of the cells and questions asked for."""
     keys = map(_Pass(llm, benchmark, "").key, cells)
-    wanted = set(itertools.product(keys, (q.id for q in benchmark.questions)))
+    wanted = {(key, q.id, q.digest) for key, q in itertools.product(keys, benchmark.questions)}
     return [r for r in read_records(folder) if r.key in wanted]
 
 
@@ -86,6 +90,7 @@ class _Pass:
         return cell.key(
             model=spec.name,
             weights=self.llm.weights_for(cell.method.needs),
+            settings=self.llm.settings,
             frames=spec.frames,
             dtype=spec.dtype,
             attention=self.llm.model.config._attn_implementation,
@@ -156,6 +161,7 @@ class _Pass:
             retention_ratio=cell.method.retention_ratio,
             cell=key,
             question=question.id,
+            asked=question.digest,
             video=question.video,
             skill=question.skill,
             target=question.target,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,10 +18,10 @@ from typing import Any
 
 import torch
 
+import mmg_bench
 from mmg_bench.measure.gpu import gpu_facts
 
 PACKAGES = ("mmg-bench", "torch", "torchvision", "transformers", "lmms-eval", "decord", "numpy")
-_UNSTABLE = ("date", "command")  # differ between two runs of one thing
 COMMIT = "MMG_BENCH_COMMIT"
 """Environment variable that names the commit where the code is a copy without its history."""
 
@@ -34,21 +37,25 @@ def describe(settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": f"{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}".strip(),
     }
 
 
 def register(folder: Path, entry: dict[str, Any]) -> str:
-    """Add an entry to `folder`/provenance.json and return its key; equal settings share one entry."""
-    key, entries = key_of(entry), read(folder)
-    if key not in entries:
-        write(folder, {**entries, key: entry})
+    """Add an entry to `folder`/provenance.json and return its key; entries that differ in the date alone are one."""
+    key = key_of(entry, apart=("date",))
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".provenance.lock").open("w") as lock:  # shards register side by side
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        entries = read(folder)
+        if key not in entries:
+            write(folder, {**entries, key: entry})
     return key
 
 
-def key_of(entry: dict[str, Any]) -> str:
-    """Digest of an entry, date and command apart."""
-    stable = {k: v for k, v in entry.items() if k not in _UNSTABLE}
+def key_of(entry: dict[str, Any], apart: Sequence[str] = ("date", "command")) -> str:
+    """Digest of an entry without what is kept `apart`."""
+    stable = {k: v for k, v in entry.items() if k not in apart}
     return hashlib.sha256(json.dumps(stable, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
@@ -86,14 +93,25 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str:
-    """What the environment names; else the commit of the checkout, `+` behind it when files differ; or `unknown`."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+    """What the environment names; else the checkout's commit; or `unknown`.
+
+    Where code or configurations differ from the commit, `+` and a digest of the difference stand behind it.
+    """
     if given := os.environ.get(COMMIT):
         return given
+    package = Path(mmg_bench.__file__).parent
+    parts = [str(package), str(package.parent / "configs")]
+
+    def git(*arguments: str) -> bytes:
+        return subprocess.run(["git", "-C", package.parent, *arguments], capture_output=True, check=True).stdout
+
     try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        git("ls-files", "--error-unmatch", mmg_bench.__file__)  # a copy may be installed below another checkout
+        head = git("rev-parse", "--short=12", "HEAD").decode().strip()
+        changes = git("diff", "--binary", "HEAD", "--", *parts)
+        new = git("ls-files", "-z", "--others", "--exclude-standard", "--", *parts)
     except (subprocess.CalledProcessError, FileNotFoundError):
         return "unknown"
-    state = [*git, "status", "--porcelain", "--untracked-files=no"]
-    changed = subprocess.run(state, capture_output=True, text=True, check=False).stdout.strip()
-    return head.stdout.strip()[:12] + ("+" if changed else "")
+    for name in filter(None, new.decode().split("\0")):
+        changes += name.encode() + (package.parent / name).read_bytes()
+    return f"{head}+{hashlib.sha256(changes).hexdigest()[:8]}" if changes else head

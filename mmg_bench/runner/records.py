@@ -26,6 +26,8 @@ class Record:
     """Key of model x benchmark x method x every parameter: two records with one cell differ in the question only."""
     question: str
     """Id of the question, unique within the benchmark."""
+    asked: str
+    """Digest of its prompt, target and generation arguments: the task's files may come to ask something else."""
     video: str
     """Id of the video: questions about one video are not independent."""
     skill: str
@@ -48,9 +50,9 @@ class Record:
     """Key into the table's provenance.json."""
 
     @property
-    def key(self) -> tuple[str, str]:
+    def key(self) -> tuple[str, str, str]:
         """What must be unique in a run."""
-        return self.cell, self.question
+        return self.cell, self.question, self.asked
 
 
 _NAMES = {f.name for f in fields(Record)}
@@ -107,7 +109,7 @@ def read_records(folder: Path) -> list[Record]:
     A torn last line is dropped. Raises ValueError for any other line that is not a record, and for two records of one
     cell and question that disagree; equal repeats (two workers that overlapped) count once.
     """
-    seen: dict[tuple[str, str], Record] = {}
+    seen: dict[tuple[str, str, str], Record] = {}
     for path in sorted(folder.glob("records*.jsonl")):
         for number, row in _rows(path):
             if set(row) != _NAMES:

@@ -119,5 +119,5 @@ def test_scores_in_every_form() -> None:
 
 
 def test_limit_is_checked() -> None:
-    with pytest.raises(BenchmarkError, match="limit=0"):
+    with pytest.raises(ValueError, match="limit=0: it must be a whole number, at least 1, or null for every question"):
         Benchmark(benchmark_spec(load("benchmark", "embedded")), limit=0)

@@ -13,6 +13,8 @@ from omegaconf import OmegaConf
 
 import families
 from mmg_bench import config as cfg
+from mmg_bench.benchmarks.embedded.render import write_video
+from mmg_bench.benchmarks.embedded.world import make_world
 from mmg_bench.commands import measure
 from mmg_bench.measure import efficiency, latency, roofline
 from mmg_bench.measure.flops import TextGeometry, flops_4nd2, flops_gqa
@@ -125,6 +127,19 @@ def test_a_torn_line_is_measured_again(tiny_folder: Path, tmp_path: Path) -> Non
     assert list(again.metric) == list(rows.metric)
 
 
+def test_another_video_of_that_name_is_measured_anew(tiny_folder: Path, tmp_path: Path) -> None:
+    entries = []
+    for number in range(2):
+        video = tmp_path / str(number) / "clip.mp4"
+        video.parent.mkdir()
+        write_video(make_world("train", number, sampled=4), video, size=32)
+        run(tiny_folder, tmp_path / "out", f"video={video}")
+        (entry,) = json.loads((tmp_path / "out" / "provenance.json").read_text()).values()
+        entries.append(entry["video"])
+    assert all(entry.startswith("clip.mp4@") for entry in entries)
+    assert entries[0] != entries[1]
+
+
 def test_out_of_memory_is_written_down(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = latency.prefill
 
@@ -220,6 +235,10 @@ def test_a_table_of_speed_lists_what_is_pending_and_survives_a_broken_model(
         (["text_tokens=8,12"], "differ in text_tokens"),
         (["batch_size=0"], "batch_size=0"),
         (["text_tokens=0"], "text_tokens=0"),
+        (["text_tokens=abc"], "text_tokens='abc': it must be a whole number"),
+        (["frames=abc"], "model.frames='abc': it must be a whole number"),
+        (["model.device=cuda:99"], "model.device='cuda:99': torch sees"),
+        (["video=/nowhere.mp4"], "video='/nowhere.mp4': no such video"),
         (["weights=none"], "model.weights='none'"),
         (["method=fastvid"], "fastvid: models of type 'llava_onevision' do not supply"),
     ],

@@ -203,8 +203,10 @@ def test_the_page_of_mmg_vid_says_what_was_measured() -> None:
     ("options", "says"),
     [
         ({"frames": ()}, r"frames=\[\]"),
-        ({"frames": (0, 4)}, r"frames=\[0, 4\]"),
-        ({"repeats": 2}, "repeats=2: it must be at least 3"),
+        ({"frames": (0, 4)}, "frames=0: it must be a whole number, at least 1"),
+        ({"frames": ("abc",)}, "frames='abc': it must be a whole number, at least 1"),
+        ({"repeats": 2}, "repeats=2: it must be a whole number, at least 3"),
+        ({"seconds": "long"}, "seconds='long': it must be a number, at least 0"),
         ({"tokens": 0}, "tokens=0"),
         ({"dtype": "int9"}, "dtype='int9'"),
     ],

@@ -21,6 +21,7 @@ def cell_records(method, ratio, outcomes, *, model="toy", benchmark="bench", fra
                 retention_ratio=ratio,
                 cell=f"{model}-{benchmark}-{method}-{ratio}",
                 question=f"q{i:02d}",
+                asked="",
                 video=f"v{i // 2}",
                 skill=skills[i % len(skills)],
                 target="red",

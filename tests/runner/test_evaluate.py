@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -166,6 +167,28 @@ def test_other_attention_answers_anew(llm: VideoLLM, benchmark: Any, tmp_path: P
     eager = VideoLLM(replace(llm.spec, attn_implementation="eager"))
     records = evaluate(eager, benchmark, CELLS[:1], tmp_path, "q")
     assert {r.provenance for r in records} == {"q"}
+
+
+def test_what_asks_something_else_is_answered_anew(llm: VideoLLM, tmp_path: Path) -> None:
+    benchmark: Any = ThreeVideos(tmp_path)
+    first = evaluate(llm, benchmark, CELLS[:1], tmp_path, "p")
+    benchmark.questions[0] = replace(benchmark.questions[0], prompt="What colour is the moon?")
+    benchmark.questions[1] = replace(benchmark.questions[1], generation={"max_new_tokens": 1})
+    second = {r.question: r for r in evaluate(llm, benchmark, CELLS[:1], tmp_path, "q")}
+    assert len(second) == len(first) == 6
+    good = {name: r.provenance for name, r in second.items() if r.error is None}
+    assert good == {"0-0": "q", "0-1": "q", "1-0": "p", "1-1": "p"}
+
+
+def test_another_template_answers_anew(llm: VideoLLM, benchmark: Any, tiny_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    same = VideoLLM(replace(llm.spec, path=str(folder)))
+    assert (same.weights, same.settings) == (llm.weights, llm.settings)
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    other = VideoLLM(replace(llm.spec, path=str(folder)))
+    evaluate(llm, benchmark, CELLS[:1], tmp_path, "p")
+    assert {r.provenance for r in evaluate(other, benchmark, CELLS[:1], tmp_path, "q")} == {"q"}
 
 
 def test_answers_are_greedy_unless_the_task_says_otherwise(

@@ -18,6 +18,7 @@ RECORD = Record(
     retention_ratio=1.0,
     cell="c",
     question="q0",
+    asked="a",
     video="v",
     skill="s",
     target="rød",

@@ -1,0 +1,40 @@
+"""Checks of option values, for all places that take them."""
+
+from __future__ import annotations
+
+import torch
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def check_whole(option: str, value: object, least: int, otherwise: str = "") -> None:
+    """Raise a ValueError that names the option and its value unless that is a whole number of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{option}={value!r}: it must be a whole number, at least {least}{otherwise}")
+
+
+def dtype_of(option: str, name: str) -> torch.dtype:
+    """The floating-point type of that name. Raises ValueError for any other."""
+    if name not in DTYPES:
+        raise ValueError(f"{option}={name!r}: choose {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def device_of(option: str, name: str) -> torch.device:
+    """The device of that name; `auto` takes a GPU when there is one. Raises ValueError where there is none such."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"{option}={name!r}: choose auto, cpu, cuda or cuda:<number>") from None
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise ValueError(f"{option}={name!r}: torch sees {count} GPUs here; choose another, auto or cpu")
+    return device
+
+
+def make_current(device: torch.device) -> None:
+    """Let what runs on the current GPU (Triton kernels, recorded graphs) run on this one."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)

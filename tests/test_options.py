@@ -1,0 +1,31 @@
+"""Option values of the wrong kind are named with the remedy."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmg_bench.options import check_whole, device_of, dtype_of
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.0, "3", True, None])
+def test_whole_numbers(value: object) -> None:
+    check_whole("limit", 1, 1)
+    with pytest.raises(ValueError, match=r"limit=.*: it must be a whole number, at least 1 or so"):
+        check_whole("limit", value, 1, " or so")
+
+
+def test_dtypes() -> None:
+    assert dtype_of("model.dtype", "bfloat16") is torch.bfloat16
+    with pytest.raises(ValueError, match=r"model.dtype='int64': choose float32, bfloat16 or float16"):
+        dtype_of("model.dtype", "int64")
+
+
+def test_devices() -> None:
+    assert device_of("device", "cpu") == torch.device("cpu")
+    assert device_of("device", "auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    count = torch.cuda.device_count()
+    with pytest.raises(ValueError, match=f"model.device='cuda:{count}': torch sees {count} GPUs here"):
+        device_of("model.device", f"cuda:{count}")
+    with pytest.raises(ValueError, match=r"model.device='gpu': choose auto, cpu, cuda or cuda:<number>"):
+        device_of("model.device", "gpu")
