@@ -116,12 +116,13 @@ def test_failed_answers_show_in_the_exit_status(tmp_path: Path) -> None:
     """A damaged video costs its own questions, and is not scored as wrong."""
     cache = tmp_path / "cache"
     args = ["run", "method=random", "limit=12", f"output_dir={tmp_path / 'out'}"]
+    args += ["latency=true", "measure.repeats=2", "measure.warmup=0"]
     assert (
         mmg_bench("run", "method=random", "limit=1", f"output_dir={tmp_path}", MMG_BENCH_CACHE=str(cache)).returncode
         == 0
     )
     (folder,) = cache.glob("embedded-*")
-    (folder / "test-0001.mp4").write_bytes(b"damaged")
+    (folder / "test-0000.mp4").write_bytes(b"damaged")
     done = mmg_bench(*args, MMG_BENCH_CACHE=str(cache))
     assert done.returncode == 1, done.stderr
     assert "12 answers failed (they are not scored as wrong)" in done.stdout
@@ -129,7 +130,8 @@ def test_failed_answers_show_in_the_exit_status(tmp_path: Path) -> None:
     overall = rows[(rows.metric == "accuracy") & (rows.skill == "all")]
     assert set(overall.n_errors) == {6}
     assert set(overall.n) == {6}
-    (folder / "test-0001.mp4").unlink()  # rendered anew
+    assert rows[rows.metric == "prefill_speedup"].value.gt(0).sum() == 2  # timed on a question that has answers
+    (folder / "test-0000.mp4").unlink()  # rendered anew
     # two workers try again what one failed to answer
     assert mmg_bench(*args, "workers=2", MMG_BENCH_CACHE=str(cache)).returncode == 0
     assert '"error": "' not in (tmp_path / "out" / "records.jsonl").read_text()

@@ -13,6 +13,7 @@ from hydra.errors import MissingConfigException
 
 from mmg_bench import config as cfg
 from mmg_bench.commands import measure
+from mmg_bench.commands.publish import results_folder
 from mmg_bench.methods.registry import method_names
 from mmg_bench.runner.cells import code_of
 
@@ -69,6 +70,18 @@ def test_tables(name: str) -> None:
             cells = tuple(cfg.table_cells(profile["methods"], spec["retention_ratios"]))
         assert cells[0].method.name == "dense"
         assert len({(c.label, c.method.retention_ratio) for c in cells}) == len(cells)
+
+
+def test_a_part_of_a_table_does_not_take_its_place() -> None:
+    whole, part, chosen = (
+        results_folder(cfg.plain(compose("table", overrides)), "embedded")
+        for overrides in ([], ["limit=6"], ["limit=6", "results_dir=here"])
+    )
+    assert [str(folder) for folder in (whole, part, chosen)] == [
+        "results/table1/embedded",
+        "outputs/table1/embedded",
+        "here/embedded",
+    ]
 
 
 def test_unknown_names_are_answered_with_the_valid_ones() -> None:

@@ -14,7 +14,7 @@ from transformers.utils import logging
 from mmg_bench import config as cfg
 from mmg_bench.benchmarks.lmms import Benchmark
 from mmg_bench.commands.profiles import choose
-from mmg_bench.commands.publish import publish
+from mmg_bench.commands.publish import publish, results_folder
 from mmg_bench.measure.flops import TextGeometry
 from mmg_bench.measure.latency import LatencySettings, measure_cells, time_values
 from mmg_bench.measure.workload import Workload
@@ -91,7 +91,7 @@ def table(config: DictConfig) -> int:
         benchmarks=benchmarks,
         cells=cfg.table_cells(profile["methods"], spec["retention_ratios"]),
         folders=[Path(plain["output_dir"]) / name / b["name"] for b in benchmarks],
-        results=Path(plain["results_dir"]) / name,
+        results=results_folder(plain, name),
         limit=plain["limit"],
         latency=LatencySettings(**plain["measure"]),
         shard=Shard(),
@@ -141,7 +141,7 @@ def _do(job: Job) -> int:
         )
         key = provenance.register(job.folders[0], entry)
         sources |= provenance.read(job.folders[0])
-        measurements = _latency(job, llm, benchmarks[0], key)
+        measurements = _latency(job, llm, benchmarks[0], records, key)
     rows = result_rows(
         records,
         table=job.table,
@@ -190,10 +190,14 @@ def _settings(job: Job, llm: VideoLLM, benchmark: dict[str, Any]) -> dict[str, A
     }
 
 
-def _latency(job: Job, llm: VideoLLM, benchmark: Benchmark, key: str) -> list[Measurement]:
-    """Times and speed-ups of every cell, on the benchmark's first question."""
+def _latency(job: Job, llm: VideoLLM, benchmark: Benchmark, records: Sequence[Record], key: str) -> list[Measurement]:
+    """Times and speed-ups of every cell, on the benchmark's first question that every cell could answer."""
     assert job.latency is not None
-    question = benchmark.questions[0]
+    failed = {r.question for r in records if r.error is not None and r.benchmark == benchmark.spec.name}
+    question = next((q for q in benchmark.questions if q.id not in failed), None)
+    if question is None:
+        print("nothing is timed: no question has an answer in every cell")
+        return []
     workload = Workload(benchmark.video_path(question), question.prompt, llm.spec.frames)
     times = measure_cells(llm, job.cells, workload, job.latency)
     dense = next(t for t, cell in zip(times, job.cells, strict=True) if cell.method.name == "dense")

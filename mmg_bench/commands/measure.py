@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from mmg_bench import config as cfg
 from mmg_bench.commands.profiles import choose
-from mmg_bench.commands.publish import publish
+from mmg_bench.commands.publish import publish, results_folder
 from mmg_bench.measure.clock import Clock
 from mmg_bench.measure.efficiency import CellResult, Value, measure_efficiency
 from mmg_bench.measure.latency import LatencySettings, within_memory
@@ -101,7 +101,8 @@ def table(config: DictConfig) -> int:
     spec = plain["table"]
     name, profile = choose(spec, plain["profile"])
     elsewhere = spec["profiles"][profile["pending"]] if profile.get("pending") else None
-    results = Path(plain["results_dir"]) / name
+    if plain["limit"] is not None:
+        raise ValueError(f"limit={plain['limit']!r}: a table of speed answers no questions; leave it null")
     return _do(
         Job(
             table=spec["name"],
@@ -112,7 +113,7 @@ def table(config: DictConfig) -> int:
             settings=LatencySettings(**plain["measure"]),
             energy_seconds=spec["energy_seconds"],
             folder=Path(plain["output_dir"]) / name,
-            results=results,
+            results=results_folder(plain, name),
         )
     )
 

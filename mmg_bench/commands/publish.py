@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,14 @@ import pandas as pd
 from mmg_bench.report.rows import provenance_keys, write_rows
 from mmg_bench.report.table import Table, print_tables, to_markdown
 from mmg_bench.runner import provenance
+
+
+def results_folder(config: Mapping[str, Any], profile: str) -> Path:
+    """Where a composed table goes. One of a part of the questions goes to its records, not in the whole one's place."""
+    if config["results_dir"] is not None:
+        return Path(config["results_dir"]) / profile
+    whole = Path("results") / config["table"]["name"] / profile
+    return whole if config["limit"] is None else Path(config["output_dir"]) / profile
 
 
 def publish(

@@ -214,7 +214,10 @@ def test_a_table_of_speed_lists_what_is_pending_and_survives_a_broken_model(
         "profile": "cpu",
         "output_dir": str(tmp_path / "out"),
         "results_dir": str(tmp_path / "results"),
+        "limit": None,
     }
+    with pytest.raises(ValueError, match="limit=3: a table of speed answers no questions"):
+        measure.table(OmegaConf.create({**config, "limit": 3}))
     assert measure.table(OmegaConf.create(config)) == 1  # one model could not be measured
     assert "broken could not be measured" in capsys.readouterr().out
     rows = read_rows(tmp_path / "results" / "cpu" / "rows.csv")
