@@ -17,6 +17,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+_REPLAYED = ("inputs_embeds", "position_ids", "attention_mask", "past_key_values", "cache_position")
+"""Arguments that a recording sets itself, or that its prompt length decides."""
+
 
 @dataclass(frozen=True)
 class _Recording:
@@ -53,7 +56,8 @@ def prefill_graphs(language_model: Any) -> Iterator[Switch]:
     The first prefill of a length runs as ever, the second is recorded. What is not the prefill of prompts without
     padding runs as ever, too. Keys and values of a replayed prefill are overwritten by the next of that length: keep
     copies. Recordings keep memory of their own, one set for all lengths. Switch it off for a method that prunes inside
-    the language model: such a forward is more than launches.
+    the language model: such a forward is more than launches. Raises ValueError for a model whose forward takes more
+    tensors than these.
     """
     switch = Switch()
     original = language_model.forward
@@ -63,12 +67,18 @@ def prefill_graphs(language_model: Any) -> Iterator[Switch]:
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         embeds, ids, mask = (kwargs.get(name) for name in ("inputs_embeds", "position_ids", "attention_mask"))
-        if not switch.on or args or embeds is None or kwargs.get("past_key_values") is not None:
+        cache = kwargs.get("past_key_values")
+        if not switch.on or args or embeds is None or (cache is not None and cache.get_seq_length()):
             return original(*args, **kwargs)
         if mask is not None and (mask.dim() != 2 or not bool(mask.all())):
             return original(**kwargs)
         if ids is None:  # the stock forward would count them itself: dense is replayed like what prunes
             ids = torch.arange(embeds.shape[1], device=embeds.device)[None]
+        if others := sorted(name for name, value in kwargs.items() if name not in _REPLAYED and _holds_tensors(value)):
+            raise ValueError(
+                f"measure.engine=graphs cannot replay {type(language_model).__name__}, which also takes "
+                f"{', '.join(others)}: leave it at stock"
+            )
         key = embeds.shape, embeds.dtype, ids.shape
         inputs = {"inputs_embeds": embeds, "position_ids": ids}
         if key not in recordings:
@@ -86,11 +96,17 @@ def prefill_graphs(language_model: Any) -> Iterator[Switch]:
         recordings.clear()
 
 
+def _holds_tensors(value: Any) -> bool:
+    parts = value if isinstance(value, list | tuple) else [value]
+    return any(isinstance(part, Tensor) for part in parts)
+
+
 def _record(original: Any, config: Any, inputs: dict[str, Tensor], kwargs: dict[str, Any], pool: Any) -> _Recording:
     fixed = {name: tensor.clone() for name, tensor in inputs.items()}
     cache = DynamicCache(config=config)
     for layer in cache.layers:
         layer.lazy_initialization(fixed["inputs_embeds"], fixed["inputs_embeds"])
+    kwargs = {name: value for name, value in kwargs.items() if name != "cache_position"}  # counted anew
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize(fixed["inputs_embeds"].device)
     with torch.cuda.graph(graph, pool=pool):

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+import families
 from mmg_bench.measure.latency import LatencySettings, measure_cells
 from mmg_bench.measure.workload import Workload, decode_steps, prefill, preprocess, random_prompt
 from mmg_bench.methods.dense import Dense
 from mmg_bench.methods.random import Random
+from mmg_bench.models.adapter import adapter_for
 from mmg_bench.models.graphs import _Recording, prefill_graphs
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import ModelSpec, VideoLLM
@@ -57,6 +59,14 @@ def test_replayed_prefills_are_the_stock_ones(monkeypatch: pytest.MonkeyPatch) -
         switch.on = False
         assert torch.equal(answers()[0][0], stock[0][0])
     assert "forward" not in vars(language_model)
+
+
+def test_a_model_that_takes_more_than_embeddings_is_refused() -> None:
+    model, processor = families.qwen3_vl()
+    encoded = processor(text=[processor.video_token], videos=[torch.zeros(4, 3, 64, 64)], return_tensors="pt")
+    refusal = pytest.raises(ValueError, match=r"graphs cannot replay Qwen3VL\w+, which also takes deepstack_visual_emb")
+    with prefill_graphs(adapter_for(model).language_model), torch.inference_mode(), refusal:
+        model(**encoded)
 
 
 def test_graphs_need_a_gpu() -> None:
