@@ -10,9 +10,8 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ from mmg_bench.measure.workload import (
     preprocess,
     tower_needs,
 )
-from mmg_bench.models.graphs import Switch, prefill_graphs
+from mmg_bench.models.engines import ROUNDS, Engine, Switch, prefill_engine
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import Encoded, Pixels, VideoLLM
 from mmg_bench.options import check_whole
@@ -61,14 +60,19 @@ class LatencySettings:
     """Rounds before those."""
     new_tokens: int = 8
     """Decoding steps whose mean is `decode_token_ms`."""
-    engine: Literal["stock", "graphs"] = "stock"
-    """How the language model prefills: as transformers does, or by CUDA graphs of that (`models/graphs.py`)."""
+    engine: Engine = "stock"
+    """How the language model prefills (`models/engines.py`)."""
 
     def __post_init__(self) -> None:
         for name, low in (("repeats", 2), ("warmup", 0), ("new_tokens", 1)):
             check_whole(f"measure.{name}", getattr(self, name), low)
-        if self.engine not in ("stock", "graphs"):
-            raise ValueError(f"measure.engine={self.engine!r}: choose one of stock, graphs")
+        if self.engine not in ROUNDS:
+            raise ValueError(f"measure.engine={self.engine!r}: choose one of {', '.join(ROUNDS)}")
+        if self.warmup < ROUNDS[self.engine]:
+            raise ValueError(
+                f"measure.warmup={self.warmup}: measure.engine={self.engine} needs at least {ROUNDS[self.engine]} "
+                "rounds to make ready"
+            )
 
 
 @dataclass(frozen=True)
@@ -109,10 +113,7 @@ def measure_cells(
     """
     if settings.engine == "graphs" and llm.device.type != "cuda":
         raise ValueError(f"measure.engine=graphs needs a CUDA device, not {llm.device}: leave it at stock")
-    with ExitStack() as stack:
-        switch = Switch(on=False)
-        if settings.engine == "graphs":
-            switch = stack.enter_context(prefill_graphs(llm.adapter.language_model))
+    with prefill_engine(llm.adapter.language_model, settings.engine) as switch:
         return _measure_cells(llm, cells, workload, settings, switch)
 
 

@@ -1,0 +1,162 @@
+"""Prefill without the host's time: by recorded CUDA graphs, or compiled.
+
+A decoder layer of a stock model launches some forty kernels from Python, a millisecond's work for the host whatever the
+prompt's length: behind strong pruning a GPU waits for it. Fixed budgets give fixed lengths, so that a prefill can be
+recorded, or compiled, once a length. On one instance, and undone on exit.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+Engine = Literal["stock", "graphs", "compile"]
+"""`stock`: transformers as it is. `graphs`: its launches, recorded and replayed. `compile`: torch.compile's code."""
+ROUNDS = {"stock": 0, "graphs": 2, "compile": 3}
+"""Prefills of one length before the engine has made ready for it."""
+_SET = ("inputs_embeds", "position_ids", "attention_mask", "past_key_values", "cache_position", "use_cache")
+"""Arguments of a language model that engines set themselves."""
+
+
+@dataclass
+class Switch:
+    """Whether a language model prefills by the engine; off, it runs as ever."""
+
+    on: bool = True
+
+
+@contextmanager
+def prefill_engine(language_model: Any, engine: Engine) -> Iterator[Switch]:
+    """While open, `language_model` prefills by an engine; decoding and prompts with padding run as ever.
+
+    Keys and values of a prefill may be overwritten by the next: keep copies. Switch it off for a method that prunes
+    inside the language model: such a forward is more than the model's own. Raises ValueError for a model whose forward
+    takes more tensors than embeddings, position ids and mask, and torch's own errors for one that it cannot compile.
+    """
+    switch = Switch()
+    if engine == "stock":
+        yield switch
+        return
+    original = language_model.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        embeds, ids, mask = (kwargs.get(name) for name in ("inputs_embeds", "position_ids", "attention_mask"))
+        cache = kwargs.get("past_key_values")
+        if not switch.on or args or embeds is None or (cache is not None and cache.get_seq_length()):
+            return original(*args, **kwargs)
+        if mask is not None and (mask.dim() != 2 or not bool(mask.all())):
+            return original(**kwargs)
+        others = {name: value for name, value in kwargs.items() if name not in _SET}
+        if more := sorted(name for name, value in others.items() if _holds_tensors(value)):
+            raise ValueError(
+                f"measure.engine={engine} cannot run {type(language_model).__name__}, which also takes "
+                f"{', '.join(more)}: leave it at stock"
+            )
+        if ids is None:  # the stock forward would count them itself
+            ids = torch.arange(embeds.shape[1], device=embeds.device)[None]
+        return run({"inputs_embeds": embeds, "position_ids": ids}, others)
+
+    language_model.forward = forward
+    try:
+        if engine == "graphs":
+            run: _Run = _Graphs(original, language_model.config)
+            yield switch
+        else:
+            # beyond its limit torch would silently go back to the stock forward
+            with torch._dynamo.config.patch(
+                recompile_limit=1000, accumulated_recompile_limit=1000, fail_on_recompile_limit_hit=True
+            ):
+                run = _compiled(original, language_model.config)
+                yield switch
+    finally:
+        del language_model.forward
+
+
+_Run = Callable[[dict[str, Tensor], dict[str, Any]], Any]
+
+
+def _holds_tensors(value: Any) -> bool:
+    parts = value if isinstance(value, list | tuple) else [value]
+    return any(isinstance(part, Tensor) for part in parts)
+
+
+def _whole(cache: DynamicCache) -> dict[str, Any]:
+    """What the first prefill of a prompt without padding needs beside the tensors.
+
+    No mask: causal, as with one that hides nothing. The cache keeps jumps in position ids from being taken for borders
+    between packed sequences.
+    """
+    return {"attention_mask": None, "past_key_values": cache, "use_cache": True}
+
+
+def _compiled(original: Any, config: Any) -> _Run:
+    """`original` by torch.compile, anew for each length, its launches recorded where there are any."""
+    forward = torch.compile(original, mode="reduce-overhead", dynamic=False, fullgraph=True)
+
+    def run(inputs: dict[str, Tensor], others: dict[str, Any]) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()
+        return forward(**others, **inputs, **_whole(DynamicCache(config=config)))
+
+    return run
+
+
+class _Graphs:
+    """`original` by CUDA graphs: kernel by kernel what it computes itself.
+
+    The first prefill of a length runs as ever, the second is recorded. Recordings keep memory of their own, one set for
+    all lengths.
+    """
+
+    def __init__(self, original: Any, config: Any) -> None:
+        self.original, self.config = original, config
+        self.seen: set[Any] = set()
+        self.recordings: dict[Any, _Recording] = {}
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, inputs: dict[str, Tensor], others: dict[str, Any]) -> Any:
+        key = tuple((name, tensor.shape, tensor.dtype) for name, tensor in inputs.items())
+        if key not in self.recordings:
+            if key not in self.seen:
+                self.seen.add(key)
+                return self.original(**others, **inputs, **_whole(DynamicCache(config=self.config)))
+            self.recordings[key] = self._record(inputs, others)
+        return self.recordings[key].replay(inputs)
+
+    def _record(self, inputs: dict[str, Tensor], others: dict[str, Any]) -> _Recording:
+        fixed = {name: tensor.clone() for name, tensor in inputs.items()}
+        cache = DynamicCache(config=self.config)
+        for layer in cache.layers:
+            layer.lazy_initialization(fixed["inputs_embeds"], fixed["inputs_embeds"])
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize(fixed["inputs_embeds"].device)
+        with torch.cuda.graph(graph, pool=self.pool):
+            output = self.original(**others, **fixed, **_whole(cache))
+        return _Recording(graph, fixed, output, cache)
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """The launches of one prefill, on tensors that stay where they are."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: dict[str, Tensor]
+    output: Any
+    cache: DynamicCache
+
+    def replay(self, inputs: dict[str, Tensor]) -> Any:
+        for name, tensor in self.inputs.items():
+            tensor.copy_(inputs[name])
+        self.graph.replay()
+        # decoding makes longer tensors of its own: these are only looked at, until the next replay
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        output = copy.copy(self.output)
+        output["past_key_values"] = cache
+        return output

@@ -1,0 +1,129 @@
+"""Prefill by an engine is the stock prefill: CUDA graphs bit by bit, compiled within rounding."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import families
+from mmg_bench.measure.latency import LatencySettings, measure_cells
+from mmg_bench.measure.workload import Workload, decode_steps, prefill, preprocess, random_prompt
+from mmg_bench.methods.base import Method
+from mmg_bench.methods.dense import Dense
+from mmg_bench.methods.random import Random
+from mmg_bench.models import engines
+from mmg_bench.models.adapter import adapter_for
+from mmg_bench.models.engines import Engine, prefill_engine
+from mmg_bench.models.hooks import pruning
+from mmg_bench.models.loading import ModelSpec, VideoLLM
+from mmg_bench.runner.cells import make_cell
+
+SPEC = ModelSpec("embedded", "embedded", frames=4, dtype="bfloat16", device="cuda")
+METHODS = [Dense(), Random(0.5, seed=0), Random(0.5, seed=1), Random(0.25)]
+compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+
+
+class Answers:
+    """The last logits and keys of a prefill by each method, and two steps of decoding behind it."""
+
+    def __init__(self, spec: ModelSpec):
+        self.llm = VideoLLM(spec)
+        workload = Workload(None, random_prompt(self.llm.processor.tokenizer, 8), spec.frames)
+        self.encoded = self.llm.encode(preprocess(self.llm, workload.decode()), frozenset())
+        self.inputs = workload.inputs(self.llm, self.encoded)
+
+    def __call__(self, methods: list[Method]) -> list[tuple[torch.Tensor, ...]]:
+        made = []
+        for method in methods:
+            with torch.inference_mode(), pruning(self.llm.model, method, encoded=self.encoded.tokens):
+                out = prefill(self.llm, self.encoded, self.inputs)
+                parts = out.logits.clone(), out.past_key_values.layers[-1].keys.clone()
+                decode_steps(self.llm, out, self.inputs["attention_mask"], 2)
+                made.append(parts)
+        return made
+
+
+@pytest.mark.gpu
+def test_replayed_prefills_are_the_stock_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    replays = 0
+    replay = engines._Recording.replay
+
+    def counted(recording: engines._Recording, given: dict[str, torch.Tensor]) -> Any:
+        nonlocal replays
+        replays += 1
+        return replay(recording, given)
+
+    monkeypatch.setattr(engines._Recording, "replay", counted)
+    answers = Answers(SPEC)
+    stock = answers(METHODS)
+    language_model = answers.llm.adapter.language_model
+    with prefill_engine(language_model, "graphs") as switch:
+        for _ in range(3):  # as ever, recorded, replayed
+            for expected, found in zip(stock, answers(METHODS), strict=True):
+                assert all(map(torch.equal, found, expected))
+        assert replays >= 2 * len(METHODS)  # dense, too
+        switch.on = False
+        assert torch.equal(answers(METHODS)[0][0], stock[0][0])
+    assert "forward" not in vars(language_model)
+
+
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=compiler), pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_compiled_prefills_are_the_stock_ones(device: str, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = Answers(replace(SPEC, path=str(tiny_folder), device=device, dtype="float32"))
+    stock = answers(METHODS)
+    calls: list[int] = []
+    compiled = engines._compiled
+
+    def counted(*given: Any) -> Any:
+        run = compiled(*given)
+
+        def one(inputs: dict[str, torch.Tensor], others: dict[str, Any]) -> Any:
+            calls.append(inputs["inputs_embeds"].shape[1])
+            return run(inputs, others)
+
+        return one
+
+    monkeypatch.setattr(engines, "_compiled", counted)
+    torch._dynamo.utils.counters.clear()
+    language_model = answers.llm.adapter.language_model
+    with prefill_engine(language_model, "compile"):
+        for _ in range(3):
+            for expected, found in zip(stock, answers(METHODS), strict=True):
+                torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert len(calls) == 3 * len(METHODS)  # dense, too, and no step of decoding
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(set(calls)) == 3
+    assert "forward" not in vars(language_model)
+
+
+@compiler
+def test_cells_are_timed_compiled(tiny_folder: Path) -> None:
+    """What prunes inside the language model is run as ever."""
+    llm = VideoLLM(replace(SPEC, path=str(tiny_folder), device="cpu", dtype="float32"))
+    cells = [make_cell("dense", 1.0), make_cell("random", 0.25), make_cell("fastv", 0.5)]
+    times = measure_cells(llm, cells, Workload(None, "a", SPEC.frames), LatencySettings(2, 3, 1, "compile"))
+    assert all(t.failure is None and (t.stages["prefill_ms"] > 0).all() for t in times)
+    assert times[2].layer_tokens[-1] < times[2].layer_tokens[0] == times[0].layer_tokens[0]
+
+
+@pytest.mark.parametrize("engine", ["graphs", "compile"])
+def test_a_model_that_takes_more_than_embeddings_is_refused(engine: Engine) -> None:
+    model, processor = families.qwen3_vl()
+    encoded = processor(text=[processor.video_token], videos=[torch.zeros(4, 3, 64, 64)], return_tensors="pt")
+    refusal = pytest.raises(ValueError, match=rf"{engine} cannot run Qwen3VL\w+, which also takes deepstack_visual_emb")
+    with prefill_engine(adapter_for(model).language_model, engine), torch.inference_mode(), refusal:
+        model(**encoded)
+
+
+def test_engines_are_checked() -> None:
+    llm = VideoLLM(replace(SPEC, device="cpu", dtype="float32"))
+    with pytest.raises(ValueError, match=r"measure\.engine=graphs needs a CUDA device, not cpu"):
+        measure_cells(llm, [], Workload(None, "a", SPEC.frames), LatencySettings(engine="graphs"))
+    with pytest.raises(ValueError, match="choose one of stock, graphs, compile"):
+        LatencySettings(engine="fast")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"measure\.warmup=1: measure\.engine=graphs needs at least 2 rounds"):
+        LatencySettings(warmup=1, engine="graphs")
