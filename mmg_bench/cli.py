@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mmg_bench import __version__
+
 HELP = """\
 mmg-bench: training-free visual-token pruning for video LLMs, measured
 
@@ -16,7 +18,7 @@ mmg-bench: training-free visual-token pruning for video LLMs, measured
   mmg-bench table [options]    make a whole table, such as Table 1 of the MMG-Vid paper
   mmg-bench measure [options]  speed, memory and FLOPs of one model, beside dense; needs no weights and no benchmark
   mmg-bench doctor [options]   say what a run or a table needs and this machine lacks, and how to get it
-  mmg-bench methods            list the pruning methods and their parameters
+  mmg-bench methods [NAME]     list the pruning methods and their parameters, or say what one of them does
   mmg-bench bench-methods      time the methods themselves, without a model
   mmg-bench new-method NAME    write the file, config, test and docs page of a new method into this checkout
 
@@ -29,6 +31,7 @@ Options are Hydra overrides; `mmg-bench run --help` lists them with the choices 
   mmg-bench measure -m model=llava_onevision_7b weights=random frames=32,64 retention_ratio=0.1,0.25
   mmg-bench doctor table=table1 profile=paper
   mmg-bench doctor model=llava_onevision_7b benchmark=videomme
+  mmg-bench methods fastvid
 
 An interrupted command goes on where it stopped when it is given again. The exit status is 1 when any answer failed
 or the doctor misses something, and 2 when the command could not be carried out.
@@ -51,6 +54,9 @@ def main() -> None:
     if command in ("-h", "--help", "help"):
         print(HELP)
         sys.exit(0)
+    if command == "--version":
+        print(f"mmg-bench {__version__}")
+        sys.exit(0)
     if command not in commands:
         print(f"mmg-bench: no command {command!r}; choose one of {', '.join(commands)}, or --help", file=sys.stderr)
         sys.exit(2)
@@ -70,31 +76,35 @@ def _measure(overrides: list[str]) -> int:
 
 
 def _table(overrides: list[str]) -> int:
-    return _with_hydra("table", overrides, lambda config: _command("tables").table(config))
+    return _composed("table", overrides, lambda config: _command("tables").table(config))
 
 
 def _doctor(overrides: list[str]) -> int:
     os.environ["HF_HUB_OFFLINE"] = "1"  # it looks at this machine only
     asks_for_run = any(o.lstrip("+").partition("=")[0].split(".")[0] in ("model", "benchmark") for o in overrides)
     name = "run" if asks_for_run else "table"
-    return _with_hydra(name, overrides, lambda config: _command("doctor").doctor(config))
+    return _composed(name, overrides, lambda config: _command("doctor").doctor(config))
 
 
-def _methods(_: list[str]) -> int:
+def _methods(names: list[str]) -> int:
     from dataclasses import fields
+    from inspect import cleandoc
 
     from mmg_bench.methods.registry import method_class, method_names
 
-    for name in method_names():
-        cls = method_class(name)
-        first_line = (cls.__doc__ or "").strip().splitlines()[0]
-        options = ", ".join(f"{f.name}={f.default}" for f in fields(cls) if f.name != "retention_ratio")
-        print(f"{name:14} {first_line}" + (f"\n{'':14}   {options}" if options else ""))
-    return 0
+    def show() -> int:
+        for cls in map(method_class, names or method_names()):
+            lines = cleandoc(cls.__doc__ or "").splitlines()
+            options = ", ".join(f"{f.name}={f.default}" for f in fields(cls) if f.name != "retention_ratio")
+            shown = [*(lines if names else lines[:1]), *([f"  {options}"] if options else [])]
+            print(f"{cls.name:14} " + f"\n{'':15}".join(shown))
+        return 0
+
+    return _guarded(show)
 
 
 def _bench_methods(overrides: list[str]) -> int:
-    return _with_hydra("bench_methods", overrides, lambda config: _command("bench_methods").run(config))
+    return _composed("bench_methods", overrides, lambda config: _command("bench_methods").run(config))
 
 
 def _new_method(arguments: list[str]) -> int:
@@ -124,18 +134,20 @@ def _command(module: str) -> Any:
 def _swept(config_name: str, overrides: list[str], task: Callable[[list[Any]], int]) -> int:
     """Carry out a task on one configuration, or on all that a sweep composes, together."""
     if not {"-m", "--multirun"} & set(overrides):
-        return _with_hydra(config_name, overrides, lambda config: task([config]))
+        return _composed(config_name, overrides, lambda config: task([config]))
     from mmg_bench.config import sweep
 
     rest = [o for o in overrides if o not in ("-m", "--multirun")]
     return _guarded(lambda: task(sweep(config_name, rest)))
 
 
-def _with_hydra(config_name: str, overrides: list[str], task: Callable[[Any], int]) -> int:
-    """Compose the configuration and carry out the task."""
-    import hydra
+def _composed(config_name: str, overrides: list[str], task: Callable[[Any], int]) -> int:
+    """Compose the configuration and carry out the task; Hydra's own options, such as --help and --cfg, are Hydra's."""
+    from mmg_bench.config import CONFIGS, composed
 
-    from mmg_bench.config import CONFIGS
+    if not any(o.startswith("-") for o in overrides):
+        return _guarded(lambda: task(composed(config_name, overrides)))
+    import hydra
 
     failed = 0
 

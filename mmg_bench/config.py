@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from itertools import product
@@ -10,6 +11,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
 from mmg_bench.benchmarks.lmms import BenchmarkSpec
@@ -32,6 +34,27 @@ def load(group: str, name: str) -> dict[str, Any]:
     return plain(OmegaConf.load(path))
 
 
+def composed(name: str, overrides: Sequence[str]) -> DictConfig:
+    """Compose `name`.yaml with overrides, once. Raises ValueError, listing the valid ones, for an unknown option."""
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        return _compose(name, overrides)
+
+
+def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
+    try:
+        return compose(name, list(overrides))
+    except ConfigCompositionException as error:
+        unknown = re.match(r"Could not override '([\w.]+)'", str(error))
+        if unknown is None:
+            raise
+        group, _, _ = unknown[1].rpartition(".")
+        known = compose(name, [o for o in overrides if o.partition("=")[0] != unknown[1]])
+        options = OmegaConf.select(known, group) if group else known
+        if not isinstance(options, DictConfig):
+            raise
+        raise ValueError(f"{unknown[1]}: no such option; {group or name} has: {', '.join(map(str, options))}") from None
+
+
 def sweep(name: str, overrides: Sequence[str]) -> list[DictConfig]:
     """Compose `name`.yaml once for every combination of the values that `overrides` list, as Hydra's multirun does.
 
@@ -45,7 +68,7 @@ def sweep(name: str, overrides: Sequence[str]) -> list[DictConfig]:
         for o in parsed
     ]
     with initialize_config_dir(str(CONFIGS), version_base=None):
-        return [compose(name, list(combination)) for combination in product(*choices)]
+        return [_compose(name, combination) for combination in product(*choices)]
 
 
 def plain(config: Any) -> dict[str, Any]:

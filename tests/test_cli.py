@@ -37,6 +37,14 @@ def test_methods_are_listed() -> None:
     assert "tau=0.95" in done.stdout
 
 
+def test_a_method_is_explained() -> None:
+    done = mmg_bench("methods", "fastvid")
+    assert done.returncode == 0
+    assert "Source: arXiv 2503.11187" in done.stdout
+    assert "variant=onevision" in done.stdout
+    assert "mmg_vid" not in done.stdout
+
+
 def test_methods_are_timed(tmp_path: Path) -> None:
     size = ["frames=2", "tokens=4", "width=8", "repeats=3", "warmup=0", "device=cpu"]
     done = mmg_bench("bench-methods", *size, "methods=mmg_vid", f"out={tmp_path}")
@@ -95,12 +103,16 @@ def test_a_stopped_run_resumes(tmp_path: Path, how: signal.Signals) -> None:
         (["table", "profile=papers"], "has no profile 'papers'; choose auto or paper, embedded"),
         (["run", "latency=off"], "latency='off': choose true or false"),
         (["run", "limit=abc"], "limit='abc': it must be a whole number, at least 1, or null"),
+        (["run", "method.tua=1"], "method.tua: no such option; method has: name, tau"),
+        (["run", "-m", "method=mmg_vid,random", "frames=8,16"], "frames: no such option; run has: model, method"),
+        (["run", "shard.count=abc"], "shard.count='abc': it must be a whole number, at least 1"),
+        (["methods", "mmgvid"], "unknown method 'mmgvid'; the registered methods are: "),
         (["tables"], "no command 'tables'; choose one of run, table"),
     ],
 )
 def test_mistakes_end_in_one_line(args: list[str], says: str, tmp_path: Path) -> None:
-    done = mmg_bench(*args, *([f"output_dir={tmp_path}"] if args[0] != "tables" else []))
-    assert done.returncode != 0
+    done = mmg_bench(*args, *([f"output_dir={tmp_path}"] if args[0] in ("run", "table") else []))
+    assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmg_bench.measure.workload import decode_steps, prefill
+from mmg_bench.models import siglip
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import Encoded, VideoLLM
 from mmg_bench.runner.cells import Cell
@@ -68,9 +69,10 @@ def _quiet() -> Iterator[None]:
         os.close(nowhere)
 
 
-def weight_bytes(model: nn.Module) -> int:
+def weight_bytes(*modules: nn.Module) -> int:
     """Bytes of parameters and buffers; tied ones count once."""
-    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    held = nn.ModuleList(modules)
+    return sum(t.numel() * t.element_size() for t in (*held.parameters(), *held.buffers()))
 
 
 def cache_bytes(cache: Any) -> int:
@@ -84,9 +86,9 @@ def memory_values(
 ) -> dict[str, int]:
     """Metric -> bytes, of one answer of a cell to `encoded` video, whose encoding was watched by `encoding`.
 
-    `weights_bytes`; `encode_memory_bytes`, the most that encoding takes beside them; `kv_cache_bytes` after the
-    prefill; `activation_memory_bytes`, the most that encoded video, pruning, prefill and decoding take beside weights
-    and KV cache; and `peak_memory_bytes`, the most of the whole answer.
+    `weights_bytes`, of a SigLIP checkpoint those that the method needs; `encode_memory_bytes`, the most that encoding
+    takes beside them; `kv_cache_bytes` after the prefill; `activation_memory_bytes`, the most that encoded video,
+    pruning, prefill and decoding take beside weights and KV cache; `peak_memory_bytes`, the most of the whole answer.
 
     Raises ValueError when the model's logits are not finite: such numbers must not be measured on.
     """
@@ -100,7 +102,9 @@ def memory_values(
             raise ValueError(f"{llm.spec.name} gives NaN or infinite logits in {llm.spec.dtype}: choose another dtype")
         cache = cache_bytes(out.past_key_values)
         decode_steps(llm, out, inputs["attention_mask"], new_tokens)
-    weights, answer = weight_bytes(llm.model), encoding.kept + answering.peak
+    beside = siglip.attached(llm.model)
+    extra = [] if beside is None else beside.modules(cell.method.needs)
+    weights, answer = weight_bytes(llm.model, *extra), encoding.kept + answering.peak
     return {
         "weights_bytes": weights,
         "encode_memory_bytes": encoding.peak,

@@ -332,9 +332,9 @@ class _Splice:
             tokens = VideoTokens(features, (grid[0], grid[1]), **self.captured.fields(video * frames, frames))
         if "query" in method.needs:
             tokens = replace(tokens, query=embeds[place.row, place.end :])
+        elapsed = Elapsed(embeds.device)
         if "joint_query" in method.needs and (source := siglip.attached(self.adapter.model)) is not None:
             tokens = replace(tokens, joint_query=source.joint_query(ids[place.row, place.end :]))
-        elapsed = Elapsed(embeds.device)
         pruned = method.prune(tokens)
         elapsed.stop()
         outcome = pruned, elapsed

@@ -8,6 +8,7 @@ code does: the head, behind its own layer norm, reads the hidden states of the v
 from __future__ import annotations
 
 import weakref
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -38,6 +39,11 @@ class Siglip:
     """Tokenizer of the language model, which gives the question back as text; None if it was not given."""
     revision: str | None
     """Commit of a checkpoint from the hub."""
+
+    def modules(self, needs: Collection[str]) -> list[nn.Module]:
+        """What of the checkpoint supplies some fields."""
+        head = [self.norm, self.head] if TOWER_FIELDS & set(needs) else []
+        return head + ([self.text_tower] if "joint_query" in needs else [])
 
     @torch.no_grad()
     def tower_field(self, name: str, hidden: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import time
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from mmg_bench.measure.memory import PeakMemory, memory_values, weight_bytes
+from mmg_bench.measure.workload import Workload, prefill
 from mmg_bench.methods.cdpruner import CDPruner
 from mmg_bench.methods.fastvid import FastVID
 from mmg_bench.models import siglip
@@ -19,6 +22,7 @@ from mmg_bench.models.adapter import UnsupportedModelError, adapter_for
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import ModelError, ModelSpec, VideoLLM
 from mmg_bench.models.small import SmallSpec, small_llava_onevision
+from mmg_bench.runner.cells import make_cell
 from prompts import prompt_inputs, random_video
 from tiny import TINY
 
@@ -203,6 +207,34 @@ def test_a_model_configuration_names_the_checkpoint(tiny_folder: Path, source: P
     assert tokens[0].frame_features.shape == (4, 16)
     assert llm.weights_for({"attention"}) == llm.weights
     assert llm.weights_for({"frame_features"}).startswith(f"{llm.weights} siglip@")
+
+
+def test_what_a_method_needs_beside_the_model_is_charged(
+    tiny_folder: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = VideoLLM(ModelSpec("tiny", str(tiny_folder), frames=4, dtype="float32", device="cpu", siglip=str(source)))
+    cells = {name: make_cell(name, 1.0 if name == "dense" else 0.5) for name in ("dense", "fastvid", "cdpruner")}
+    llm.prepare(frozenset().union(*(cell.method.needs for cell in cells.values())))
+    read = siglip.Siglip.joint_query
+
+    def slow(self: siglip.Siglip, ids: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.05)
+        return read(self, ids)
+
+    monkeypatch.setattr(siglip.Siglip, "joint_query", slow)
+    workload, weights = Workload(None, "What colour?", 4), {}
+    for name, cell in cells.items():
+        with PeakMemory(llm.device) as encoding:
+            encoded = llm.encode(llm.preprocess(random_video(4)), cell.method.needs)
+        inputs = workload.inputs(llm, encoded)
+        weights[name] = memory_values(llm, cell, encoded, encoding, inputs, 1)["weights_bytes"]
+        with torch.inference_mode(), pruning(llm.model, cell.method, encoded=encoded.tokens) as run:
+            prefill(llm, encoded, inputs)
+        assert (run.report[0].prune_seconds >= 0.05) == (name == "cdpruner")  # reading the question is its work
+    parts = siglip.attached(llm.model)
+    assert parts is not None
+    assert weights["fastvid"] - weights["dense"] == weight_bytes(parts.norm, parts.head) > 0
+    assert weights["cdpruner"] - weights["fastvid"] == weight_bytes(parts.text_tower) > 0
 
 
 def test_the_commit_that_is_named_is_read(model: Any, source: Path, tmp_path: Path, monkeypatch: Any) -> None:
