@@ -10,6 +10,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+_SHAPES = {
+    "attention": "TN",
+    "keys": "TNK",
+    "probe_attention": "TN",
+    "cls_attention": "TN",
+    "frame_features": "TC",
+    "query": "LD",
+    "joint_features": "TNE",
+    "joint_query": "ME",
+}
+"""Optional field of `VideoTokens` -> its axes; one letter is one size."""
+
 
 @dataclass(frozen=True)
 class VideoTokens:
@@ -48,24 +60,26 @@ class VideoTokens:
         if not self.features.is_floating_point():
             raise ValueError(f"VideoTokens.features has dtype {self.features.dtype}; it must be floating point")
         height, width = self.grid
-        if height * width != self.features.shape[1]:
+        if min(height, width) < 1 or height * width != self.features.shape[1]:
             raise ValueError(
                 f"VideoTokens.grid {self.grid} does not make up the {self.features.shape[1]} tokens of a frame"
             )
-        frames, tokens = self.features.shape[:2]
-        per_token, per_frame = (frames, tokens), (frames,)
-        leading = {
-            "attention": per_token,
-            "keys": per_token,
-            "probe_attention": per_token,
-            "cls_attention": per_token,
-            "joint_features": per_token,
-            "frame_features": per_frame,
-        }
-        for name, shape in leading.items():
-            value = getattr(self, name)
-            if value is not None and tuple(value.shape[: len(shape)]) != shape:
-                raise ValueError(f"VideoTokens.{name} has shape {list(value.shape)}; it must start with {list(shape)}")
+        sizes = dict(zip("TND", self.features.shape, strict=True))
+        for name, letters in _SHAPES.items():
+            if (value := getattr(self, name)) is not None:
+                self._check(name, value, letters, sizes)
+
+    def _check(self, name: str, value: Tensor, letters: str, sizes: dict[str, int]) -> None:
+        """Raise a ValueError unless an optional field goes with the features, and with the `sizes` seen before it."""
+        shape = list(value.shape)
+        wanted = ", ".join(f"{letter}={sizes[letter]}" if letter in sizes else letter for letter in letters)
+        fits = len(shape) == len(letters) and 0 not in shape
+        if not fits or any(sizes.setdefault(letter, n) != n for letter, n in zip(letters, shape, strict=True)):
+            raise ValueError(f"VideoTokens.{name} has shape {shape}; it must be [{wanted}] with none of them 0")
+        if not value.is_floating_point():
+            raise ValueError(f"VideoTokens.{name} has dtype {value.dtype}; it must be floating point")
+        if value.device != self.features.device:
+            raise ValueError(f"VideoTokens.{name} is on {value.device}, the features are on {self.features.device}")
 
     @property
     def frames(self) -> int:

@@ -140,5 +140,5 @@ def check_flag(method: object, field: str) -> None:
 def check_choice(method: object, field: str, choices: tuple[Any, ...]) -> None:
     """Raise a ValueError that names the field, its value and the choices unless the value is one of them."""
     value = getattr(method, field)
-    if value not in choices:
+    if not any(value == choice and type(value) is type(choice) for choice in choices):
         raise ValueError(f"{type(method).__name__}.{field}={value!r}: choose one of {', '.join(map(str, choices))}")

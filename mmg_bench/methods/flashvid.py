@@ -234,7 +234,7 @@ class FlashVID(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, "expansion", 0, float("inf"), low_open=True)
+        check_range(self, "expansion", 0, 10**6, low_open=True)
         check_range(self, "alpha", 0, 1)
         check_choice(self, "token_selection_method", ("attn_div_v2", "attn_div"))
         check_range(self, "temporal_threshold", -1, 1)

@@ -223,7 +223,7 @@ class STTM(Method):
             if getattr(self, name) is not None:
                 check_range(self, name, -1, 1)
         check_range(self, "root_level", 0, 2**31, integer=True)
-        check_range(self, "temporal_slack", 0, float("inf"), low_open=True)
+        check_range(self, "temporal_slack", 0, 10**6, low_open=True)
         check_range(self, "search_steps", 1, 100, integer=True)
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:

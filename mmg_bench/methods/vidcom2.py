@@ -69,7 +69,7 @@ class VidCom2(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, "temperature", 0, float("inf"), low_open=True)
+        check_range(self, "temperature", 0, 10**6, low_open=True)
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
         video_score, frame_score = token_scores(tokens.features, steady_channels(tokens.features))
