@@ -5,7 +5,7 @@
 #   scripts/gpu_run.sh                     # results in results/gpu
 #   OUT=/tmp/out LIMIT=1200 scripts/gpu_run.sh
 #
-# OUT      folder of the results: efficiency/, stock/, bench_methods/, and log.txt, in which each step's end is noted
+# OUT      folder of the results: efficiency/, stock/, compiled/, bench_methods/; log.txt notes the end of each step
 # LIMIT    seconds for all steps together; what did not get its turn is left for the next call
 # WHEELS   folder of wheels to use where packages are missing and nothing can be downloaded (hydra-core, omegaconf,
 #          antlr4-python3-runtime; decord, and av or a cache with its file, to measure on an mp4 file, else on random
@@ -60,7 +60,7 @@ video=random
 "$PYTHON" -c 'import decord; from mmg_bench.measure.workload import standard_video as v; v()' 2>/dev/null && video=generated
 
 options=(table=efficiency profile="$PROFILE" table.video="$video" measure.new_tokens=4)
-stock=('table.retention_ratios=[0.25,0.1]' measure.engine=stock "output_dir=$OUT/stock" "results_dir=$OUT/stock"
+few=('table.retention_ratios=[0.25,0.1]'
     '~table.profiles.gpu.workloads.llava_onevision_0_5b' '~table.profiles.gpu.workloads.qwen2_5_vl_7b'
     'table.profiles.gpu.workloads.llava_onevision_7b.frames=[32]')
 [ "$DEVICE" = cuda ] && engine=graphs || engine=stock
@@ -70,8 +70,11 @@ step gpu_tests 90 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu tests/measur
 step bench_methods 120 "$PYTHON" -m mmg_bench bench-methods device="$DEVICE" dtype=bfloat16 seconds=4 \
     out="$OUT/bench_methods"
 # what the stock forward takes, the host's time and all
-[ "$PROFILE" = gpu ] && step stock 90 "$PYTHON" -m mmg_bench table "${options[@]}" "${stock[@]}"
+[ "$PROFILE" = gpu ] && step stock 90 "$PYTHON" -m mmg_bench table "${options[@]}" "${few[@]}" measure.engine=stock \
+    output_dir="$OUT/stock" results_dir="$OUT/stock"
 step efficiency "$LIMIT" "$PYTHON" -m mmg_bench table "${options[@]}" measure.engine="$engine" \
     output_dir="$OUT/efficiency" results_dir="$OUT/efficiency"
+[ "$PROFILE" = gpu ] && step compiled 150 "$PYTHON" -m mmg_bench table "${options[@]}" "${few[@]}" \
+    measure.engine=compile output_dir="$OUT/compiled" results_dir="$OUT/compiled"
 grep "^step	" "$OUT/log.txt"
 exit $((failures > 0))
