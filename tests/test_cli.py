@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -64,12 +66,19 @@ def test_a_sweep_shares_one_pass(tmp_path: Path) -> None:
     assert cells == {("dense", 1.0), *((m, r) for m in ("mmg_vid", "random") for r in (0.1, 0.25))}
     assert (tmp_path / "table.md").read_text().count("| mmg_vid |") == 2
     assert (tmp_path / "provenance.json").exists()
+    sources = json.loads((tmp_path / "provenance.json").read_text())
     # the same questions again, one method more: only its own answers are new
     before = (tmp_path / "records.jsonl").read_text()
-    assert mmg_bench("run", "method=uniform", "limit=6", f"output_dir={tmp_path}").returncode == 0
+    more = ["run", "method=uniform", "limit=6", f"output_dir={tmp_path}"]
+    assert mmg_bench(*more).returncode == 0
+    now = json.loads((tmp_path / "provenance.json").read_text())
     after = (tmp_path / "records.jsonl").read_text()
     assert after.startswith(before)
     assert len(after.splitlines()) == len(before.splitlines()) + 6
+    rows = read_rows(tmp_path / "rows.csv")
+    commands = {method: {now[key]["command"] for key in part.provenance} for method, part in rows.groupby("method")}
+    assert commands == {"dense": {f"mmg-bench {shlex.join(sweep)}"}, "uniform": {f"mmg-bench {shlex.join(more)}"}}
+    assert sources.items() <= now.items()  # earlier records are still there, and so is where they come from
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])

@@ -71,7 +71,7 @@ class Question:
     generation: dict[str, Any]
     """The task's own generation arguments."""
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Differs when anything that is asked, scored or reported of the question does."""
         content = [self.video, self.skill, self.task, self.prompt, self.target, self.generation]

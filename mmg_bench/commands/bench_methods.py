@@ -30,10 +30,10 @@ def run(config: DictConfig) -> int:
     described = {**asdict(settings), "torch_device": str(device), "methods": names, "retention_ratio": ratio}
     entry = provenance.describe(described, device)
     model = f"synthetic {settings.tokens} x {settings.width}"
+    key = provenance.key_of(entry)
     results: list[PruneTimes] = []
     for found in measure_methods(methods, settings):  # written as they come, so that a stop loses no other length
         results += found
-        key = provenance.register(out, entry)
         rows = prune_time_rows(results, model=model, retention_ratio=ratio, provenance=key)
         table = prune_time_table(rows, {key: entry})
         write_rows(rows, out / "rows.csv")

@@ -30,7 +30,9 @@ def publish(
     shown: bool = True,
 ) -> None:
     """Write rows.csv, table.md and provenance.json, and print the table where it is to be shown."""
-    provenance.write(folder, {key: sources[key] for key in sorted(provenance_keys(rows))})
+    entries = {key: sources[key] for key in sorted(provenance_keys(rows))}
+    if not entries.items() <= provenance.read(folder).items():  # a folder of records has more, and keeps it
+        provenance.write(folder, entries)
     write_rows(rows, folder / "rows.csv")
     tables = layout(rows, sources)
     partial = folder / "table.partial"

@@ -189,8 +189,9 @@ def write_rows(rows: pd.DataFrame, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read_rows(path: Path) -> pd.DataFrame:
+def read_rows(path: Path | str) -> pd.DataFrame:
     """The rows that `write_rows` wrote. Raises ValueError for a file that is not whole or of another version."""
+    path = Path(path)
     with path.open(encoding="utf-8", newline="") as file:
         for number, fields in enumerate(csv.reader(file), start=1):
             if number == 1 and tuple(fields) != COLUMNS:
