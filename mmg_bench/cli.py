@@ -92,6 +92,8 @@ def _methods(names: list[str]) -> int:
 
     from mmg_bench.methods.registry import method_class, method_names
 
+    names = [name for name in names if not name.startswith("-")]  # --help lists all
+
     def show() -> int:
         for cls in map(method_class, names or method_names()):
             lines = cleandoc(cls.__doc__ or "").splitlines()

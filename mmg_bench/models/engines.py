@@ -74,7 +74,10 @@ def prefill_engine(language_model: Any, engine: Engine) -> Iterator[Switch]:
                 recompile_limit=1000, accumulated_recompile_limit=1000, fail_on_recompile_limit_hit=True
             ):
                 run = _compiled(original, language_model.config)
-                yield switch
+                try:
+                    yield switch
+                finally:
+                    torch._dynamo.reset()  # compiled code would keep memory of its own on a GPU
     finally:
         del language_model.forward
 

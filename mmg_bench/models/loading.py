@@ -130,7 +130,7 @@ class VideoLLM:
         None for a hub model, all of which its revision identifies.
         """
         folder = _folder(self.spec.path)
-        return None if folder is None else _digest(folder, "*.json", "*.jinja")
+        return None if folder is None else _digest(folder, "*.json", "*.jinja", "*.model", "*.txt")
 
     def prepare(self, needs: Collection[str]) -> None:
         """Load what the fields in `needs` take beyond the model: the SigLIP checkpoint, where the spec names one.

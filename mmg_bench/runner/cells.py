@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mmg_bench import methods
+from mmg_bench import methods, tokens
 from mmg_bench.methods.base import Method, Positions
 from mmg_bench.methods.registry import get_method
 
@@ -50,9 +50,12 @@ class Cell:
 
 @cache
 def code_of(method: type[Method]) -> str:
-    """Digest of a method's own file and of those that methods share: answers of other code are not its answers."""
-    own = inspect.getsourcefile(method)
-    files = [*sorted(Path(methods.__file__).parent.glob("_[!_]*.py")), *([Path(own)] if own else [])]
+    """Digest of the method's own file and of all in this package that it may use: answers of other code are not its."""
+    try:
+        own = inspect.getsourcefile(method)
+    except TypeError:  # made in an interpreter
+        own = None
+    files = [*sorted(Path(methods.__file__).parent.glob("*.py")), Path(tokens.__file__), *([Path(own)] if own else [])]
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 

@@ -42,8 +42,13 @@ def describe(settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def register(folder: Path, entry: dict[str, Any]) -> str:
-    """Add an entry to `folder`/provenance.json and return its key; entries that differ in the date alone are one."""
-    key = key_of(entry, apart=("date",))
+    """Add an entry to `folder`/provenance.json and return its key.
+
+    Entries that differ in the date alone, or in which share of the work the command takes, are one.
+    """
+    words = str(entry.get("command", "")).split()
+    command = " ".join(word for word in words if not word.startswith(("shard.", "workers=")))
+    key = key_of({**entry, "command": command}, apart=("date",))
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".provenance.lock").open("w") as lock:  # shards register side by side
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -108,10 +113,11 @@ def _commit() -> str:
     try:
         git("ls-files", "--error-unmatch", mmg_bench.__file__)  # a copy may be installed below another checkout
         head = git("rev-parse", "--short=12", "HEAD").decode().strip()
-        changes = git("diff", "--binary", "HEAD", "--", *parts)
+        changes = git("diff", "--binary", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD", "--", *parts)
         new = git("ls-files", "-z", "--others", "--exclude-standard", "--", *parts)
     except (subprocess.CalledProcessError, FileNotFoundError):
         return "unknown"
-    for name in filter(None, new.decode().split("\0")):
-        changes += name.encode() + (package.parent / name).read_bytes()
+    for name in filter(None, new.split(b"\0")):
+        file = package.parent / os.fsdecode(name)
+        changes += name + (file.read_bytes() if file.is_file() else b"")  # an editor's dangling link is none
     return f"{head}+{hashlib.sha256(changes).hexdigest()[:8]}" if changes else head

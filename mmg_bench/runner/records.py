@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,7 +27,7 @@ class Record:
     question: str
     """Id of the question, unique within the benchmark."""
     asked: str
-    """Digest of its prompt, target and generation arguments: the task's files may come to ask something else."""
+    """Digest of prompt, target, generation arguments and the rest: the task's files may come to ask something else."""
     video: str
     """Id of the video: questions about one video are not independent."""
     skill: str
@@ -107,7 +107,7 @@ def read_records(folder: Path) -> list[Record]:
     """All records of a run folder (`records*.jsonl`), in the order written.
 
     A torn last line is dropped. Raises ValueError for any other line that is not a record, and for two records of one
-    cell and question that disagree; equal repeats (two workers that overlapped) count once.
+    cell and question that disagree; equal repeats (two commands that overlapped) count once.
     """
     seen: dict[tuple[str, str, str], Record] = {}
     for path in sorted(folder.glob("records*.jsonl")):
@@ -118,7 +118,7 @@ def read_records(folder: Path) -> list[Record]:
                     "differ): move the folder away and run again"
                 )
             record = Record(**row)
-            if seen.setdefault(record.key, record) != record:
+            if replace(seen.setdefault(record.key, record), provenance="") != replace(record, provenance=""):
                 raise ValueError(
                     f"{path}:{number}: a second, different record of question {record.question!r} in cell "
                     f"{record.cell!r}: delete one of the lines"

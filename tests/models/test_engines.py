@@ -89,6 +89,7 @@ def test_compiled_prefills_are_the_stock_ones(device: str, tiny_folder: Path, mo
         return one
 
     monkeypatch.setattr(engines, "_compiled", counted)
+    torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     language_model = answers.llm.adapter.language_model
     with prefill_engine(language_model, "compile"):

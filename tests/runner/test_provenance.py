@@ -24,6 +24,12 @@ def test_entries_that_differ_in_the_date_alone_are_one(tmp_path: Path) -> None:
     assert provenance.read(tmp_path) == {first: ENTRY, other: {**ENTRY, "command": "mmg-bench run method=b"}}
 
 
+def test_shards_are_one_way_of_measuring(tmp_path: Path) -> None:
+    commands = [f"mmg-bench run method=a shard.index={i} shard.count=2" for i in range(2)]
+    keys = {provenance.register(tmp_path, {**ENTRY, "command": command}) for command in [*commands, ENTRY["command"]]}
+    assert len(keys) == len(provenance.read(tmp_path)) == 1
+
+
 def _register(folder: Path, number: int) -> None:
     for i in range(20):
         provenance.register(folder, {"worker": number, "i": i})
@@ -79,6 +85,8 @@ def test_the_commit_tells_what_differs_from_it(checkout: Path) -> None:
         assert commit_of().startswith(f"{clean}+")
         seen.add(commit_of())
     assert len(seen) == 4
+    (checkout / "mmg_bench" / ".#new.py").symlink_to("nowhere")  # an editor's lock
+    assert commit_of().startswith(f"{clean}+")
 
 
 def test_a_package_below_another_checkout_has_no_commit(checkout: Path) -> None:

@@ -66,6 +66,8 @@ def test_one_record_a_cell_and_question(tmp_path: Path) -> None:
     (tmp_path / "records-0.jsonl").write_text(line)
     (tmp_path / "records-1.jsonl").write_text(line)
     assert read_records(tmp_path) == [RECORD]
+    (tmp_path / "records-1.jsonl").write_text(json.dumps(asdict(replace(RECORD, provenance="another"))) + "\n")
+    assert read_records(tmp_path) == [RECORD]  # of two commands at once
     (tmp_path / "records-1.jsonl").write_text(json.dumps(asdict(replace(RECORD, score=0.0))) + "\n")
     with pytest.raises(ValueError, match="second, different record of question 'q0'"):
         read_records(tmp_path)
