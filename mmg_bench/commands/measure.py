@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from omegaconf import DictConfig
 from mmg_bench import config as cfg
 from mmg_bench.commands.profiles import choose
 from mmg_bench.commands.publish import publish, results_folder
+from mmg_bench.digest import digest_of
 from mmg_bench.measure.clock import Clock
 from mmg_bench.measure.efficiency import CellResult, Value, measure_efficiency
 from mmg_bench.measure.latency import LatencySettings, within_memory
@@ -197,12 +197,10 @@ def _video(given: str) -> str:
         return f"random pixels {PIXELS[1]}x{PIXELS[0]}"
     if given == "generated":
         return given
-    path, digest = Path(given), hashlib.sha256()
+    path = Path(given)
     if not path.exists():
         raise ValueError(f"video={given!r}: no such video; name a file, a folder of pictures, generated or random")
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        digest.update(file.read_bytes())
-    return f"{path.name}@{digest.hexdigest()[:12]}"
+    return f"{path.name}@{digest_of(sorted(path.iterdir()) if path.is_dir() else [path])}"
 
 
 def _measure_model(job: Job, todo: list[tuple[str, Unit, dict[str, Any]]]) -> Iterator[dict[str, Any]]:

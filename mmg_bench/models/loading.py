@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mmg_bench.digest import digest_of
 from mmg_bench.models import llava_video, siglip
 from mmg_bench.models.adapter import Adapter, adapter_for, fresh
 from mmg_bench.options import check_whole, device_of, dtype_of, make_current
@@ -28,6 +28,7 @@ EMBEDDED = Path(__file__).parent / "embedded"
 NEW_TOKENS = 1024
 """Tokens to generate at most where a task does not say: as lmms-eval's own LLaVA models."""
 _NEEDED = ("config.json", "tokenizer_config.json", "tokenizer.json", "processor_config.json", "chat_template.jinja")
+_SETTINGS = (".json", ".jinja", ".model", ".txt")
 _OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 _OLDER_NAMES = {
     "processor_config.json": ("preprocessor_config.json", "video_preprocessor_config.json"),
@@ -130,7 +131,9 @@ class VideoLLM:
         None for a hub model, all of which its revision identifies.
         """
         folder = _folder(self.spec.path)
-        return None if folder is None else _digest(folder, "*.json", "*.jinja", "*.model", "*.txt")
+        if folder is None:
+            return None
+        return digest_of(sorted(file for file in folder.iterdir() if file.suffix in _SETTINGS))
 
     def prepare(self, needs: Collection[str]) -> None:
         """Load what the fields in `needs` take beyond the model: the SigLIP checkpoint, where the spec names one.
@@ -230,14 +233,7 @@ def _identity(name: str, path: str, revision: str | None) -> str:
     folder = _folder(path)
     if folder is None:
         return f"{path}@{revision}"
-    return f"{name}@{_digest(folder, '*.safetensors')}"
-
-
-def _digest(folder: Path, *patterns: str) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(file for pattern in patterns for file in folder.glob(pattern)):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
+    return f"{name}@{digest_of(sorted(folder.glob('*.safetensors')))}"
 
 
 def _load(spec: ModelSpec) -> tuple[Any, Any]:

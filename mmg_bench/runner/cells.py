@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmg_bench import methods, tokens
+from mmg_bench.digest import digest_of
 from mmg_bench.methods.base import Method, Positions
 from mmg_bench.methods.registry import get_method
 
@@ -55,8 +56,8 @@ def code_of(method: type[Method]) -> str:
         own = inspect.getsourcefile(method)
     except TypeError:  # made in an interpreter
         own = None
-    files = [*sorted(Path(methods.__file__).parent.glob("*.py")), Path(tokens.__file__), *([Path(own)] if own else [])]
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:12]
+    files = {*Path(methods.__file__).parent.glob("*.py"), Path(tokens.__file__), *([Path(own)] if own else [])}
+    return digest_of(sorted(files))
 
 
 def make_cell(name: str, retention_ratio: float, positions: Positions | None = None, **parameters: Any) -> Cell:
