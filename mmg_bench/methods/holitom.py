@@ -168,10 +168,8 @@ def merge_outer(
         rows += [(behind + w * most + c, last, True) for c in range(static_counts[w])]
         rows += [(row, t, False) for t in inside for row in range(first_row[t], first_row[t + 1])]
         rows += [(behind + group_of[t] * most + c, t, False) for t in inside for c in range(contextual[t])]
-    if not rows:
-        nothing = torch.zeros(0, dtype=torch.int64, device=device)
-        return Outer(values.new_empty(0, values.shape[-1]), nothing, nothing, nothing > 0)
-    row, end_frame, static_row = on_device([*zip(*rows, strict=True)], device)
+    columns = [*zip(*rows, strict=True)] or [()] * 3  # nothing may be left
+    row, end_frame, static_row = on_device(columns, device, torch.int64)
     return Outer(torch.cat(tokens)[row], torch.cat(positions)[row], end_frame, static_row > 0)
 
 
