@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -63,23 +63,20 @@ def prefill_engine(language_model: Any, engine: Engine) -> Iterator[Switch]:
             ids = torch.arange(embeds.shape[1], device=embeds.device)[None]
         return run({"inputs_embeds": embeds, "position_ids": ids}, others)
 
-    language_model.forward = forward
-    try:
-        if engine == "graphs":
-            run: _Run = _Graphs(original, language_model.config)
-            yield switch
-        else:
+    with ExitStack() as stack:
+        language_model.forward = forward
+        stack.callback(delattr, language_model, "forward")
+        if engine == "compile":
             # beyond its limit torch would silently go back to the stock forward
-            with torch._dynamo.config.patch(
+            limits = torch._dynamo.config.patch(
                 recompile_limit=1000, accumulated_recompile_limit=1000, fail_on_recompile_limit_hit=True
-            ):
-                run = _compiled(original, language_model.config)
-                try:
-                    yield switch
-                finally:
-                    torch._dynamo.reset()  # compiled code would keep memory of its own on a GPU
-    finally:
-        del language_model.forward
+            )
+            stack.enter_context(limits)
+            stack.callback(torch._dynamo.reset)  # compiled code would keep memory of its own on a GPU
+            run: _Run = _compiled(original, language_model.config)
+        else:
+            run = _Graphs(original, language_model.config)
+        yield switch
 
 
 _Run = Callable[[dict[str, Tensor], dict[str, Any]], Any]
