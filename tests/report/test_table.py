@@ -5,10 +5,12 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from mmg_bench.commands.publish import publish
 from mmg_bench.measure.flops import TextGeometry
 from mmg_bench.report.published import COLUMNS
 from mmg_bench.report.rows import Measurement, pending_rows, result_rows
 from mmg_bench.report.table import is_control, layout, print_tables, to_markdown
+from mmg_bench.runner.provenance import read, write
 
 GEOMETRY = TextGeometry(layers=4, hidden=64, intermediate=128, kv_width=32)
 NOTHING = pd.DataFrame(columns=list(COLUMNS))
@@ -146,6 +148,16 @@ def test_each_model_has_its_own_table(make, provenance):
     records = [*make("dense", 1.0, "10"), *make("dense", 1.0, "10", frames=16)]
     tables = layout(rows_of(records), provenance, NOTHING)
     assert [t.title for t in tables] == ["t: toy, bench, 8 frames", "t: toy, bench, 16 frames"]
+
+
+def test_a_folder_of_records_keeps_where_all_of_them_come_from(toy, provenance, tmp_path):
+    both = {**provenance, "key2": {"command": "earlier"}}
+    write(tmp_path, both)
+    publish(rows_of(toy), both, tmp_path, layout, shown=False)
+    assert read(tmp_path) == both
+    write(tmp_path, {"key2": both["key2"]})  # of an earlier table in this place
+    publish(rows_of(toy), both, tmp_path, layout, shown=False)
+    assert read(tmp_path) == provenance
 
 
 def test_missing_provenance_and_no_rows_are_errors(toy, provenance):
