@@ -28,7 +28,9 @@ def device_of(option: str, name: str) -> torch.device:
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
-        raise ValueError(f"{option}={name!r}: choose auto, cpu, cuda or cuda:<number>") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"{option}={name!r}: choose auto, cpu, cuda or cuda:<number>")
     if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
         raise ValueError(f"{option}={name!r}: torch sees {count} GPUs here; choose another, auto or cpu")
     return device

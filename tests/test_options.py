@@ -27,5 +27,6 @@ def test_devices() -> None:
     count = torch.cuda.device_count()
     with pytest.raises(ValueError, match=f"model.device='cuda:{count}': torch sees {count} GPUs here"):
         device_of("model.device", f"cuda:{count}")
-    with pytest.raises(ValueError, match=r"model.device='gpu': choose auto, cpu, cuda or cuda:<number>"):
-        device_of("model.device", "gpu")
+    for other in ("gpu", "meta", None):
+        with pytest.raises(ValueError, match=rf"model.device={other!r}: choose auto, cpu, cuda or cuda:<number>"):
+            device_of("model.device", other)  # type: ignore[arg-type]

@@ -27,6 +27,7 @@ EMBEDDED = Path(__file__).parent / "embedded"
 """Checkpoint folder of the embedded model."""
 NEW_TOKENS = 1024
 """Tokens to generate at most where a task does not say: as lmms-eval's own LLaVA models."""
+ATTENTIONS = ("sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "eager")
 _NEEDED = ("config.json", "tokenizer_config.json", "tokenizer.json", "processor_config.json", "chat_template.jinja")
 _SETTINGS = (".json", ".jinja", ".model", ".txt")
 _OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -73,6 +74,8 @@ class ModelSpec:
             raise ValueError(f"model.device_map={self.device_map!r}: random weights go to one device; set it to null")
         check_whole("model.frames", self.frames, 1)
         dtype_of("model.dtype", self.dtype)
+        if self.attn_implementation not in ATTENTIONS and "/" not in str(self.attn_implementation):  # a hub kernel's
+            raise ValueError(f"model.attn_implementation={self.attn_implementation!r}: choose {', '.join(ATTENTIONS)}")
 
     @property
     def torch_device(self) -> torch.device:
@@ -242,19 +245,43 @@ def _load(spec: ModelSpec) -> tuple[Any, Any]:
     folder = _folder(spec.path)
     if folder is not None:
         check_folder(folder)
+    if lacking := attention_lacks(spec.attn_implementation):
+        raise ModelError(
+            f"model.attn_implementation={spec.attn_implementation!r} cannot run here, which lacks {lacking}: install "
+            "it, or take sdpa"
+        )
     if spec.weights == "random":
         return _random(spec, folder)
     source = spec.path if folder is None else str(folder)
     with _explained(f"model {spec.name!r}", source, folder, "model.path"):
         processor = AutoProcessor.from_pretrained(source, revision=spec.revision)
-        model = AutoModelForImageTextToText.from_pretrained(
+        model, loaded = AutoModelForImageTextToText.from_pretrained(
             source,
             revision=spec.revision,
             dtype=getattr(torch, spec.dtype),
             attn_implementation=spec.attn_implementation,
             device_map=spec.device_map,
+            output_loading_info=True,
+        )
+    if missing := sorted(loaded["missing_keys"]):  # transformers fills them with random numbers
+        raise ModelError(
+            f"{source} is no whole checkpoint of {type(model).__name__}: {len(missing)} of its tensors are missing, "
+            f"such as {', '.join(missing[:3])}; copy the whole folder again, or correct config.json"
         )
     return model, processor
+
+
+def attention_lacks(name: str) -> str | None:
+    """What is missing here for attention of that name; None when it can run."""
+    from transformers import utils
+
+    if "/" in name:
+        return None if utils.is_kernels_available() else "the package kernels"
+    present = {
+        "flash_attention_2": utils.is_flash_attn_2_available,
+        "flash_attention_3": utils.is_flash_attn_3_available,
+    }
+    return None if name not in present or present[name]() else f"what {name} needs: its package, and a GPU"
 
 
 @contextlib.contextmanager
@@ -270,6 +297,8 @@ def _explained(what: str, source: str, folder: Path | None, option: str) -> Iter
             f"{what} cannot be loaded from {source!r}: {where} lacks something ({_first_line(error)}); "
             f"download it while online, or set {option} to a complete checkpoint folder"
         ) from error
+    except ImportError as error:
+        raise ModelError(f"{what} needs a package that is not installed: {_first_line(error)}") from error
     except (ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{what} at {source!r} is damaged or of another kind: {_first_line(error)}") from error
 

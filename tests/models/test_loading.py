@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mmg_bench.models.loading import ModelError, ModelSpec, VideoLLM
 from prompts import prompt_inputs, random_video
@@ -73,6 +75,39 @@ def test_a_missing_file_is_named(tiny_folder: Path, tmp_path: Path, name: str) -
         VideoLLM(spec(folder))
 
 
+def test_missing_tensors_are_named(tiny_folder: Path, tmp_path: Path) -> None:
+    """transformers would fill them with random numbers, and the answers of those would be measured."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "copy")
+    weights = load_file(folder / "model.safetensors")
+    (lost, *_) = (name for name in weights if "layers.1.self_attn.k_proj.weight" in name)
+    save_file({k: v for k, v in weights.items() if k != lost}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        ModelError, match=r"copy is no whole checkpoint.*1 of its tensors.*layers\.1\.self_attn\.k_proj"
+    ):
+        VideoLLM(spec(folder))
+
+
+def test_layers_without_weights_are_named(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] += 1
+    config["text_config"]["layer_types"] = None
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"or correct config\.json"):
+        VideoLLM(spec(folder))
+
+
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flash_attention_3", "nobody/kernel"])
+def test_attention_that_cannot_run_is_named(
+    tiny_folder: Path, weights: str, attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("is_flash_attn_2_available", "is_flash_attn_3_available", "is_kernels_available"):
+        monkeypatch.setattr(f"transformers.utils.{name}", lambda: False)
+    with pytest.raises(ModelError, match=f"model.attn_implementation='{attention}' cannot run here.*or take sdpa"):
+        VideoLLM(replace(spec(tiny_folder), attn_implementation=attention, weights=weights))
+
+
 def test_damaged_weights_are_named(tiny_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_folder, tmp_path / "copy")
     (folder / "model.safetensors").write_bytes(b"torn")
@@ -89,5 +124,7 @@ def test_other_mistakes_are_explained(tmp_path: Path) -> None:
         ModelSpec("x", "y", dtype="int9")
     with pytest.raises(ValueError, match=r"model.device_map='auto': random weights go to one device"):
         ModelSpec("x", "y", weights="random", device_map="auto")
+    with pytest.raises(ValueError, match=r"model.attn_implementation='foo': choose sdpa, "):
+        ModelSpec("x", "y", attn_implementation="foo")
     with pytest.raises(ValueError, match=r"model.frames=0"):
         ModelSpec("x", "y", frames=0)
