@@ -38,6 +38,20 @@ or the doctor misses something, and 2 when the command could not be carried out.
 """
 
 
+DOCTOR_HELP = """\
+mmg-bench doctor [option=value]: what this machine lacks, and how to get it. Nothing is downloaded, nothing is run.
+
+  mmg-bench doctor                                          table 1, in each of its profiles
+  mmg-bench doctor table=efficiency profile=gpu             any option of `mmg-bench table`
+  mmg-bench doctor model=llava_onevision_7b method=fastvid  any option of `mmg-bench run`
+
+The exit status is 0 when everything is there (of a table: for one profile), and 1 otherwise.
+"""
+_HELP_FLAGS = {"-h", "--help"}
+_GOES_ON = ("run", "table", "measure")
+"""Commands that keep what they have done."""
+
+
 def main() -> None:
     """Entry point."""
     sys.argv[0] = "mmg-bench"  # also behind `python -m`: provenance tells the command
@@ -61,29 +75,41 @@ def main() -> None:
         print(f"mmg-bench: no command {command!r}; choose one of {', '.join(commands)}, or --help", file=sys.stderr)
         sys.exit(2)
     try:
-        sys.exit(1 if commands[command](rest) else 0)
+        failed = commands[command](rest)
+        sys.stdout.flush()
+        sys.exit(1 if failed else 0)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        print("\nstopped" + "; the same command goes on from here" * (command in _GOES_ON), file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
 
 
 def _run(overrides: list[str]) -> int:
-    return _swept("run", overrides, lambda configs: _command("evaluation").run(configs))
+    return _configured("run", overrides, lambda configs: _command("evaluation").run(configs), sweeps=True)
 
 
 def _measure(overrides: list[str]) -> int:
-    return _swept("measure", overrides, lambda configs: _command("measure").measure(configs))
+    return _configured("measure", overrides, lambda configs: _command("measure").measure(configs), sweeps=True)
 
 
 def _table(overrides: list[str]) -> int:
-    return _composed("table", overrides, lambda config: _command("tables").table(config))
+    return _configured("table", overrides, lambda configs: _command("tables").table(configs[0]))
+
+
+def _bench_methods(overrides: list[str]) -> int:
+    return _configured("bench_methods", overrides, lambda configs: _command("bench_methods").run(configs[0]))
 
 
 def _doctor(overrides: list[str]) -> int:
+    if _HELP_FLAGS & set(overrides):
+        print(DOCTOR_HELP)
+        return 0
     os.environ["HF_HUB_OFFLINE"] = "1"  # it looks at this machine only
-    asks_for_run = any(o.lstrip("+").partition("=")[0].split(".")[0] in ("model", "benchmark") for o in overrides)
-    name = "run" if asks_for_run else "table"
-    return _composed(name, overrides, lambda config: _command("doctor").doctor(config))
+    of_table = not overrides or any(o.startswith(("table", "profile")) for o in overrides)
+    name = "table" if of_table else "run"
+    return _configured(name, overrides, lambda configs: _command("doctor").doctor(configs[0]))
 
 
 def _methods(names: list[str]) -> int:
@@ -105,13 +131,13 @@ def _methods(names: list[str]) -> int:
     return _guarded(show)
 
 
-def _bench_methods(overrides: list[str]) -> int:
-    return _composed("bench_methods", overrides, lambda config: _command("bench_methods").run(config))
-
-
 def _new_method(arguments: list[str]) -> int:
+    usage = "mmg-bench new-method NAME: writes file, config, test and docs page of a method, in the root of a checkout"
+    if _HELP_FLAGS & set(arguments):
+        print(usage)
+        return 0
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        print("usage: mmg-bench new-method NAME", file=sys.stderr)
+        print(f"usage: {usage}", file=sys.stderr)
         sys.exit(2)
 
     def write() -> int:
@@ -133,33 +159,29 @@ def _command(module: str) -> Any:
     return importlib.import_module(f"mmg_bench.commands.{module}")
 
 
-def _swept(config_name: str, overrides: list[str], task: Callable[[list[Any]], int]) -> int:
-    """Carry out a task on one configuration, or on all that a sweep composes, together."""
-    if not {"-m", "--multirun"} & set(overrides):
-        return _composed(config_name, overrides, lambda config: task([config]))
-    from mmg_bench.config import sweep
+def _configured(name: str, arguments: list[str], task: Callable[[list[Any]], int], sweeps: bool = False) -> int:
+    """Compose what the arguments ask for and carry out the task on it: on one configuration, or on all of a sweep."""
+    from mmg_bench import config as cfg
 
-    rest = [o for o in overrides if o not in ("-m", "--multirun")]
-    return _guarded(lambda: task(sweep(config_name, rest)))
+    flags = {argument for argument in arguments if argument.startswith("-")}
+    if _HELP_FLAGS & flags:
+        print(cfg.help_of(name))
+        print("\n-m     take several values of an option, such as retention_ratio=0.1,0.25" if sweeps else "")
+        print("--cfg  print what all options come to, and do nothing else")
+        return 0
+    overrides = [argument for argument in arguments if argument not in flags]
 
+    def carry_out() -> int:
+        known = {"--cfg", *(("-m", "--multirun") if sweeps else ())}
+        if unknown := sorted(flags - known):
+            raise ValueError(f"{unknown[0]}: no such flag here; there are {', '.join(sorted(known))} and --help")
+        configs = cfg.sweep(name, overrides) if flags & {"-m", "--multirun"} else [cfg.composed(name, overrides)]
+        if "--cfg" not in flags:
+            return task(configs)
+        print("---\n".join(cfg.as_yaml(config) for config in configs), end="")
+        return 0
 
-def _composed(config_name: str, overrides: list[str], task: Callable[[Any], int]) -> int:
-    """Compose the configuration and carry out the task; Hydra's own options, such as --help and --cfg, are Hydra's."""
-    from mmg_bench.config import CONFIGS, composed
-
-    if not any(o.startswith("-") for o in overrides):
-        return _guarded(lambda: task(composed(config_name, overrides)))
-    import hydra
-
-    failed = 0
-
-    def job(config: Any) -> None:
-        nonlocal failed
-        failed = _guarded(lambda: task(config))
-
-    sys.argv = [f"mmg-bench {config_name.replace('_', '-')}", *overrides]
-    hydra.main(version_base=None, config_path=str(CONFIGS), config_name=config_name)(job)()
-    return failed
+    return _guarded(carry_out)
 
 
 def _guarded(task: Callable[[], int]) -> int:
@@ -169,6 +191,8 @@ def _guarded(task: Callable[[], int]) -> int:
 
     try:
         return task()
+    except BrokenPipeError:
+        raise
     except (ValueError, RuntimeError, OSError, HydraException, OmegaConfBaseException) as error:
         print(f"mmg-bench: {error}", file=sys.stderr)
         sys.exit(2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from itertools import product
@@ -21,17 +21,23 @@ from mmg_bench.runner.cells import Cell, make_cell
 _PACKAGE = Path(__file__).parent
 CONFIGS = next(p for p in (_PACKAGE.parent / "configs", _PACKAGE / "configs") if p.is_dir())
 """The folder of configuration files: the checkout's, or the copy inside an installed package."""
+OPEN = ("model", "benchmark")
+"""Sections of table.yaml that take changes to any file of the group of that name."""
 ONLY_FOR_DOCTOR = ("download_gb", "disk_gb", "gpu_gb", "dataset", "videos")
 """Entries that say what a model or benchmark needs, and are no part of it."""
 
 
 def load(group: str, name: str) -> dict[str, Any]:
     """One file of a config group. Raises ValueError, listing the valid names, for an unknown one."""
-    path = CONFIGS / group / f"{name}.yaml"
-    if not path.is_file():
+    if not (CONFIGS / group / f"{name}.yaml").is_file():
         names = sorted(p.stem for p in (CONFIGS / group).glob("*.yaml"))
         raise ValueError(f"no {group} is called {name!r}; choose one of: {', '.join(names)}")
-    return plain(OmegaConf.load(path))
+    return load_file(f"{group}/{name}.yaml")
+
+
+def load_file(path: str) -> dict[str, Any]:
+    """A file in the folder of configurations, as it stands."""
+    return OmegaConf.to_container(OmegaConf.load(CONFIGS / path))  # type: ignore[return-value]
 
 
 def composed(name: str, overrides: Sequence[str]) -> DictConfig:
@@ -41,18 +47,59 @@ def composed(name: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
+    """Compose with a message of our own for what is unknown, and the sections that are open taking what they are given.
+
+    Hydra's own settings are refused: nothing of it runs but the composition.
+    """
+    given = [_opened(name, override) for override in overrides]
+    for override in given:
+        key = override.lstrip("+~").partition("=")[0]
+        if key.startswith(("hydra.", "hydra/")) and key != "hydra.searchpath":
+            raise ValueError(f"{key}: mmg-bench takes of Hydra's own options hydra.searchpath alone; see --help")
+        if name == "table" and key in OPEN:
+            ways = f"change one by its name: {key}.<name>.<option>"
+            raise ValueError(f"{override}: a table names its {key}s itself; {ways}")
+    known = compose(name, [o for o in given if _key(o) in groups(name) or _key(o) == "hydra.searchpath"])
     try:
-        return compose(name, list(overrides))
-    except ConfigCompositionException as error:
-        unknown = re.match(r"Could not override '([\w.]+)'", str(error))
-        if unknown is None:
-            raise
-        group, _, _ = unknown[1].rpartition(".")
-        known = compose(name, [o for o in overrides if o.partition("=")[0] != unknown[1]])
-        options = OmegaConf.select(known, group) if group else known
-        if not isinstance(options, DictConfig):
-            raise
-        raise ValueError(f"{unknown[1]}: no such option; {group or name} has: {', '.join(map(str, options))}") from None
+        config = compose(name, given)
+    except ConfigCompositionException:
+        for unknown in map(_key, given):
+            group, _, last = unknown.rpartition(".")
+            options = OmegaConf.select(known, group) if group else known
+            if isinstance(options, DictConfig) and last not in options:
+                raise _no_such_option(unknown, group or name, options) from None
+        raise
+    if added := [key for key in config if key not in known]:  # by `+`, and nothing would look at it
+        raise _no_such_option(str(added[0]), name, known)
+    return config
+
+
+def _no_such_option(option: str, where: str, known: DictConfig) -> ValueError:
+    return ValueError(f"{option}: no such option; {where} has: {', '.join(map(str, known)) or 'none'}")
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0]
+
+
+def _opened(name: str, override: str) -> str:
+    """An override as Hydra takes it: with `+` where it adds to an open section, and `~` for one's home spelt out."""
+    home = override.replace("=~/", f"={Path.home()}/", 1)
+    return f"+{home}" if name == "table" and home.startswith(tuple(f"{section}." for section in OPEN)) else home
+
+
+def groups(name: str) -> dict[str, list[str]]:
+    """Config groups that `name`.yaml composes, each with the names to choose from."""
+    defaults = [entry for entry in load_file(f"{name}.yaml").get("defaults", ()) if isinstance(entry, dict)]
+    return {group: sorted(p.stem for p in (CONFIGS / group).glob("*.yaml")) for entry in defaults for group in entry}
+
+
+def help_of(name: str) -> str:
+    """What the options of `name`.yaml are, and what each group has to choose from."""
+    lines = [(CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")]
+    for group, names in groups(name).items():
+        lines += textwrap.wrap(f"{group}: {', '.join(names)}", 100, subsequent_indent=" " * 11)
+    return "\n".join(lines)
 
 
 def sweep(name: str, overrides: Sequence[str]) -> list[DictConfig]:
@@ -60,7 +107,7 @@ def sweep(name: str, overrides: Sequence[str]) -> list[DictConfig]:
 
     Composed together, not one job after another, so that what they share can be done once.
     """
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    parsed = OverridesParser.create().parse_overrides([_opened(name, override) for override in overrides])
     choices = [
         [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
         if o.is_sweep_override()
@@ -74,6 +121,11 @@ def sweep(name: str, overrides: Sequence[str]) -> list[DictConfig]:
 def plain(config: Any) -> dict[str, Any]:
     """A configuration as plain dictionaries and lists, every reference resolved."""
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+
+
+def as_yaml(config: DictConfig) -> str:
+    """A configuration as a file would hold it, every reference resolved."""
+    return OmegaConf.to_yaml(config, resolve=True)
 
 
 def model_spec(config: Mapping[str, Any]) -> ModelSpec:
@@ -112,6 +164,37 @@ def table_cells(methods: list[dict[str, Any]], retention_ratios: list[float]) ->
         ratios = [1.0] if entry["name"] == "dense" else sorted(wanted, reverse=True)
         cells += [cell(config, ratio, entry.get("positions")) for ratio in ratios]
     return cells
+
+
+def changed(config: Mapping[str, Any], group: str, name: str) -> dict[str, Any]:
+    """The file of a `group` called `name`, with the changes that a configuration composed from table.yaml makes."""
+    return {**load(group, name), **config[group].get(name, {})}
+
+
+def check_changes(config: Mapping[str, Any]) -> None:
+    """Raise ValueError unless every change is one to a model or benchmark of the table: no other would be seen."""
+    profiles = config["table"]["profiles"].values()
+    names = {
+        "model": [name for p in profiles for name in p.get("workloads", [p.get("model")])],
+        "benchmark": [name for p in profiles for name in p.get("benchmarks", ())],
+    }
+    for group, known in names.items():
+        changes = config[group] if isinstance(config[group], dict) else {config[group]: None}
+        for name, options in changes.items():
+            if name not in known or not isinstance(options, dict):
+                ways = ", ".join(f"{group}.{other}.<option>" for other in dict.fromkeys(known))
+                raise ValueError(
+                    f"{group}.{name}: table {config['table']['name']!r} takes changes to a {group} by its name: "
+                    f"{ways or 'but has none'}"
+                )
+
+
+def listed(option: str, values: Any) -> list[Any]:
+    """Values of an option that takes one or several. Raises ValueError where there is none."""
+    found = values if isinstance(values, list | tuple) else [] if values is None else [values]
+    if not found:
+        raise ValueError(f"{option}={values!r}: give one or several")
+    return list(found)
 
 
 def _known(kind: type, config: Mapping[str, Any], group: str) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import torch
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -11,6 +14,24 @@ def check_whole(option: str, value: object, least: int, otherwise: str = "") -> 
     """Raise a ValueError that names the option and its value unless that is a whole number of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{option}={value!r}: it must be a whole number, at least {least}{otherwise}")
+
+
+def check_number(option: str, value: object, least: float = 0) -> None:
+    """Raise a ValueError that names the option and its value unless that is a finite number of at least `least`."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value < math.inf:
+        raise ValueError(f"{option}={value!r}: it must be a number, at least {least:g}")
+
+
+def check_text(option: str, value: object) -> None:
+    """Raise a ValueError that names the option and its value unless that is a word or more."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{option}={value!r}: it must be a text")
+
+
+def check_path(option: str, value: object) -> Path:
+    """The path of that name. Raises a ValueError that names the option and its value where that is none."""
+    check_text(option, value)
+    return Path(str(value)).expanduser()
 
 
 def dtype_of(option: str, name: str) -> torch.dtype:

@@ -58,10 +58,11 @@ def test_benchmarks(name: str) -> None:
 
 @pytest.mark.parametrize("name", names("table"))
 def test_tables(name: str) -> None:
-    spec = cfg.plain(compose("table", [f"table={name}"]))["table"]
+    config = cfg.plain(compose("table", [f"table={name}"]))
+    spec = config["table"]
     for profile in spec["profiles"].values():
         if "workloads" in profile:
-            cells = next(unit.cells for unit in measure.units(profile, spec["retention_ratios"]))
+            cells = next(unit.cells for unit in measure.units(config, profile))
             assert profile["pending"] is None or profile["pending"] in spec["profiles"]
         else:
             cfg.model_spec(cfg.load("model", profile["model"]))
@@ -73,15 +74,14 @@ def test_tables(name: str) -> None:
 
 
 def test_a_part_of_a_table_does_not_take_its_place() -> None:
-    whole, part, chosen = (
-        results_folder(cfg.plain(compose("table", overrides)), "embedded")
-        for overrides in ([], ["limit=6"], ["limit=6", "results_dir=here"])
-    )
-    assert [str(folder) for folder in (whole, part, chosen)] == [
-        "results/table1/embedded",
-        "outputs/table1/embedded",
-        "here/embedded",
-    ]
+    def goes(*overrides: str) -> str:
+        return str(results_folder(cfg.plain(compose("table", list(overrides))), "embedded"))
+
+    assert goes() == goes("profile=embedded", "workers=1") == "results/table1/embedded"
+    assert goes("+model.embedded.path=/copy", "+benchmark.embedded.data=/copy") == "results/table1/embedded"
+    for other in ("limit=6", "measure.repeats=3", "table.retention_ratios=[0.5]", "+model.embedded.frames=8"):
+        assert goes(other) == "outputs/table1/embedded"
+    assert goes("limit=6", "results_dir=here") == "here/embedded"
 
 
 def test_unknown_names_are_answered_with_the_valid_ones() -> None:

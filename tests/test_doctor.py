@@ -69,6 +69,31 @@ def test_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "GPU" not in capsys.readouterr().out
 
 
+def test_changes_to_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As docs/reproducing.md says them: a folder in place of the hub."""
+    changes = [f"model.llava_onevision_7b.path={tmp_path}/nowhere", f"benchmark.mlvu.data={tmp_path}"]
+    (config,) = cfg.sweep("table", ["profile=paper", *changes])
+    assert doctor(config) == 7
+    said = capsys.readouterr().out
+    assert f"{tmp_path}/nowhere: no such checkpoint folder" in said
+    assert f"data of mlvu: its videos below {tmp_path}" in said  # no word of annotations
+    assert "or set model.llava_onevision_7b.siglip to a folder" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("model.path=x", r"model.path: table 'table1' takes changes to a model by its name: model.llava_onevision_7b"),
+        ("model=embedded", r"model=embedded: a table names its models itself; change one by its name: model.<name>.<"),
+        ("benchmark.nextqa_mc.data=x", r"benchmark.nextqa_mc: .* benchmark.videomme.<option>, benchmark.mvbench.<"),
+        ("model.embedded.foo=1", r"model has no option foo; it has: name, path"),
+    ],
+)
+def test_changes_that_nothing_would_see(change: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        doctor(cfg.composed("table", [change]))
+
+
 def test_the_exit_status(tmp_path: Path) -> None:
     env = {**os.environ, "HF_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "mmg_bench", "doctor", "benchmark=videomme"]

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 from omegaconf import DictConfig
 
 from mmg_bench import config as cfg
+from mmg_bench.commands.publish import publish
 from mmg_bench.measure.prune_time import PruneTimes, PruneTimeSettings, measure_methods
 from mmg_bench.methods.registry import get_method, method_names
+from mmg_bench.options import check_path
 from mmg_bench.report.prune_time import prune_time_rows, prune_time_table
-from mmg_bench.report.rows import write_rows
-from mmg_bench.report.table import print_tables, to_markdown
+from mmg_bench.report.table import Table
 from mmg_bench.runner import provenance
 
 
 def run(config: DictConfig) -> int:
     """Time the methods; write rows.csv, table.md and provenance.json; print the table."""
     values = cfg.plain(config)
-    for name in ("methods", "frames"):  # one alone is a list of one
-        if not isinstance(values[name], list) and values[name] != "all":
-            values[name] = [values[name]]
-    wanted, ratio, out = values.pop("methods"), values.pop("retention_ratio"), Path(values.pop("out"))
-    names = [n for n in method_names() if n != "dense"] if wanted == "all" else list(dict.fromkeys(wanted))
+    given = values.pop("out")
+    out = Path("outputs/bench_methods") if given is None else check_path("out", given)
+    as_filed = {**values, "out": None} == cfg.load_file("bench_methods.yaml")
+    wanted, ratio = values.pop("methods"), values.pop("retention_ratio")
+    others = [name for name in method_names() if name != "dense"]
+    names = others if wanted == "all" else list(dict.fromkeys(cfg.listed("methods", wanted)))
     methods = {name: get_method(name, retention_ratio=ratio) for name in names}
-    settings = PruneTimeSettings(**{**values, "frames": tuple(values["frames"])})
+    settings = PruneTimeSettings(**{**values, "frames": tuple(cfg.listed("frames", values["frames"]))})
     device = settings.torch_device
     described = {**asdict(settings), "torch_device": str(device), "methods": names, "retention_ratio": ratio}
     entry = provenance.describe(described, device)
@@ -35,10 +39,11 @@ def run(config: DictConfig) -> int:
     for found in measure_methods(methods, settings):  # written as they come, so that a stop loses no other length
         results += found
         rows = prune_time_rows(results, model=model, retention_ratio=ratio, provenance=key)
-        table = prune_time_table(rows, {key: entry})
-        write_rows(rows, out / "rows.csv")
-        (out / "table.md").write_text(to_markdown([table]), encoding="utf-8")
-        provenance.write(out, {key: entry})
-    print_tables([table])
-    print(f"\nWritten: {out}/table.md, rows.csv, provenance.json")
+        publish(rows, {key: entry}, out, _layout, shown=False)
+    whole = Path("results/bench_methods") if as_filed and given is None else out
+    publish(rows, {key: entry}, whole, _layout)
     return 0
+
+
+def _layout(rows: pd.DataFrame, sources: dict[str, Any]) -> list[Table]:
+    return [prune_time_table(rows, sources)]

@@ -18,16 +18,15 @@ def doctor(config: DictConfig) -> int:
     """
     plain = cfg.plain(config)
     if "table" in plain:
-        table = plain["table"]
-        profiles = named(table, plain["profile"])
         return min(
-            _show(f"Table {table['name']}, profile {name}: {what(profile)}", checks(profile))
-            for name, profile in profiles.items()
+            _show(f"Table {plain['table']['name']}, profile {name}: {what(profile)}", checks(plain, profile))
+            for name, profile in named(plain).items()
         )
     model, benchmark = plain["model"], plain["benchmark"]
     on_gpu = bool(model.get("gpu_gb")) and model["device"] != "cpu"
-    needs = cfg.cell(plain["method"], plain["retention_ratio"]).method.needs
-    found = check_all(model, [(cfg.benchmark_spec(benchmark), benchmark)], on_gpu, needs)
+    cell = cfg.cell(plain["method"], plain["retention_ratio"], plain["positions"])
+    described = [(cfg.benchmark_spec(benchmark), benchmark)]
+    found = check_all(model, cfg.model_spec(model), described, on_gpu, {cell.label: cell.method.needs})
     return _show(f"This run: {model['name']} on {benchmark['name']}", found)
 
 

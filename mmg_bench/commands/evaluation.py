@@ -82,9 +82,9 @@ def table(config: DictConfig) -> int:
     """Make a whole table composed from table.yaml. Returns how many answers failed."""
     plain = cfg.plain(config)
     spec = plain["table"]
-    name, profile = choose(spec, plain["profile"])
-    benchmarks = [cfg.load("benchmark", b) for b in profile["benchmarks"]]
-    model = cfg.load("model", profile["model"])
+    name, profile = choose(plain)
+    benchmarks = [cfg.changed(plain, "benchmark", b) for b in profile["benchmarks"]]
+    model = cfg.changed(plain, "model", profile["model"])
     job = Job(
         table=spec["name"],
         model=model,

@@ -62,7 +62,7 @@ class Job:
     folder: Path
     """Where measurements are collected."""
     results: Path
-    """Where the rows, the table and their provenance go."""
+    """Where the rows, the table and their provenance go, once all is measured; until then, to `folder`."""
 
 
 def measure(configs: Sequence[DictConfig]) -> int:
@@ -99,15 +99,15 @@ def table(config: DictConfig) -> int:
     """Make a table of speed composed from table.yaml."""
     plain = cfg.plain(config)
     spec = plain["table"]
-    name, profile = choose(spec, plain["profile"])
+    name, profile = choose(plain)
     elsewhere = spec["profiles"][profile["pending"]] if profile.get("pending") else None
     if plain["limit"] is not None:
         raise ValueError(f"limit={plain['limit']!r}: a table of speed answers no questions; leave it null")
     return _do(
         Job(
             table=spec["name"],
-            units=units(profile, spec["retention_ratios"]),
-            pending=[] if elsewhere is None else units(elsewhere, spec["retention_ratios"]),
+            units=units(plain, profile),
+            pending=[] if elsewhere is None else units(plain, elsewhere),
             video=spec["video"],
             text_tokens=spec["text_tokens"],
             settings=LatencySettings(**plain["measure"]),
@@ -118,17 +118,17 @@ def table(config: DictConfig) -> int:
     )
 
 
-def units(profile: dict[str, Any], retention_ratios: list[float]) -> list[Unit]:
-    """What a profile of a table of speed measures."""
+def units(config: dict[str, Any], profile: dict[str, Any]) -> list[Unit]:
+    """What a profile of a composed table of speed measures."""
     found = []
     for name, workload in profile["workloads"].items():
         changes = {k: v for k, v in workload.items() if k not in ("frames", "batch_sizes", "without")}
         methods = [method for method in profile["methods"] if method["name"] not in workload.get("without", ())]
-        cells = tuple(cfg.table_cells(methods, retention_ratios))
+        cells = tuple(cfg.table_cells(methods, config["table"]["retention_ratios"]))
         found += [
-            Unit(cfg.model_spec({**cfg.load("model", name), **changes, "frames": frames}), batch, cells)
-            for frames in workload["frames"]
-            for batch in workload["batch_sizes"]
+            Unit(cfg.model_spec({**cfg.changed(config, "model", name), **changes, "frames": frames}), batch, cells)
+            for frames in cfg.listed(f"{name}.frames", workload["frames"])
+            for batch in cfg.listed(f"{name}.batch_sizes", workload["batch_sizes"])
         ]
     return found
 
@@ -162,18 +162,15 @@ def _do(job: Job) -> int:
                 with path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line, default=str) + "\n")
                 done[line["key"]] = line
-                publish(
-                    *_rows(job, [done[key] for key in plans if key in done]),
-                    job.results,
-                    efficiency_layout,
-                    shown=False,
-                )
+                part = _rows(job, [done[key] for key in plans if key in done])
+                publish(*part, job.folder, efficiency_layout, shown=False)
         except (ValueError, RuntimeError, OSError) as error:
             if len(plans) == len(group):
                 raise
             failed += 1
             print(f"{group[0][1].model.name} could not be measured: {error}", flush=True)
-    publish(*_rows(job, [done[key] for key in plans if key in done]), job.results, efficiency_layout)
+    whole = _rows(job, [done[key] for key in plans if key in done])
+    publish(*whole, job.folder if failed else job.results, efficiency_layout)
     return failed
 
 

@@ -8,14 +8,14 @@ from mmg_bench import config as cfg
 from mmg_bench.runner.requirements import Check, check_all
 
 
-def choose(spec: dict[str, Any], wanted: str) -> tuple[str, dict[str, Any]]:
-    """A profile of a table, by name; says which, why, and what the others lack."""
-    profiles = named(spec, wanted)
+def choose(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The profile that a composed table asks for, with its name; says which, why, and what the others lack."""
+    profiles, spec, wanted = named(config), config["table"], config["profile"]
     if wanted != "auto":
         print(f"Profile {wanted}: asked for.", flush=True)
         return wanted, profiles[wanted]
     for name, profile in profiles.items():
-        missing = [check for check in checks(profile) if check.missing is not None]
+        missing = [check for check in checks(config, profile) if check.missing is not None]
         if not missing:
             print(f"Profile {name} ({what(profile)}) runs: everything it needs is at hand.\n", flush=True)
             return name, profile
@@ -24,8 +24,10 @@ def choose(spec: dict[str, Any], wanted: str) -> tuple[str, dict[str, Any]]:
     raise ValueError(f"no profile of table {spec['name']!r} can run here; what each lacks is listed above")
 
 
-def named(spec: dict[str, Any], wanted: str) -> dict[str, dict[str, Any]]:
-    """The profile of a table that is wanted, or for `auto` all of them in order, by name."""
+def named(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The profile that a composed table asks for, or for `auto` all of them in order, by name."""
+    cfg.check_changes(config)
+    spec, wanted = config["table"], config["profile"]
     profiles: dict[str, dict[str, Any]] = spec["profiles"]
     if wanted not in ("auto", *profiles):
         raise ValueError(f"table {spec['name']!r} has no profile {wanted!r}; choose auto or {', '.join(profiles)}")
@@ -39,12 +41,16 @@ def what(profile: dict[str, Any]) -> str:
     return f"{profile['model']} on {', '.join(profile['benchmarks'])}"
 
 
-def checks(profile: dict[str, Any]) -> list[Check]:
-    """What a profile needs, and whether it is there."""
+def checks(config: dict[str, Any], profile: dict[str, Any]) -> list[Check]:
+    """What a profile of a composed table needs, and whether it is there."""
     workloads: dict[str, dict[str, Any]] = profile.get("workloads") or {profile["model"]: {}}
-    models = [{**cfg.load("model", name), **workload} for name, workload in workloads.items()]
-    configs = [cfg.load("benchmark", name) for name in profile.get("benchmarks", ())]
-    benchmarks = [(cfg.benchmark_spec(config), config) for config in configs]
-    needs = {field for cell in cfg.table_cells(profile["methods"], [0.5]) for field in cell.method.needs}
-    found = [check for model in models for check in check_all(model, benchmarks, profile["needs_gpu"], needs)]
+    found: list[Check] = []
+    benchmarks = [cfg.changed(config, "benchmark", name) for name in profile.get("benchmarks", ())]
+    described = [(cfg.benchmark_spec(benchmark), benchmark) for benchmark in benchmarks]
+    for name, workload in workloads.items():
+        changes = {k: v for k, v in workload.items() if k not in ("frames", "batch_sizes", "without")}
+        model = {**cfg.changed(config, "model", name), **changes}
+        methods = [method for method in profile["methods"] if method["name"] not in workload.get("without", ())]
+        needs = {cell.label: cell.method.needs for cell in cfg.table_cells(methods, [0.5])}
+        found += check_all(model, cfg.model_spec(model), described, profile["needs_gpu"], needs, f"model.{name}")
     return list(dict.fromkeys(found))

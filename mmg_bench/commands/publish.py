@@ -8,17 +8,28 @@ from typing import Any
 
 import pandas as pd
 
+from mmg_bench import config as cfg
 from mmg_bench.report.rows import provenance_keys, write_rows
 from mmg_bench.report.table import Table, print_tables, to_markdown
 from mmg_bench.runner import provenance
 
+PLACES = ("path", "siglip", "device", "device_map", "data")
+"""Options that say where things are on this machine, and not what is measured."""
+
 
 def results_folder(config: Mapping[str, Any], profile: str) -> Path:
-    """Where a composed table goes. One of a part of the questions goes to its records, not in the whole one's place."""
+    """Where a composed table goes.
+
+    One with other settings than its file's, or of a part of the questions, goes to its records, not in the place of the
+    whole one.
+    """
     if config["results_dir"] is not None:
         return Path(config["results_dir"]) / profile
-    whole = Path("results") / config["table"]["name"] / profile
-    return whole if config["limit"] is None else Path(config["output_dir"]) / profile
+    name = config["table"]["name"]
+    changes = {option for group in cfg.OPEN for options in config[group].values() for option in options}
+    as_filed = config["table"] == cfg.load("table", name) and config["measure"] == cfg.load("measure", "latency")
+    whole = as_filed and config["limit"] is None and changes <= set(PLACES)
+    return (Path("results") / name if whole else Path(config["output_dir"])) / profile
 
 
 def publish(

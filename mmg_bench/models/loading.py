@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -314,6 +315,28 @@ def _random(spec: ModelSpec, folder: Path | None) -> tuple[Any, Any]:
         config, processor = (kind.from_pretrained(str(folder)) for kind in (AutoConfig, AutoProcessor))
     dtype = getattr(torch, spec.dtype)
     return random_model(config, dtype, spec.attn_implementation, spec.torch_device), processor
+
+
+def bare_adapter(spec: ModelSpec) -> Adapter:
+    """The adapter of the model that is meant, without its weights: what its family can do. Nothing is downloaded.
+
+    Raises OSError where the model's configuration is not on this machine, and ValueError where it is of no known kind.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    from mmg_bench.models.geometry import named
+
+    folder = _folder(spec.path)
+    if spec.weights == "random" and folder is None:
+        config, _ = named(spec.name)
+    else:
+        source, revision = (spec.path, spec.revision) if folder is None else (str(folder), None)
+        config = AutoConfig.from_pretrained(source, revision=revision, local_files_only=True)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    if getattr(config, "mmg_family", None) == llava_video.FAMILY:
+        llava_video.attach(model, SimpleNamespace())  # no processor: nothing is prepared
+    return adapter_for(model)
 
 
 def check_folder(folder: Path) -> None:

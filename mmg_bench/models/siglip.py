@@ -20,7 +20,11 @@ TOWER_FIELDS = frozenset({"probe_attention", "frame_features", "joint_features"}
 """Optional fields of `VideoTokens` that the head makes of the tower's hidden states."""
 FIELDS = TOWER_FIELDS | {"joint_query"}
 """All that an attached checkpoint supplies."""
-HINT = "give the model its original SigLIP checkpoint (option `siglip`, such as google/siglip-so400m-patch14-384)"
+HINT = (
+    "give the model its original SigLIP checkpoint (option `siglip`, such as google/siglip-so400m-patch14-384), or "
+    "take the method's stand-in (fastvid: method.frame_source=mean method.salience=received; "
+    "cdpruner: method.relevance=llm)"
+)
 
 _ATTACHED: weakref.WeakKeyDictionary[nn.Module, Siglip] = weakref.WeakKeyDictionary()
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mmg_bench.benchmarks.lmms import Benchmark, BenchmarkError, BenchmarkSpec
-from mmg_bench.models.loading import EMBEDDED, ModelError, check_folder
+from mmg_bench.models.adapter import UnsupportedModelError
+from mmg_bench.models.loading import EMBEDDED, ModelError, ModelSpec, attention_lacks, bare_adapter, check_folder
 from mmg_bench.models.siglip import FIELDS
 
 SHOWN = 3  # missing files that are named
@@ -35,18 +36,30 @@ class Check:
 
 def check_all(
     model: Mapping[str, Any],
+    spec: ModelSpec,
     benchmarks: Sequence[tuple[BenchmarkSpec, Mapping[str, Any]]],
     needs_gpu: bool,
-    needs: Collection[str] = (),
+    needs: Mapping[str, Collection[str]] | None = None,
+    option: str = "model",
 ) -> list[Check]:
-    """Everything that a configured model needs to answer configured benchmarks (each with what it was made from).
+    """Everything that a model needs to answer benchmarks (each with the configuration that it was made from).
 
-    `needs`: optional fields of `VideoTokens` that the methods ask for.
+    `needs`: optional fields of `VideoTokens` that each method asks for, by its label. `option`: the section of the
+    options in which the model is configured.
     """
-    downloads = list(_weights(model, needs))
+    needs = needs or {}
+    downloads = list(_weights(model, {field for fields in needs.values() for field in fields}, option))
     downloads += [(_data(spec, config), config.get("disk_gb")) for spec, config in benchmarks]
     wanted = [gigabytes for check, gigabytes in downloads if check.missing is not None]
-    return [_packages(), _decoding(), *_gpu(model, needs_gpu), *(check for check, _ in downloads), *_disk(wanted)]
+    return [
+        _packages(),
+        _decoding(),
+        *_device(spec, needs_gpu, option),
+        *_gpu(model, needs_gpu, option),
+        *(check for check, _ in downloads),
+        *_methods(spec, needs, option),
+        *_disk(wanted),
+    ]
 
 
 def _packages() -> Check:
@@ -82,7 +95,35 @@ def _decoding() -> Check:
     return Check("decoding of H.264 video")
 
 
-def _gpu(model: Mapping[str, Any], needs_gpu: bool) -> Iterator[Check]:
+def _device(spec: ModelSpec, needs_gpu: bool, option: str) -> Iterator[Check]:
+    """What of the settings cannot be had here; nothing where all can. A GPU that is needed is a line of its own."""
+    if lacking := attention_lacks(spec.attn_implementation):
+        fix = f"install it, or {option}.attn_implementation=sdpa"
+        yield Check(f"attention {spec.attn_implementation}", f"this machine lacks {lacking}", fix)
+    try:
+        _ = spec.torch_device
+    except ValueError as error:
+        if not needs_gpu:
+            yield Check(f"device {spec.device}", str(error), f"{option}.device=auto")
+
+
+def _methods(spec: ModelSpec, needs: Mapping[str, Collection[str]], option: str) -> Iterator[Check]:
+    """Methods that read what the model's family does not supply; none while its configuration is not at hand."""
+    try:
+        adapter = bare_adapter(spec)
+    except UnsupportedModelError as error:
+        yield Check(f"the family of {spec.name}", str(error), f"take another model ({option})")
+        return
+    except (OSError, ValueError):  # the line of the weights says what is missing
+        return
+    for label, fields in needs.items():
+        try:
+            adapter.check(set(fields) - (FIELDS if spec.siglip is not None else set()), label)
+        except UnsupportedModelError as error:
+            yield Check(f"what {label} reads", str(error), f"leave it out, or take another model ({option})")
+
+
+def _gpu(model: Mapping[str, Any], needs_gpu: bool, option: str) -> Iterator[Check]:
     if not needs_gpu:
         return
     import torch
@@ -98,28 +139,30 @@ def _gpu(model: Mapping[str, Any], needs_gpu: bool) -> Iterator[Check]:
         devices = list(range(torch.cuda.device_count()))
     free, total = (sum(b) / 1e9 for b in zip(*map(torch.cuda.mem_get_info, devices), strict=True))
     lacks = f"{free:.0f} of its {total:.0f} GB are free" if free < need else None
-    yield Check(what, lacks, "end what else runs on it, take a larger GPU (model.device=cuda:1), or a smaller model")
+    yield Check(
+        what, lacks, f"end what else runs on it, take a larger GPU ({option}.device=cuda:1), or a smaller model"
+    )
 
 
-def _weights(model: Mapping[str, Any], needs: Collection[str]) -> Iterator[tuple[Check, float | None]]:
+def _weights(model: Mapping[str, Any], needs: Collection[str], option: str) -> Iterator[tuple[Check, float | None]]:
     """The model's checkpoint, and that of SigLIP where a method needs it; each with the size of its download."""
     size, path = model.get("download_gb"), model["path"]
     if model.get("weights") != "random":
         what = f"weights of {model['name']} ({path})"
         folder = EMBEDDED if path == "embedded" else _folder(path)
         if folder is None:
-            yield _in_cache(what, "path", path, ("revision", model.get("revision")), size), size
+            yield _in_cache(what, option, "path", path, ("revision", model.get("revision")), size), size
         else:
-            yield _in_folder(what, folder), size
+            yield _in_folder(what, folder, option), size
     extra = model.get("siglip")
     if extra is not None and FIELDS & set(needs):
         what, folder = f"SigLIP's pooling head and text tower ({extra})", _folder(extra)
         if folder is None:
             revision = "siglip_revision", model.get("siglip_revision")
-            yield _in_cache(what, "siglip", extra, revision, None), None
+            yield _in_cache(what, option, "siglip", extra, revision, None), None
         else:
             lost = None if any(folder.glob("*.safetensors")) else "the folder holds no weights"
-            yield Check(what, lost, "correct model.siglip"), None
+            yield Check(what, lost, f"correct {option}.siglip"), None
 
 
 def _folder(path: str) -> Path | None:
@@ -128,20 +171,22 @@ def _folder(path: str) -> Path | None:
     return folder if folder.exists() or path.startswith((".", "/", "~")) else None
 
 
-def _in_folder(what: str, folder: Path) -> Check:
+def _in_folder(what: str, folder: Path, option: str) -> Check:
     try:
         check_folder(folder)
     except ModelError as error:
-        return Check(what, str(error), "copy the checkpoint folder again, or set model.path")
+        return Check(what, str(error), f"copy the checkpoint folder again, or set {option}.path")
     return Check(what)
 
 
-def _in_cache(what: str, option: str, repo: str, pin: tuple[str, str | None], size: float | None) -> Check:
-    """Whether a repository, named by one option of a model and its commit by another, is in the hub cache."""
+def _in_cache(
+    what: str, section: str, option: str, repo: str, pin: tuple[str, str | None], size: float | None
+) -> Check:
+    """Whether a repository, named by one option of a section and its commit by another, is in the hub cache."""
     (pinned, revision), at, other = pin, "", ""
     if revision is not None:
-        at, other = f" --revision {revision}", f"; model.{pinned}=null takes the newest commit in the cache"
-    fix = f"hf download {repo}{at} ({_size(size)}), or set model.{option} to a folder{other}"
+        at, other = f" --revision {revision}", f"; {section}.{pinned}=null takes the newest commit in the cache"
+    fix = f"hf download {repo}{at} ({_size(size)}), or set {section}.{option} to a folder{other}"
     return Check(what, _some("the hub cache lacks", _not_cached(repo, revision)), fix)
 
 

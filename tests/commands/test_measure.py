@@ -211,6 +211,8 @@ def test_a_table_of_speed_lists_what_is_pending_and_survives_a_broken_model(
             "profiles": {"gpu": gpu, "cpu": cpu},
         },
         "measure": {"repeats": 2, "warmup": 0, "new_tokens": 1},
+        "model": {},
+        "benchmark": {},
         "profile": "cpu",
         "output_dir": str(tmp_path / "out"),
         "results_dir": str(tmp_path / "results"),
@@ -220,7 +222,8 @@ def test_a_table_of_speed_lists_what_is_pending_and_survives_a_broken_model(
         measure.table(OmegaConf.create({**config, "limit": 3}))
     assert measure.table(OmegaConf.create(config)) == 1  # one model could not be measured
     assert "broken could not be measured" in capsys.readouterr().out
-    rows = read_rows(tmp_path / "results" / "cpu" / "rows.csv")
+    assert not (tmp_path / "results").exists()  # unfinished, so not in the place of a finished one
+    rows = read_rows(tmp_path / "out" / "cpu" / "rows.csv")
     assert set(rows[rows.model == "tiny"].source) == {"measured"}
     pending = rows[rows.model == "big"]
     assert set(pending.source) == {"pending"}
@@ -228,8 +231,12 @@ def test_a_table_of_speed_lists_what_is_pending_and_survives_a_broken_model(
         ("dense", 1.0),
         *((m, r) for m in ("random", "visionzip") for r in (0.25, 0.5)),
     }
-    text = (tmp_path / "results" / "cpu" / "table.md").read_text()
+    text = (tmp_path / "out" / "cpu" / "table.md").read_text()
     assert "| visionzip | 50, 25 % | pending |" in text
+    del workloads["llava_onevision_7b"]
+    config["table"]["profiles"]["cpu"]["workloads"] = workloads
+    assert measure.table(OmegaConf.create(config)) == 0
+    assert (tmp_path / "results" / "cpu" / "table.md").read_text() == text
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import torch
 from lmms_data import DATA_SETS
 from mmg_bench.benchmarks import video
 from mmg_bench.benchmarks.lmms import BenchmarkSpec
-from mmg_bench.config import benchmark_spec, load
+from mmg_bench.config import benchmark_spec, cell, load, model_spec
 from mmg_bench.runner import requirements
 from mmg_bench.runner.requirements import check_all
 
@@ -23,7 +23,7 @@ SEVEN_B = load("model", "llava_onevision_7b")
 
 
 def missing(model: dict[str, Any], *benchmarks: tuple[BenchmarkSpec, dict[str, Any]], gpu: bool = False) -> list[str]:
-    return [str(check) for check in check_all(model, benchmarks, gpu) if check.missing is not None]
+    return [str(check) for check in check_all(model, model_spec(model), benchmarks, gpu) if check.missing is not None]
 
 
 def of(name: str, **changes: Any) -> tuple[BenchmarkSpec, dict[str, Any]]:
@@ -50,7 +50,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_embedded_run_lacks_nothing() -> None:
-    checks = check_all(load("model", "embedded"), [of("embedded")], needs_gpu=False)
+    embedded = load("model", "embedded")
+    checks = check_all(embedded, model_spec(embedded), [of("embedded")], needs_gpu=False)
     assert [str(c) for c in checks] == [
         "packages",
         "decoding of H.264 video",
@@ -93,7 +94,7 @@ def test_the_gpu(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
 
 
 def test_weights_of_the_hub(home: Path) -> None:
-    *_, weights, _, disk = check_all(SEVEN_B, [of("embedded")], needs_gpu=False)
+    *_, weights, _, disk = check_all(SEVEN_B, model_spec(SEVEN_B), [of("embedded")], needs_gpu=False)
     assert str(weights) == (
         f"weights of llava_onevision_7b ({SEVEN_B['path']}): the hub cache lacks config.json, model.safetensors\n"
         f"      -> hf download {SEVEN_B['path']} --revision {SEVEN_B['revision']} (about 16 GB), "
@@ -141,7 +142,8 @@ def test_the_siglip_checkpoint_is_asked_for_only_by_methods_that_need_it(home: P
     whole = [of("embedded")]
 
     def lacks(model: dict[str, Any], *needs: str) -> list[str]:
-        return [str(c) for c in check_all(model, whole, False, needs) if c.missing is not None]
+        found = check_all(model, model_spec(model), whole, False, {"some method": needs})
+        return [str(c) for c in found if c.missing is not None]
 
     assert lacks(model) == []
     assert lacks(model, "attention", "query") == []
@@ -159,7 +161,36 @@ def test_the_siglip_checkpoint_is_asked_for_only_by_methods_that_need_it(home: P
     assert "the folder holds no weights" in line
     (tmp_path / "model.safetensors").touch()
     assert lacks({**model, "siglip": str(tmp_path)}, "frame_features") == []
-    assert lacks({**model, "siglip": None}, "frame_features") == []  # the adapter says so, by method
+    (line,) = lacks({**model, "siglip": None}, "frame_features")
+    assert line.startswith("what some method reads: some method: models of type 'llava_onevision' do not supply frame_")
+
+
+def test_what_cannot_run_here_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedded = load("model", "embedded")
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: False)
+    (line,) = missing({**embedded, "attn_implementation": "flash_attention_2"}, of("embedded"))
+    assert line.startswith("attention flash_attention_2: this machine lacks what flash_attention_2 needs")
+    (line,) = missing({**embedded, "device": "cuda:99"}, of("embedded"))
+    assert line.startswith("device cuda:99: model.device='cuda:99': torch sees ")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "lacks"),
+    [
+        ("qwen2_5_vl_7b", {"weights": "random"}, ["visionzip"]),
+        ("llava_onevision_7b", {"weights": "random"}, []),  # its configuration names a SigLIP checkpoint
+        ("llava_onevision_7b", {"weights": "random", "siglip": None}, ["fastvid"]),
+        ("qwen3_vl_8b", {}, []),  # its configuration is not at hand
+    ],
+)
+def test_methods_that_read_what_the_family_does_not_supply_are_named(
+    home: Path, name: str, changes: dict[str, Any], lacks: list[str]
+) -> None:
+    model = {**load("model", name), **changes}
+    cells = [cell({"name": method}, 0.5) for method in ("mmg_vid", "visionzip", "fastvid")]
+    needs = {c.label: c.method.needs for c in cells if name.startswith("llava") or c.label != "fastvid"}
+    found = [c.what for c in check_all(model, model_spec(model), [], False, needs) if "reads" in c.what]
+    assert found == [f"what {label} reads" for label in lacks]
 
 
 def test_data_that_was_never_fetched(home: Path) -> None:
@@ -190,7 +221,7 @@ def test_data_is_counted_by_the_tasks_own_code(made: Path, tmp_path: Path, monke
     home = shutil.copytree(made / "home", tmp_path / "home")
     monkeypatch.setenv("HF_HOME", str(home))
     embedded, here = load("model", "embedded"), {"data": str(made / "annotations")}
-    checks = check_all(embedded, [of("videomme", questions=6, **here)], needs_gpu=False)
+    checks = check_all(embedded, model_spec(embedded), [of("videomme", questions=6, **here)], needs_gpu=False)
     assert str(checks[-1]) == "data of videomme: 6 questions"
     (line, *_) = missing(embedded, of("videomme", **here))
     assert "has 6 questions here, not 2700: the data is incomplete" in line
@@ -201,11 +232,12 @@ def test_data_is_counted_by_the_tasks_own_code(made: Path, tmp_path: Path, monke
 
 def test_disk(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(100 * 10**9))
-    checks = check_all(SEVEN_B, [of("videomme"), of("mvbench")], needs_gpu=False)
+    spec = model_spec(SEVEN_B)
+    checks = check_all(SEVEN_B, spec, [of("videomme"), of("mvbench")], needs_gpu=False)
     assert str(checks[-1]).startswith(
         f"218 GB and data of unknown size of disk below {home}: only 100 GB are free\n      -> free some, or point"
     )
-    assert str(check_all(SEVEN_B, [of("embedded")], needs_gpu=False)[-1]) == f"16 GB of disk below {home}"
+    assert str(check_all(SEVEN_B, spec, [of("embedded")], needs_gpu=False)[-1]) == f"16 GB of disk below {home}"
 
 
 def test_a_spec_need_not_be_of_a_shipped_configuration(home: Path) -> None:
