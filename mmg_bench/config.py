@@ -136,7 +136,7 @@ def model_spec(config: Mapping[str, Any]) -> ModelSpec:
 def benchmark_spec(config: Mapping[str, Any]) -> BenchmarkSpec:
     """The benchmark that a configuration describes."""
     values = _known(BenchmarkSpec, config, "benchmark")
-    values["tasks"] = tuple(values["tasks"])
+    values["tasks"] = tuple(listed("benchmark.tasks", values["tasks"]))
     if values.get("include_path") == "embedded":
         values["include_path"] = str(_PACKAGE / "benchmarks" / "embedded" / "task")
     return BenchmarkSpec(**values)
@@ -160,7 +160,7 @@ def table_cells(methods: list[dict[str, Any]], retention_ratios: list[float]) ->
     for entry in sorted(methods, key=lambda e: e["name"] != "dense"):
         changed = {k: v for k, v in entry.items() if k not in ("positions", "retention_ratios")}
         config = {**load("method", entry["name"]), **changed}
-        wanted = entry.get("retention_ratios", retention_ratios)
+        wanted = listed("retention_ratios", entry.get("retention_ratios", retention_ratios))
         ratios = [1.0] if entry["name"] == "dense" else sorted(wanted, reverse=True)
         cells += [cell(config, ratio, entry.get("positions")) for ratio in ratios]
     return cells

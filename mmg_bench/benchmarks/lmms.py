@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mmg_bench.options import check_whole
+from mmg_bench.options import check_text, check_whole
 
 SCORE_FIELDS = ("score", "correct", "rating")
 """Where tasks whose `process_results` gives more than a number put the score."""
@@ -51,6 +51,7 @@ class BenchmarkSpec:
     """Folder with a copy of the annotations, in place of the hub's data set."""
 
     def __post_init__(self) -> None:
+        check_text("benchmark.name", self.name)
         if self.average not in AVERAGES:
             raise ValueError(f"benchmark.average={self.average!r}: choose {' or '.join(AVERAGES)}")
         if self.data is not None and not Path(self.data).expanduser().is_dir():

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mmg_bench.benchmarks.embedded.dataset import cache_folder
+
 PICTURES = (".jpg", ".jpeg", ".png")
 PICTURES_FPS = 3.0
 """Of folders of pictures, which do not say it: TVQA's in MVBench, the only ones here, were taken three a second."""
@@ -68,7 +70,7 @@ def read_clip(path: Path, frames: int) -> Clip:
     if not path.is_file():
         raise VideoError(f"{path}: no such video; download it, or correct the benchmark's data folder")
     if path.stat().st_size == 0:
-        raise VideoError(f"{path}: the file is empty; download it again")
+        raise VideoError(f"{path}: the file is empty; {_remedy(path)}")
     from decord import VideoReader
 
     try:
@@ -78,10 +80,19 @@ def read_clip(path: Path, frames: int) -> Clip:
         fps = float(reader.get_avg_fps()) if indices else math.nan
     except Exception as error:  # decord raises several kinds, with a C++ trace for a message
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise VideoError(f"{path}: cannot be decoded ({first_line}); download it again") from error
+        raise VideoError(f"{path}: cannot be decoded ({first_line}); {_remedy(path)}") from error
     if pixels is None:
-        raise VideoError(f"{path}: holds no frame; download it again")
+        raise VideoError(f"{path}: holds no frame; {_remedy(path)}")
     return Clip(pixels, Timing(tuple(indices), len(reader), fps if fps > 0 else None))
+
+
+def _remedy(path: Path) -> str:
+    return "delete it, and it is made again" if cache_folder() in path.parents else "download it again"
+
+
+def pictures(folder: Path) -> list[Path]:
+    """The pictures in a folder, in the order of their names."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES)
 
 
 def _sampled(count: int, frames: int) -> list[int]:
@@ -91,7 +102,7 @@ def _sampled(count: int, frames: int) -> list[int]:
 def _read_pictures(folder: Path, frames: int) -> Clip:
     from PIL import Image
 
-    names = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES)
+    names = pictures(folder)
     if not names:
         raise VideoError(f"{folder}: the folder holds no picture ({', '.join(PICTURES)}); download it again")
     indices = _sampled(len(names), frames)

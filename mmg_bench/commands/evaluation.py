@@ -16,15 +16,16 @@ from mmg_bench.benchmarks.lmms import Benchmark
 from mmg_bench.commands.profiles import choose
 from mmg_bench.commands.publish import publish, results_folder
 from mmg_bench.measure.flops import TextGeometry
-from mmg_bench.measure.latency import LatencySettings, measure_cells, time_values
+from mmg_bench.measure.latency import LatencySettings, check_engine, measure_cells, time_values
 from mmg_bench.measure.workload import Workload
 from mmg_bench.models.loading import VideoLLM
+from mmg_bench.options import check_path
 from mmg_bench.report.rows import Measurement, result_rows
 from mmg_bench.report.table import layout
 from mmg_bench.runner import provenance
 from mmg_bench.runner.cells import Cell
 from mmg_bench.runner.evaluate import Shard, collect, evaluate
-from mmg_bench.runner.records import Record, drop_errors
+from mmg_bench.runner.records import Record
 from mmg_bench.runner.workers import in_processes, workers_for
 
 
@@ -60,7 +61,7 @@ def run(configs: Sequence[DictConfig]) -> int:
         first = members[0]
         cells = [cfg.cell(m["method"], m["retention_ratio"], m["positions"]) for m in members]
         cells.insert(0, cfg.cell({"name": "dense"}, 1.0))  # the reference of every percentage
-        folder = Path(first["output_dir"])
+        folder = check_path("output_dir", first["output_dir"])
         jobs.append(
             Job(
                 table="run",
@@ -71,7 +72,7 @@ def run(configs: Sequence[DictConfig]) -> int:
                 results=folder,
                 limit=first["limit"],
                 latency=LatencySettings(**first["measure"]) if first["latency"] else None,
-                shard=Shard(**first["shard"]),
+                shard=_shard(first["shard"]),
                 workers=_workers(first, first["model"]),
             )
         )
@@ -83,6 +84,7 @@ def table(config: DictConfig) -> int:
     plain = cfg.plain(config)
     spec = plain["table"]
     name, profile = choose(plain)
+    records = check_path("output_dir", plain["output_dir"]) / name
     benchmarks = [cfg.changed(plain, "benchmark", b) for b in profile["benchmarks"]]
     model = cfg.changed(plain, "model", profile["model"])
     job = Job(
@@ -90,7 +92,7 @@ def table(config: DictConfig) -> int:
         model=model,
         benchmarks=benchmarks,
         cells=cfg.table_cells(profile["methods"], spec["retention_ratios"]),
-        folders=[Path(plain["output_dir"]) / name / b["name"] for b in benchmarks],
+        folders=[records / b["name"] for b in benchmarks],
         results=results_folder(plain, name),
         limit=plain["limit"],
         latency=LatencySettings(**plain["measure"]),
@@ -100,13 +102,22 @@ def table(config: DictConfig) -> int:
     return _do(job)
 
 
+def _shard(given: Any) -> Shard:
+    if not isinstance(given, dict):
+        raise ValueError(f"shard={given!r}: give shard.index and shard.count")
+    return Shard(**given)
+
+
 def _workers(plain: dict[str, Any], model: dict[str, Any]) -> int:
     return workers_for(plain["workers"], cfg.model_spec(model).torch_device.type)
 
 
 def _do(job: Job) -> int:
     """Answer, measure, report."""
-    llm = VideoLLM(cfg.model_spec(job.model))
+    spec = cfg.model_spec(job.model)
+    if job.latency is not None:
+        check_engine(job.latency.engine, spec)
+    llm = VideoLLM(spec)
     llm.prepare(_needs(job.cells))
     for cell in job.cells:
         llm.adapter.check(cell.method.needs, cell.label)
@@ -120,7 +131,6 @@ def _do(job: Job) -> int:
         key = provenance.register(folder, entry)
         print(f"{benchmark.spec.name}: {count} questions, {len(job.cells)} cells -> {folder}", flush=True)
         if job.workers > 1 and job.shard.count == 1:
-            drop_errors(folder)  # of earlier runs, whatever number of workers these had
             in_processes(job.workers, _answer_share, job.model, config, job.limit, job.cells, folder, key)
             records += collect(llm, benchmark, job.cells, folder)
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,23 +15,27 @@ import torch
 from omegaconf import DictConfig
 
 from mmg_bench import config as cfg
+from mmg_bench.benchmarks.video import pictures
 from mmg_bench.commands.profiles import choose
 from mmg_bench.commands.publish import publish, results_folder
 from mmg_bench.digest import digest_of
 from mmg_bench.measure.clock import Clock
 from mmg_bench.measure.efficiency import CellResult, Value, measure_efficiency
-from mmg_bench.measure.latency import LatencySettings, within_memory
+from mmg_bench.measure.latency import LatencySettings, check_engine, within_memory
 from mmg_bench.measure.roofline import Ceilings, measure_ceilings
 from mmg_bench.measure.workload import PIXELS, Workload, random_prompt, standard_video
 from mmg_bench.models.loading import ModelSpec, VideoLLM
-from mmg_bench.options import check_whole
+from mmg_bench.options import check_number, check_path, check_text, check_whole
 from mmg_bench.report.efficiency import efficiency_layout
 from mmg_bench.report.rows import ALL, NO_BENCHMARK, Measurement, pending_rows, result_rows
 from mmg_bench.runner import provenance
 from mmg_bench.runner.cells import Cell
+from mmg_bench.runner.lines import LineFile, read_lines
 
 DONE = "measurements.jsonl"
 """What was measured so far, a line a unit: an interrupted command goes on behind the last whole line."""
+LINE = frozenset({"key", "model", "entry", "whole", "measurements"})
+"""Fields of such a line."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,8 @@ def measure(configs: Sequence[DictConfig]) -> int:
     for c in plain:
         found = cells.setdefault((_spec(c["model"], c["weights"], c["frames"]), c["batch_size"]), [_dense()])
         found.append(cfg.cell(c["method"], c["retention_ratio"], c["positions"]))
-    folders = {c["output_dir"] for c in plain}
-    folder = Path(folders.pop() if len(folders) == 1 else "outputs/measure")
+    folders = {check_path("output_dir", c["output_dir"]) for c in plain}
+    folder = folders.pop() if len(folders) == 1 else Path("outputs/measure")
     return _do(
         Job(
             table="measure",
@@ -112,7 +115,7 @@ def table(config: DictConfig) -> int:
             text_tokens=spec["text_tokens"],
             settings=LatencySettings(**plain["measure"]),
             energy_seconds=spec["energy_seconds"],
-            folder=Path(plain["output_dir"]) / name,
+            folder=check_path("output_dir", plain["output_dir"]) / name,
             results=results_folder(plain, name),
         )
     )
@@ -148,19 +151,22 @@ def _do(job: Job) -> int:
     One model's fault does not lose the others; the only one's is raised.
     """
     check_whole("text_tokens", job.text_tokens, 1)
+    check_number("energy_seconds", job.energy_seconds)
+    check_text("video", job.video)
+    for unit in job.units:
+        check_engine(job.settings.engine, unit.model)
     plans = {provenance.key_of(entry): (unit, entry) for unit in job.units for entry in [_entry(job, unit)]}
     path = job.folder / DONE
     # what lacks something is reported, and measured again
-    done = {line["key"]: line for line in _read(path)}
+    done = {line["key"]: line for _, line in read_lines(path, LINE)}
     todo = [(key, unit, entry) for key, (unit, entry) in plans.items() if not done.get(key, {}).get("whole")]
     groups = [list(group) for _, group in groupby(todo, key=lambda item: replace(item[1].model, frames=1))]
     failed = 0
     for group in groups:
         try:
             for line in _measure_model(job, group):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line, default=str) + "\n")
+                with LineFile(path) as file:
+                    file.append([line])
                 done[line["key"]] = line
                 part = _rows(job, [done[key] for key in plans if key in done])
                 publish(*part, job.folder, efficiency_layout, shown=False)
@@ -194,10 +200,10 @@ def _video(given: str) -> str:
         return f"random pixels {PIXELS[1]}x{PIXELS[0]}"
     if given == "generated":
         return given
-    path = Path(given)
+    path = check_path("video", given)
     if not path.exists():
         raise ValueError(f"video={given!r}: no such video; name a file, a folder of pictures, generated or random")
-    return f"{path.name}@{digest_of(sorted(path.iterdir()) if path.is_dir() else [path])}"
+    return f"{path.name}@{digest_of(pictures(path) if path.is_dir() else [path])}"
 
 
 def _measure_model(job: Job, todo: list[tuple[str, Unit, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
@@ -219,7 +225,13 @@ def _measure_model(job: Job, todo: list[tuple[str, Unit, dict[str, Any]]]) -> It
         llm.adapter.check(cell.method.needs, cell.label)
     ceilings = measure_ceilings(llm.device, llm.model.dtype)
     prompt = random_prompt(llm.processor.tokenizer, job.text_tokens)
-    video = standard_video() if job.video == "generated" else None if job.video == "random" else Path(job.video)
+    video = (
+        standard_video()
+        if job.video == "generated"
+        else None
+        if job.video == "random"
+        else check_path("video", job.video)
+    )
     faults: list[str] = []
     for key, unit, entry in todo:
         print(f"{spec.name}: {unit.model.frames} frames, batch {unit.batch}, {len(unit.cells)} cells", flush=True)
@@ -278,19 +290,6 @@ def _line(key: str, unit: Unit, entry: dict[str, Any], results: list[CellResult]
         "whole": all(result.fault is None for result in results),
         "measurements": [asdict(m) for m in measurements],
     }
-
-
-def _read(path: Path) -> Iterator[dict[str, Any]]:
-    """The units measured so far; a last line that was torn while written is dropped."""
-    if not path.exists():
-        return
-    whole = path.read_bytes()
-    end = whole.rfind(b"\n") + 1
-    if end < len(whole):
-        with path.open("rb+") as file:
-            file.truncate(end)
-    for line in whole[:end].decode().splitlines():
-        yield json.loads(line)
 
 
 def _rows(job: Job, lines: list[dict[str, Any]]) -> tuple[pd.DataFrame, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from pathlib import Path
 
@@ -108,6 +109,8 @@ def new_method(name: str, checkout: Path) -> list[Path]:
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
         raise ValueError(f"method name {name!r}: it must be a lower-case snake name, such as fast_vid")
+    if keyword.iskeyword(name):
+        raise ValueError(f"method name {name!r}: it is a word of Python, which cannot import a file of that name")
     if name in method_names():
         raise ValueError(f"method name {name!r} is taken; the registered methods are: {', '.join(method_names())}")
     if not all((checkout / Path(path).parent).is_dir() for path in FILES):

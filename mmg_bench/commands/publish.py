@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from mmg_bench import config as cfg
+from mmg_bench.options import check_path
 from mmg_bench.report.rows import provenance_keys, write_rows
 from mmg_bench.report.table import Table, print_tables, to_markdown
 from mmg_bench.runner import provenance
@@ -24,12 +25,12 @@ def results_folder(config: Mapping[str, Any], profile: str) -> Path:
     whole one.
     """
     if config["results_dir"] is not None:
-        return Path(config["results_dir"]) / profile
+        return check_path("results_dir", config["results_dir"]) / profile
     name = config["table"]["name"]
     changes = {option for group in cfg.OPEN for options in config[group].values() for option in options}
     as_filed = config["table"] == cfg.load("table", name) and config["measure"] == cfg.load("measure", "latency")
     whole = as_filed and config["limit"] is None and changes <= set(PLACES)
-    return (Path("results") / name if whole else Path(config["output_dir"])) / profile
+    return (Path("results") / name if whole else check_path("output_dir", config["output_dir"])) / profile
 
 
 def publish(

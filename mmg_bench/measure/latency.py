@@ -31,7 +31,7 @@ from mmg_bench.measure.workload import (
 )
 from mmg_bench.models.engines import ROUNDS, Engine, Switch, prefill_engine
 from mmg_bench.models.hooks import pruning
-from mmg_bench.models.loading import Encoded, Pixels, VideoLLM
+from mmg_bench.models.loading import Encoded, ModelSpec, Pixels, VideoLLM
 from mmg_bench.options import check_whole
 from mmg_bench.runner.cells import Cell
 
@@ -104,15 +104,25 @@ class CellTimes:
         return np.sum([times.get(name, 1) * self.stages[name] for name in names], axis=0)
 
 
+def check_engine(engine: Engine, spec: ModelSpec) -> None:
+    """Raise ValueError unless a model of `spec` can be prefilled by the engine: known before it is loaded."""
+    if engine == "graphs" and spec.torch_device.type != "cuda":
+        raise ValueError(f"measure.engine=graphs needs a CUDA device, not {spec.torch_device}: leave it at stock")
+    if engine != "stock" and spec.device_map is not None:
+        raise ValueError(
+            f"measure.engine={engine} runs a model on one device, and model.device_map={spec.device_map!r} spreads its "
+            "layers: leave one of the two out"
+        )
+
+
 def measure_cells(
     llm: VideoLLM, cells: Sequence[Cell], workload: Workload, settings: LatencySettings
 ) -> list[CellTimes]:
     """Time every cell on one workload; the first cell should be dense.
 
-    Raises ValueError where the device cannot run the settings' engine.
+    Raises ValueError where the model cannot be run by the settings' engine.
     """
-    if settings.engine == "graphs" and llm.device.type != "cuda":
-        raise ValueError(f"measure.engine=graphs needs a CUDA device, not {llm.device}: leave it at stock")
+    check_engine(settings.engine, llm.spec)
     with prefill_engine(llm.adapter.language_model, settings.engine) as switch:
         return _measure_cells(llm, cells, workload, settings, switch)
 

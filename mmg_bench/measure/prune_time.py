@@ -18,7 +18,7 @@ from mmg_bench.elapsed import Elapsed
 from mmg_bench.measure.synthetic import synthetic_video
 from mmg_bench.measure.workload import out_of_memory
 from mmg_bench.methods.base import Method
-from mmg_bench.options import check_whole, device_of, dtype_of, make_current
+from mmg_bench.options import check_number, check_whole, device_of, dtype_of, make_current
 from mmg_bench.tokens import VideoTokens
 
 LEAST_ROUNDS = 3
@@ -50,8 +50,8 @@ class PruneTimeSettings:
     def __post_init__(self) -> None:
         for name, least in (("tokens", 1), ("width", 1), ("repeats", LEAST_ROUNDS), ("warmup", 0)):
             check_whole(name, getattr(self, name), least)
-        if isinstance(self.seconds, str) or not self.seconds >= 0:
-            raise ValueError(f"seconds={self.seconds!r}: it must be a number, at least 0")
+        check_whole("seed", self.seed, 0)
+        check_number("seconds", self.seconds)
         if not self.frames:
             raise ValueError("frames=[]: give one or several numbers of frames")
         for count in self.frames:

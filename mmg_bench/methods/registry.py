@@ -32,20 +32,24 @@ def method_class(name: str) -> type[Method]:
     """The class registered as `name`. Raises ValueError, listing the valid names, when there is none."""
     if name in _built_in():
         module = importlib.import_module(f"mmg_bench.methods.{name}")
-        found = [
+        methods = [
             c
             for c in vars(module).values()
             if isinstance(c, type) and issubclass(c, Method) and c.__module__ == module.__name__
         ]
-        found = [c for c in found if getattr(c, "name", None) == name]
+        found = [c for c in methods if getattr(c, "name", None) == name]
         if len(found) != 1:
-            raise TypeError(f"mmg_bench/methods/{name}.py must define exactly one Method with name = {name!r}")
+            names = ", ".join(repr(getattr(c, "name", None)) for c in methods) or "none"
+            raise ValueError(
+                f"mmg_bench/methods/{name}.py must define exactly one Method with name = {name!r}; it has {names}: "
+                "correct the file or its name"
+            )
         return found[0]
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.name == name:
             loaded = entry.load()
             if not (isinstance(loaded, type) and issubclass(loaded, Method)):
-                raise TypeError(
+                raise ValueError(
                     f"entry point {entry.value!r} of method {name!r} is not a subclass of mmg_bench.methods.Method"
                 )
             return loaded

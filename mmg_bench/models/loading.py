@@ -18,7 +18,7 @@ from torch import Tensor
 from mmg_bench.digest import digest_of
 from mmg_bench.models import llava_video, siglip
 from mmg_bench.models.adapter import Adapter, adapter_for, fresh
-from mmg_bench.options import check_whole, device_of, dtype_of, make_current
+from mmg_bench.options import check_text, check_whole, device_of, dtype_of, make_current
 from mmg_bench.tokens import VideoTokens
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ class ModelSpec:
             raise ValueError(f"model.weights={self.weights!r}: choose pretrained or random")
         if self.weights == "random" and self.device_map is not None:
             raise ValueError(f"model.device_map={self.device_map!r}: random weights go to one device; set it to null")
+        check_text("model.name", self.name)
+        check_text("model.path", self.path)
         check_whole("model.frames", self.frames, 1)
         dtype_of("model.dtype", self.dtype)
         if self.attn_implementation not in ATTENTIONS and "/" not in str(self.attn_implementation):  # a hub kernel's

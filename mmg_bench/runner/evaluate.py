@@ -16,7 +16,7 @@ from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import Encoded, VideoLLM
 from mmg_bench.options import check_whole
 from mmg_bench.runner.cells import Cell
-from mmg_bench.runner.records import Record, RecordFile, drop_errors, read_records
+from mmg_bench.runner.records import Record, RecordFile, read_records
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,8 @@ def evaluate(
     shard = shard or Shard()
     run = _Pass(llm, benchmark, provenance)
     name = f"records-{shard.index}.jsonl" if shard.count > 1 else "records.jsonl"
-    # while other shards may be writing, only one's own file may be touched
-    drop_errors(folder, name if shard.count > 1 else "records*.jsonl")
     keys = {run.key(cell): cell for cell in cells}
-    done = {r.key for r in read_records(folder)}
+    done = {r.key for r in read_records(folder) if r.error is None}
     videos = [list(group) for _, group in itertools.groupby(benchmark.questions, key=lambda q: q.video)]
     mine = videos[shard.index :: shard.count]
     total = sum(1 for key in keys for video in mine for q in video if (key, q.id, q.digest) not in done)
@@ -63,7 +61,7 @@ def evaluate(
             if pending:
                 bar.set_description(f"video {questions[0].video}", refresh=False)
                 for record in run.video(pending):
-                    file.append([record])
+                    file.add([record])
                     bar.update()
     return collect(llm, benchmark, cells, folder)
 

@@ -69,6 +69,8 @@ def read(folder: Path) -> dict[str, Any]:
     path = folder / "provenance.json"
     try:
         entries: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+            raise ValueError("no object of objects")
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): restore it, or start anew in another folder") from None
     return entries

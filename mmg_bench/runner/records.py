@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+
+from mmg_bench.runner.lines import LineFile, read_lines
 
 
 @dataclass(frozen=True)
@@ -55,96 +53,39 @@ class Record:
         return self.cell, self.question, self.asked
 
 
-_NAMES = {f.name for f in fields(Record)}
+_FIELDS = frozenset(f.name for f in fields(Record))
 
 
-class RecordFile:
-    """Appends records to a JSON-lines file, flushed to the disk after each; use as a context manager."""
+class RecordFile(LineFile):
+    """Appends records to a JSON-lines file, on the disk after each call; use as a context manager."""
 
-    def __init__(self, path: Path):
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._drop_torn_line()
-        self._file = path.open("a", encoding="utf-8")
-
-    def _drop_torn_line(self) -> None:
-        """A process that was killed while writing leaves a line without its end; appending to it would lose two."""
-        if not self.path.exists():
-            return
-        with self.path.open("rb+") as f:
-            content = f.read()
-            end = content.rfind(b"\n") + 1
-            if end < len(content):
-                f.truncate(end)
-
-    def append(self, records: Iterable[Record]) -> None:
-        """Write records and wait until they are on the disk.
-
-        Raises OSError, naming the file and the remedy, when the disk is full.
-        """
-        try:
-            self._file.write("".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in records))
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"cannot write records ({error.strerror}): free some space or set another `output_dir`, then run "
-                "the same command again; it goes on after the last whole record",
-                str(self.path),
-            ) from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
+    def add(self, records: Iterable[Record]) -> None:
+        """Write records. Raises OSError, naming the file and the remedy, when the disk is full."""
+        self.append(map(asdict, records))
 
 
 def read_records(folder: Path) -> list[Record]:
-    """All records of a run folder (`records*.jsonl`), in the order written.
+    """All records of a run folder (`records*.jsonl`), in the order written, one a cell and question.
 
-    A torn last line is dropped. Raises ValueError for any other line that is not a record, and for two records of one
-    cell and question that disagree; equal repeats (two commands that overlapped) count once.
+    A record of an answer stands for those of failures to give it, and the last of these for all where there is none.
+    Raises ValueError for a line that is not a record, and for two answers of one cell and question that disagree;
+    equal repeats (two commands that overlapped) count once.
     """
     seen: dict[tuple[str, str, str], Record] = {}
     for path in sorted(folder.glob("records*.jsonl")):
-        for number, row in _rows(path):
-            if set(row) != _NAMES:
-                raise ValueError(
-                    f"{path}:{number}: not a record of this version of mmg_bench (fields {sorted(set(row) ^ _NAMES)} "
-                    "differ): move the folder away and run again"
-                )
+        for number, row in read_lines(path, _FIELDS):
             record = Record(**row)
-            if replace(seen.setdefault(record.key, record), provenance="") != replace(record, provenance=""):
+            if (record.error is None) != isinstance(record.score, int | float):
+                raise ValueError(
+                    f"{path}:{number}: score={record.score!r}, error={record.error!r}: a record has a number or an "
+                    "error; delete the line and run again"
+                )
+            other = seen.get(record.key)
+            if other is None or other.error is not None:
+                seen[record.key] = record
+            elif record.error is None and replace(other, provenance="") != replace(record, provenance=""):
                 raise ValueError(
                     f"{path}:{number}: a second, different record of question {record.question!r} in cell "
                     f"{record.cell!r}: delete one of the lines"
                 )
     return list(seen.values())
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    lines = path.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        try:
-            yield number, json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):  # no newline behind it: torn while written
-                return
-            raise ValueError(f"{path}:{number}: not JSON ({error}): delete the line and run again") from error
-
-
-def drop_errors(folder: Path, files: str = "records*.jsonl") -> None:
-    """Take the records of failed questions out of the `files` of a run folder, so that they are tried again."""
-    for path in sorted(folder.glob(files)):
-        rows = [row for _, row in _rows(path)]
-        good = [row for row in rows if row.get("error") is None]
-        if len(good) < len(rows):
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in good), encoding="utf-8")
-            partial.replace(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mmg_bench.runner.records import Record, RecordFile, drop_errors, read_records
+from mmg_bench.runner.records import Record, RecordFile, read_records
 
 RECORD = Record(
     model="m",
@@ -36,8 +36,8 @@ RECORD = Record(
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     records = [replace(RECORD, question=f"q{i}") for i in range(3)]
     with RecordFile(tmp_path / "records.jsonl") as file:
-        file.append(records[:2])
-        file.append(records[2:])
+        file.add(records[:2])
+        file.add(records[2:])
     assert read_records(tmp_path) == records
     assert read_records(tmp_path / "nothing here") == []
 
@@ -47,7 +47,7 @@ def test_a_torn_line_is_dropped_and_written_over(tmp_path: Path) -> None:
     path.write_text(json.dumps(asdict(RECORD)) + "\n" + json.dumps(asdict(RECORD))[:40])
     assert read_records(tmp_path) == [RECORD]
     with RecordFile(path) as file:
-        file.append([replace(RECORD, question="q1")])
+        file.add([replace(RECORD, question="q1")])
     assert [r.question for r in read_records(tmp_path)] == ["q0", "q1"]
 
 
@@ -57,8 +57,22 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"records\.jsonl:1: not JSON"):
         read_records(tmp_path)
     path.write_text('{"model": "m"}\n')
-    with pytest.raises(ValueError, match=r"records\.jsonl:1: not a record"):
+    with pytest.raises(ValueError, match=r"records\.jsonl:1: not written by this version"):
         read_records(tmp_path)
+    for line in (b"5", b"[]", b"\xff\xfe", b""):
+        path.write_bytes(json.dumps(asdict(RECORD)).encode() + b"\n" + line + b"\n")
+        with pytest.raises(ValueError, match=r"records\.jsonl:2: not "):
+            read_records(tmp_path)
+    for changes in ({"score": "one"}, {"score": None}, {"error": "x"}):
+        path.write_text(json.dumps({**asdict(RECORD), **changes}) + "\n")
+        with pytest.raises(ValueError, match=r"records\.jsonl:1: score=.*a record has a number or an error"):
+            read_records(tmp_path)
+
+
+def test_a_line_without_its_end_counts_as_torn(tmp_path: Path) -> None:
+    """Also where it is whole by chance: appending takes it away, so that it must be answered again."""
+    (tmp_path / "records.jsonl").write_text(json.dumps(asdict(RECORD)))
+    assert read_records(tmp_path) == []
 
 
 def test_one_record_a_cell_and_question(tmp_path: Path) -> None:
@@ -73,18 +87,29 @@ def test_one_record_a_cell_and_question(tmp_path: Path) -> None:
         read_records(tmp_path)
 
 
-def test_errors_are_dropped_and_the_rest_kept(tmp_path: Path) -> None:
-    failed = replace(RECORD, question="q1", prediction=None, score=None, error="OSError: x")
+def test_an_answer_stands_for_failures_before_and_behind_it(tmp_path: Path) -> None:
+    failed = replace(RECORD, prediction=None, score=None, error="OSError: x")
+    others = [replace(failed, question="q1", error=f"OSError: {i}") for i in range(2)]
     with RecordFile(tmp_path / "records.jsonl") as file:
-        file.append([RECORD, failed])
-    drop_errors(tmp_path)
-    assert read_records(tmp_path) == [RECORD]
+        file.add([failed, RECORD, failed, *others])
+    assert read_records(tmp_path) == [RECORD, others[-1]]
+
+
+def test_processes_append_to_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    with RecordFile(path) as one, RecordFile(path) as other:
+        one.add([RECORD])
+        with path.open("a") as dead:
+            dead.write('{"model": "to')  # killed
+        other.add([replace(RECORD, question="q1")])
+        one.add([replace(RECORD, question="q2")])
+    assert [r.question for r in read_records(tmp_path)] == ["q0", "q1", "q2"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
 def test_no_space_left(tmp_path: Path) -> None:
     file = RecordFile(tmp_path / "records.jsonl")
     file._file.close()
-    file._file = Path("/dev/full").open("a")  # noqa: SIM115 (closing it would raise once more)
-    with pytest.raises(OSError, match=r"(?s)cannot write records.*free some space.*records\.jsonl"):
-        file.append([RECORD])
+    file._file = Path("/dev/full").open("ab")  # noqa: SIM115 (closing it would raise once more)
+    with pytest.raises(OSError, match=r"(?s)cannot be written.*free some space.*records\.jsonl"):
+        file.add([RECORD])

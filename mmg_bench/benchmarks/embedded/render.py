@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def write_video(world: World, path: Path, size: int = 224) -> None:
     """Write the whole video as H.264 (yuv420p) in an mp4 container; the file appears only when it is complete."""
     import av
 
-    partial = path.with_suffix(".partial.mp4")
+    partial = path.with_suffix(f".{os.getpid()}.partial.mp4")  # several processes may fill one cache
     with av.open(str(partial), "w") as container:
         # one thread, because x264 with several does not promise equal bytes
         stream = container.add_stream("libx264", rate=FPS, options={"crf": "20", "preset": "fast", "threads": "1"})

@@ -1,0 +1,83 @@
+"""Files of JSON lines that grow: several processes may append, and one that is killed loses its own line alone."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+
+class LineFile:
+    """Appends to a file of JSON lines, on the disk after each call; use as a context manager."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab")
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write rows and wait until they are on the disk.
+
+        A line that a killed process left without its end is taken away first: it would spoil two. Raises OSError,
+        naming the file and the remedy, when the disk is full.
+        """
+        text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX)  # whoever holds it is alive: no line is half written by another
+            try:
+                self._drop_torn_line()
+                self._file.write(text.encode())
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            finally:
+                fcntl.flock(self._file, fcntl.LOCK_UN)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"cannot be written ({error.strerror}): free some space or set another `output_dir`, then run the same "
+                "command again; it goes on after the last whole line",
+                str(self.path),
+            ) from error
+
+    def _drop_torn_line(self) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        with self.path.open("rb") as file:
+            file.seek(max(0, size - 1))
+            if not size or file.read(1) == b"\n":
+                return
+            file.seek(0)
+            self._file.truncate(file.read().rfind(b"\n") + 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def read_lines(path: Path, fields: frozenset[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and content of every whole line, none where there is no file; one without its end was torn while written.
+
+    Raises ValueError, naming the line, for one that is no JSON object of these `fields`.
+    """
+    if not path.exists():
+        return
+    *lines, _torn = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:  # no JSON, or no text
+            raise ValueError(f"{path}:{number}: not JSON ({error}): delete the line and run again") from None
+        if not isinstance(row, dict) or row.keys() != fields:
+            differ = sorted(fields ^ row.keys()) if isinstance(row, dict) else sorted(fields)
+            raise ValueError(
+                f"{path}:{number}: not written by this version of mmg_bench (fields {differ} differ): move the folder "
+                "away and run again"
+            )
+        yield number, row
