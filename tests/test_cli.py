@@ -106,16 +106,7 @@ def test_a_stopped_run_resumes(tmp_path: Path, how: signal.Signals) -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["run", "method=mmgvid"], "mmg_vid"),
-        (["run", "retention_ratio=1.5"], "MMGVid.retention_ratio=1.5: it must be a number in (0, 1]"),
         (["run", "model.path=/nowhere"], "/nowhere: no such checkpoint folder"),
-        (["table", "profile=papers"], "has no profile 'papers'; choose auto or paper, embedded"),
-        (["run", "latency=off"], "latency='off': choose true or false"),
-        (["run", "limit=abc"], "limit='abc': it must be a whole number, at least 1, or null"),
-        (["run", "method.tua=1"], "method.tua: no such option; method has: name, tau"),
-        (["run", "-m", "method=mmg_vid,random", "frames=8,16"], "frames: no such option; run has: model, method"),
-        (["run", "shard.count=abc"], "shard.count='abc': it must be a whole number, at least 1"),
-        (["methods", "mmgvid"], "unknown method 'mmgvid'; the registered methods are: "),
         (["tables"], "no command 'tables'; choose one of run, table"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from hydra.errors import MissingConfigException
 from mmg_bench import config as cfg
 from mmg_bench.commands import measure
 from mmg_bench.commands.publish import results_folder
-from mmg_bench.methods.registry import method_names
+from mmg_bench.methods import registry
+from mmg_bench.methods.registry import get_method, method_names
 from mmg_bench.runner.cells import code_of
 
 
@@ -121,6 +123,15 @@ def test_other_code_of_a_method_has_another_key(tmp_path: Path, monkeypatch: pyt
     code_of.cache_clear()
     assert (changed.key() != before[0], same.key() != before[1]) == (True, False)
     code_of.cache_clear()
+
+
+def test_a_file_that_holds_another_method_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mmg_bench.methods.renamed", sys.modules[type(get_method("random")).__module__])
+    monkeypatch.setattr(registry, "_built_in", lambda: ("renamed",))
+    with pytest.raises(
+        ValueError, match=r"renamed\.py must define exactly one Method with name = 'renamed'; it has 'ra"
+    ):
+        cfg.cell({"name": "renamed"}, 0.5)
 
 
 def test_a_sweep_is_every_combination() -> None:

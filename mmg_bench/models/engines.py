@@ -74,6 +74,8 @@ def prefill_engine(language_model: Any, engine: Engine) -> Iterator[Switch]:
                 recompile_limit=1000, accumulated_recompile_limit=1000, fail_on_recompile_limit_hit=True
             )
             stack.enter_context(limits)
+            on_gpu = next(language_model.parameters()).device.type == "cuda"  # elsewhere there is nothing to record
+            stack.enter_context(torch._inductor.config.patch({"triton.cudagraph_or_error": on_gpu}))
             stack.callback(torch._dynamo.reset)  # compiled code would keep memory of its own on a GPU
             run: _Run = _compiled(original, language_model.config)
         else:

@@ -157,6 +157,11 @@ class _Group:
             video, text = facts.get("video"), facts.get("text_tokens")
             if video is not None:
                 lines.append(f"Input: {video}, a prompt of {text} random words")
+            if (engine := facts.get("latency", {}).get("engine", "stock")) != "stock":
+                lines.append(
+                    f"Prefill by measure.engine={engine}, but stock for methods that prune inside the language model: "
+                    "their dense is faster than their own"
+                )
             if ceilings := facts.get("ceilings"):
                 lines.append(
                     f"Ceilings of this run: {ceilings['multiply_adds_per_second'] / 1e12:.3g} T multiply-adds/s, "

@@ -112,7 +112,6 @@ def prune_time_table(rows: pd.DataFrame, provenance: Mapping[str, Mapping[str, A
             "× Gram: over the one batched product of every frame with itself (float32) in the same round; "
             + (f"linear growth is {frames[-1] / frames[0]:g}" if growth else "one number of frames: no growth"),
             "Cited: overhead of the official code on an A100 as its paper or a peer reports it; not measured here",
-            *([] if on_gpu else ["GPU: pending, not yet measured"]),
         ),
         columns=(
             "Method",

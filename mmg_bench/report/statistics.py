@@ -3,7 +3,7 @@
 Questions about one video are not independent, so the bootstrap draws whole videos. All functions are pure: the same
 scores give the same result to the last digit, in any order of the questions. Scores are in 0..1, NaN where a question
 failed; percentages are in 0..100. A quantity that is not defined (accuracy of no question, percent kept of a dense
-accuracy of 0) is NaN.
+accuracy of 0, the interval of a single video) is NaN.
 """
 
 from __future__ import annotations
@@ -195,6 +195,8 @@ def _group_means(
     blocks = [per_video(np.ones(len(order))), *(per_video(s[order]) for s in scores)]
     stacked = np.concatenate(blocks, axis=1)  # [V, (1 + C) * P]
     sums = np.concatenate([stacked.sum(axis=0, keepdims=True), bootstrap.sums(stacked)])
+    if len(np.unique(video[order])) < 2:  # one video does not show how far videos differ: no interval
+        sums[1:] = np.nan
     counts, *totals = np.split(sums, len(blocks), axis=1)  # each [1 + n_boot, P]
     with np.errstate(invalid="ignore"):
         means = np.stack(totals) / counts  # 0 / 0 is NaN: a group without a question

@@ -146,9 +146,9 @@ def test_rows_and_table() -> None:
     assert line["fastv"].count("inside the LLM") == 2
     assert line["divprune"].count("out of memory") == 1
     assert line["fastvid"].endswith("| 6.1 |")
-    assert "GPU: pending" in table
+    assert "`perf_counter`, 2 threads" in table
     assert "linear growth is 4" in table
-    assert "GPU: pending" not in to_markdown([prune_time_table(rows, {"key": {**entry, "torch_device": "cuda"}})])
+    assert "CUDA events" in to_markdown([prune_time_table(rows, {"key": {**entry, "torch_device": "cuda"}})])
 
 
 def test_the_command_writes_rows_table_and_provenance(tmp_path: Path) -> None:

@@ -120,6 +120,20 @@ def test_a_model_that_takes_more_than_embeddings_is_refused(engine: Engine) -> N
         model(**encoded)
 
 
+@pytest.mark.parametrize("engine", ["graphs", "compile"])
+def test_a_forward_that_is_not_the_classs_own_is_refused(engine: Engine) -> None:
+    """accelerate gives layers that it spread one of their own, which would be lost."""
+    model, _ = families.qwen2_5_vl()
+    language_model = adapter_for(model).language_model
+    language_model.forward = own = language_model.forward
+    with (
+        pytest.raises(ValueError, match=f"{engine} needs a model whose forward is"),
+        prefill_engine(language_model, engine),
+    ):
+        pass
+    assert language_model.forward is own
+
+
 def test_engines_are_checked() -> None:
     llm = VideoLLM(replace(SPEC, device="cpu", dtype="float32"))
     with pytest.raises(ValueError, match=r"measure\.engine=graphs needs a CUDA device, not cpu"):

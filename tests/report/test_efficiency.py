@@ -121,3 +121,10 @@ def test_missing_provenance_and_rows_are_errors() -> None:
         table_of(stray)
     with pytest.raises(ValueError, match="no rows"):
         table_of([])
+
+
+def test_the_engine_is_told() -> None:
+    rows = result_rows([], table="efficiency", weights={"big": "random"}, measurements=measured())
+    for engine, told in (("stock", False), ("graphs", True)):
+        (table,) = efficiency_layout(rows, {"key": {**PROVENANCE["key"], "latency": {"engine": engine}}})
+        assert any(line.startswith("Prefill by measure.engine=graphs, but stock for") for line in table.header) == told

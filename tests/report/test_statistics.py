@@ -45,6 +45,15 @@ def test_accuracy_leaves_failed_questions_out_and_counts_them():
     assert estimate.low <= estimate.value <= estimate.high
 
 
+def test_one_video_has_no_interval():
+    scores, videos = [1, 0, math.nan], ["a", "a", "b"]  # all that was answered is about one
+    estimate = accuracy(scores, videos, bootstrap=FAST)
+    kept = compare(scores, [1, 1, 1], videos, bootstrap=FAST).kept_percent
+    assert (estimate.value, kept.value) == (50, 50)
+    assert all(math.isnan(bound) for e in (estimate, kept) for bound in (e.low, e.high))
+    assert accuracy([1, 0, 1], videos, bootstrap=FAST).low < accuracy([1, 0, 1], videos, bootstrap=FAST).high
+
+
 def test_interval_of_independent_questions_is_the_binomial_one():
     scores = np.arange(400) % 4 == 0
     estimate = accuracy(scores, [f"v{i}" for i in range(400)])

@@ -1,0 +1,106 @@
+"""Mistakes on the command line end in one line that names the option, its value and the remedy, and in status 2."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from mmg_bench import cli
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing may be written, wherever the command is called."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", os.environ.get("HF_HUB_OFFLINE", "0"))
+    GlobalHydra.instance().clear()
+    yield
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def called(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
+    monkeypatch.setattr("sys.argv", ["mmg-bench", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("run method=mmgvid", "mmg_vid"),
+        ("run retention_ratio=1.5", "MMGVid.retention_ratio=1.5: it must be a number in (0, 1]"),
+        ("table profile=papers", "has no profile 'papers'; choose auto or paper, embedded"),
+        ("run latency=off", "latency='off': choose true or false"),
+        ("run limit=abc", "limit='abc': it must be a whole number, at least 1, or null"),
+        ("run method.tua=1", "method.tua: no such option; method has: name, tau"),
+        ("run -m method=mmg_vid,random frames=8,16", "frames: no such option; run has: model, method"),
+        ("run shard.count=abc", "shard.count='abc': it must be a whole number, at least 1"),
+        ("methods mmgvid", "unknown method 'mmgvid'; the registered methods are: "),
+        ("run output_dir=null", "output_dir=None: it must be a text"),
+        ("run shard=null", "shard=None: give shard.index and shard.count"),
+        ("run shard=2", "shard=2: give shard.index and shard.count"),
+        ("run model.path=null", "model.path=None: it must be a text"),
+        ("run benchmark.name=null", "benchmark.name=None: it must be a text"),
+        ("run benchmark.tasks=null", "benchmark.tasks=None: give one or several"),
+        ("run model.attn_implementation=foo", "model.attn_implementation='foo': choose sdpa, flash_attention_2"),
+        ("run model.device=meta", "model.device='meta': choose auto, cpu, cuda"),
+        (
+            "run latency=true measure.engine=graphs measure.warmup=9 model.device=cpu",
+            "engine=graphs needs a CUDA device",
+        ),
+        ("run foo=1 bar=2", "foo: no such option; run has: model, method"),
+        ("run +foo=1", "foo: no such option; run has: model, method"),
+        ("run model.foo=1 method.bar=2", "model.foo: no such option; model has: name, path"),
+        ("run hydra.run.dir=here", "hydra.run.dir: mmg-bench takes of Hydra's own options hydra.searchpath alone"),
+        ("run --multi", "--multi: no such flag here; there are --cfg, --multirun, -m and --help"),
+        ("run model.path=~/no-such-model", "no-such-model: no such checkpoint folder"),
+        ("table -m retention_ratio=0.1,0.2", "-m: no such flag here; there are --cfg and --help"),
+        ("table output_dir=null", "output_dir=None: it must be a text"),
+        ("table table.retention_ratios=[] profile=embedded", "retention_ratios=[]: give one or several"),
+        ("table +model.path=x", "model.path: table 'table1' takes changes to a model by its name"),
+        ("measure video=null", "video=None: it must be a text"),
+        ("measure video=/nowhere", "video='/nowhere': no such video"),
+        ("measure energy_seconds=abc", "energy_seconds='abc': it must be a number, at least 0"),
+        ("measure energy_seconds=-1", "energy_seconds=-1: it must be a number, at least 0"),
+        ("measure measure.engine=graphs model.device=cpu", "measure.engine=graphs needs a CUDA device"),
+        ("measure +model.device_map=cpu measure.engine=compile", "engine=compile runs a model on one device"),
+        ("bench-methods methods=[]", "methods=[]: give one or several"),
+        ("bench-methods seconds=null", "seconds=None: it must be a number, at least 0"),
+        ("bench-methods frames=all", "frames='all': it must be a whole number, at least 1"),
+        ("bench-methods out=7", "out=7: it must be a text"),
+        ("bench-methods -m", "-m: no such flag here"),
+        ("doctor -m model=embedded", "-m: no such flag here"),
+    ],
+)
+def test_mistakes(command: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert called(monkeypatch, *command.split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mmg-bench: ")
+    assert says in error
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("run --help", "retention_ratio: 0.25        # visual tokens to keep, in (0, 1]"),
+        ("run -m -h", "benchmark: egoschema_subset, embedded"),
+        ("table --help", "table: efficiency, table1"),
+        ("measure -h", "-m     take several values of an option"),
+        ("bench-methods --help", "frames: [32, 128]"),
+        ("doctor --help", "what this machine lacks"),
+        ("new-method --help", "in the root of a checkout"),
+        ("run method=random --cfg", "  name: random"),
+        ("run --cfg -m retention_ratio=0.1,0.2", "retention_ratio: 0.2\n"),
+        ("table --cfg model.embedded.path=/x", "model:\n  embedded:\n    path: /x\n"),
+    ],
+)
+def test_what_only_tells(
+    command: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert called(monkeypatch, *command.split()) == 0
+    assert says in capsys.readouterr().out
