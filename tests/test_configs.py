@@ -15,8 +15,10 @@ from hydra.errors import MissingConfigException
 from mmg_bench import config as cfg
 from mmg_bench.commands import measure
 from mmg_bench.commands.publish import results_folder
+from mmg_bench.digest import digest_of
 from mmg_bench.methods import registry
 from mmg_bench.methods.registry import get_method, method_names
+from mmg_bench.runner import cells
 from mmg_bench.runner.cells import code_of
 
 
@@ -122,6 +124,31 @@ def test_other_code_of_a_method_has_another_key(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(inspect, "getsourcefile", lambda cls: str(copy) if cls is type(changed.method) else source(cls))
     code_of.cache_clear()
     assert (changed.key() != before[0], same.key() != before[1]) == (True, False)
+    code_of.cache_clear()
+
+
+def test_a_method_is_answered_anew_when_what_it_imports_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not when another method does, or comes."""
+    methods = {name: type(get_method(name)) for name in method_names()}
+    code_of.cache_clear()
+    before = {name: code_of(cls) for name, cls in methods.items()}
+    users = {
+        "tokens.py": set(methods),
+        "base.py": set(methods),
+        "_temporal_dpc_triton.py": {"mmg_vid", "dpc_knn"},  # imported in a function; dpc_knn shares code with mmg_vid
+        "mmg_vid.py": {"mmg_vid", "dpc_knn"},
+        "_inside.py": {"fastv", "pdrop", "sparsevlm", "dycoke", "flashvid", "holitom", "prunevid"},
+        "fastv.py": {"fastv"},
+        "registry.py": set(),
+    }
+    for changed, expected in users.items():
+
+        def digest(files: list[Path], changed: str = changed) -> str:
+            return f"{digest_of(files)}{'changed' if changed in {file.name for file in files} else ''}"
+
+        monkeypatch.setattr(cells, "digest_of", digest)
+        code_of.cache_clear()
+        assert {name for name, cls in methods.items() if code_of(cls) != before[name]} == expected, changed
     code_of.cache_clear()
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
 import json
+from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 from mmg_bench import methods, tokens
 from mmg_bench.digest import digest_of
+from mmg_bench.methods import base
 from mmg_bench.methods.base import Method, Positions
 from mmg_bench.methods.registry import get_method
 
@@ -51,13 +54,39 @@ class Cell:
 
 @cache
 def code_of(method: type[Method]) -> str:
-    """Digest of the method's own file and of all in this package that it may use: answers of other code are not its."""
+    """Digest of the method's own file and of all of this package that it imports: answers of other code are not its.
+
+    Of the package, what methods are made of: `mmg_bench.methods` and `mmg_bench.tokens`.
+    """
     try:
         own = inspect.getsourcefile(method)
     except TypeError:  # made in an interpreter
         own = None
-    files = {*Path(methods.__file__).parent.glob("*.py"), Path(tokens.__file__), *([Path(own)] if own else [])}
+    files: set[Path] = set()
+    left = [Path(own if own is not None else base.__file__)]
+    while left:
+        file = left.pop()
+        if file not in files:
+            files.add(file)
+            left += _imported(file)
     return digest_of(sorted(files))
+
+
+def _imported(file: Path) -> Iterator[Path]:
+    """Files of methods, and of what these share, that a file imports, also within its functions."""
+    package = Path(methods.__file__).parent
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name == "mmg_bench.tokens":
+                yield Path(tokens.__file__)
+            elif name.startswith("mmg_bench.methods.") and (path := package / f"{name.split('.')[2]}.py").is_file():
+                yield path
 
 
 def make_cell(name: str, retention_ratio: float, positions: Positions | None = None, **parameters: Any) -> Cell:
