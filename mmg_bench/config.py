@@ -29,10 +29,14 @@ ONLY_FOR_DOCTOR = ("download_gb", "disk_gb", "gpu_gb", "dataset", "videos")
 
 def load(group: str, name: str) -> dict[str, Any]:
     """One file of a config group. Raises ValueError, listing the valid names, for an unknown one."""
-    if not (CONFIGS / group / f"{name}.yaml").is_file():
-        names = sorted(p.stem for p in (CONFIGS / group).glob("*.yaml"))
-        raise ValueError(f"no {group} is called {name!r}; choose one of: {', '.join(names)}")
+    if name not in names(group):
+        raise ValueError(f"no {group} is called {name!r}; choose one of: {', '.join(names(group))}")
     return load_file(f"{group}/{name}.yaml")
+
+
+def names(group: str) -> list[str]:
+    """The files of a config group."""
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
 
 
 def load_file(path: str) -> dict[str, Any]:
@@ -91,14 +95,14 @@ def _opened(name: str, override: str) -> str:
 def groups(name: str) -> dict[str, list[str]]:
     """Config groups that `name`.yaml composes, each with the names to choose from."""
     defaults = [entry for entry in load_file(f"{name}.yaml").get("defaults", ()) if isinstance(entry, dict)]
-    return {group: sorted(p.stem for p in (CONFIGS / group).glob("*.yaml")) for entry in defaults for group in entry}
+    return {group: names(group) for entry in defaults for group in entry}
 
 
 def help_of(name: str) -> str:
     """What the options of `name`.yaml are, and what each group has to choose from."""
     lines = [(CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")]
-    for group, names in groups(name).items():
-        lines += textwrap.wrap(f"{group}: {', '.join(names)}", 100, subsequent_indent=" " * 11)
+    for group, choices in groups(name).items():
+        lines += textwrap.wrap(f"{group}: {', '.join(choices)}", 100, subsequent_indent=" " * 11)
     return "\n".join(lines)
 
 
@@ -174,11 +178,11 @@ def changed(config: Mapping[str, Any], group: str, name: str) -> dict[str, Any]:
 def check_changes(config: Mapping[str, Any]) -> None:
     """Raise ValueError unless every change is one to a model or benchmark of the table: no other would be seen."""
     profiles = config["table"]["profiles"].values()
-    names = {
+    of_table = {
         "model": [name for p in profiles for name in p.get("workloads", [p.get("model")])],
         "benchmark": [name for p in profiles for name in p.get("benchmarks", ())],
     }
-    for group, known in names.items():
+    for group, known in of_table.items():
         changes = config[group] if isinstance(config[group], dict) else {config[group]: None}
         for name, options in changes.items():
             if name not in known or not isinstance(options, dict):
@@ -199,7 +203,7 @@ def listed(option: str, values: Any) -> list[Any]:
 
 def _known(kind: type, config: Mapping[str, Any], group: str) -> dict[str, Any]:
     values = {k: v for k, v in config.items() if k not in ONLY_FOR_DOCTOR}
-    names = [f.name for f in fields(kind)]
-    if unknown := sorted(set(values) - set(names)):
-        raise ValueError(f"{group} has no option {', '.join(unknown)}; it has: {', '.join(names)}")
+    known = [f.name for f in fields(kind)]
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(f"{group} has no option {', '.join(unknown)}; it has: {', '.join(known)}")
     return values

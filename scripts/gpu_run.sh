@@ -5,7 +5,7 @@
 #   scripts/gpu_run.sh                     # results in results/gpu
 #   OUT=/tmp/out LIMIT=1200 scripts/gpu_run.sh
 #
-# OUT      folder of the results: efficiency/, stock/, compiled/, bench_methods/; log.txt notes the end of each step
+# OUT      folder of the results: efficiency/, stock/, compiled/, cudnn/, bench_methods/; log.txt notes the end of each step
 # LIMIT    seconds for all steps together; what did not get its turn is left for the next call
 # WHEELS   folder of wheels to use where packages are missing and nothing can be downloaded (hydra-core, omegaconf,
 #          antlr4-python3-runtime; decord, and av or a cache with its file, to measure on an mp4 file, else on random
@@ -76,5 +76,7 @@ step efficiency "$LIMIT" "$PYTHON" -m mmg_bench table "${options[@]}" measure.en
     output_dir="$OUT/efficiency" results_dir="$OUT/efficiency"
 [ "$PROFILE" = gpu ] && step compiled 150 "$PYTHON" -m mmg_bench table "${options[@]}" "${few[@]}" \
     measure.engine=compile output_dir="$OUT/compiled" results_dir="$OUT/compiled"
+[ "$PROFILE" = gpu ] && step cudnn 100 "$PYTHON" -m mmg_bench table "${options[@]}" "${few[@]}" \
+    measure.engine="$engine" measure.sdpa=cudnn output_dir="$OUT/cudnn" results_dir="$OUT/cudnn"
 grep "^step	" "$OUT/log.txt"
 exit $((failures > 0))

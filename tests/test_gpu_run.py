@@ -47,9 +47,9 @@ def run(tmp_path: Path):
 def test_a_failing_step_does_not_lose_the_others(run, tmp_path: Path) -> None:
     status, calls, output = run(fails="test_golden")
     assert status == 1
-    assert calls == ["pytest -q", "pytest -q", "mmg_bench bench-methods", *3 * ["mmg_bench table"]]
+    assert calls == ["pytest -q", "pytest -q", "mmg_bench bench-methods", *4 * ["mmg_bench table"]]
     notes = [line.split("\t")[1:3] for line in (tmp_path / "out" / "log.txt").read_text().splitlines()]
-    names = ["gpu_tests", "bench_methods", "stock", "efficiency", "compiled"]
+    names = ["gpu_tests", "bench_methods", "stock", "efficiency", "compiled", "cudnn"]
     assert notes == [["golden", "3"], *([name, "ok"] for name in names)]
     status, calls, output = run()
     assert status == 0

@@ -116,7 +116,7 @@ def _do(job: Job) -> int:
     """Answer, measure, report."""
     spec = cfg.model_spec(job.model)
     if job.latency is not None:
-        check_engine(job.latency.engine, spec)
+        check_engine(job.latency, spec)
     llm = VideoLLM(spec)
     llm.prepare(_needs(job.cells))
     for cell in job.cells:

@@ -154,7 +154,7 @@ def _do(job: Job) -> int:
     check_number("energy_seconds", job.energy_seconds)
     check_text("video", job.video)
     for unit in job.units:
-        check_engine(job.settings.engine, unit.model)
+        check_engine(job.settings, unit.model)
     plans = {provenance.key_of(entry): (unit, entry) for unit in job.units for entry in [_entry(job, unit)]}
     path = job.folder / DONE
     # what lacks something is reported, and measured again

@@ -28,7 +28,8 @@ def results_folder(config: Mapping[str, Any], profile: str) -> Path:
         return check_path("results_dir", config["results_dir"]) / profile
     name = config["table"]["name"]
     changes = {option for group in cfg.OPEN for options in config[group].values() for option in options}
-    as_filed = config["table"] == cfg.load("table", name) and config["measure"] == cfg.load("measure", "latency")
+    shipped = name in cfg.names("table") and config["table"] == cfg.load("table", name)
+    as_filed = shipped and config["measure"] == cfg.load("measure", "latency")
     whole = as_filed and config["limit"] is None and changes <= set(PLACES)
     return (Path("results") / name if whole else check_path("output_dir", config["output_dir"])) / profile
 

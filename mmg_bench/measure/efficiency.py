@@ -23,6 +23,7 @@ from mmg_bench.measure.latency import (
 from mmg_bench.measure.memory import PeakMemory, memory_values
 from mmg_bench.measure.roofline import Ceilings, LanguageModel
 from mmg_bench.measure.workload import Workload, needs_sets, prefill, preprocess, tower_needs
+from mmg_bench.models.engines import attention_backend
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import Encoded, VideoLLM
 from mmg_bench.runner.cells import Cell
@@ -65,7 +66,8 @@ def measure_efficiency(
 ) -> list[CellResult]:
     """Measure every cell; the first should be dense. FLOPs, bytes and energy are those of the whole batch."""
     all_times = measure_cells(llm, cells, workload, settings)
-    watched = _watch(llm, cells, all_times, workload, energy_seconds)
+    with attention_backend(settings.sdpa):
+        watched = _watch(llm, cells, all_times, workload, energy_seconds)
     results = []
     for times, (others, failure, fault) in zip(all_times, watched, strict=True):
         values = {k: Value(*v, settings.repeats) for k, v in time_values(all_times[0], times).items()}

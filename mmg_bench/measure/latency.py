@@ -29,7 +29,7 @@ from mmg_bench.measure.workload import (
     preprocess,
     tower_needs,
 )
-from mmg_bench.models.engines import ROUNDS, Engine, Switch, prefill_engine
+from mmg_bench.models.engines import BACKENDS, ROUNDS, Backend, Engine, Switch, attention_backend, prefill_engine
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import Encoded, ModelSpec, Pixels, VideoLLM
 from mmg_bench.options import check_whole
@@ -62,12 +62,16 @@ class LatencySettings:
     """Decoding steps whose mean is `decode_token_ms`."""
     engine: Engine = "stock"
     """How the language model prefills (`models/engines.py`)."""
+    sdpa: Backend = "auto"
+    """Kernels of `scaled_dot_product_attention`, for the whole model; one that cannot serve is an error."""
 
     def __post_init__(self) -> None:
         for name, low in (("repeats", 2), ("warmup", 0), ("new_tokens", 1)):
             check_whole(f"measure.{name}", getattr(self, name), low)
         if self.engine not in ROUNDS:
             raise ValueError(f"measure.engine={self.engine!r}: choose one of {', '.join(ROUNDS)}")
+        if self.sdpa not in ("auto", *BACKENDS):
+            raise ValueError(f"measure.sdpa={self.sdpa!r}: choose one of auto, {', '.join(BACKENDS)}")
         if self.warmup < ROUNDS[self.engine]:
             raise ValueError(
                 f"measure.warmup={self.warmup}: measure.engine={self.engine} needs at least {ROUNDS[self.engine]} "
@@ -104,8 +108,14 @@ class CellTimes:
         return np.sum([times.get(name, 1) * self.stages[name] for name in names], axis=0)
 
 
-def check_engine(engine: Engine, spec: ModelSpec) -> None:
-    """Raise ValueError unless a model of `spec` can be prefilled by the engine: known before it is loaded."""
+def check_engine(settings: LatencySettings, spec: ModelSpec) -> None:
+    """Raise ValueError unless a model of `spec` can be run as the settings say: known before it is loaded."""
+    engine = settings.engine
+    if settings.sdpa != "auto" and spec.attn_implementation != "sdpa":
+        raise ValueError(
+            f"measure.sdpa={settings.sdpa} is a kernel of model.attn_implementation=sdpa, which is "
+            f"{spec.attn_implementation!r}: leave one of the two out"
+        )
     if engine == "graphs" and spec.torch_device.type != "cuda":
         raise ValueError(f"measure.engine=graphs needs a CUDA device, not {spec.torch_device}: leave it at stock")
     if engine != "stock" and spec.device_map is not None:
@@ -122,8 +132,8 @@ def measure_cells(
 
     Raises ValueError where the model cannot be run by the settings' engine.
     """
-    check_engine(settings.engine, llm.spec)
-    with prefill_engine(llm.adapter.language_model, settings.engine) as switch:
+    check_engine(settings, llm.spec)
+    with attention_backend(settings.sdpa), prefill_engine(llm.adapter.language_model, settings.engine) as switch:
         return _measure_cells(llm, cells, workload, settings, switch)
 
 

@@ -9,18 +9,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DynamicCache
 
 Engine = Literal["stock", "graphs", "compile"]
 """`stock`: transformers as it is. `graphs`: its launches, recorded and replayed. `compile`: torch.compile's code."""
 ROUNDS = {"stock": 0, "graphs": 2, "compile": 3}
 """Prefills of one length before the engine has made ready for it."""
+Backend = Literal["auto", "flash", "cudnn", "efficient", "math"]
+"""Kernels of `scaled_dot_product_attention`; `auto`: torch's own choice, call by call."""
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
 _SET = ("inputs_embeds", "position_ids", "attention_mask", "past_key_values", "cache_position", "use_cache")
 """Arguments of a language model that engines set themselves."""
 
@@ -30,6 +39,13 @@ class Switch:
     """Whether a language model prefills by the engine; off, it runs as ever."""
 
     on: bool = True
+
+
+@contextmanager
+def attention_backend(backend: Backend) -> Iterator[None]:
+    """While open, attention by SDPA runs on one kind of kernel; torch raises RuntimeError where that cannot serve."""
+    with nullcontext() if backend == "auto" else sdpa_kernel(BACKENDS[backend]):
+        yield
 
 
 @contextmanager

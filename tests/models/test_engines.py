@@ -11,14 +11,14 @@ import pytest
 import torch
 
 import families
-from mmg_bench.measure.latency import LatencySettings, measure_cells
+from mmg_bench.measure.latency import LatencySettings, check_engine, measure_cells
 from mmg_bench.measure.workload import Workload, decode_steps, prefill, preprocess, random_prompt
 from mmg_bench.methods.base import Method
 from mmg_bench.methods.dense import Dense
 from mmg_bench.methods.random import Random
 from mmg_bench.models import engines
 from mmg_bench.models.adapter import adapter_for
-from mmg_bench.models.engines import Engine, prefill_engine
+from mmg_bench.models.engines import Backend, Engine, prefill_engine
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import ModelSpec, VideoLLM
 from mmg_bench.runner.cells import make_cell
@@ -120,6 +120,25 @@ def test_a_model_that_takes_more_than_embeddings_is_refused(engine: Engine) -> N
         model(**encoded)
 
 
+@pytest.mark.parametrize("backend", ["auto", "flash", "math"])
+def test_cells_are_timed_with_one_kind_of_attention_kernel(
+    backend: Backend, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = VideoLLM(replace(SPEC, path=str(tiny_folder), device="cpu", dtype="float32"))
+    allowed: set[tuple[bool, bool]] = set()
+    kernel = torch.nn.functional.scaled_dot_product_attention
+
+    def noted(*args: Any, **kwargs: Any) -> torch.Tensor:
+        allowed.add((torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled()))
+        return kernel(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+    settings = LatencySettings(2, 0, 1, sdpa=backend)
+    (times,) = measure_cells(llm, [make_cell("dense", 1.0)], Workload(None, "a", SPEC.frames), settings)
+    assert (times.stages["prefill_ms"] > 0).all()
+    assert allowed == {(backend != "math", backend != "flash")}
+
+
 @pytest.mark.parametrize("engine", ["graphs", "compile"])
 def test_a_forward_that_is_not_the_classs_own_is_refused(engine: Engine) -> None:
     """accelerate gives layers that it spread one of their own, which would be lost."""
@@ -138,6 +157,10 @@ def test_engines_are_checked() -> None:
     llm = VideoLLM(replace(SPEC, device="cpu", dtype="float32"))
     with pytest.raises(ValueError, match=r"measure\.engine=graphs needs a CUDA device, not cpu"):
         measure_cells(llm, [], Workload(None, "a", SPEC.frames), LatencySettings(engine="graphs"))
+    with pytest.raises(ValueError, match=r"measure\.sdpa=cudnn is a kernel of model.attn_implementation=sdpa"):
+        check_engine(LatencySettings(sdpa="cudnn"), replace(SPEC, attn_implementation="eager"))
+    with pytest.raises(ValueError, match=r"measure\.sdpa='fast': choose one of auto, flash, cudnn"):
+        LatencySettings(sdpa="fast")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="choose one of stock, graphs, compile"):
         LatencySettings(engine="fast")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"measure\.warmup=1: measure\.engine=graphs needs at least 2 rounds"):
