@@ -54,8 +54,8 @@ def check_all(
     return [
         _packages(),
         _decoding(),
-        *_device(spec, needs_gpu, option),
-        *_gpu(model, needs_gpu, option),
+        *_settings(spec, option),
+        *(_gpu(model, spec, option) if needs_gpu else ()),
         *(check for check, _ in downloads),
         *_methods(spec, needs, option),
         *_disk(wanted),
@@ -95,16 +95,15 @@ def _decoding() -> Check:
     return Check("decoding of H.264 video")
 
 
-def _device(spec: ModelSpec, needs_gpu: bool, option: str) -> Iterator[Check]:
-    """What of the settings cannot be had here; nothing where all can. A GPU that is needed is a line of its own."""
+def _settings(spec: ModelSpec, option: str) -> Iterator[Check]:
+    """What of the settings cannot be had here; nothing where all can."""
     if lacking := attention_lacks(spec.attn_implementation):
         fix = f"install it, or {option}.attn_implementation=sdpa"
         yield Check(f"attention {spec.attn_implementation}", f"this machine lacks {lacking}", fix)
     try:
         _ = spec.torch_device
     except ValueError as error:
-        if not needs_gpu:
-            yield Check(f"device {spec.device}", str(error), f"{option}.device=auto")
+        yield Check(f"device {spec.device}", str(error), f"{option}.device=auto")
 
 
 def _methods(spec: ModelSpec, needs: Mapping[str, Collection[str]], option: str) -> Iterator[Check]:
@@ -123,9 +122,7 @@ def _methods(spec: ModelSpec, needs: Mapping[str, Collection[str]], option: str)
             yield Check(f"what {label} reads", str(error), f"leave it out, or take another model ({option})")
 
 
-def _gpu(model: Mapping[str, Any], needs_gpu: bool, option: str) -> Iterator[Check]:
-    if not needs_gpu:
-        return
+def _gpu(model: Mapping[str, Any], spec: ModelSpec, option: str) -> Iterator[Check]:
     import torch
 
     need = model.get("gpu_gb") or 0
@@ -133,9 +130,11 @@ def _gpu(model: Mapping[str, Any], needs_gpu: bool, option: str) -> Iterator[Che
     if not torch.cuda.is_available():
         yield Check(what, "torch sees no CUDA device", "run on a machine with an NVIDIA GPU and its driver")
         return
-    device = model.get("device", "auto")
-    devices: list[Any] = ["cuda" if device == "auto" else device]
-    if model.get("device_map") is not None:  # spread over all of them
+    try:
+        devices: list[Any] = [spec.torch_device]
+    except ValueError:  # a line of its own
+        return
+    if spec.device_map is not None:  # spread over all of them
         devices = list(range(torch.cuda.device_count()))
     free, total = (sum(b) / 1e9 for b in zip(*map(torch.cuda.mem_get_info, devices), strict=True))
     lacks = f"{free:.0f} of its {total:.0f} GB are free" if free < need else None

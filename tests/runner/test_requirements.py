@@ -84,12 +84,15 @@ def test_the_gpu(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (line,) = missing(embedded, of("embedded"), gpu=True)
     assert line.startswith("GPU with 20 GB for embedded: torch sees no CUDA device\n      -> run on a machine with")
-    asked: list[str] = []
+    asked: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: asked.append(device) or (8 * 10**9, 24 * 10**9))
     (line,) = missing({**embedded, "device": "cuda:1"}, of("embedded"), gpu=True)
     assert "8 of its 24 GB are free\n      -> end what else runs on it" in line
-    assert asked == ["cuda:1"]
+    assert asked == [torch.device("cuda:1")]
+    (line,) = missing({**embedded, "device": "cuda:2"}, of("embedded"), gpu=True)
+    assert line.startswith("device cuda:2: model.device='cuda:2': torch sees 2 GPUs here")
     assert missing({**embedded, "gpu_gb": 8}, of("embedded"), gpu=True) == []
 
 
