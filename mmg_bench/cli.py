@@ -22,7 +22,7 @@ mmg-bench: training-free visual-token pruning for video LLMs, measured
   mmg-bench bench-methods      time the methods themselves, without a model
   mmg-bench new-method NAME    write the file, config, test and docs page of a new method into this checkout
 
-Options are Hydra overrides; `mmg-bench run --help` lists them with the choices of each group.
+Options are Hydra overrides; `mmg-bench run --help` explains each and lists the choices of each group.
 
   mmg-bench run model=embedded method=mmg_vid retention_ratio=0.25 benchmark=embedded
   mmg-bench run -m method=mmg_vid,random retention_ratio=0.1,0.15,0.25   # one pass over the videos
