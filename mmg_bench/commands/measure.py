@@ -206,6 +206,13 @@ def _video(given: str) -> str:
     return f"{path.name}@{digest_of(pictures(path) if path.is_dir() else [path])}"
 
 
+def _video_file(given: str) -> Path | None:
+    """The file that is meant, made if need be; None for random pixels."""
+    if given == "random":
+        return None
+    return standard_video() if given == "generated" else check_path("video", given)
+
+
 def _measure_model(job: Job, todo: list[tuple[str, Unit, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
     """The lines of some units of one model, which is loaded once."""
     spec = todo[0][1].model
@@ -225,13 +232,7 @@ def _measure_model(job: Job, todo: list[tuple[str, Unit, dict[str, Any]]]) -> It
         llm.adapter.check(cell.method.needs, cell.label)
     ceilings = measure_ceilings(llm.device, llm.model.dtype)
     prompt = random_prompt(llm.processor.tokenizer, job.text_tokens)
-    video = (
-        standard_video()
-        if job.video == "generated"
-        else None
-        if job.video == "random"
-        else check_path("video", job.video)
-    )
+    video = _video_file(job.video)
     faults: list[str] = []
     for key, unit, entry in todo:
         print(f"{spec.name}: {unit.model.frames} frames, batch {unit.batch}, {len(unit.cells)} cells", flush=True)
