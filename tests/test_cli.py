@@ -39,6 +39,16 @@ def test_methods_are_listed() -> None:
     assert "tau=0.95" in done.stdout
 
 
+def test_whoever_has_read_enough_may_close_the_pipe() -> None:
+    process = subprocess.Popen([*COMMAND, "methods"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert process.wait() == 141
+    assert errors == ""
+
+
 def test_a_method_is_explained() -> None:
     done = mmg_bench("methods", "fastvid")
     assert done.returncode == 0

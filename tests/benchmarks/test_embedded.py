@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from decord import VideoReader
@@ -138,10 +140,28 @@ def test_unreadable_videos_are_explained(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match=r"empty\.mp4: the file is empty"):
         read_frames(tmp_path / "empty.mp4", 4)
     (tmp_path / "text.mp4").write_text("not a video")
-    with pytest.raises(VideoError, match=r"text\.mp4: cannot be decoded"):
+    with pytest.raises(VideoError, match=r"text\.mp4: cannot be decoded .*; download it again"):
         read_frames(tmp_path / "text.mp4", 4)
     with pytest.raises(ValueError, match="frames=0"):
         read_frames(tmp_path / "text.mp4", 0)
+
+
+def test_a_damaged_video_that_was_made_here_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMG_BENCH_CACHE", str(tmp_path))
+    (tmp_path / "embedded-0").mkdir()
+    path = tmp_path / "embedded-0" / "test-0000.mp4"
+    path.write_text("torn")
+    with pytest.raises(VideoError, match=r"cannot be decoded .*; delete it, and it is made again"):
+        read_frames(path, 4)
+
+
+def test_processes_that_fill_one_cache_do_not_write_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    container = av.open
+    monkeypatch.setattr(av, "open", lambda name, *mode: opened.append(name) or container(name, *mode))
+    write_video(make_world("train", 0, sampled=3), tmp_path / "v.mp4", size=32)
+    assert [Path(name).name for name in opened] == [f"v.{os.getpid()}.partial.mp4"]
+    assert [path.name for path in tmp_path.iterdir()] == ["v.mp4"]
 
 
 def test_short_videos_repeat_frames(tmp_path: Path) -> None:

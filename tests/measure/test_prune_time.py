@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from mmg_bench import config as cfg
+from mmg_bench.commands import bench_methods
 from mmg_bench.commands.bench_methods import run
 from mmg_bench.measure import prune_time
 from mmg_bench.measure.prune_time import (
@@ -165,6 +167,22 @@ def test_the_command_writes_rows_table_and_provenance(tmp_path: Path) -> None:
     (key,) = set(rows.provenance)
     assert f'"{key}"' in (tmp_path / "provenance.json").read_text()
     assert "| pooled |" in (tmp_path / "table.md").read_text()
+
+
+def test_only_the_whole_takes_the_place_of_the_kept_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = {"frames": (2,), "tokens": 4, "width": 8, "repeats": 3, "warmup": 0}
+
+    def quick(methods: dict[str, Method], settings: PruneTimeSettings) -> Iterator[list[PruneTimes]]:
+        return measure_methods({"uniform": methods["uniform"]}, replace(settings, **small))
+
+    monkeypatch.setattr(bench_methods, "measure_methods", quick)
+    with initialize_config_dir(str(cfg.CONFIGS), version_base=None):
+        run(compose("bench_methods", ["repeats=4"]))
+        assert not (tmp_path / "results").exists()
+        assert (tmp_path / "outputs" / "bench_methods" / "table.md").exists()
+        run(compose("bench_methods", []))
+    assert (tmp_path / "results" / "bench_methods" / "table.md").exists()
 
 
 def test_what_was_timed_stays_when_the_rest_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

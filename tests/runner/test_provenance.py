@@ -93,3 +93,10 @@ def test_a_package_below_another_checkout_has_no_commit(checkout: Path) -> None:
     _git(checkout, "add", "README.md")
     _git(checkout, "commit", "-qm", "one")
     assert commit_of() == "unknown"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"key": 5}', "\x00"])
+def test_a_damaged_file_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "provenance.json").write_text(content)
+    with pytest.raises(ValueError, match=r"provenance\.json is damaged .*: restore it, or start anew"):
+        provenance.read(tmp_path)
