@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,8 @@ mmg-bench doctor [option=value]: what this machine lacks, and how to get it. Not
 The exit status is 0 when everything is there (of a table: for one profile), and 1 otherwise.
 """
 _HELP_FLAGS = {"-h", "--help"}
+_ONLY_OF_RUN = re.compile(r"\+*(model|benchmark|method|latency|retention_ratio|positions|shard)(\.\w+)?=")
+"""Overrides of run.yaml that table.yaml has not: there, changes to a model go by `model.<name>.<option>`."""
 _GOES_ON = ("run", "table", "measure")
 """Commands that keep what they have done."""
 
@@ -107,8 +110,7 @@ def _doctor(overrides: list[str]) -> int:
         print(DOCTOR_HELP)
         return 0
     os.environ["HF_HUB_OFFLINE"] = "1"  # it looks at this machine only
-    of_table = not overrides or any(o.startswith(("table", "profile")) for o in overrides)
-    name = "table" if of_table else "run"
+    name = "run" if any(map(_ONLY_OF_RUN.match, overrides)) else "table"
     return _configured(name, overrides, lambda configs: _command("doctor").doctor(configs[0]))
 
 
@@ -165,11 +167,13 @@ def _configured(name: str, arguments: list[str], task: Callable[[list[Any]], int
 
     flags = {argument for argument in arguments if argument.startswith("-")}
     if _HELP_FLAGS & flags:
-        print(cfg.help_of(name))
+        print(cfg.help_of(name, [argument for argument in arguments if argument not in flags]))
         print("\n-m     take several values of an option, such as retention_ratio=0.1,0.25" if sweeps else "")
         print("--cfg  print what all options come to, and do nothing else")
         return 0
     overrides = [argument for argument in arguments if argument not in flags]
+    if "--cfg" in flags and "job" in overrides:  # Hydra's own way to ask for it
+        overrides.remove("job")
 
     def carry_out() -> int:
         known = {"--cfg", *(("-m", "--multirun") if sweeps else ())}

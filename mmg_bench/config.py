@@ -60,6 +60,8 @@ def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
         key = override.lstrip("+~").partition("=")[0]
         if key.startswith(("hydra.", "hydra/")) and key != "hydra.searchpath":
             raise ValueError(f"{key}: mmg-bench takes of Hydra's own options hydra.searchpath alone; see --help")
+        if override.startswith("~") and "." not in key:
+            raise ValueError(f"{override}: an option cannot be left out; give it another value")
         if name == "table" and key in OPEN:
             ways = f"change one by its name: {key}.<name>.<option>"
             raise ValueError(f"{override}: a table names its {key}s itself; {ways}")
@@ -87,9 +89,9 @@ def _key(override: str) -> str:
 
 
 def _opened(name: str, override: str) -> str:
-    """An override as Hydra takes it: with `+` where it adds to an open section, and `~` for one's home spelt out."""
+    """An override as Hydra takes it: with `++` where it adds to an open section, and `~` for one's home spelt out."""
     home = override.replace("=~/", f"={Path.home()}/", 1)
-    return f"+{home}" if name == "table" and home.startswith(tuple(f"{section}." for section in OPEN)) else home
+    return f"++{home}" if name == "table" and home.startswith(tuple(f"{section}." for section in OPEN)) else home
 
 
 def groups(name: str) -> dict[str, list[str]]:
@@ -98,11 +100,21 @@ def groups(name: str) -> dict[str, list[str]]:
     return {group: names(group) for entry in defaults for group in entry}
 
 
-def help_of(name: str) -> str:
-    """What the options of `name`.yaml are, and what each group has to choose from."""
+def help_of(name: str, overrides: Sequence[str] = ()) -> str:
+    """What the options of `name`.yaml are, what each group has to choose from, and the options of what is chosen."""
     lines = [(CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")]
+    chosen = {
+        group: choice
+        for entry in load_file(f"{name}.yaml").get("defaults", ())
+        if isinstance(entry, dict)
+        for group, choice in entry.items()
+    }
+    chosen |= {group: value for group, _, value in (o.partition("=") for o in overrides) if group in chosen}
     for group, choices in groups(name).items():
         lines += textwrap.wrap(f"{group}: {', '.join(choices)}", 100, subsequent_indent=" " * 11)
+        if chosen[group] in choices:
+            text = (CONFIGS / group / f"{chosen[group]}.yaml").read_text(encoding="utf-8")
+            lines += [f"  {group}={chosen[group]} has, as {group}.option=value:", textwrap.indent(text, "    ")]
     return "\n".join(lines)
 
 

@@ -82,8 +82,15 @@ def test_a_part_of_a_table_does_not_take_its_place() -> None:
         return str(results_folder(cfg.plain(compose("table", list(overrides))), "embedded"))
 
     assert goes() == goes("profile=embedded", "workers=1") == "results/table1/embedded"
-    assert goes("+model.embedded.path=/copy", "+benchmark.embedded.data=/copy") == "results/table1/embedded"
-    for other in ("limit=6", "measure.repeats=3", "table.retention_ratios=[0.5]", "+model.embedded.frames=8"):
+    assert goes("workers=2", "output_dir=elsewhere") == "results/table1/embedded"
+    for other in (
+        "+model.embedded.path=/copy",
+        "+benchmark.embedded.data=/copy",
+        "limit=6",
+        "measure.repeats=3",
+        "table.retention_ratios=[0.5]",
+        "+model.embedded.frames=8",
+    ):
         assert goes(other) == "outputs/table1/embedded"
     assert goes("limit=6", "results_dir=here") == "here/embedded"
 

@@ -13,7 +13,7 @@ from mmg_bench import config as cfg
 from mmg_bench.commands.publish import publish
 from mmg_bench.measure.prune_time import PruneTimes, PruneTimeSettings, measure_methods
 from mmg_bench.methods.registry import get_method, method_names
-from mmg_bench.options import check_path
+from mmg_bench.options import check_path, check_text
 from mmg_bench.report.prune_time import prune_time_rows, prune_time_table
 from mmg_bench.report.table import Table
 from mmg_bench.runner import provenance
@@ -27,8 +27,10 @@ def run(config: DictConfig) -> int:
     as_filed = {**values, "out": None} == cfg.load_file("bench_methods.yaml")
     wanted, ratio = values.pop("methods"), values.pop("retention_ratio")
     others = [name for name in method_names() if name != "dense"]
-    names = others if wanted == "all" else list(dict.fromkeys(cfg.listed("methods", wanted)))
-    methods = {name: get_method(name, retention_ratio=ratio) for name in names}
+    names = others if wanted == "all" else cfg.listed("methods", wanted)
+    for name in names:
+        check_text("methods", name)
+    methods = {name: get_method(name, retention_ratio=ratio) for name in dict.fromkeys(names)}
     settings = PruneTimeSettings(**{**values, "frames": tuple(cfg.listed("frames", values["frames"]))})
     device = settings.torch_device
     described = {**asdict(settings), "torch_device": str(device), "methods": names, "retention_ratio": ratio}
@@ -40,7 +42,7 @@ def run(config: DictConfig) -> int:
         results += found
         rows = prune_time_rows(results, model=model, retention_ratio=ratio, provenance=key)
         publish(rows, {key: entry}, out, _layout, shown=False)
-    whole = Path("results/bench_methods") if as_filed and given is None else out
+    whole = Path("results/bench_methods") if as_filed and given is None and device.type == "cpu" else out
     publish(rows, {key: entry}, whole, _layout)
     return 0
 

@@ -7,8 +7,12 @@ from collections.abc import Sequence
 from omegaconf import DictConfig
 
 from mmg_bench import config as cfg
+from mmg_bench.commands.evaluation import check_latency
 from mmg_bench.commands.profiles import checks, named, what
+from mmg_bench.measure.latency import LatencySettings, check_engine
+from mmg_bench.options import check_whole
 from mmg_bench.runner.requirements import Check, check_all
+from mmg_bench.runner.workers import workers_for
 
 
 def doctor(config: DictConfig) -> int:
@@ -17,13 +21,25 @@ def doctor(config: DictConfig) -> int:
     Of a table with `profile=auto` every profile is shown, and one that can run is enough.
     """
     plain = cfg.plain(config)
+    settings = LatencySettings(**plain["measure"])
+    workers_for(plain["workers"], "cpu")
+    if plain["limit"] is not None:
+        check_whole("limit", plain["limit"], 1, ", or null for every question")
     if "table" in plain:
+        for profile in named(plain).values():
+            for name in profile.get("workloads", [profile.get("model")]):
+                spec = cfg.model_spec(cfg.changed(plain, "model", name))
+                if not profile["needs_gpu"]:  # of one that does, a line says so
+                    check_engine(settings, spec)
         return min(
             _show(f"Table {plain['table']['name']}, profile {name}: {what(profile)}", checks(plain, profile))
             for name, profile in named(plain).items()
         )
     model, benchmark = plain["model"], plain["benchmark"]
     on_gpu = bool(model.get("gpu_gb")) and model["device"] != "cpu"
+    check_latency(plain["latency"])
+    if plain["latency"]:
+        check_engine(settings, cfg.model_spec(model))
     cell = cfg.cell(plain["method"], plain["retention_ratio"], plain["positions"])
     described = [(cfg.benchmark_spec(benchmark), benchmark)]
     found = check_all(model, cfg.model_spec(model), described, on_gpu, {cell.label: cell.method.needs})

@@ -52,8 +52,8 @@ def run(configs: Sequence[DictConfig]) -> int:
     """Run jobs composed from run.yaml, those of one model and benchmark together. Returns how many answers failed."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for config in map(cfg.plain, configs):
-        if not isinstance(config["latency"], bool):
-            raise ValueError(f"latency={config['latency']!r}: choose true or false")
+        check_latency(config["latency"])
+        LatencySettings(**config["measure"])  # checked, also where nothing is timed
         apart = {k: v for k, v in config.items() if k not in ("method", "retention_ratio", "positions")}
         groups.setdefault(json.dumps(apart, sort_keys=True), []).append(config)
     jobs = []
@@ -100,6 +100,12 @@ def table(config: DictConfig) -> int:
         workers=_workers(plain, model),
     )
     return _do(job)
+
+
+def check_latency(given: Any) -> None:
+    """Raise ValueError unless the option `latency` is true or false."""
+    if not isinstance(given, bool):
+        raise ValueError(f"latency={given!r}: choose true or false")
 
 
 def _shard(given: Any) -> Shard:

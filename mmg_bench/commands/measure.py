@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ DONE = "measurements.jsonl"
 """What was measured so far, a line a unit: an interrupted command goes on behind the last whole line."""
 LINE = frozenset({"key", "model", "entry", "whole", "measurements"})
 """Fields of such a line."""
+_MEASURED = {f.name for f in fields(Measurement)}
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,12 @@ def _do(job: Job) -> int:
     plans = {provenance.key_of(entry): (unit, entry) for unit in job.units for entry in [_entry(job, unit)]}
     path = job.folder / DONE
     # what lacks something is reported, and measured again
-    done = {line["key"]: line for _, line in read_lines(path, LINE)}
+    done = {}
+    for number, line in read_lines(path, LINE):
+        parts = line["measurements"] if isinstance(line["measurements"], list) else [None]
+        if not isinstance(line["entry"], dict) or any(set(part or ()) != _MEASURED for part in parts):
+            raise ValueError(f"{path}:{number}: not a measurement: delete the line and run again")
+        done[line["key"]] = line
     todo = [(key, unit, entry) for key, (unit, entry) in plans.items() if not done.get(key, {}).get("whole")]
     groups = [list(group) for _, group in groupby(todo, key=lambda item: replace(item[1].model, frames=1))]
     failed = 0

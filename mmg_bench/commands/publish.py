@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,6 @@ from mmg_bench.report.rows import provenance_keys, write_rows
 from mmg_bench.report.table import Table, print_tables, to_markdown
 from mmg_bench.runner import provenance
 
-PLACES = ("path", "siglip", "device", "device_map", "data")
-"""Options that say where things are on this machine, and not what is measured."""
-
 
 def results_folder(config: Mapping[str, Any], profile: str) -> Path:
     """Where a composed table goes.
@@ -27,10 +25,9 @@ def results_folder(config: Mapping[str, Any], profile: str) -> Path:
     if config["results_dir"] is not None:
         return check_path("results_dir", config["results_dir"]) / profile
     name = config["table"]["name"]
-    changes = {option for group in cfg.OPEN for options in config[group].values() for option in options}
     shipped = name in cfg.names("table") and config["table"] == cfg.load("table", name)
     as_filed = shipped and config["measure"] == cfg.load("measure", "latency")
-    whole = as_filed and config["limit"] is None and changes <= set(PLACES)
+    whole = as_filed and config["limit"] is None and not any(config[group] for group in cfg.OPEN)
     return (Path("results") / name if whole else check_path("output_dir", config["output_dir"])) / profile
 
 
@@ -43,12 +40,17 @@ def publish(
     shown: bool = True,
 ) -> None:
     """Write rows.csv, table.md and provenance.json, and print the table where it is to be shown."""
-    entries = {key: sources[key] for key in sorted(provenance_keys(rows))}
+    keys = sorted(provenance_keys(rows))
+    if lost := [key for key in keys if key not in sources]:
+        raise ValueError(
+            f"provenance.json lacks {', '.join(lost)}, which records name: restore it, or start anew in another folder"
+        )
+    entries = {key: sources[key] for key in keys}
     if not entries.items() <= provenance.read(folder).items():  # a folder of records has more, and keeps it
         provenance.write(folder, entries)
     write_rows(rows, folder / "rows.csv")
     tables = layout(rows, sources)
-    partial = folder / "table.partial"
+    partial = folder / f".table.{os.getpid()}"  # several commands may write to one folder
     partial.write_text(to_markdown(tables), encoding="utf-8")
     partial.replace(folder / "table.md")
     if not shown:

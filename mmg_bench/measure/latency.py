@@ -116,6 +116,8 @@ def check_engine(settings: LatencySettings, spec: ModelSpec) -> None:
             f"measure.sdpa={settings.sdpa} is a kernel of model.attn_implementation=sdpa, which is "
             f"{spec.attn_implementation!r}: leave one of the two out"
         )
+    if settings.sdpa in ("cudnn", "efficient") and spec.torch_device.type != "cuda":
+        raise ValueError(f"measure.sdpa={settings.sdpa} needs a CUDA device, not {spec.torch_device}: leave it at auto")
     if engine == "graphs" and spec.torch_device.type != "cuda":
         raise ValueError(f"measure.engine=graphs needs a CUDA device, not {spec.torch_device}: leave it at stock")
     if engine != "stock" and spec.device_map is not None:

@@ -278,8 +278,10 @@ def attention_lacks(name: str) -> str | None:
     """What is missing here for attention of that name; None when it can run."""
     from transformers import utils
 
+    if utils.is_kernels_available():  # transformers takes these from the hub
+        return None
     if "/" in name:
-        return None if utils.is_kernels_available() else "the package kernels"
+        return "the package kernels"
     present = {
         "flash_attention_2": utils.is_flash_attn_2_available,
         "flash_attention_3": utils.is_flash_attn_3_available,

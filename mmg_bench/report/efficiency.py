@@ -157,10 +157,7 @@ class _Group:
             video, text = facts.get("video"), facts.get("text_tokens")
             if video is not None:
                 lines.append(f"Input: {video}, a prompt of {text} random words")
-            latency = facts.get("latency", {})
-            if (sdpa := latency.get("sdpa", "auto")) != "auto":
-                lines.append(f"Attention by measure.sdpa={sdpa}, in the vision tower, too")
-            if (engine := latency.get("engine", "stock")) != "stock":
+            if (engine := facts.get("latency", {}).get("engine", "stock")) != "stock":
                 lines.append(
                     f"Prefill by measure.engine={engine}, but stock for methods that prune inside the language model: "
                     "their dense is faster than their own"

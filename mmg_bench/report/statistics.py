@@ -195,7 +195,8 @@ def _group_means(
     blocks = [per_video(np.ones(len(order))), *(per_video(s[order]) for s in scores)]
     stacked = np.concatenate(blocks, axis=1)  # [V, (1 + C) * P]
     sums = np.concatenate([stacked.sum(axis=0, keepdims=True), bootstrap.sums(stacked)])
-    if len(np.unique(video[order])) < 2:  # one video does not show how far videos differ: no interval
+    of_group = [np.unique(video[order][group[order] == g]) for g in range(len(group_names))]
+    if min(map(len, of_group)) < 2:  # one video does not show how far videos differ: no interval
         sums[1:] = np.nan
     counts, *totals = np.split(sums, len(blocks), axis=1)  # each [1 + n_boot, P]
     with np.errstate(invalid="ignore"):

@@ -333,6 +333,9 @@ class _Layout:
         return list(dict.fromkeys(found))
 
 
+_USUAL = {"engine": "stock", "sdpa": "auto"}
+
+
 def measured_line(key: str, provenance: Mapping[str, Mapping[str, Any]]) -> str:
     """How the rows of a provenance key were measured. Raises ValueError for a key that is missing."""
     if key not in provenance:
@@ -340,6 +343,8 @@ def measured_line(key: str, provenance: Mapping[str, Mapping[str, Any]]) -> str:
     facts = provenance[key]
     settings = {**(facts["model"] if isinstance(facts.get("model"), Mapping) else {}), **facts}
     known = [str(settings[f]) for f in ("device", "dtype", "attention", "date") if settings.get(f)]
+    latency = facts.get("latency") or {}
+    known += [f"measure.{o}={latency[o]}" for o, usual in _USUAL.items() if latency.get(o, usual) != usual]
     known += [f"commit {facts['commit']}"] if facts.get("commit") else []
     again = f"; reproduce with `{facts['command']}`" if facts.get("command") else ""
     return f"Measured ({key}): {', '.join(known) or 'nothing recorded'}{again}"

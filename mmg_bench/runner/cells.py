@@ -77,7 +77,9 @@ def _imported(file: Path) -> Iterator[Path]:
     package = Path(methods.__file__).parent
     for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.ImportFrom):
-            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+            within = ["mmg_bench.methods"] if node.level and file.parent == package else []  # a relative import
+            module = ".".join([*within, *([node.module] if node.module else [])])
+            names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:

@@ -17,7 +17,7 @@ class LineFile:
     def __init__(self, path: Path):
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
+        self._file = path.open("ab", buffering=0)
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write rows and wait until they are on the disk.
@@ -30,8 +30,9 @@ class LineFile:
             fcntl.flock(self._file, fcntl.LOCK_EX)  # whoever holds it is alive: no line is half written by another
             try:
                 self._drop_torn_line()
-                self._file.write(text.encode())
-                self._file.flush()
+                left = memoryview(text.encode())
+                while left:
+                    left = left[self._file.write(left) :]
                 os.fsync(self._file.fileno())
             finally:
                 fcntl.flock(self._file, fcntl.LOCK_UN)

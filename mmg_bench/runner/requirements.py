@@ -113,8 +113,10 @@ def _methods(spec: ModelSpec, needs: Mapping[str, Collection[str]], option: str)
     except UnsupportedModelError as error:
         yield Check(f"the family of {spec.name}", str(error), f"take another model ({option})")
         return
-    except (OSError, ValueError):  # the line of the weights says what is missing
-        return
+    except (OSError, ValueError) as error:
+        if spec.weights == "random":
+            yield Check(f"the architecture of {spec.name}", str(error), f"set {option}.path to a checkpoint folder")
+        return  # else the line of the weights says what is missing
     for label, fields in needs.items():
         try:
             adapter.check(set(fields) - (FIELDS if spec.siglip is not None else set()), label)

@@ -127,6 +127,15 @@ def test_a_torn_line_is_measured_again(tiny_folder: Path, tmp_path: Path) -> Non
     assert list(again.metric) == list(rows.metric)
 
 
+@pytest.mark.parametrize("change", [{"entry": None}, {"measurements": [{}]}, {"measurements": 5}])
+def test_a_damaged_line_is_named(tiny_folder: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    run(tiny_folder, tmp_path)
+    path = tmp_path / measure.DONE
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}) + "\n")
+    with pytest.raises(ValueError, match=r"measurements\.jsonl:1: not a measurement: delete the line"):
+        run(tiny_folder, tmp_path)
+
+
 def test_another_video_of_that_name_is_measured_anew(tiny_folder: Path, tmp_path: Path) -> None:
     entries = []
     for number in range(2):

@@ -51,6 +51,8 @@ def test_one_video_has_no_interval():
     kept = compare(scores, [1, 1, 1], videos, bootstrap=FAST).kept_percent
     assert (estimate.value, kept.value) == (50, 50)
     assert all(math.isnan(bound) for e in (estimate, kept) for bound in (e.low, e.high))
+    groups = ["g", "g", "h"]
+    assert math.isnan(accuracy([1, 0, 1], videos, groups, bootstrap=FAST).low)  # one video in each
     assert accuracy([1, 0, 1], videos, bootstrap=FAST).low < accuracy([1, 0, 1], videos, bootstrap=FAST).high
 
 

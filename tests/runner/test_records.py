@@ -63,9 +63,12 @@ def test_damage_is_named(tmp_path: Path) -> None:
         path.write_bytes(json.dumps(asdict(RECORD)).encode() + b"\n" + line + b"\n")
         with pytest.raises(ValueError, match=r"records\.jsonl:2: not "):
             read_records(tmp_path)
-    for changes in ({"score": "one"}, {"score": None}, {"error": "x"}):
+    path.write_text(json.dumps({**asdict(RECORD), "question": ["x"]}) + "\n")
+    with pytest.raises(ValueError, match=r"records\.jsonl:1: question=\['x'\]: not a text"):
+        read_records(tmp_path)
+    for changes in ({"score": "one"}, {"score": None}, {"score": 7}, {"error": "x"}):
         path.write_text(json.dumps({**asdict(RECORD), **changes}) + "\n")
-        with pytest.raises(ValueError, match=r"records\.jsonl:1: score=.*a record has a number or an error"):
+        with pytest.raises(ValueError, match=r"records\.jsonl:1: score=.*a record has a number in 0..1 or an error"):
             read_records(tmp_path)
 
 
@@ -108,8 +111,10 @@ def test_processes_append_to_one_file(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
 def test_no_space_left(tmp_path: Path) -> None:
-    file = RecordFile(tmp_path / "records.jsonl")
-    file._file.close()
-    file._file = Path("/dev/full").open("ab")  # noqa: SIM115 (closing it would raise once more)
+    def add() -> None:
+        with RecordFile(tmp_path / "records.jsonl") as file, Path("/dev/full").open("ab", buffering=0) as full:
+            file._file = full
+            file.add([RECORD])
+
     with pytest.raises(OSError, match=r"(?s)cannot be written.*free some space.*records\.jsonl"):
-        file.add([RECORD])
+        add()

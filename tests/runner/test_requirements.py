@@ -168,9 +168,15 @@ def test_the_siglip_checkpoint_is_asked_for_only_by_methods_that_need_it(home: P
     assert line.startswith("what some method reads: some method: models of type 'llava_onevision' do not supply frame_")
 
 
+def test_an_architecture_that_is_not_known_is_named(home: Path) -> None:
+    (line,) = missing({**load("model", "internvl3_8b"), "weights": "random"}, of("embedded"))
+    assert line.startswith("the architecture of internvl3_8b: the architecture of 'internvl3_8b' is not known without")
+
+
 def test_what_cannot_run_here_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embedded = load("model", "embedded")
     monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: False)
+    monkeypatch.setattr("transformers.utils.is_kernels_available", lambda: False)
     (line,) = missing({**embedded, "attn_implementation": "flash_attention_2"}, of("embedded"))
     assert line.startswith("attention flash_attention_2: this machine lacks what flash_attention_2 needs")
     (line,) = missing({**embedded, "device": "cuda:99"}, of("embedded"))
