@@ -16,8 +16,17 @@ from mmg_bench.models.loading import ModelSpec, VideoLLM
 from prompts import random_video
 
 
+class MetaSpec(ModelSpec):
+    """Of a model without memory for its weights, which options cannot ask for: it answers nothing."""
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device("meta")
+
+
 def random_llm(name: str, device: str, **options: object) -> VideoLLM:
-    return VideoLLM(ModelSpec(name, "nobody/needs-no-download", device=device, weights="random", **options))
+    kind, device = (MetaSpec, "cpu") if device == "meta" else (ModelSpec, device)
+    return VideoLLM(kind(name, "nobody/needs-no-download", device=device, weights="random", **options))
 
 
 WORDS = ("<|im_start|>", "user", "abc", "def", "ghi", "<|im_end|>", "<|im_start|>", "assistant")
