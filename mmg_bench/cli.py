@@ -166,12 +166,12 @@ def _configured(name: str, arguments: list[str], task: Callable[[list[Any]], int
     from mmg_bench import config as cfg
 
     flags = {argument for argument in arguments if argument.startswith("-")}
+    overrides = [argument for argument in arguments if argument not in flags]
     if _HELP_FLAGS & flags:
-        print(cfg.help_of(name, [argument for argument in arguments if argument not in flags]))
+        print(cfg.help_of(name, overrides))
         print("\n-m     take several values of an option, such as retention_ratio=0.1,0.25" if sweeps else "")
         print("--cfg  print what all options come to, and do nothing else")
         return 0
-    overrides = [argument for argument in arguments if argument not in flags]
     if "--cfg" in flags and "job" in overrides:  # Hydra's own way to ask for it
         overrides.remove("job")
 

@@ -65,18 +65,23 @@ def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
         if name == "table" and key in OPEN:
             ways = f"change one by its name: {key}.<name>.<option>"
             raise ValueError(f"{override}: a table names its {key}s itself; {ways}")
-    known = compose(name, [o for o in given if _key(o) in groups(name) or _key(o) == "hydra.searchpath"])
+
+    def chosen() -> DictConfig:
+        return compose(name, [o for o in given if _key(o) in (*_groups(name), "hydra.searchpath")])
+
     try:
         config = compose(name, given)
     except ConfigCompositionException:
+        known = chosen()
         for unknown in map(_key, given):
             group, _, last = unknown.rpartition(".")
             options = OmegaConf.select(known, group) if group else known
             if isinstance(options, DictConfig) and last not in options:
                 raise _no_such_option(unknown, group or name, options) from None
         raise
-    if added := [key for key in config if key not in known]:  # by `+`, and nothing would look at it
-        raise _no_such_option(str(added[0]), name, known)
+    options = {*load_file(f"{name}.yaml"), *_groups(name)}
+    if added := [key for key in config if key not in options]:  # by `+`, and nothing would look at it
+        raise _no_such_option(str(added[0]), name, chosen())
     return config
 
 
@@ -94,27 +99,22 @@ def _opened(name: str, override: str) -> str:
     return f"++{home}" if name == "table" and home.startswith(tuple(f"{section}." for section in OPEN)) else home
 
 
-def groups(name: str) -> dict[str, list[str]]:
-    """Config groups that `name`.yaml composes, each with the names to choose from."""
-    defaults = [entry for entry in load_file(f"{name}.yaml").get("defaults", ()) if isinstance(entry, dict)]
-    return {group: names(group) for entry in defaults for group in entry}
+def _groups(name: str) -> dict[str, str]:
+    """Config groups that `name`.yaml composes, each with the file that it takes of it."""
+    defaults = load_file(f"{name}.yaml").get("defaults", ())
+    return {group: file for entry in defaults if isinstance(entry, dict) for group, file in entry.items()}
 
 
 def help_of(name: str, overrides: Sequence[str] = ()) -> str:
     """What the options of `name`.yaml are, what each group has to choose from, and the options of what is chosen."""
     lines = [(CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")]
-    chosen = {
-        group: choice
-        for entry in load_file(f"{name}.yaml").get("defaults", ())
-        if isinstance(entry, dict)
-        for group, choice in entry.items()
-    }
-    chosen |= {group: value for group, _, value in (o.partition("=") for o in overrides) if group in chosen}
-    for group, choices in groups(name).items():
+    given = {group: value for group, _, value in (override.partition("=") for override in overrides)}
+    for group, usual in _groups(name).items():
+        choices, chosen = names(group), given.get(group, usual)
         lines += textwrap.wrap(f"{group}: {', '.join(choices)}", 100, subsequent_indent=" " * 11)
-        if chosen[group] in choices:
-            text = (CONFIGS / group / f"{chosen[group]}.yaml").read_text(encoding="utf-8")
-            lines += [f"  {group}={chosen[group]} has, as {group}.option=value:", textwrap.indent(text, "    ")]
+        if chosen in choices:
+            text = (CONFIGS / group / f"{chosen}.yaml").read_text(encoding="utf-8")
+            lines += [f"  {group}={chosen} has, as {group}.option=value:", textwrap.indent(text, "    ")]
     return "\n".join(lines)
 
 

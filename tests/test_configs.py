@@ -15,7 +15,7 @@ from hydra.errors import MissingConfigException
 from mmg_bench import config as cfg
 from mmg_bench.commands import measure
 from mmg_bench.commands.publish import results_folder
-from mmg_bench.digest import digest_of
+from mmg_bench.files import digest_of
 from mmg_bench.methods import registry
 from mmg_bench.methods.registry import get_method, method_names
 from mmg_bench.runner import cells

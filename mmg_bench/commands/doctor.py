@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from mmg_bench import config as cfg
 from mmg_bench.commands.evaluation import check_latency
-from mmg_bench.commands.profiles import checks, named, what
+from mmg_bench.commands.profiles import checks, named, what, workloads
 from mmg_bench.measure.latency import LatencySettings, check_engine
 from mmg_bench.options import check_whole
 from mmg_bench.runner.requirements import Check, check_all
@@ -26,23 +26,25 @@ def doctor(config: DictConfig) -> int:
     if plain["limit"] is not None:
         check_whole("limit", plain["limit"], 1, ", or null for every question")
     if "table" in plain:
-        for profile in named(plain).values():
-            for name in profile.get("workloads", [profile.get("model")]):
-                spec = cfg.model_spec(cfg.changed(plain, "model", name))
+        profiles = named(plain)
+        for profile in profiles.values():
+            for _, _, model, _ in workloads(plain, profile):
+                spec = cfg.model_spec(model)
                 if not profile["needs_gpu"]:  # of one that does, a line says so
                     check_engine(settings, spec)
         return min(
             _show(f"Table {plain['table']['name']}, profile {name}: {what(profile)}", checks(plain, profile))
-            for name, profile in named(plain).items()
+            for name, profile in profiles.items()
         )
     model, benchmark = plain["model"], plain["benchmark"]
+    spec = cfg.model_spec(model)
     on_gpu = bool(model.get("gpu_gb")) and model["device"] != "cpu"
     check_latency(plain["latency"])
     if plain["latency"]:
-        check_engine(settings, cfg.model_spec(model))
+        check_engine(settings, spec)
     cell = cfg.cell(plain["method"], plain["retention_ratio"], plain["positions"])
     described = [(cfg.benchmark_spec(benchmark), benchmark)]
-    found = check_all(model, cfg.model_spec(model), described, on_gpu, {cell.label: cell.method.needs})
+    found = check_all(model, spec, described, on_gpu, {cell.label: cell.method.needs})
     return _show(f"This run: {model['name']} on {benchmark['name']}", found)
 
 

@@ -53,7 +53,6 @@ def run(configs: Sequence[DictConfig]) -> int:
     groups: dict[str, list[dict[str, Any]]] = {}
     for config in map(cfg.plain, configs):
         check_latency(config["latency"])
-        LatencySettings(**config["measure"])  # checked, also where nothing is timed
         apart = {k: v for k, v in config.items() if k not in ("method", "retention_ratio", "positions")}
         groups.setdefault(json.dumps(apart, sort_keys=True), []).append(config)
     jobs = []
@@ -62,6 +61,7 @@ def run(configs: Sequence[DictConfig]) -> int:
         cells = [cfg.cell(m["method"], m["retention_ratio"], m["positions"]) for m in members]
         cells.insert(0, cfg.cell({"name": "dense"}, 1.0))  # the reference of every percentage
         folder = check_path("output_dir", first["output_dir"])
+        latency = LatencySettings(**first["measure"])  # checked, also where nothing is timed
         jobs.append(
             Job(
                 table="run",
@@ -71,7 +71,7 @@ def run(configs: Sequence[DictConfig]) -> int:
                 folders=[folder],
                 results=folder,
                 limit=first["limit"],
-                latency=LatencySettings(**first["measure"]) if first["latency"] else None,
+                latency=latency if first["latency"] else None,
                 shard=_shard(first["shard"]),
                 workers=_workers(first, first["model"]),
             )

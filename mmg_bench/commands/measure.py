@@ -16,9 +16,9 @@ from omegaconf import DictConfig
 
 from mmg_bench import config as cfg
 from mmg_bench.benchmarks.video import pictures
-from mmg_bench.commands.profiles import choose
+from mmg_bench.commands.profiles import choose, workloads
 from mmg_bench.commands.publish import publish, results_folder
-from mmg_bench.digest import digest_of
+from mmg_bench.files import digest_of
 from mmg_bench.measure.clock import Clock
 from mmg_bench.measure.efficiency import CellResult, Value, measure_efficiency
 from mmg_bench.measure.latency import LatencySettings, check_engine, within_memory
@@ -125,12 +125,10 @@ def table(config: DictConfig) -> int:
 def units(config: dict[str, Any], profile: dict[str, Any]) -> list[Unit]:
     """What a profile of a composed table of speed measures."""
     found = []
-    for name, workload in profile["workloads"].items():
-        changes = {k: v for k, v in workload.items() if k not in ("frames", "batch_sizes", "without")}
-        methods = [method for method in profile["methods"] if method["name"] not in workload.get("without", ())]
+    for name, workload, model, methods in workloads(config, profile):
         cells = tuple(cfg.table_cells(methods, config["table"]["retention_ratios"]))
         found += [
-            Unit(cfg.model_spec({**cfg.changed(config, "model", name), **changes, "frames": frames}), batch, cells)
+            Unit(cfg.model_spec({**model, "frames": frames}), batch, cells)
             for frames in cfg.listed(f"{name}.frames", workload["frames"])
             for batch in cfg.listed(f"{name}.batch_sizes", workload["batch_sizes"])
         ]
@@ -158,13 +156,8 @@ def _do(job: Job) -> int:
         check_engine(job.settings, unit.model)
     plans = {provenance.key_of(entry): (unit, entry) for unit in job.units for entry in [_entry(job, unit)]}
     path = job.folder / DONE
+    done = _done(path)
     # what lacks something is reported, and measured again
-    done = {}
-    for number, line in read_lines(path, LINE):
-        parts = line["measurements"] if isinstance(line["measurements"], list) else [None]
-        if not isinstance(line["entry"], dict) or any(set(part or ()) != _MEASURED for part in parts):
-            raise ValueError(f"{path}:{number}: not a measurement: delete the line and run again")
-        done[line["key"]] = line
     todo = [(key, unit, entry) for key, (unit, entry) in plans.items() if not done.get(key, {}).get("whole")]
     groups = [list(group) for _, group in groupby(todo, key=lambda item: replace(item[1].model, frames=1))]
     failed = 0
@@ -184,6 +177,18 @@ def _do(job: Job) -> int:
     whole = _rows(job, [done[key] for key in plans if key in done])
     publish(*whole, job.folder if failed else job.results, efficiency_layout)
     return failed
+
+
+def _done(path: Path) -> dict[str, dict[str, Any]]:
+    """Lines of the units measured so far, by key. Raises ValueError, naming the line, for one that is none."""
+    found = {}
+    for number, line in read_lines(path, LINE):
+        entry, parts = line["entry"], line["measurements"]
+        whole = isinstance(entry, dict) and isinstance(parts, list)
+        if not whole or not all(isinstance(part, dict) and part.keys() == _MEASURED for part in parts):
+            raise ValueError(f"{path}:{number}: not a measurement: delete the line and run again")
+        found[line["key"]] = line
+    return found
 
 
 def _entry(job: Job, unit: Unit) -> dict[str, Any]:

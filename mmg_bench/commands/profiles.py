@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from mmg_bench import config as cfg
@@ -41,16 +42,27 @@ def what(profile: dict[str, Any]) -> str:
     return f"{profile['model']} on {', '.join(profile['benchmarks'])}"
 
 
+def workloads(
+    config: dict[str, Any], profile: dict[str, Any]
+) -> Iterator[tuple[str, dict[str, Any], dict[str, Any], list[dict[str, Any]]]]:
+    """What a profile of a composed table runs: `(name, workload, model, methods)`.
+
+    The model's configuration has the changes that the workload and the options make; a table of accuracy has one model
+    and no workload. The methods are those of the profile but for the ones that the workload leaves out.
+    """
+    found: dict[str, dict[str, Any]] = profile.get("workloads") or {profile["model"]: {}}
+    for name, workload in found.items():
+        changes = {k: v for k, v in workload.items() if k not in ("frames", "batch_sizes", "without")}
+        methods = [method for method in profile["methods"] if method["name"] not in workload.get("without", ())]
+        yield name, workload, {**cfg.changed(config, "model", name), **changes}, methods
+
+
 def checks(config: dict[str, Any], profile: dict[str, Any]) -> list[Check]:
     """What a profile of a composed table needs, and whether it is there."""
-    workloads: dict[str, dict[str, Any]] = profile.get("workloads") or {profile["model"]: {}}
     found: list[Check] = []
     benchmarks = [cfg.changed(config, "benchmark", name) for name in profile.get("benchmarks", ())]
     described = [(cfg.benchmark_spec(benchmark), benchmark) for benchmark in benchmarks]
-    for name, workload in workloads.items():
-        changes = {k: v for k, v in workload.items() if k not in ("frames", "batch_sizes", "without")}
-        model = {**cfg.changed(config, "model", name), **changes}
-        methods = [method for method in profile["methods"] if method["name"] not in workload.get("without", ())]
+    for name, _, model, methods in workloads(config, profile):
         needs = {cell.label: cell.method.needs for cell in cfg.table_cells(methods, [0.5])}
         found += check_all(model, cfg.model_spec(model), described, profile["needs_gpu"], needs, f"model.{name}")
     return list(dict.fromkeys(found))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from mmg_bench import config as cfg
+from mmg_bench.files import written_whole
 from mmg_bench.options import check_path
 from mmg_bench.report.rows import provenance_keys, write_rows
 from mmg_bench.report.table import Table, print_tables, to_markdown
@@ -50,9 +50,8 @@ def publish(
         provenance.write(folder, entries)
     write_rows(rows, folder / "rows.csv")
     tables = layout(rows, sources)
-    partial = folder / f".table.{os.getpid()}"  # several commands may write to one folder
-    partial.write_text(to_markdown(tables), encoding="utf-8")
-    partial.replace(folder / "table.md")
+    with written_whole(folder / "table.md") as file:
+        file.write_text(to_markdown(tables), encoding="utf-8")
     if not shown:
         return
     print_tables(tables)

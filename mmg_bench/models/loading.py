@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmg_bench.digest import digest_of
+from mmg_bench.files import digest_of
 from mmg_bench.models import llava_video, siglip
 from mmg_bench.models.adapter import Adapter, adapter_for, fresh
 from mmg_bench.options import check_text, check_whole, device_of, dtype_of, make_current
@@ -136,7 +136,7 @@ class VideoLLM:
 
         None for a hub model, all of which its revision identifies.
         """
-        folder = _folder(self.spec.path)
+        folder = folder_of(self.spec.path)
         if folder is None:
             return None
         return digest_of(sorted(file for file in folder.iterdir() if file.suffix in _SETTINGS))
@@ -149,7 +149,7 @@ class VideoLLM:
         source = self.spec.siglip
         if source is None or self._siglip is not None or not siglip.FIELDS & set(needs):
             return
-        with _explained("the SigLIP checkpoint", source, _folder(source), "model.siglip"):
+        with _explained("the SigLIP checkpoint", source, folder_of(source), "model.siglip"):
             attached = siglip.attach(self.model, source, self.processor.tokenizer, self.spec.siglip_revision)
         self._siglip = _identity("siglip", source, attached.revision)
 
@@ -227,7 +227,7 @@ class VideoLLM:
         return text.strip()
 
 
-def _folder(path: str) -> Path | None:
+def folder_of(path: str) -> Path | None:
     """The checkpoint folder, or None for a hub id."""
     if path == "embedded":
         return EMBEDDED
@@ -236,7 +236,7 @@ def _folder(path: str) -> Path | None:
 
 
 def _identity(name: str, path: str, revision: str | None) -> str:
-    folder = _folder(path)
+    folder = folder_of(path)
     if folder is None:
         return f"{path}@{revision}"
     return f"{name}@{digest_of(sorted(folder.glob('*.safetensors')))}"
@@ -245,7 +245,7 @@ def _identity(name: str, path: str, revision: str | None) -> str:
 def _load(spec: ModelSpec) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    folder = _folder(spec.path)
+    folder = folder_of(spec.path)
     if folder is not None:
         check_folder(folder)
     if lacking := attention_lacks(spec.attn_implementation):
@@ -330,7 +330,7 @@ def bare_adapter(spec: ModelSpec) -> Adapter:
 
     from mmg_bench.models.geometry import named
 
-    folder = _folder(spec.path)
+    folder = folder_of(spec.path)
     if spec.weights == "random" and folder is None:
         config, _ = named(spec.name)
     else:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple, get_type_hints
 import numpy as np
 import pandas as pd
 
+from mmg_bench.files import written_whole
 from mmg_bench.measure.flops import TextGeometry, flops_4nd2, flops_gqa, layer_counts
 from mmg_bench.report.statistics import Bootstrap, Estimate, accuracy, compare
 from mmg_bench.runner.records import Record
@@ -180,13 +180,8 @@ def write_rows(rows: pd.DataFrame, path: Path) -> None:
     """Write `rows` as CSV, whole or not at all. Ten significant digits: more would differ between machines."""
     if tuple(rows.columns) != COLUMNS:
         raise ValueError(f"columns {list(rows.columns)} are not those of result rows: {list(COLUMNS)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        rows.to_csv(temporary, index=False, float_format="%.10g", lineterminator="\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as file:
+        rows.to_csv(file, index=False, float_format="%.10g", lineterminator="\n")
 
 
 def read_rows(path: Path | str) -> pd.DataFrame:

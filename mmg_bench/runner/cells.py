@@ -6,14 +6,13 @@ import ast
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mmg_bench import methods, tokens
-from mmg_bench.digest import digest_of
+from mmg_bench.files import digest_of
 from mmg_bench.methods import base
 from mmg_bench.methods.base import Method, Positions
 from mmg_bench.methods.registry import get_method
@@ -72,9 +71,10 @@ def code_of(method: type[Method]) -> str:
     return digest_of(sorted(files))
 
 
-def _imported(file: Path) -> Iterator[Path]:
+@cache
+def _imported(file: Path) -> tuple[Path, ...]:
     """Files of methods, and of what these share, that a file imports, also within its functions."""
-    package = Path(methods.__file__).parent
+    package, found = Path(methods.__file__).parent, []
     for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.ImportFrom):
             within = ["mmg_bench.methods"] if node.level and file.parent == package else []  # a relative import
@@ -86,9 +86,10 @@ def _imported(file: Path) -> Iterator[Path]:
             continue
         for name in names:
             if name == "mmg_bench.tokens":
-                yield Path(tokens.__file__)
+                found.append(Path(tokens.__file__))
             elif name.startswith("mmg_bench.methods.") and (path := package / f"{name.split('.')[2]}.py").is_file():
-                yield path
+                found.append(path)
+    return tuple(found)
 
 
 def make_cell(name: str, retention_ratio: float, positions: Positions | None = None, **parameters: Any) -> Cell:

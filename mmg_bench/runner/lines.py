@@ -17,7 +17,7 @@ class LineFile:
     def __init__(self, path: Path):
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab", buffering=0)
+        self._file = path.open("a+b", buffering=0)
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write rows and wait until they are on the disk.
@@ -25,7 +25,7 @@ class LineFile:
         A line that a killed process left without its end is taken away first: it would spoil two. Raises OSError,
         naming the file and the remedy, when the disk is full.
         """
-        text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX)  # whoever holds it is alive: no line is half written by another
             try:
@@ -45,13 +45,10 @@ class LineFile:
             ) from error
 
     def _drop_torn_line(self) -> None:
-        size = os.fstat(self._file.fileno()).st_size
-        with self.path.open("rb") as file:
-            file.seek(max(0, size - 1))
-            if not size or file.read(1) == b"\n":
-                return
-            file.seek(0)
-            self._file.truncate(file.read().rfind(b"\n") + 1)
+        file = self._file.fileno()
+        size = os.fstat(file).st_size
+        if size and os.pread(file, 1, size - 1) != b"\n":
+            self._file.truncate(os.pread(file, size, 0).rfind(b"\n") + 1)
 
     def __enter__(self) -> Self:
         return self

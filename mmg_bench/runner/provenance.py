@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 import mmg_bench
+from mmg_bench.files import written_whole
 from mmg_bench.measure.gpu import gpu_facts
 
 PACKAGES = ("mmg-bench", "torch", "torchvision", "transformers", "lmms-eval", "decord", "numpy")
@@ -78,10 +79,8 @@ def read(folder: Path) -> dict[str, Any]:
 
 def write(folder: Path, entries: dict[str, Any]) -> None:
     """Write provenance.json in one step, so that a stop in the middle leaves the old one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".provenance.{os.getpid()}"  # shards may write side by side
-    partial.write_text(json.dumps(entries, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8")
-    partial.replace(folder / "provenance.json")
+    with written_whole(folder / "provenance.json") as file:
+        file.write_text(json.dumps(entries, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8")
 
 
 def _device_name(device: torch.device) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from mmg_bench.benchmarks.lmms import Benchmark, BenchmarkError, BenchmarkSpec
 from mmg_bench.models.adapter import UnsupportedModelError
-from mmg_bench.models.loading import EMBEDDED, ModelError, ModelSpec, attention_lacks, bare_adapter, check_folder
+from mmg_bench.models.loading import ModelError, ModelSpec, attention_lacks, bare_adapter, check_folder, folder_of
 from mmg_bench.models.siglip import FIELDS
 
 SHOWN = 3  # missing files that are named
@@ -150,26 +150,20 @@ def _weights(model: Mapping[str, Any], needs: Collection[str], option: str) -> I
     size, path = model.get("download_gb"), model["path"]
     if model.get("weights") != "random":
         what = f"weights of {model['name']} ({path})"
-        folder = EMBEDDED if path == "embedded" else _folder(path)
+        folder = folder_of(path)
         if folder is None:
             yield _in_cache(what, option, "path", path, ("revision", model.get("revision")), size), size
         else:
             yield _in_folder(what, folder, option), size
     extra = model.get("siglip")
     if extra is not None and FIELDS & set(needs):
-        what, folder = f"SigLIP's pooling head and text tower ({extra})", _folder(extra)
+        what, folder = f"SigLIP's pooling head and text tower ({extra})", folder_of(extra)
         if folder is None:
             revision = "siglip_revision", model.get("siglip_revision")
             yield _in_cache(what, option, "siglip", extra, revision, None), None
         else:
             lost = None if any(folder.glob("*.safetensors")) else "the folder holds no weights"
             yield Check(what, lost, f"correct {option}.siglip"), None
-
-
-def _folder(path: str) -> Path | None:
-    """The folder that is meant, or None for a hub id."""
-    folder = Path(path).expanduser()
-    return folder if folder.exists() or path.startswith((".", "/", "~")) else None
 
 
 def _in_folder(what: str, folder: Path, option: str) -> Check:

@@ -127,7 +127,9 @@ def test_a_torn_line_is_measured_again(tiny_folder: Path, tmp_path: Path) -> Non
     assert list(again.metric) == list(rows.metric)
 
 
-@pytest.mark.parametrize("change", [{"entry": None}, {"measurements": [{}]}, {"measurements": 5}])
+@pytest.mark.parametrize(
+    "change", [{"entry": None}, {"measurements": [{}]}, {"measurements": 5}, {"measurements": [5]}]
+)
 def test_a_damaged_line_is_named(tiny_folder: Path, tmp_path: Path, change: dict[str, Any]) -> None:
     run(tiny_folder, tmp_path)
     path = tmp_path / measure.DONE

@@ -12,6 +12,7 @@ from typing import Any
 from mmg_bench.benchmarks.embedded.questions import sample_questions
 from mmg_bench.benchmarks.embedded.render import write_video
 from mmg_bench.benchmarks.embedded.world import World, make_rng, make_world
+from mmg_bench.files import written_whole
 
 VIDEOS = 64  # of the test split; about six questions each
 SPLIT = "test"
@@ -53,10 +54,8 @@ def prepare(videos: int = VIDEOS) -> Path:
     digest = hashlib.sha256(repr((worlds, rows)).encode()).hexdigest()[:12]
     path = cache_folder() / f"embedded-{digest}" / f"{SPLIT}.jsonl"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        partial.replace(path)
+        with written_whole(path) as file:
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
