@@ -53,6 +53,7 @@ def test_one_video_has_no_interval():
     assert all(math.isnan(bound) for e in (estimate, kept) for bound in (e.low, e.high))
     groups = ["g", "g", "h"]
     assert math.isnan(accuracy([1, 0, 1], videos, groups, bootstrap=FAST).low)  # one video in each
+    assert math.isnan(accuracy([1, 0, 1], ["a", "b", "c"], groups, bootstrap=FAST).low)  # in one of them
     assert accuracy([1, 0, 1], videos, bootstrap=FAST).low < accuracy([1, 0, 1], videos, bootstrap=FAST).high
 
 
