@@ -190,7 +190,7 @@ def _configured(name: str, arguments: list[str], task: Callable[[list[Any]], int
 
 def _guarded(task: Callable[[], int]) -> int:
     """Carry out a task; what the user can mend ends in one line, not in a traceback."""
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
     try:
@@ -198,5 +198,6 @@ def _guarded(task: Callable[[], int]) -> int:
     except BrokenPipeError:
         raise
     except (ValueError, RuntimeError, OSError, HydraException, OmegaConfBaseException) as error:
-        print(f"mmg-bench: {error}", file=sys.stderr)
+        which = f"{error.override}: " if isinstance(error, OverrideParseException) else ""
+        print(f"mmg-bench: {which}{error}", file=sys.stderr)
         sys.exit(2)

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
@@ -123,15 +125,23 @@ def sweep(name: str, overrides: Sequence[str]) -> list[DictConfig]:
 
     Composed together, not one job after another, so that what they share can be done once.
     """
-    parsed = OverridesParser.create().parse_overrides([_opened(name, override) for override in overrides])
-    choices = [
-        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
-        if o.is_sweep_override()
-        else [o.input_line or ""]
-        for o in parsed
-    ]
     with initialize_config_dir(str(CONFIGS), version_base=None):
+        parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # which knows what glob(*) stands for
+        parsed = parser.parse_overrides([_opened(name, override) for override in overrides])
+        choices = [_choices(override) for override in parsed]
         return [_compose(name, combination) for combination in product(*choices)]
+
+
+def _choices(override: Override) -> list[str]:
+    """One override for each value that one lists."""
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    if not override.is_discrete_sweep():
+        raise ValueError(f"{override.input_line}: an interval is no list of values: list them, or take range(...)")
+    choices = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+    if not choices:
+        raise ValueError(f"{override.input_line}: there is nothing of such a name")
+    return choices
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -91,6 +91,23 @@ def test_a_sweep_shares_one_pass(tmp_path: Path) -> None:
     assert sources.items() <= now.items()  # earlier records are still there, and so is where they come from
 
 
+def test_two_processes_share_a_folder(tmp_path: Path) -> None:
+    common = ["limit=4", f"output_dir={tmp_path}"]
+    both = [
+        subprocess.Popen([*COMMAND, "run", f"method={method}", *common], stderr=subprocess.PIPE, text=True)
+        for method in ("random", "uniform")
+    ]
+    errors = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    records = (tmp_path / "records.jsonl").read_text()
+    assert 12 <= len(records.splitlines()) <= 16  # dense is each one's own where they are at a question together
+    done = mmg_bench("run", "-m", "method=random,uniform", *common)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "records.jsonl").read_text() == records  # all is known, and every line can be read
+    rows = read_rows(tmp_path / "rows.csv")
+    assert {method: max(part.n) for method, part in rows.groupby("method")} == {"dense": 4, "random": 4, "uniform": 4}
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_run_resumes(tmp_path: Path, how: signal.Signals) -> None:
     args = ["run", "method=mmg_vid", "limit=24", f"output_dir={tmp_path}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import sys
 from collections.abc import Iterator
@@ -168,6 +169,40 @@ def test_a_file_that_holds_another_method_is_named(monkeypatch: pytest.MonkeyPat
         cfg.cell({"name": "renamed"}, 0.5)
 
 
+def test_a_method_is_answered_anew_when_another_file_of_its_own_package_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = tmp_path / "theirs" / "inner"
+    inner.mkdir(parents=True)
+    imports = "from . import near\nfrom .inner import deep\nimport theirs.far\n"
+    method = "from mmg_bench.methods.random import Random\n\n\nclass Theirs(Random):\n    pass\n"
+    files = {
+        "method.py": imports + method,
+        "near.py": "def late():\n    from .inner.deeper import thing\n",
+        "far.py": "import json\n",
+        "inner/__init__.py": "from . import sibling\n",
+        "inner/sibling.py": "",
+        "inner/deep.py": "from ..beyond import thing\n",
+        "inner/deeper.py": "thing = 1\n",
+        "beyond.py": "thing = 1\n",
+        "alone.py": "from . import method\n",
+        "__init__.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / "theirs" / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    cls = importlib.import_module("theirs.method").Theirs
+    seen: list[Path] = []
+    monkeypatch.setattr(cells, "digest_of", lambda files: seen.extend(files))
+    code_of.cache_clear()
+    code_of(cls)
+    code_of.cache_clear()
+    own = {str(file.relative_to(tmp_path / "theirs")) for file in seen if tmp_path in file.parents}
+    assert own == set(files) - {"alone.py", "__init__.py"}
+    assert {"random.py", "base.py", "tokens.py"} <= {file.name for file in seen}
+    assert "mmg_vid.py" not in {file.name for file in seen}
+
+
 def test_a_sweep_is_every_combination() -> None:
     GlobalHydra.instance().clear()
     configs = cfg.sweep("run", ["method=mmg_vid,random", "retention_ratio=0.1,0.25", "limit=3"])
@@ -175,3 +210,5 @@ def test_a_sweep_is_every_combination() -> None:
     assert found == [(m, r, 3) for m in ("mmg_vid", "random") for r in (0.1, 0.25)]
     (one,) = cfg.sweep("run", ["method.tau=0.9"])
     assert one.method.tau == 0.9
+    assert [c.method.name for c in cfg.sweep("run", ["method=glob(fast*)"])] == ["fastv", "fastvid"]
+    assert [c.limit for c in cfg.sweep("run", ["limit=range(1,7,2)"])] == [1, 3, 5]

@@ -39,6 +39,13 @@ def called(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
         ("run limit=abc", "limit='abc': it must be a whole number, at least 1, or null"),
         ("run method.tua=1", "method.tua: no such option; method has: name, tau"),
         ("run -m method=mmg_vid,random frames=8,16", "frames: no such option; run has: model, method"),
+        ("run -m method=glob(zz*)", "method=glob(zz*): there is nothing of such a name"),
+        (
+            "run -m retention_ratio=interval(0.1,0.3)",
+            "retention_ratio=interval(0.1,0.3): an interval is no list of val",
+        ),
+        ("run -m benchmark.frames=[4", "benchmark.frames=[4: no viable alternative"),
+        ("run benchmark.frames=[4", "benchmark.frames=[4: no viable alternative"),
         ("run shard.count=abc", "shard.count='abc': it must be a whole number, at least 1"),
         ("methods mmgvid", "unknown method 'mmgvid'; the registered methods are: "),
         ("run output_dir=null", "output_dir=None: it must be a text"),

@@ -32,7 +32,12 @@ def gram_distances(gram: Tensor, width: int, resolution: float) -> Tensor:
     """`_ops.distances_of_gram(gram) / width` in one pass: `[T, N, N]` float32."""
     frames, tokens, _ = gram.shape
     squared = torch.empty_like(gram)
-    padded = triton.next_power_of_2(tokens)
-    rows = max(1, min(32, _TILE // padded))
+    rows, padded = tile(tokens)
     _distances_kernel[(frames, triton.cdiv(tokens, rows))](gram, squared, tokens, width, resolution, rows, padded)
     return squared
+
+
+def tile(tokens: int) -> tuple[int, int]:
+    """Rows and columns that a block holds; columns are those of a whole row, rounded up."""
+    padded = triton.next_power_of_2(tokens)
+    return max(1, min(32, _TILE // padded)), padded

@@ -6,12 +6,13 @@ import ast
 import hashlib
 import inspect
 import json
+import sys
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
+from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
 
-from mmg_bench import methods, tokens
 from mmg_bench.files import digest_of
 from mmg_bench.methods import base
 from mmg_bench.methods.base import Method, Positions
@@ -53,43 +54,58 @@ class Cell:
 
 @cache
 def code_of(method: type[Method]) -> str:
-    """Digest of the method's own file and of all of this package that it imports: answers of other code are not its.
+    """Digest of the method's own file and of all of its package that it imports: answers of other code are not its.
 
-    Of the package, what methods are made of: `mmg_bench.methods` and `mmg_bench.tokens`.
+    Of this package, what methods are made of: `mmg_bench.methods` and `mmg_bench.tokens`.
     """
     try:
         own = inspect.getsourcefile(method)
     except TypeError:  # made in an interpreter
         own = None
     files: set[Path] = set()
-    left = [Path(own if own is not None else base.__file__)]
+    left = [(method.__module__, Path(own))] if own is not None else [(base.__name__, Path(base.__file__))]
     while left:
-        file = left.pop()
+        name, file = left.pop()
         if file not in files:
             files.add(file)
-            left += _imported(file)
+            left += _imported(name, file)
     return digest_of(sorted(files))
 
 
 @cache
-def _imported(file: Path) -> tuple[Path, ...]:
-    """Files of methods, and of what these share, that a file imports, also within its functions."""
-    package, found = Path(methods.__file__).parent, []
+def _imported(module: str, file: Path) -> tuple[tuple[str, Path], ...]:
+    """Modules of a method's package, or of what methods share, that a module imports, also within its functions."""
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    found = []
     for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.ImportFrom):
-            within = ["mmg_bench.methods"] if node.level and file.parent == package else []  # a relative import
-            module = ".".join([*within, *([node.module] if node.module else [])])
-            names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
+            relative = "." * node.level + (node.module or "")
+            source = resolve_name(relative, package) if node.level else relative
+            names = [source, *(f"{source}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:
             continue
-        for name in names:
-            if name == "mmg_bench.tokens":
-                found.append(Path(tokens.__file__))
-            elif name.startswith("mmg_bench.methods.") and (path := package / f"{name.split('.')[2]}.py").is_file():
-                found.append(path)
+        found += [(name, path) for name in names if _counts(name, module) and (path := _file_of(name))]
     return tuple(found)
+
+
+def _counts(name: str, module: str) -> bool:
+    top = module.partition(".")[0]
+    if name.partition(".")[0] == "mmg_bench":
+        return name == "mmg_bench.tokens" or name.startswith("mmg_bench.methods.")
+    return name.startswith(f"{top}.")
+
+
+def _file_of(name: str) -> Path | None:
+    """The file of a module, found without importing it; None for what is no module."""
+    top, *inner = name.split(".")
+    for folder in getattr(sys.modules.get(top), "__path__", ()):
+        path = Path(folder, *inner)
+        for file in (path.with_suffix(".py"), path / "__init__.py"):
+            if file.is_file():
+                return file
+    return None
 
 
 def make_cell(name: str, retention_ratio: float, positions: Positions | None = None, **parameters: Any) -> Cell:

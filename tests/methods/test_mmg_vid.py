@@ -348,3 +348,20 @@ def test_the_kernel_compiles_for_a_gpu_that_is_not_here(parts):
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=fused.launch_options(parts))
     assert ".entry" in made.asm["ptx"]
     assert "atom" in made.asm["ptx"]
+
+
+@pytest.mark.skipif(not triton_available(), reason="no Triton on this platform")
+@pytest.mark.parametrize("tokens", [1, 196, 729])
+def test_the_distances_compile_for_a_gpu_that_is_not_here(tokens):
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from mmg_bench.methods import _distances_triton as one_pass
+
+    rows, padded = one_pass.tile(tokens)
+    assert padded >= tokens
+    types = {"tokens": "i32", "width": "i32", "resolution": "fp32", "ROWS": "constexpr", "TOKENS": "constexpr"}
+    signature = dict.fromkeys(one_pass._distances_kernel.arg_names, "*fp32") | types
+    source = ASTSource(one_pass._distances_kernel, signature, constexprs={"ROWS": rows, "TOKENS": padded})
+    assert ".entry" in triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
