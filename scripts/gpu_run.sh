@@ -5,39 +5,41 @@
 #   scripts/gpu_run.sh                     # results in results/gpu
 #   OUT=/tmp/out LIMIT=1200 scripts/gpu_run.sh
 #
-# OUT      folder of the results: efficiency/, stock/, compiled/, cudnn/, bench_methods/; log.txt notes the end of each step
-# LIMIT    seconds for all steps together; what did not get its turn is left for the next call
-# WHEELS   folder of wheels to use where packages are missing and nothing can be downloaded (hydra-core, omegaconf,
-#          antlr4-python3-runtime; decord, and av or a cache with its file, to measure on an mp4 file, else on random
-#          pixels)
+# OUT      folder of the results of one device: efficiency/, stock/, compiled/, flash/, bench_methods/; log.txt notes the
+#          end of each step
+# LIMIT    seconds for all steps together; what would not be over by then is left for the next call
+# VIDEO    generated (an mp4 file, written on first use: that needs av, reading it decord), random pixels, or a file
+# WHEELS   folder of wheels to use where packages are missing or too old and nothing can be downloaded (hydra-core,
+#          omegaconf, antlr4-python3-runtime, decord, transformers)
 # PYTHON, DEVICE, PROFILE   interpreter; cuda or cpu; profile of configs/table/efficiency.yaml
 # MMG_BENCH_COMMIT   the commit, where the code is a copy without its own history
+# MMG_BENCH_CACHE    where the generated video lies, or is written
 set -uo pipefail
 cd "$(dirname "$0")/.."
-OUT=${OUT:-results/gpu} LIMIT=${LIMIT:-560} WHEELS=${WHEELS:-.whl}
+OUT=${OUT:-results/gpu} LIMIT=${LIMIT:-560} VIDEO=${VIDEO:-generated} WHEELS=${WHEELS:-.whl}
 PYTHON=${PYTHON:-python3} DEVICE=${DEVICE:-cuda} PROFILE=${PROFILE:-gpu}
 export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 mkdir -p "$OUT"
 started=$SECONDS failures=0
 
-left() { echo $((LIMIT - (SECONDS - started))); }
-
-# step NAME LIMIT COMMAND...: once, within its time and that of the whole; its failure is noted and does not end the rest
+# step NAME LEAST MOST COMMAND...: once, if there are LEAST seconds left, and for MOST at most; its failure is noted and
+# does not end the rest
 step() {
-    local name=$1 limit=$2 from=$SECONDS status
-    shift 2
+    local name=$1 least=$2 most=$3 from=$SECONDS status left
+    shift 3
+    left=$((LIMIT - (SECONDS - started)))
     if grep -qs "^step	$name	ok" "$OUT/log.txt"; then
         echo "== $name: done before"
         return
     fi
-    ((limit < $(left))) || limit=$(left)
-    if ((limit < 2)); then
+    if ((left < least)); then
         echo "== $name: no time left"
         failures=$((failures + 1))
         return
     fi
-    echo "== $name (at most $limit s): $*"
-    timeout --signal=INT --kill-after=5 "$limit" "$@" 2>&1 | tee -a "$OUT/log.txt"
+    ((most < left)) || most=$left
+    echo "== $name (at most $most s): $*"
+    timeout --signal=INT --kill-after=5 "$most" "$@" 2>&1 | tee -a "$OUT/log.txt"
     status=${PIPESTATUS[0]}
     ((status == 0)) && status=ok || failures=$((failures + 1))
     printf 'step\t%s\t%s\t%s s\n' "$name" "$status" $((SECONDS - from)) | tee -a "$OUT/log.txt"
@@ -48,35 +50,67 @@ if [ -d "$WHEELS" ]; then
     "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$WHEELS"/*.whl || exit 1
     PYTHONPATH="$site:$PYTHONPATH"
 fi
-"$PYTHON" - "$DEVICE" <<'EOF' || exit 1
-import sys, torch, transformers
+device=$("$PYTHON" - "$DEVICE" <<'EOF'
+import sys, tomllib
+from importlib.metadata import PackageNotFoundError, version
+from packaging.requirements import Requirement
+
+import torch
+
+wanted = list(map(Requirement, tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]))
+wanted += map(Requirement, ("omegaconf", "pytest", "hypothesis"))
+for package in wanted:
+    if package.name not in ("lmms-eval", "matplotlib", "decord", "av"):  # not needed here, or only for VIDEO
+        try:
+            found = version(package.name)
+        except PackageNotFoundError:
+            sys.exit(f"{package.name} is not installed: put its wheel into WHEELS")
+        if not package.specifier.contains(found, prereleases=True):
+            sys.exit(f"{package.name} is {found}: put a wheel of {package} into WHEELS")
 if sys.argv[1] == "cuda" and not torch.cuda.is_available():
     sys.exit("torch sees no CUDA device")
-name = torch.cuda.get_device_name() if sys.argv[1] == "cuda" else "the CPU"
-print(f"{name}; torch {torch.__version__}, transformers {transformers.__version__}")
+print(torch.cuda.get_device_name() if sys.argv[1] == "cuda" else "the CPU")
 EOF
-video=random
-# decord reads it; av writes it, unless the cache ($MMG_BENCH_CACHE) holds it already
-"$PYTHON" -c 'import decord; from mmg_bench.measure.workload import standard_video as v; v()' 2>/dev/null && video=generated
+) || exit 1
+echo "$device"
+if [ -e "$OUT/device.txt" ] && [ "$(cat "$OUT/device.txt")" != "$device" ]; then
+    echo "$OUT holds the results of $(cat "$OUT/device.txt"): give another OUT" >&2
+    exit 1
+fi
+echo "$device" >"$OUT/device.txt"
+if [ "$VIDEO" = generated ]; then
+    "$PYTHON" -c 'import decord; from mmg_bench.measure.workload import standard_video as v; v()' || {
+        echo "the video cannot be made: see VIDEO in this script" >&2
+        exit 1
+    }
+fi
 
-options=(table=efficiency profile="$PROFILE" table.video="$video" measure.new_tokens=4)
+options=(table=efficiency profile="$PROFILE" table.video="$VIDEO" measure.new_tokens=4 measure.repeats=10)
 few=('table.retention_ratios=[0.25,0.1]'
     '~table.profiles.gpu.workloads.llava_onevision_0_5b' '~table.profiles.gpu.workloads.qwen2_5_vl_7b'
     'table.profiles.gpu.workloads.llava_onevision_7b.frames=[32]')
 [ "$DEVICE" = cuda ] && engine=graphs || engine=stock
+mapfile -t gpu_tests < <(grep -rl 'mark\.gpu' tests --include='test_*.py')
 
-step golden 90 env MMG_GOLDEN_DEVICE="$DEVICE" "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_golden.py
-step gpu_tests 90 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu tests/measure tests/methods tests/models
-step bench_methods 120 "$PYTHON" -m mmg_bench bench-methods device="$DEVICE" dtype=bfloat16 seconds=4 \
+# table NAME LEAST MOST OPTION...: the table of speed, another way
+table() {
+    local name=$1 least=$2 most=$3
+    shift 3
+    step "$name" "$least" "$most" "$PYTHON" -m mmg_bench table "${options[@]}" "$@" output_dir="$OUT/$name" \
+        results_dir="$OUT/$name"
+}
+
+# what the time is wanted for most comes first; a table that is cut off goes on behind its last model and length
+step golden 5 90 env MMG_GOLDEN_DEVICE="$DEVICE" "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_golden.py
+table efficiency 60 "$LIMIT" measure.engine="$engine"
+step bench_methods 60 150 "$PYTHON" -m mmg_bench bench-methods device="$DEVICE" dtype=bfloat16 seconds=4 \
     out="$OUT/bench_methods"
-# what the stock forward takes, the host's time and all
-[ "$PROFILE" = gpu ] && step stock 90 "$PYTHON" -m mmg_bench table "${options[@]}" "${few[@]}" measure.engine=stock \
-    output_dir="$OUT/stock" results_dir="$OUT/stock"
-step efficiency "$LIMIT" "$PYTHON" -m mmg_bench table "${options[@]}" measure.engine="$engine" \
-    output_dir="$OUT/efficiency" results_dir="$OUT/efficiency"
-[ "$PROFILE" = gpu ] && step compiled 150 "$PYTHON" -m mmg_bench table "${options[@]}" "${few[@]}" \
-    measure.engine=compile output_dir="$OUT/compiled" results_dir="$OUT/compiled"
-[ "$PROFILE" = gpu ] && step cudnn 100 "$PYTHON" -m mmg_bench table "${options[@]}" "${few[@]}" \
-    measure.engine="$engine" measure.sdpa=cudnn output_dir="$OUT/cudnn" results_dir="$OUT/cudnn"
+step gpu_tests 60 150 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu "${gpu_tests[@]}"
+if [ "$PROFILE" = gpu ]; then
+    # what the stock forward takes, the host's time and all; FlashAttention, where torch's own choice may be cuDNN's
+    table stock 90 150 "${few[@]}" measure.engine=stock
+    table flash 90 150 "${few[@]}" measure.engine="$engine" measure.sdpa=flash
+    table compiled 180 300 "${few[@]}" measure.engine=compile
+fi
 grep "^step	" "$OUT/log.txt"
 exit $((failures > 0))

@@ -13,8 +13,8 @@ STAND_IN = """\
 #!/usr/bin/env bash
 # Stands in for python: notes what it is called with; some steps fail, some hang.
 case "$1" in
-    -) cat >/dev/null; echo "a device" ;;
-    -c) exit 1 ;;
+    -) cat >/dev/null; echo "$CARD" ;;
+    -c) exit "$NO_VIDEO" ;;
     *) echo "$*" >>"$CALLS"; case "$*" in *$FAILS*) exit 3 ;; *$HANGS*) sleep 60 ;; esac ;;
 esac
 """
@@ -26,12 +26,14 @@ def run(tmp_path: Path):
     python.write_text(STAND_IN)
     python.chmod(0o755)
 
-    def call(fails: str = "nothing", hangs: str = "nothing", limit: int = 60) -> tuple[int, list[str], str]:
+    def call(
+        fails: str = "nothing", hangs: str = "nothing", limit: int = 600, card: str = "A", no_video: int = 0
+    ) -> tuple[int, list[str], str]:
         """Exit status, what was called, and the output."""
         calls = tmp_path / "calls"
         calls.write_text("")
         settings = {"PYTHON": str(python), "OUT": str(tmp_path / "out"), "LIMIT": str(limit), "WHEELS": "/nowhere"}
-        settings |= {"CALLS": str(calls), "FAILS": fails, "HANGS": hangs}
+        settings |= {"CALLS": str(calls), "FAILS": fails, "HANGS": hangs, "CARD": card, "NO_VIDEO": str(no_video)}
         done = subprocess.run(
             [str(SCRIPT)], env={**os.environ, **settings}, capture_output=True, text=True, check=False
         )
@@ -47,9 +49,10 @@ def run(tmp_path: Path):
 def test_a_failing_step_does_not_lose_the_others(run, tmp_path: Path) -> None:
     status, calls, output = run(fails="test_golden")
     assert status == 1
-    assert calls == ["pytest -q", "pytest -q", "mmg_bench bench-methods", *4 * ["mmg_bench table"]]
+    table = "mmg_bench table"
+    assert calls == ["pytest -q", table, "mmg_bench bench-methods", "pytest -q", *3 * [table]]
     notes = [line.split("\t")[1:3] for line in (tmp_path / "out" / "log.txt").read_text().splitlines()]
-    names = ["gpu_tests", "bench_methods", "stock", "efficiency", "compiled", "cudnn"]
+    names = ["efficiency", "bench_methods", "gpu_tests", "stock", "flash", "compiled"]
     assert notes == [["golden", "3"], *([name, "ok"] for name in names)]
     status, calls, output = run()
     assert status == 0
@@ -58,7 +61,20 @@ def test_a_failing_step_does_not_lose_the_others(run, tmp_path: Path) -> None:
 
 
 def test_the_whole_is_over_in_time(run) -> None:
-    status, calls, output = run(hangs="bench-methods", limit=6)
+    status, calls, output = run(hangs="test_golden", limit=6)
     assert status == 1
-    assert calls == ["pytest -q", "pytest -q", "mmg_bench bench-methods"]
+    assert calls == ["pytest -q"]
     assert "efficiency: no time left" in output
+
+
+def test_results_are_of_one_device(run) -> None:
+    assert run()[0] == 0
+    status, calls, output = run(card="B")
+    assert (status, calls) == (1, [])
+    assert "holds the results of A: give another OUT" in output
+
+
+def test_a_video_that_cannot_be_made_is_no_other_one(run) -> None:
+    status, calls, output = run(no_video=1)
+    assert (status, calls) == (1, [])
+    assert "the video cannot be made: see VIDEO" in output

@@ -166,6 +166,7 @@ def _measure_cells(
         """Prune, prefill and decode once: milliseconds of pruning; tokens in the layers, in the prompt, in all."""
         inputs = workload.inputs(llm, encoded)
         switch.on = not cell.method.prunes_inside(depth)
+        switch.unpadded = bool(inputs["attention_mask"].all())  # so are equal prompts, pruned alike
         with torch.inference_mode(), pruning(llm.model, cell.method, cell.positions, encoded=encoded.tokens) as run:
             with clock.stage("prefill_ms"):
                 out = prefill(llm, encoded, inputs)

@@ -41,7 +41,7 @@ class Method(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     """Optional fields of `VideoTokens` that `select` reads."""
     finds_faults: ClassVar[bool] = False
-    """Whether `select` itself looks for NaN and infinite values, at less cost than a pass over all tokens."""
+    """Whether tokens need not be looked over for NaN and infinite values: `select` does so itself, or ranks none."""
     exact: ClassVar[bool] = True
     """Whether every input is left with round(R * T * N) tokens exactly."""
     positions: ClassVar[Positions] = "original"

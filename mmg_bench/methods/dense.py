@@ -18,6 +18,7 @@ class Dense(Method):
     retention_ratio: float = 1.0
 
     name: ClassVar[str] = "dense"
+    finds_faults: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_range(self, "retention_ratio", 1, 1)

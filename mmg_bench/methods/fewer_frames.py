@@ -29,4 +29,4 @@ class FewerFrames(Method):
         positions = (frames[:whole, None] * size + torch.arange(size)).flatten()
         if rest:
             positions = torch.cat([positions, frames[-1] * size + evenly_spaced(rest, size)])
-        return keep(tokens, positions.to(tokens.features.device), frames=frames.tolist())
+        return keep(tokens, positions.to(tokens.features.device, non_blocking=True), frames=frames.tolist())

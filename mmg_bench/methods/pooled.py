@@ -51,9 +51,9 @@ class Pooled(Method):
         for count in sorted(set(counts) - {0}, reverse=True):  # at most two, the larger one in the earlier frames
             cell, center = cells(tokens.grid, count)
             member = torch.nn.functional.one_hot(cell, count).T.float()  # [m, N]
-            average = (member / member.sum(1, keepdim=True)).to(x.device)
+            average = (member / member.sum(1, keepdim=True)).to(x.device, non_blocking=True)
             first, frames = counts.index(count), counts.count(count)
             features.append((average @ x[first : first + frames].float()).flatten(0, 1))  # [F * m, D]
             start = torch.arange(first, first + frames).unsqueeze(1) * size
             positions.append((start + center).flatten())
-        return PrunedTokens(torch.cat(features).to(x.dtype), torch.cat(positions).to(x.device))
+        return PrunedTokens(torch.cat(features).to(x.dtype), torch.cat(positions).to(x.device, non_blocking=True))

@@ -30,4 +30,4 @@ class Random(Method):
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
         drawn = torch.randperm(tokens.total, generator=torch.Generator().manual_seed(self.seed))
-        return keep(tokens, drawn[: self.budget(tokens)].to(tokens.features.device))
+        return keep(tokens, drawn[: self.budget(tokens)].to(tokens.features.device, non_blocking=True))

@@ -20,4 +20,6 @@ class Uniform(Method):
     name: ClassVar[str] = "uniform"
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
-        return keep(tokens, evenly_spaced(self.budget(tokens), tokens.total).to(tokens.features.device))
+        return keep(
+            tokens, evenly_spaced(self.budget(tokens), tokens.total).to(tokens.features.device, non_blocking=True)
+        )

@@ -36,9 +36,12 @@ _SET = ("inputs_embeds", "position_ids", "attention_mask", "past_key_values", "c
 
 @dataclass
 class Switch:
-    """Whether a language model prefills by the engine; off, it runs as ever."""
+    """How a language model prefills."""
 
     on: bool = True
+    """By the engine; off, it runs as ever."""
+    unpadded: bool = False
+    """Whether it is known that no prompt is padded, after pruning either: a GPU need not be waited for to see that."""
 
 
 @contextmanager
@@ -69,7 +72,7 @@ def prefill_engine(language_model: Any, engine: Engine) -> Iterator[Switch]:
         cache = kwargs.get("past_key_values")
         if not switch.on or args or embeds is None or (cache is not None and cache.get_seq_length()):
             return original(*args, **kwargs)
-        if mask is not None and (mask.dim() != 2 or not bool(mask.all())):
+        if mask is not None and (mask.dim() != 2 or not (switch.unpadded or bool(mask.all()))):
             return original(**kwargs)
         others = {name: value for name, value in kwargs.items() if name not in _SET}
         if more := sorted(name for name, value in others.items() if _holds_tensors(value)):
@@ -107,13 +110,30 @@ def _holds_tensors(value: Any) -> bool:
     return any(isinstance(part, Tensor) for part in parts)
 
 
-def _whole(cache: DynamicCache) -> dict[str, Any]:
+def _whole(cache: DynamicCache, mask: dict[str, None] | None = None) -> dict[str, Any]:
     """What the first prefill of a prompt without padding needs beside the tensors.
 
     No mask: causal, as with one that hides nothing. The cache keeps jumps in position ids from being taken for borders
     between packed sequences.
     """
-    return {"attention_mask": None, "past_key_values": cache, "use_cache": True}
+    return {"attention_mask": mask, "past_key_values": cache, "use_cache": True}
+
+
+def _no_masks(config: Any) -> dict[str, None] | None:
+    """What tells a model that is compiled to make no mask, of each kind of layer: given `None`, it looks for itself.
+
+    And then makes one all the same while torch before 2.14 compiles it, with which attention is another, slower one.
+    Raises ValueError where that cannot be helped.
+    """
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds == {"full_attention"}:
+        return dict.fromkeys(kinds)
+    if torch.__version__ < "2.14":  # compared as versions are
+        raise ValueError(
+            f"measure.engine=compile needs torch 2.14 for a {config.model_type}, whose attention is masked by older "
+            f"ones, {torch.__version__} among them: use measure.engine=graphs"
+        )
+    return None
 
 
 def _compiled(original: Any, config: Any) -> _Run:
@@ -122,7 +142,7 @@ def _compiled(original: Any, config: Any) -> _Run:
 
     def run(inputs: dict[str, Tensor], others: dict[str, Any]) -> Any:
         torch.compiler.cudagraph_mark_step_begin()
-        return forward(**others, **inputs, **_whole(DynamicCache(config=config)))
+        return forward(**others, **inputs, **_whole(DynamicCache(config=config), _no_masks(config)))
 
     return run
 

@@ -185,6 +185,7 @@ class _Splice:
         self.inside = Inside(adapter, run.method, run.positions, self._note_stage)
         self.pruned: dict[int, tuple[PrunedTokens, Elapsed]] = {}  # of `encoded`, for methods that ignore the question
         self.call: dict[str, Any] | None = None  # arguments of a call with videos, between the two hooks
+        self.on_host = torch.empty(0)  # its `input_ids`
         self.counted = False  # whether the model itself counts position ids, from the length of its cache
         self.kept: Kept | None = None  # of the prompt that is being decoded
         self.active = False  # whether that prompt holds videos that the method prunes
@@ -201,6 +202,8 @@ class _Splice:
                 "a prompt with videos was passed as inputs_embeds: pass input_ids, which tell visual tokens"
             )
         self.call = {**kwargs, "input_ids": ids}
+        # A GPU has done little yet that this has to wait for. From here on, all that is not in tensors is known.
+        self.on_host = ids.cpu()
 
     def cut(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -256,10 +259,9 @@ class _Splice:
         Where every token stays, `None` and the very same embeddings, so that dense is exactly the stock model.
         """
         ids = call["input_ids"]
-        on_host = ids.cpu()  # the one wait for a GPU: from here on, all that is not in tensors is known
-        rows = [_Row(ids.shape[1], embeds.device) for _ in on_host]
+        rows = [_Row(ids.shape[1], embeds.device) for _ in self.on_host]
         self.run.report = []
-        for place in self._places(on_host, call):
+        for place in self._places(self.on_host, call):
             body = place.body(embeds.device)
             pruned, elapsed = self._pruned(place, body, embeds, ids)
             self.run.report.append(VideoReport(place.total, len(pruned), elapsed, dict(pruned.notes)))

@@ -180,7 +180,7 @@ def test_order_of_channels_does_not_matter(name, ratio):
     torch.testing.assert_close(one.features[:, order], other.features, atol=1e-4, rtol=1e-4)
 
 
-@every_method
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "dense"])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_values_that_are_not_finite_are_refused(name, bad):
     tokens, method = video(), build(name)
@@ -189,6 +189,15 @@ def test_values_that_are_not_finite_are_refused(name, bad):
         broken.view(-1)[-1] = bad
         with pytest.raises(ValueError, match=f"VideoTokens.{field} holds NaN or infinite values: {name}"):
             method.prune(replace(tokens, **{field: broken}))
+
+
+def test_dense_does_not_look_at_values():
+    tokens = video()
+    broken = tokens.features.clone()
+    broken[0, 0, 0] = torch.nan
+    torch.testing.assert_close(
+        build("dense").prune(replace(tokens, features=broken)).features[0], broken[0, 0], equal_nan=True
+    )
 
 
 @every_method

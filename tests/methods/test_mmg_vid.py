@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import oracle
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 from torch import Tensor
 
 from mmg_bench.methods import mmg_vid
@@ -323,6 +325,8 @@ def check_fused(device: str, **environment: str) -> str:
 
 @pytest.mark.skipif(not triton_available(), reason="no Triton on this platform")
 def test_the_kernel_agrees_with_the_steps_in_an_interpreter():
+    if Version(version("triton")) < Version("3.7"):
+        pytest.skip("this Triton's interpreter cannot work with numpy 2.4")
     assert "28 cases agree" in check_fused("cpu", TRITON_INTERPRET="1")
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.torch_version import TorchVersion
+from transformers import DynamicCache, masking_utils
 
 import families
 from mmg_bench.measure.latency import LatencySettings, check_engine, measure_cells
@@ -99,6 +101,51 @@ def test_compiled_prefills_are_the_stock_ones(device: str, tiny_folder: Path, mo
     assert len(calls) == 3 * len(METHODS)  # dense, too, and no step of decoding
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(set(calls)) == 3
     assert "forward" not in vars(language_model)
+
+
+def test_nothing_is_masked_where_older_torch_would_have_it_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, transformers takes every compilation for an export, and makes the mask that a model does not get."""
+    monkeypatch.setattr(masking_utils, "is_torchdynamo_exporting", lambda: True)
+    masked: list[bool] = []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+
+    def noted(*args: Any, attn_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+        masked.append(attn_mask is not None)
+        return kernel(*args, attn_mask=attn_mask, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+    for family in (families.llava_onevision, families.qwen2_5_vl):
+        model = adapter_for(family()[0]).language_model
+        inputs = {"inputs_embeds": torch.randn(1, 9, model.config.hidden_size)}
+        outputs = []
+        for masks, expected in ((None, True), (engines._no_masks(model.config), False)):
+            masked.clear()
+            outputs.append(
+                model(**inputs, **engines._whole(DynamicCache(config=model.config), masks)).last_hidden_state
+            )
+            assert set(masked) == {expected}
+        torch.testing.assert_close(*outputs)
+
+
+def test_attention_that_older_torch_would_mask_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = adapter_for(families.smolvlm()[0]).language_model.config
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.14.0"))
+    assert engines._no_masks(config) is None
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.13.1"))
+    with pytest.raises(ValueError, match=r"engine=compile needs torch 2\.14 for a llama, .* 2\.13\.1 among them"):
+        engines._no_masks(config)
+
+
+def test_a_mask_is_looked_at_unless_it_is_known_to_hide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapter_for(families.llava_onevision()[0]).language_model
+    monkeypatch.setattr(engines, "_compiled", lambda original, config: lambda inputs, others: "by the engine")
+    call = {"inputs_embeds": torch.randn(1, 4, model.config.hidden_size), "use_cache": True}
+    padded = torch.tensor([[0, 1, 1, 1]])
+    with prefill_engine(model, "compile") as switch:
+        assert model(**call, attention_mask=torch.ones_like(padded)) == "by the engine"
+        assert model(**call, attention_mask=padded) != "by the engine"
+        switch.unpadded = True
+        assert model(**call, attention_mask=padded) == "by the engine"  # the value is not read
 
 
 @compiler
