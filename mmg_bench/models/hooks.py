@@ -2,17 +2,19 @@
 
 Two hooks do it. One before the multimodal module's forward notes, from `input_ids`, where the visual tokens lie. One
 before the language model's forward takes the kept rows of the prompt at prefill, and the matching columns of the
-attention mask at every later step. Hooks on the decoder layers (`inside.py`) do what has to be done there. The model's
-own code does everything else.
+attention mask at every later step. Hooks on the decoder layers (`inside.py`) do what has to be done there. What later
+steps have to know of a prompt goes with its cache. The model's own code does everything else.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from types import MethodType
 from typing import Any
 
 import torch
@@ -22,12 +24,15 @@ from mmg_bench.elapsed import Elapsed
 from mmg_bench.methods.base import Method, Positions, check_choice
 from mmg_bench.models import siglip
 from mmg_bench.models.adapter import Adapter, Capture, Layout, adapter_for
-from mmg_bench.models.inside import Inside, Span
+from mmg_bench.models.inside import Inside, Prompt, Span
 from mmg_bench.models.kept import Kept
 from mmg_bench.tokens import QUESTION_FIELDS, PrunedTokens, VideoTokens
 
 _ACTIVE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _LOCK = threading.Lock()  # of _ACTIVE
+_NUMBERS = itertools.count()  # of contexts
+_PROMPT = "mmg_bench_prompt"  # attribute of a cache
+_WHOLE = "pass the whole conversation at once, with its videos and no cache, or the new tokens alone, step by step"
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,7 @@ def pruning(
         splice = _Splice(adapter, run, encoded, captured)
         for module, hook in ((adapter.multimodal, splice.locate), (adapter.language_model, splice.cut)):
             stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        stack.callback(adapter.language_model.register_forward_hook(splice.remember).remove)
         splice.inside.install(stack)
         yield run
 
@@ -177,8 +183,14 @@ def _shifted(columns: slice | Tensor, by: int) -> slice | Tensor:
     return slice(columns.start + by, columns.stop + by) if isinstance(columns, slice) else columns + by
 
 
+def _reorder_cache(cache: Any, rows: Tensor) -> None:
+    """`reorder_cache` of a cache, and of what goes with it. Beam search calls it."""
+    type(cache).reorder_cache(cache, rows)
+    getattr(cache, _PROMPT).reorder(rows)
+
+
 class _Splice:
-    """The two hooks and what they share."""
+    """The hooks and what they share."""
 
     def __init__(self, adapter: Adapter, run: Run, encoded: Sequence[VideoTokens] | None, captured: Capture) -> None:
         self.adapter, self.run, self.encoded, self.captured = adapter, run, encoded, captured
@@ -187,16 +199,20 @@ class _Splice:
         self.call: dict[str, Any] | None = None  # arguments of a call with videos, between the two hooks
         self.on_host = torch.empty(0)  # its `input_ids`
         self.counted = False  # whether the model itself counts position ids, from the length of its cache
-        self.kept: Kept | None = None  # of the prompt that is being decoded
-        self.active = False  # whether that prompt holds videos that the method prunes
+        self.number = next(_NUMBERS)  # of this context
+        self.prefilled: Prompt | None = None  # in the forward call under way
 
     def locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the multimodal module: note where the visual tokens are, if the call holds videos."""
         self.call = None
-        self.counted = kwargs.get("position_ids") is None and kwargs.get("attention_mask") is None
-        if not self.adapter.holds_videos(kwargs):
-            return
+        mask = kwargs.get("attention_mask")
+        self.counted = kwargs.get("position_ids") is None and mask is None
         ids = args[0] if args else kwargs.get("input_ids")
+        if not self.adapter.holds_videos(kwargs):
+            pruned = getattr(kwargs.get("past_key_values"), _PROMPT, None) is not None
+            if pruned and ids is not None and ids.shape[1] > 1 and bool((ids == self.adapter.video_token_id).any()):
+                raise ValueError(f"visual placeholders came again that the cache of a pruned prompt holds: {_WHOLE}")
+            return
         if ids is None:
             raise ValueError(
                 "a prompt with videos was passed as inputs_embeds: pass input_ids, which tell visual tokens"
@@ -204,6 +220,12 @@ class _Splice:
         self.call = {**kwargs, "input_ids": ids}
         # A GPU has done little yet that this has to wait for. From here on, all that is not in tensors is known.
         self.on_host = ids.cpu()
+        looks_at_text = self.inside.needed or self.run.method.needs & QUESTION_FIELDS
+        if looks_at_text and isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask[:, -1].all()):
+            raise ValueError(
+                f"{self.run.method.name} looks at the end of the text, and a prompt is padded there: pad prompts on "
+                "the left (processor.tokenizer.padding_side)"
+            )
 
     def cut(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -212,25 +234,29 @@ class _Splice:
         embeds, cache = kwargs["inputs_embeds"], kwargs.get("past_key_values")
         mask, ids = kwargs.get("attention_mask"), kwargs.get("position_ids")
         past = cache.get_seq_length() if cache is not None else 0
-        if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
-            raise ValueError("pruning needs a 2-D attention mask: leave cache_implementation and custom masks unset")
-        spans: list[Span] | None = None
+        prompt: Prompt | None = None
+        self.prefilled = None
         if self.call is not None:
             if past:
-                raise ValueError("a prompt with videos came with a filled cache: pass the whole conversation at once")
-            self.kept, embeds, spans = self._prune(embeds, self.call)
+                raise ValueError(f"a prompt with videos came with a filled cache: {_WHOLE}")
+            kept, embeds, spans = self._prune(embeds, self.call)
             self.call = None
-            self.active = self.kept is not None or self.inside.needed
-        elif not past:  # a prompt without video
-            self.active = False
-        elif self.active:
-            self.kept = self.inside.settled(self.kept)
-        if not self.active:
+            if kept is not None or self.inside.needed:
+                prompt = self.prefilled = Prompt(self.number, kept, spans)
+        elif past and (prompt := getattr(cache, _PROMPT, None)) is not None:
+            if prompt.context != self.number:
+                raise ValueError("the cache is of a prompt that was pruned in another context: go on with it there")
+            self.inside.settle(prompt)
+        if prompt is None:
             self.inside.stop()
             return None
+        if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
+            raise ValueError("pruning needs a 2-D attention mask: leave cache_implementation and custom masks unset")
         batch, width = kwargs["inputs_embeds"].shape[:2]
-        removed = self.kept.removed if self.kept is not None and past else 0
+        removed = prompt.kept.removed if prompt.kept is not None and past else 0
         behind = past + removed  # columns before this call, had none been removed
+        if past and not self._follows(behind, width, mask, ids):
+            raise ValueError(f"text came again that the cache of a pruned prompt holds: {_WHOLE}")
         if mask is None:  # without one, transformers takes a jump in position ids for a border between sequences
             mask = torch.ones(batch, behind + width, dtype=torch.long, device=embeds.device)
         if ids is None:
@@ -239,15 +265,35 @@ class _Splice:
             ids = ids + removed
         mask, ids = mask.to(embeds.device), ids.to(embeds.device)
         ids = ids.expand(*ids.shape[:-2], batch, -1)
-        kwargs, additions = self.adapter.additions(kwargs, self.kept)
-        if self.kept is not None:
-            mask = self.kept.mask(mask)
-            if spans is None:
-                ids = self.kept.later(ids)
+        kwargs, additions = self.adapter.additions(kwargs, prompt.kept)
+        if prompt.kept is not None:
+            mask = prompt.kept.mask(mask)
+            if past:
+                ids = prompt.kept.later(ids)
             else:
-                self.kept, ids = self.kept.numbered(ids, mask)
-        self.inside.begin(mask, ids, spans, additions)
+                prompt.kept, ids = prompt.kept.numbered(ids, mask)
+        self.inside.begin(prompt, mask, ids, additions, prefill=not past)
         return args, {**kwargs, "inputs_embeds": embeds, "attention_mask": mask, "position_ids": ids}
+
+    def _follows(self, behind: int, width: int, mask: Tensor | None, ids: Tensor | None) -> bool:
+        """Whether `width` columns are meant to follow on the `behind` of the whole prompt, not on those that are left.
+
+        `generate`, given a cache and all ids so far, feeds those behind the cache's length.
+        """
+        if mask is not None:
+            return mask.shape[1] == behind + width
+        if ids is None or self.counted or ids.dim() != 2 or width == 1:
+            return True  # counted from the cache; or of one token, which costs a GPU a wait each
+        return int(ids[0, 0]) == behind
+
+    def remember(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """After the language model: let a prefilled prompt go with its cache."""
+        cache = getattr(output, "past_key_values", None)
+        if self.prefilled is not None and cache is not None:
+            setattr(cache, _PROMPT, self.prefilled)
+            if self.inside.key_layer is not None:
+                cache.reorder_cache = MethodType(_reorder_cache, cache)
+        self.prefilled = None
 
     def _note_stage(self, video: int, layer: int, tokens: int) -> None:
         report = self.run.report[video]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
 from mmg_bench.methods.base import Method, Positions
-from mmg_bench.models.adapter import Adapter
+from mmg_bench.models.adapter import Adapter, UnsupportedModelError
 from mmg_bench.models.attention import LayerAttention, rotate, softmax_weights
 from mmg_bench.models.kept import Kept
 from mmg_bench.tokens import LayerTokens
@@ -40,6 +40,34 @@ class Span:
     total: int
     """T * N."""
     state: Any
+
+
+@dataclass
+class Prompt:
+    """What decoding has to know of a prompt whose videos were pruned: goes with the prompt's cache, in copies too."""
+
+    context: int
+    """Number of the context in which it was prefilled."""
+    kept: Kept | None
+    """What layer 0 saw of it; None: all."""
+    spans: list[Span]
+    stages: list[Kept] = field(default_factory=list)
+    """What was left of that at each stage inside the language model."""
+    memory: dict[int, Tensor] = field(default_factory=dict)
+    """Span -> what `select_keys` handed on."""
+
+    def reorder(self, rows: Tensor) -> None:
+        """Go on, in each row, from what was row `rows[b]`: beam search lets some beams go and doubles others."""
+        of_row: dict[int, list[int]] = {}
+        for number, span in enumerate(self.spans):
+            of_row.setdefault(span.row, []).append(number)
+        before = self.memory
+        self.memory = {
+            to: before[source]
+            for row, parent in enumerate(rows.tolist())
+            for to, source in zip(of_row.get(row, ()), of_row.get(parent, ()), strict=True)
+            if source in before
+        }
 
 
 def moved(spans: Sequence[Span], gone: Sequence[int], left: Tensor, counts: Sequence[int]) -> list[Span]:
@@ -78,19 +106,23 @@ class Inside:
         self.adapter, self.method, self.report = adapter, method, report
         self.contiguous = (method.inside_positions or positions) == "contiguous"
         depth = len(adapter.layers)
+        kinds = set(getattr(adapter.text_config, "layer_types", None) or ())
+        if method.prunes_inside(depth) and kinds - {"full_attention"}:
+            raise UnsupportedModelError(
+                f"{method.name} prunes inside the language model, whose layers must attend to all that is before them: "
+                f"this one has {', '.join(sorted(kinds))}"
+            )
         self.at = method.layers(depth)
         if list(self.at) != sorted(set(self.at)) or (self.at and not 0 < self.at[0] <= self.at[-1] < depth):
             raise ValueError(f"{method.name} prunes before layers {self.at}: not ascending in 1..{depth - 1}")
         self.key_layer = method.key_layer(depth)
         self.needed = method.prunes_inside(depth)  # whether the method does anything inside the language model
-        self.stages: list[Kept] = []  # of the prompt that is being decoded
-        self.spans: list[Span] = []
+        self.prompt = Prompt(0, None, [])  # of the forward call under way
         self.base: Flow | None = None  # of the forward call under way: before the first stage,
         self.flow: Flow | None = None  # and what is in force at the layer under way, once it differs from the base
         self.prefill = False
         self.additions: list[Tensor] = []  # [B, K, D] to add behind each of the first layers at prefill
         self.inputs: dict[int, tuple[Tensor, Any]] = {}  # layer -> hidden states, rotary embeddings of its attention
-        self.memory: dict[int, Tensor] = {}  # span -> what `select_keys` handed on
 
     def install(self, stack: ExitStack) -> None:
         """Set the hooks; `stack` removes them."""
@@ -102,27 +134,23 @@ class Inside:
             stack.callback(layer.register_forward_pre_hook(self._narrow(number), with_kwargs=True).remove)
             stack.callback(layer.register_forward_hook(self._add(number)).remove)
 
-    def begin(self, mask: Tensor, ids: Tensor, spans: list[Span] | None, additions: list[Tensor]) -> None:
-        """A forward call of the language model begins; `spans` are its videos at prefill, None while decoding."""
-        self.additions = additions
-        self.base, self.flow, self.prefill = Flow(mask, ids), None, spans is not None
-        if spans is not None:
-            self.spans, self.stages, self.memory = spans, [], {}
+    def begin(self, prompt: Prompt, mask: Tensor, ids: Tensor, additions: list[Tensor], prefill: bool) -> None:
+        """A forward call of the language model begins."""
+        self.prompt, self.additions, self.prefill = prompt, additions, prefill
+        self.base, self.flow = Flow(mask, ids), None
         self.inputs.clear()
 
     def stop(self) -> None:
         """The next forward call holds no pruned video."""
         self.base = self.flow = None
-        self.spans, self.stages, self.additions = [], [], []
+        self.additions = []
 
-    def settled(self, outer: Kept | None) -> Kept | None:
-        """What decoding has to know of layer 0: `outer`, and stages that pruned the caches of the layers before too."""
-        if not self.method.prunes_caches:
-            return outer
-        for stage in self.stages:
-            outer = stage if outer is None else stage.after(outer)
-        self.stages = []
-        return outer
+    def settle(self, prompt: Prompt) -> None:
+        """Before decoding: stages that pruned the caches of the layers before, too, count from layer 0 on."""
+        if self.method.prunes_caches:
+            for stage in prompt.stages:
+                prompt.kept = stage if prompt.kept is None else stage.after(prompt.kept)
+            prompt.stages = []
 
     def _note(self, number: int) -> Any:
         """Forward pre-hook of an attention module: keep what it is called with."""
@@ -145,8 +173,8 @@ class Inside:
                 stage = self.at.index(number)
                 if self.prefill:
                     hidden = self._prune(stage, number, hidden, cache, kwargs)
-                elif stage < len(self.stages):
-                    self._advance(self.stages[stage], hidden, cache, number)
+                elif stage < len(self.prompt.stages):
+                    self._advance(self.prompt.stages[stage], hidden, cache, number)
             if number == self.key_layer and not self.prefill and hidden.shape[1] == 1:
                 self._hide_keys(number, hidden, cache)
             changed: dict[str, Any] = {"position_ids": None}
@@ -175,7 +203,7 @@ class Inside:
         counts = [hidden.shape[1]] * len(hidden)
         source = torch.arange(hidden.shape[1], device=hidden.device).repeat(len(hidden), 1)
         values, after, gone = hidden.clone(), [], []
-        for video, span in enumerate(self.spans):
+        for video, span in enumerate(self.prompt.spans):
             row = hidden[span.row]
             attend = _Attend(self, number, span, current.mask, row, rotary)
             tokens = LayerTokens(
@@ -194,8 +222,8 @@ class Inside:
                 values[span.row, going] = chosen.features.to(row.dtype)
             after.append(replace(span, columns=places, positions=span.positions[chosen.index], state=chosen.state))
         kept = Kept.of(left, counts, self.contiguous, source)
-        self.spans = moved(after, gone, left, counts)
-        self.stages.append(kept)
+        self.prompt.spans = moved(after, gone, left, counts)
+        self.prompt.stages.append(kept)
         self.additions = [kept.gather(addition) for addition in self.additions]
         hidden = kept.gather(values)
         self._advance(kept, hidden, cache, number)
@@ -213,7 +241,7 @@ class Inside:
         assert current is not None
         mask = kept.mask(current.mask)
         if self.prefill:
-            self.stages[-1], ids = kept.numbered(current.ids, mask)
+            self.prompt.stages[-1], ids = kept.numbered(current.ids, mask)
         else:
             ids = kept.later(current.ids)
         self.flow = self._flow(mask, ids, hidden, cache, number)
@@ -236,12 +264,13 @@ class Inside:
         keys = cache.layers[number - 1].keys  # [B, key-value heads, S, width]
         mask = current.mask.clone()
         module = self.adapter.attention_module(self.adapter.layers[number - 1])
-        for i, span in enumerate(self.spans):
+        memory = self.prompt.memory
+        for i, span in enumerate(self.prompt.spans):
             seen = current.mask[span.row].bool()
             one = LayerAttention(module, inputs[span.row], self.adapter.rows(rotary, span.row), seen[-1:])
             last = torch.zeros(1, dtype=torch.long, device=hidden.device)
             weights = softmax_weights(one.queries(last), keys[span.row], seen[None], module.scaling)  # [heads, 1, S]
-            chosen, self.memory[i] = self.method.select_keys(weights[:, 0, span.columns].mean(0), self.memory.get(i))
+            chosen, memory[i] = self.method.select_keys(weights[:, 0, span.columns].mean(0), memory.get(i))
             if chosen is not None:
                 shown = mask[span.row, span.columns[chosen]]
                 mask[span.row, span.columns] = 0
