@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from torch import Tensor
 from mmg_bench.methods._inside import InsideMethod, layers_at
 from mmg_bench.methods.base import Method, Positions
 from mmg_bench.methods.registry import get_method, method_class, method_names
+from mmg_bench.models.adapter import UnsupportedModelError
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.small import SmallSpec, small_llava_onevision
 from mmg_bench.tokens import LayerTokens, Selection
@@ -229,6 +231,47 @@ class Backwards(InsideMethod):
 
     def layers(self, depth: int) -> tuple[int, ...]:
         return (3, 2)
+
+
+@pytest.mark.parametrize("layer", [1, 3])
+def test_beams_keep_what_their_own_steps_attended_to(
+    deep: tuple[Any, Any], inputs: dict[str, Tensor], layer: int
+) -> None:
+    """A beam's score is that of its ids decoded alone, though a method remembers the last step of each."""
+    model = copy.deepcopy(deep[0])
+    with torch.no_grad():
+        model.lm_head.weight.div_(40)  # beams that are nearly as good as one another
+    method, steps, length = get_method("dycoke", p=0.9, layer=layer), 10, inputs["input_ids"].shape[1]
+    beams = {"num_beams": 4, "num_return_sequences": 4, "length_penalty": 0.0, "max_new_tokens": steps}
+    with method(model):
+        found = model.generate(
+            **inputs, **beams, min_new_tokens=steps, do_sample=False, return_dict_in_generate=True, output_scores=True
+        )
+    assert len({tuple(row) for row in found.beam_indices.tolist()}) > 1
+    for ids, score in zip(found.sequences[:, length:].tolist(), found.sequences_scores.tolist(), strict=True):
+        total = 0.0
+        with torch.no_grad(), method(model):
+            out = model(**inputs, use_cache=True)
+            for token in ids:
+                total += float(out.logits[0, -1].log_softmax(-1)[token])
+                step = torch.tensor([[token]])
+                out = model(input_ids=step, past_key_values=out.past_key_values, use_cache=True)
+        assert total == pytest.approx(score, abs=1e-3)
+
+
+def test_sliding_windows_are_refused(deep: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
+    model, _ = deep
+    config = copy.deepcopy(model.config)
+    config.text_config.layer_types = ["sliding_attention", *config.text_config.layer_types[1:]]
+    config.text_config.sliding_window = 24
+    sliding = type(model)(config).eval()
+    refusal = pytest.raises(UnsupportedModelError, match=r"fastv prunes inside .* full_attention, sliding_attention")
+    with refusal, get_method("fastv")(sliding):
+        pass
+    with torch.no_grad(), get_method("random", retention_ratio=1.0)(sliding):
+        pruned = sliding(**inputs).logits
+    with torch.no_grad():
+        assert torch.equal(sliding(**inputs).logits, pruned)
 
 
 def test_misuse_is_explained(deep: tuple[Any, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from typing import Any
 
@@ -62,6 +63,119 @@ def test_beams_map_to_the_videos_of_their_prompt(own: tuple[Any, Any], inputs: d
     with pruning(model, method, encoded=tokens) as run:
         assert torch.equal(model.generate(**text_only, **fresh(encoded), **beams), together)
     assert len(run.report) == 6
+
+
+@pytest.mark.parametrize("name", ["mmg_vid", "random", "fastv", "holitom", "dycoke"])
+def test_prompts_are_decoded_side_by_side(own: tuple[Any, Any], inputs: dict[str, Tensor], name: str) -> None:
+    """What is known of a pruned prompt goes with its cache: other prompts come between its steps, and copies go on."""
+    model, _ = own
+    first, second = ({k: v[i : i + 1] for k, v in inputs.items()} for i in (0, 1))
+    text = {"input_ids": second["input_ids"][:, -5:]}
+
+    def begin(prompt: dict[str, Tensor]) -> tuple[Any, Tensor]:
+        out = model(**prompt, use_cache=True)
+        return out.past_key_values, out.logits[:, -1]
+
+    def step(cache: Any, token: int) -> Tensor:
+        return model(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True).logits[:, -1]
+
+    method = get_method(name, retention_ratio=0.3, **({"layer": 1} if name == "dycoke" else {}))
+    with torch.no_grad(), method(model):
+        cache, _ = begin(first)
+        expected = [step(cache, token) for token in (7, 8, 9)]
+        cache, _ = begin(second)
+        others = [step(cache, token) for token in (4, 5)]
+        stock = begin(text)[1]
+
+        cache, _ = begin(first)
+        found = [step(cache, 7)]
+        aside = copy.deepcopy(cache)
+        beside, _ = begin(second)
+        assert torch.equal(begin(text)[1], stock)
+        found += [step(cache, 8)]
+        assert torch.equal(step(beside, 4), others[0])
+        found += [step(cache, 9)]
+        assert torch.equal(step(beside, 5), others[1])
+        assert all(map(torch.equal, found, expected))
+        assert torch.equal(step(aside, 8), expected[1])
+
+
+def test_guidance_without_the_video_leaves_the_prompt_alone(own: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
+    model, _ = own
+    one, scale, steps = {k: v[:1] for k, v in inputs.items()}, 1.5, 4
+    method, length = get_method("vidcom2", retention_ratio=0.3), inputs["input_ids"].shape[1]
+    with method(model):
+        guided = model.generate(
+            **one, max_new_tokens=steps, min_new_tokens=steps, do_sample=False, guidance_scale=scale
+        )
+    tokens: list[int] = []
+    with torch.no_grad():
+        for _ in range(steps):
+            with method(model):
+                out = model(**one, use_cache=True)
+                for token in tokens:
+                    next_one = torch.tensor([[token]])
+                    out = model(input_ids=next_one, past_key_values=out.past_key_values, use_cache=True)
+            with_video = out.logits[0, -1].log_softmax(-1)
+            last = int(one["input_ids"][0, -1])
+            without = model(input_ids=torch.tensor([[last, *tokens]])).logits[0, -1].log_softmax(-1)
+            tokens.append(int((scale * (with_video - without) + without).argmax()))
+    assert guided[0, length:].tolist() == tokens
+
+
+def test_a_second_turn_on_a_pruned_cache_is_refused(own: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
+    """`generate` takes a cache to hold the first of all ids; a pruned one holds others."""
+    model, processor = own
+    one = prompt_inputs(processor, TEXTS[:1], [[random_video(6, 1)]])
+    for ratio, says in ((0.3, "visual placeholders came again"), (0.97, "text came again")):
+        with get_method("random", retention_ratio=ratio)(model):
+            first = model.generate(**one, **GREEDY, return_dict_in_generate=True)
+            both = torch.cat([first.sequences, one["input_ids"][:, -4:]], dim=1)
+            with pytest.raises(ValueError, match=f"{says} .* pass the whole conversation at once"):
+                model.generate(input_ids=both, past_key_values=first.past_key_values, **GREEDY)
+            with pytest.raises(ValueError, match="came with a filled cache: pass the whole conversation"):
+                model(**one, past_key_values=first.past_key_values)
+    with Dense()(model):  # which takes nothing out
+        first = model.generate(**one, **GREEDY, return_dict_in_generate=True)
+        both = torch.cat([first.sequences, one["input_ids"][:, -4:]], dim=1)
+        again = model.generate(input_ids=both, past_key_values=first.past_key_values, **GREEDY)
+        ones = torch.ones_like(both)
+        assert torch.equal(model.generate(**{**one, "input_ids": both, "attention_mask": ones}, **GREEDY), again)
+
+
+def test_a_pruned_cache_belongs_to_its_context(own: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
+    model, _ = own
+    with get_method("random", retention_ratio=0.3)(model), torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+    later = pytest.raises(ValueError, match="pruned in another context")
+    with get_method("fastv", retention_ratio=0.3)(model), later:
+        model(input_ids=torch.tensor([[5], [5]]), past_key_values=cache)
+
+
+def test_dense_takes_any_cache(own: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
+    model, _ = own
+    stock = model.generate(**inputs, **GREEDY, cache_implementation="static")
+    with Dense()(model):
+        assert torch.equal(model.generate(**inputs, **GREEDY, cache_implementation="static"), stock)
+
+
+def test_right_padding_is_refused_where_the_end_of_the_text_is_looked_at(own: tuple[Any, Any]) -> None:
+    model, processor = own
+    left = prompt_inputs(processor, [TEXTS[0], "Why?"], [[random_video(6, 1)], [random_video(6, 2)]])
+    assert not left["attention_mask"].all()
+    gap = int((left["attention_mask"][1] == 0).sum())
+    right = {**left}
+    for name in ("input_ids", "attention_mask"):
+        right[name] = left[name].clone()
+        right[name][1] = left[name][1].roll(-gap)
+    with torch.no_grad():
+        for name in ("fastv", "cdpruner"):
+            method = get_method(name, retention_ratio=0.3, **({"relevance": "llm"} if name == "cdpruner" else {}))
+            with method(model), pytest.raises(ValueError, match=f"{name} looks at the end of the text, and .* left"):
+                model(**right)
+        with get_method("mmg_vid", retention_ratio=0.3)(model):
+            one, other = model(**left).logits, model(**right).logits
+        torch.testing.assert_close(other[1, -1 - gap], one[1, -1])
 
 
 def test_sampling_draws_what_the_stock_model_draws(own: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
