@@ -62,13 +62,13 @@ class PruMerge(Method):
     and the summed token; with `plus` a quarter of the centres are the most attended (1 : 3 as officially), the
     others evenly spaced among the rest. Below one token a frame, later frames have none.
     Quirk kept: no sum is normalised, so merged tokens are longer than tokens, and the summed one is shorter.
-    Deviations: the attention is what a token receives on average, because a SigLIP tower has no class token; tokens
-    enter the model in raster order (official: by descending attention), the summed one at the place of the last token
-    that is no centre; `plus` works for any grid (official: 576 tokens only).
+    Deviations: the attention is what a token receives on average, because a SigLIP tower has no class token, scaled
+    to sum to 1 in a frame; tokens enter the model in raster order (official: by descending attention), the summed one
+    at the place of the last token that is no centre; `plus` works for any grid (official: 576 tokens only).
     """
 
     plus: bool = False
-    """PruMerge+: part of the centres are spatially uniform."""
+    """PruMerge+: part of the centres are spatially uniform. The official default."""
     adaptive: bool = False
     """Let each frame's count follow from its attention outliers, as the paper does; ignores `retention_ratio`."""
     neighbours: int = 32
@@ -87,6 +87,9 @@ class PruMerge(Method):
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
         attention, keys = supplied(tokens, "attention"), supplied(tokens, "keys")
+        attention = attention.float()
+        # Pooling averages what officially sums to 1 over the tokens that are summed up here.
+        attention = attention / attention.sum(1, keepdim=True).clamp(min=torch.finfo(attention.dtype).tiny)
         size = tokens.tokens_per_frame
         features, positions = [], []
         for run, centres in self._centres(tokens, attention):

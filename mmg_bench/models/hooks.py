@@ -124,6 +124,7 @@ def pruning(
         stack.callback(_release, model)
         captured = stack.enter_context(adapter.capture(method.needs if encoded is None else ()))
         splice = _Splice(adapter, run, encoded, captured)
+        stack.callback(model.register_forward_pre_hook(splice.note_labels, with_kwargs=True).remove)
         for module, hook in ((adapter.multimodal, splice.locate), (adapter.language_model, splice.cut)):
             stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         stack.callback(adapter.language_model.register_forward_hook(splice.remember).remove)
@@ -200,7 +201,12 @@ class _Splice:
         self.on_host = torch.empty(0)  # its `input_ids`
         self.counted = False  # whether the model itself counts position ids, from the length of its cache
         self.number = next(_NUMBERS)  # of this context
+        self.labelled = False  # whether the call of the whole model came with labels
         self.prefilled: Prompt | None = None  # in the forward call under way
+
+    def note_labels(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the whole model: labels have the prompt's length, logits that of what is left of it."""
+        self.labelled = kwargs.get("labels") is not None
 
     def locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the multimodal module: note where the visual tokens are, if the call holds videos."""
@@ -241,6 +247,11 @@ class _Splice:
                 raise ValueError(f"a prompt with videos came with a filled cache: {_WHOLE}")
             kept, embeds, spans = self._prune(embeds, self.call)
             self.call = None
+            if self.labelled and kept is not None:
+                raise ValueError(
+                    "labels do not fit a pruned prompt: leave them out, and compare the last of the logits with the "
+                    "text behind the video"
+                )
             if kept is not None or self.inside.needed:
                 prompt = self.prefilled = Prompt(self.number, kept, spans)
         elif past and (prompt := getattr(cache, _PROMPT, None)) is not None:
@@ -351,7 +362,7 @@ class _Splice:
                 if rest or length != len(found[row]):
                     raise ValueError(
                         f"prompt {row} holds {len(found[row])} visual placeholders, not {length} for its videos of "
-                        f"(T, H, W) {layouts[first:last]}: use the model's own processor"
+                        f"(T, H, W) {layouts[first:last]}: use the model's own processor, and no prefill_chunk_size"
                     )
                 for video, columns in zip(range(first, last), found[row].split(lengths[first:last]), strict=True):
                     self._check_rows(row, columns, layouts[video])

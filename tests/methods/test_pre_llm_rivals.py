@@ -336,6 +336,18 @@ def test_prumerge_sums_without_normalising():
     assert merged.flatten().tolist() == [1 + 2.5, 10 + 0.5, 12.5 + 62.5]
 
 
+@pytest.mark.parametrize("plus", [False, True])
+def test_prumerge_weights_are_shares_of_a_frame(plus: bool):
+    """A tower's attention is averaged where patches are pooled: its sum over a frame must not matter."""
+    tokens = _video(4, 16, 8)
+    attention = torch.rand(4, 16)
+    method = PruMerge(retention_ratio=0.4, plus=plus)
+    one = method.prune(replace(tokens, attention=attention / attention.sum(1, keepdim=True)))
+    other = method.prune(replace(tokens, attention=attention * 7))
+    assert torch.equal(one.positions, other.positions)
+    torch.testing.assert_close(one.features, other.features)
+
+
 def test_prumerge_plus_grid():
     assert with_grid(torch.tensor([7, 0]), 17, 1 / 12).tolist() == [7, 0, 4, 8, 12]  # never the last token, 16
     assert with_grid(torch.tensor([1]), 4, 0.9).tolist() == [1, 0, 2]

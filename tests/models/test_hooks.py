@@ -305,6 +305,12 @@ def test_misuse_is_explained(tiny: tuple[Any, Any], inputs: dict[str, torch.Tens
     four = {**inputs, "attention_mask": torch.zeros(1, 1, length, length)}
     with MMGVid()(model), pytest.raises(ValueError, match="2-D attention mask"):
         model(**four)
+    with MMGVid()(model), pytest.raises(ValueError, match="labels do not fit a pruned prompt"):
+        model(**inputs, labels=inputs["input_ids"])
+    with Dense()(model):
+        assert model(**inputs, labels=inputs["input_ids"]).loss.isfinite()
+    with MMGVid()(model), pytest.raises(ValueError, match="and no prefill_chunk_size"):
+        model.generate(**inputs, **GREEDY, prefill_chunk_size=32)
     torn = inputs["input_ids"].clone()
     last = int((torn[0] == model.config.video_token_index).nonzero()[-1])
     torn[0, [last, last + 1]] = torn[0, [last + 1, last]]
