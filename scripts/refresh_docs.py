@@ -22,7 +22,7 @@ from mmg_bench.models.loading import VideoLLM
 from mmg_bench.report import figures
 from mmg_bench.report.overlay import contact_sheet, kept_overlay
 from mmg_bench.report.rows import ALL, DENSE, read_rows
-from mmg_bench.report.table import is_control
+from mmg_bench.report.table import WITHIN, is_control
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = (ROOT / "tests", ROOT / "tests" / "models", ROOT / "tests" / "measure")
@@ -41,12 +41,14 @@ def compact_table(rows: pd.DataFrame) -> str:
     """Percent of dense kept, a line a method and a column a retention ratio, as Markdown."""
     overall = rows[rows.skill == ALL]
     kept = overall[overall.metric == "accuracy_kept_percent"].set_index(["method", "retention_ratio"])
+    seen = overall[overall.metric == "retention_layer_mean"].set_index(["method", "retention_ratio"]).value
     dense = overall[(overall.method == DENSE) & (overall.metric == "accuracy")].iloc[0]
     ratios = sorted({r for _, r in kept.index if r < 1}, reverse=True)
     methods = [m for m in dict.fromkeys(m for m, _ in kept.index) if m != DENSE]
     lines = [
         f"Percent of dense accuracy kept, with its paired 95 % interval; {dense.model} model, {dense.frames} frames,",
         f"{dense.n} questions; dense answers {dense.value:.1f} % [{dense.ci_low:.1f}, {dense.ci_high:.1f}] right.",
+        "Behind @, where it is not R: the share of the visual tokens that a layer sees, on average.",
         "",
         "| | " + " | ".join(f"R = {100 * r:g} %" for r in ratios) + " |",
         "|:--" + "|--:" * len(ratios) + "|",
@@ -54,6 +56,11 @@ def compact_table(rows: pd.DataFrame) -> str:
     for method in methods:
         cells = [kept.loc[(method, r)] if (method, r) in kept.index else None for r in ratios]
         texts = ["–" if c is None else f"{c.value:.1f} [{c.ci_low:.1f}, {c.ci_high:.1f}]" for c in cells]
+        shares = [seen.get((method, r), r) for r in ratios]
+        texts = [
+            f"{text} @ {100 * share:.0f} %" if text != "–" and abs(share - r) > WITHIN else text
+            for text, share, r in zip(texts, shares, ratios, strict=True)
+        ]
         name = f"{method} (control)" if is_control(method) else f"**{method}**" if method == "mmg_vid" else method
         lines.append(f"| {name} | " + " | ".join(texts) + " |")
     return "\n".join(lines)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 CONTROLS = frozenset({"random", "uniform", "pooled", "fewer_frames"})
 """Methods that show what a budget is worth without any idea behind it."""
+WITHIN = 0.005
+"""How far the mean share of tokens that layers see may lie from the retention ratio and still count as it."""
 NONE = "–"
 FLAG = "⚠"
 _MARKS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ"
@@ -253,11 +255,12 @@ class _Layout:
         return (f"{row.value:.1f}" if method == DENSE else with_interval(row, 1)) + cited
 
     def _best(self) -> set[tuple[str, float]]:
-        """The highest percent kept of each block, controls and dense apart."""
+        """The highest percent kept of each block among cells that keep to its ratio, controls and dense apart."""
         kept = {
             (m, r): row.value
             for m, r in self.cells
             if m != DENSE and not is_control(m) and (row := self._row("accuracy_kept_percent", m, r)) is not None
+            if (seen := self._row("retention_layer_mean", m, r)) is None or seen.value <= r + WITHIN
         }
         return {(m, r) for (m, r), v in kept.items() if v == max(w for (_, s), w in kept.items() if s == r)}
 
@@ -308,7 +311,8 @@ class _Layout:
         if self.benchmarks:
             lines.append(
                 "Accuracy and percent kept: in percent, over the questions that were answered; intervals are paired "
-                "with dense, from a bootstrap over videos. In bold, the most kept in a block, controls aside"
+                "with dense, from a bootstrap over videos. In bold, the most kept in a block by methods whose layers "
+                "see no more than R, controls aside"
             )
         if over_skills := self._over_skills(keys):
             lines.append(f"Accuracy on {', '.join(over_skills)}: the mean over the skills, as its own scoring takes it")

@@ -1,5 +1,6 @@
 import dataclasses
 import io
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -21,7 +22,8 @@ SNAPSHOT = """\
 - Model: toy, weights: trained; 8 frames; bench (12 questions)
 - Measured (key1): a CPU, float32, sdpa, 2026-01-02, commit abc123; reproduce with `mmg-bench table toy`
 - Accuracy and percent kept: in percent, over the questions that were answered; intervals are paired with dense, \
-from a bootstrap over videos. In bold, the most kept in a block, controls aside
+from a bootstrap over videos. In bold, the most kept in a block by methods whose layers see no more than R, controls \
+aside
 - FLOPs: multiply-adds of the language model's prefill over visual tokens (`flops_gqa`)
 - Prefill speed-up: pruning and prefill against those of dense, 20 rounds
 - In parentheses: published numbers
@@ -118,6 +120,17 @@ def test_controls_are_never_the_best(make, provenance):
     assert "**" not in line(text, "random (control)")["Kept % [95 % CI]"]
     assert line(text, "a")["Kept % [95 % CI]"].startswith("**75.0")
     assert "**" not in line(text, "b")["Kept % [95 % CI]"]
+
+
+def test_who_keeps_more_than_the_ratio_is_never_the_best(make, provenance):
+    records = [
+        *make("dense", 1.0, "1111"),
+        *(replace(record, realised_tokens=20) for record in make("floored", 0.25, "1111")),  # of 64
+        *make("honest", 0.25, "1110"),
+    ]
+    text = to_markdown(layout(rows_of(records, geometries={"toy": GEOMETRY}), provenance, NOTHING))
+    assert "**" not in line(text, "floored")["Kept % [95 % CI]"]
+    assert line(text, "honest")["Kept % [95 % CI]"].startswith("**75.0")
 
 
 def test_variants_of_controls_are_controls():
