@@ -17,6 +17,7 @@ mmg-bench: training-free visual-token pruning for video LLMs, measured
 
   mmg-bench run [options]      answer a benchmark with one model and one or several methods
   mmg-bench table [options]    make a whole table, such as Table 1 of the MMG-Vid paper
+  mmg-bench compare A B        say what one method gains over another in a finished run, question by question
   mmg-bench measure [options]  speed, memory and FLOPs of one model, beside dense; needs no weights and no benchmark
   mmg-bench doctor [options]   say what a run or a table needs and this machine lacks, and how to get it
   mmg-bench methods [NAME]     list the pruning methods and their parameters, or say what one of them does
@@ -29,6 +30,7 @@ Options are Hydra overrides; `mmg-bench run --help` explains each and lists the 
   mmg-bench run -m method=mmg_vid,random retention_ratio=0.1,0.15,0.25   # one pass over the videos
   mmg-bench run method=mmg_vid method.tau=0.9 positions=contiguous latency=true
   mmg-bench table table=table1 profile=embedded
+  mmg-bench compare mmg_vid dpc_knn retention_ratio=0.1 output_dir=outputs/embedded/embedded
   mmg-bench measure -m model=llava_onevision_7b weights=random frames=32,64 retention_ratio=0.1,0.25
   mmg-bench doctor table=table1 profile=paper
   mmg-bench doctor model=llava_onevision_7b benchmark=videomme
@@ -51,6 +53,8 @@ The exit status is 0 when everything is there (of a table: for one profile), and
 _HELP_FLAGS = {"-h", "--help"}
 _ONLY_OF_RUN = re.compile(r"\+*(model|benchmark|method|latency|retention_ratio|positions|shard)(\.\w+)?=")
 """Overrides of run.yaml that table.yaml has not: there, changes to a model go by `model.<name>.<option>`."""
+_OPTION = re.compile(r"-|[+~]*[\w./@]+=|~")
+"""How an argument begins that is an option, not the label of a method."""
 _GOES_ON = ("run", "table", "measure")
 """Commands that keep what they have done."""
 
@@ -62,6 +66,7 @@ def main() -> None:
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": _run,
         "table": _table,
+        "compare": _compare,
         "measure": _measure,
         "doctor": _doctor,
         "methods": _methods,
@@ -99,6 +104,12 @@ def _measure(overrides: list[str]) -> int:
 
 def _table(overrides: list[str]) -> int:
     return _configured("table", overrides, lambda configs: _command("tables").table(configs[0]))
+
+
+def _compare(arguments: list[str]) -> int:
+    options = [argument for argument in arguments if _OPTION.match(argument)]
+    methods = [argument for argument in arguments if argument not in options]
+    return _configured("compare", options, lambda configs: _command("compare").compare(methods, configs[0]))
 
 
 def _bench_methods(overrides: list[str]) -> int:

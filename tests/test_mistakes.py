@@ -45,6 +45,16 @@ def called(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
             "retention_ratio=interval(0.1,0.3): an interval is no list of val",
         ),
         ("run -m benchmark.frames=[4", "benchmark.frames=[4: no viable alternative"),
+        (
+            "run -m limit=6,12",
+            "limit=6,12: rows in one folder would not tell which is which; put ${limit} into output_dir, in single quo",
+        ),
+        (
+            "run -m model.frames=8,16 model.dtype=float32,bfloat16 latency=true,false limit=6",
+            "latency=True,False model.dtype=float32,bfloat16: rows in one folder would not tell which is which; put "
+            "${latency}/${model.dtype} into",
+        ),
+        ("run -m model=embedded,llava_onevision_0_5b workers=1,2 output_dir=here", "workers=1,2: rows in one folder"),
         ("run benchmark.frames=[4", "benchmark.frames=[4: no viable alternative"),
         ("run shard.count=abc", "shard.count='abc': it must be a whole number, at least 1"),
         ("methods mmgvid", "unknown method 'mmgvid'; the registered methods are: "),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,38 @@ class Job:
     workers: int
     """Processes that share the videos on this machine."""
 
+    @property
+    def reports(self) -> bool:
+        """Whether it has rows: a share of the videos has none."""
+        return self.shard.count == 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job came to, without its model."""
+
+    job: Job
+    weights: str
+    geometry: TextGeometry
+    over_skills: set[str]
+    """Benchmarks whose accuracy is the mean over their skills."""
+    records: list[Record]
+    measurements: list[Measurement]
+    sources: dict[str, Any]
+    """Provenance of records and measurements."""
+
+    @property
+    def failed(self) -> int:
+        """How many answers failed."""
+        return sum(r.error is not None for r in self.records)
+
 
 def run(configs: Sequence[DictConfig]) -> int:
     """Run jobs composed from run.yaml, those of one model and benchmark together. Returns how many answers failed."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for config in map(cfg.plain, configs):
         check_latency(config["latency"])
+        config["output_dir"] = str(check_path("output_dir", config["output_dir"]))
         apart = {k: v for k, v in config.items() if k not in ("method", "retention_ratio", "positions")}
         groups.setdefault(json.dumps(apart, sort_keys=True), []).append(config)
     jobs = []
@@ -60,7 +87,7 @@ def run(configs: Sequence[DictConfig]) -> int:
         first = members[0]
         cells = [cfg.cell(m["method"], m["retention_ratio"], m["positions"]) for m in members]
         cells.insert(0, cfg.cell({"name": "dense"}, 1.0))  # the reference of every percentage
-        folder = check_path("output_dir", first["output_dir"])
+        folder = Path(first["output_dir"])
         latency = LatencySettings(**first["measure"])  # checked, also where nothing is timed
         jobs.append(
             Job(
@@ -76,7 +103,9 @@ def run(configs: Sequence[DictConfig]) -> int:
                 workers=_workers(first, first["model"]),
             )
         )
-    return sum(_do(job) for job in jobs)
+    firsts = [members[0] for members in groups.values()]
+    _check_told_apart([first for first, job in zip(firsts, jobs, strict=True) if job.reports])
+    return _do(jobs)
 
 
 def table(config: DictConfig) -> int:
@@ -99,7 +128,7 @@ def table(config: DictConfig) -> int:
         shard=Shard(),
         workers=_workers(plain, model),
     )
-    return _do(job)
+    return _do([job])
 
 
 def check_latency(given: Any) -> None:
@@ -118,8 +147,57 @@ def _workers(plain: dict[str, Any], model: dict[str, Any]) -> int:
     return workers_for(plain["workers"], cfg.model_spec(model).torch_device.type)
 
 
-def _do(job: Job) -> int:
-    """Answer, measure, report."""
+def _check_told_apart(configs: Sequence[dict[str, Any]]) -> None:
+    """Raise ValueError for jobs of one folder that differ in what its rows do not tell.
+
+    Rows tell the model and the benchmark by their names, and the number of frames.
+    """
+    unlike: dict[str, list[Any]] = {}
+    for one, other in combinations(map(_options, configs), 2):
+        if one["output_dir"] != other["output_dir"]:
+            continue
+        for option in one | other:
+            name = f"{option.partition('.')[0]}.name"
+            told = option == "model.frames" or one.get(name) != other.get(name)
+            if not told and one.get(option) != other.get(option):
+                values = unlike.setdefault(option, [])
+                values += [v for v in (one.get(option), other.get(option)) if v not in values]
+    if unlike:
+        given = " ".join(f"{option}={','.join(map(str, values))}" for option, values in unlike.items())
+        into = "/".join(f"${{{option}}}" for option in unlike)
+        raise ValueError(
+            f"{given}: rows in one folder would not tell which is which; put {into} into output_dir, in single quotes"
+        )
+
+
+def _options(config: dict[str, Any]) -> dict[str, Any]:
+    """The options of a configuration by the names that overrides give them."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _do(jobs: Sequence[Job]) -> int:
+    """Answer, measure, report; jobs of one folder share its rows. Returns how many answers failed.
+
+    Rows are written after each job, so that a later one's fault or a stop loses nothing, and shown once.
+    """
+    done: dict[Path, list[Outcome]] = {}
+    failed = 0
+    for number, job in enumerate(jobs, start=1):
+        outcome = _carry_out(job)
+        failed += outcome.failed
+        if job.reports:
+            together = done.setdefault(job.results, [])
+            together.append(outcome)
+            more = any(other.reports and other.results == job.results for other in jobs[number:])
+            _report(together, shown=not more)
+    return failed
+
+
+def _carry_out(job: Job) -> Outcome:
+    """Answer and measure."""
     spec = cfg.model_spec(job.model)
     if job.latency is not None:
         check_engine(job.latency, spec)
@@ -147,29 +225,44 @@ def _do(job: Job) -> int:
         print(f"failed: {r.method} at R = {r.retention_ratio:g}, {r.benchmark} {r.question}: {r.error}")
     if failed:
         print(f"{len(failed)} answers failed (they are not scored as wrong); the same command tries them again.")
-    if job.shard.count > 1:
-        print(f"shard {job.shard.index + 1} of {job.shard.count} is done; run once without shards for the table")
-        return len(failed)
     measurements: list[Measurement] = []
-    if job.latency is not None:
+    if not job.reports:
+        print(f"shard {job.shard.index + 1} of {job.shard.count} is done; run once without shards for the table")
+    elif job.latency is not None:
         entry = provenance.describe(
             {**_settings(job, llm, job.benchmarks[0]), "latency": asdict(job.latency)}, llm.device
         )
         key = provenance.register(job.folders[0], entry)
         sources |= provenance.read(job.folders[0])
         measurements = _latency(job, llm, benchmarks[0], records, key)
-    rows = result_rows(
-        records,
-        table=job.table,
-        weights={llm.spec.name: llm.weights},
-        methods=list(dict.fromkeys(cell.label for cell in job.cells)),
-        benchmarks=[benchmark.spec.name for benchmark in benchmarks],
-        over_skills={benchmark.spec.name for benchmark in benchmarks if benchmark.spec.average == "skills"},
+    return Outcome(
+        job=job,
+        weights=llm.weights,
+        geometry=TextGeometry.from_config(llm.model.config.get_text_config()),
+        over_skills={b.spec.name for b in benchmarks if b.spec.average == "skills"},
+        records=records,
         measurements=measurements,
-        geometries={llm.spec.name: TextGeometry.from_config(llm.model.config.get_text_config())},
+        sources=sources,
     )
-    publish(rows, sources, job.results, layout)
-    return len(failed)
+
+
+def _report(outcomes: Sequence[Outcome], *, shown: bool) -> None:
+    """Write the rows of jobs that share a folder, and show their tables."""
+    jobs = [outcome.job for outcome in outcomes]
+    rows = result_rows(
+        [record for outcome in outcomes for record in outcome.records],
+        table=jobs[0].table,
+        weights={outcome.job.model["name"]: outcome.weights for outcome in outcomes},
+        methods=list(dict.fromkeys(cell.label for job in jobs for cell in job.cells)),
+        benchmarks=list(dict.fromkeys(benchmark["name"] for job in jobs for benchmark in job.benchmarks)),
+        over_skills=set[str]().union(*(outcome.over_skills for outcome in outcomes)),
+        measurements=[measurement for outcome in outcomes for measurement in outcome.measurements],
+        geometries={outcome.job.model["name"]: outcome.geometry for outcome in outcomes},
+    )
+    sources: dict[str, Any] = {}
+    for outcome in outcomes:
+        sources |= outcome.sources
+    publish(rows, sources, jobs[0].results, layout, shown=shown)
 
 
 def _answer_share(

@@ -132,10 +132,12 @@ def result_rows(
     bootstrap = bootstrap or Bootstrap()
     rows: list[dict[str, Any]] = []
     realised: dict[_Where, float] = {}
-    for (model, frames), by_benchmark in _cells(records).items():
+    for (model, frames), by_benchmark in answers_by_cell(records).items():
+        for benchmark, cells in by_benchmark.items():
+            _check_dense(cells, f"on {benchmark} ({model}, {frames} frames)")
         cost = _Cost((geometries or {}).get(model))
         if len(by_benchmark) > 1:
-            by_benchmark[AVERAGE] = _averages(by_benchmark)
+            by_benchmark[AVERAGE] = over_benchmarks(by_benchmark)
         for benchmark, cells in by_benchmark.items():
             for (method, ratio), cell in cells.items():
                 where = _Where(model, frames, benchmark, method, ratio)
@@ -223,7 +225,7 @@ def headline(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class _Cell:
+class Answers:
     """The answers of one method at one retention ratio, ordered by benchmark and question."""
 
     records: tuple[Record, ...]
@@ -245,19 +247,22 @@ class _Cell:
         """What a benchmark's accuracy is the mean over: its skills, or one group of all its questions."""
         return [r.skill if r.benchmark in over_skills else ALL for r in self.records]
 
-    def of_skill(self, skill: str) -> _Cell:
-        return _Cell(tuple(r for r in self.records if r.skill == skill))
+    def of_skill(self, skill: str) -> Answers:
+        return Answers(tuple(r for r in self.records if r.skill == skill))
 
 
-_Cells = dict[tuple[str, float], _Cell]
+Cells = dict[tuple[str, float], Answers]
 
 
-def _cells(records: Iterable[Record]) -> dict[tuple[str, int], dict[str, _Cells]]:
-    """(model, frames) -> benchmark -> (method, retention ratio) -> cell, checked."""
+def answers_by_cell(records: Iterable[Record]) -> dict[tuple[str, int], dict[str, Cells]]:
+    """(model, frames) -> benchmark -> (method, retention ratio) -> answers.
+
+    Raises ValueError when two cells share a label, when a question has two records, and for names that rows use.
+    """
     grouped: dict[tuple[str, int, str, str, float], list[Record]] = defaultdict(list)
     for r in records:
         grouped[r.model, r.frames, r.benchmark, r.method, r.retention_ratio].append(r)
-    cells: dict[tuple[str, int], dict[str, _Cells]] = defaultdict(lambda: defaultdict(dict))
+    cells: dict[tuple[str, int], dict[str, Cells]] = defaultdict(lambda: defaultdict(dict))
     for (model, frames, benchmark, method, ratio), members in sorted(grouped.items()):
         who = f"{method} at retention ratio {ratio:g} on {benchmark} ({model}, {frames} frames)"
         if len({r.cell for r in members}) > 1:
@@ -268,27 +273,32 @@ def _cells(records: Iterable[Record]) -> dict[tuple[str, int], dict[str, _Cells]
             raise ValueError(f"{who}: a benchmark cannot be called {benchmark!r}; rows use that name")
         if any(r.skill == ALL for r in members):
             raise ValueError(f"{who}: a skill cannot be called {ALL!r}; rows use that name")
-        cells[model, frames][benchmark][method, ratio] = _Cell(tuple(sorted(members, key=lambda r: r.question)))
-    for (model, frames), by_benchmark in cells.items():
-        for benchmark, of_benchmark in by_benchmark.items():
-            where = f"on {benchmark} ({model}, {frames} frames)"
-            if (DENSE, 1.0) not in of_benchmark:
-                raise ValueError(f"no records of dense at retention ratio 1 {where}: every table compares with dense")
-            wanted = {r.question for r in of_benchmark[DENSE, 1.0].records}
-            for (method, ratio), cell in of_benchmark.items():
-                if different := sorted(wanted ^ {r.question for r in cell.records}):
-                    raise ValueError(
-                        f"{method} at retention ratio {ratio:g} {where}: {len(different)} questions are not both in "
-                        f"this cell and in dense, such as {different[0]!r}: run the same command again to complete it"
-                    )
+        cells[model, frames][benchmark][method, ratio] = Answers(tuple(sorted(members, key=lambda r: r.question)))
     return cells
 
 
-def _averages(by_benchmark: Mapping[str, _Cells]) -> _Cells:
+def _check_dense(cells: Cells, where: str) -> None:
+    if (DENSE, 1.0) not in cells:
+        raise ValueError(f"no records of dense at retention ratio 1 {where}: every table compares with dense")
+    check_same_questions(cells, (DENSE, 1.0), where)
+
+
+def check_same_questions(cells: Cells, reference: tuple[str, float], where: str) -> None:
+    """Raise ValueError, saying `where`, unless the questions of all cells are those of the `reference`."""
+    wanted = {r.question for r in cells[reference].records}
+    for (method, ratio), cell in cells.items():
+        if different := sorted(wanted ^ {r.question for r in cell.records}):
+            raise ValueError(
+                f"{method} at retention ratio {ratio:g} {where}: {len(different)} questions are not both in this cell "
+                f"and in {reference[0]}, such as {different[0]!r}: run the same command again to complete it"
+            )
+
+
+def over_benchmarks(by_benchmark: Mapping[str, Cells]) -> Cells:
     """The cells that ran on every benchmark, their records put together."""
     everywhere = set.intersection(*(set(cells) for cells in by_benchmark.values()))
     return {
-        key: _Cell(tuple(r for cells in by_benchmark.values() for r in cells[key].records))
+        key: Answers(tuple(r for cells in by_benchmark.values() for r in cells[key].records))
         for key in sorted(everywhere)
     }
 
@@ -319,7 +329,7 @@ def layer_tokens(record: Record, depth: int) -> tuple[int, ...]:
 
 
 def _statistics(
-    cell: _Cell, dense: _Cell, over_skills: Collection[str], cost: _Cost, bootstrap: Bootstrap
+    cell: Answers, dense: Answers, over_skills: Collection[str], cost: _Cost, bootstrap: Bootstrap
 ) -> Iterator[tuple[str, str, Estimate]]:
     """(skill, metric, estimate) of a cell."""
     groups, subgroups = cell.benchmarks, cell.subgroups(over_skills)

@@ -1,4 +1,4 @@
-"""Accuracy and paired comparison with dense, with bootstrap intervals that respect the videos.
+"""Accuracy and paired comparison of two cells, with bootstrap intervals that respect the videos.
 
 Questions about one video are not independent, so the bootstrap draws whole videos. All functions are pure: the same
 scores give the same result to the last digit, in any order of the questions. Scores are in 0..1, NaN where a question
@@ -82,14 +82,19 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A cell against dense on the questions that both answered."""
+    """A cell against another, such as dense, on the questions that both answered."""
 
+    accuracy: float
+    """In percent, as are those below."""
+    other_accuracy: float
+    difference: Estimate
+    """accuracy - other_accuracy, in points."""
     kept_percent: Estimate
-    """100 * accuracy / accuracy of dense."""
+    """100 * accuracy / other_accuracy."""
     flips_lost: int
-    """Questions that dense answered better."""
+    """Questions that the other answered better."""
     flips_won: int
-    """Questions that the method answered better."""
+    """Questions that the cell answered better."""
     p_mcnemar: float
     """Exact two-sided p of as uneven a split of the flips, were both directions equally likely."""
 
@@ -117,28 +122,36 @@ def accuracy(
 
 def compare(
     scores: ArrayLike,
-    dense: ArrayLike,
+    other: ArrayLike,
     videos: Labels,
     groups: Labels | None = None,
     subgroups: Labels | None = None,
     *,
     bootstrap: Bootstrap | None = None,
 ) -> Comparison:
-    """Paired comparison of a cell's `scores` (`[Q]`) with those of `dense` on the same questions in the same order.
+    """Paired comparison of a cell's `scores` (`[Q]`) with those of an `other` on the same questions in the same order.
 
     A question that failed in either cell is left out of the pair and counted. With `groups` (and `subgroups`, as in
-    `accuracy`) the percentage is that of the unweighted means over them; flips are counted over all questions.
-    kept_percent is NaN where the accuracy of dense is 0; resamples in which it is 0 are left out of the interval.
+    `accuracy`) the percentages are those of the unweighted means over them; flips are counted over all questions.
+    kept_percent is NaN where the other's accuracy is 0; resamples in which it is 0 are left out of the interval.
     """
     bootstrap = bootstrap or Bootstrap()
-    means, n, n_errors = _group_means([scores, dense], videos, groups, subgroups, bootstrap)
+    means, n, n_errors = _group_means([scores, other], videos, groups, subgroups, bootstrap)
     ours, theirs = means.mean(axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
         kept = np.where(theirs > 0, 100 * ours / theirs, np.nan)
-    difference = np.asarray(scores, float) - np.asarray(dense, float)
-    lost, won = int((difference < 0).sum()), int((difference > 0).sum())
-    estimate = Estimate(float(kept[0]), *bootstrap.interval(kept[1:]), n, n_errors)
-    return Comparison(estimate, lost, won, mcnemar(lost, won))
+    points = 100 * (ours - theirs)
+    flips = np.asarray(scores, float) - np.asarray(other, float)
+    lost, won = int((flips < 0).sum()), int((flips > 0).sum())
+    return Comparison(
+        accuracy=float(100 * ours[0]),
+        other_accuracy=float(100 * theirs[0]),
+        difference=Estimate(float(points[0]), *bootstrap.interval(points[1:]), n, n_errors),
+        kept_percent=Estimate(float(kept[0]), *bootstrap.interval(kept[1:]), n, n_errors),
+        flips_lost=lost,
+        flips_won=won,
+        p_mcnemar=mcnemar(lost, won),
+    )
 
 
 def mcnemar(lost: int, won: int) -> float:

@@ -268,7 +268,7 @@ class _Layout:
         row = self._row("p_mcnemar", method, ratio)
         if row is None or method == DENSE:
             return NONE
-        return "< 0.001" if row.value < 0.001 else f"{row.value:.3f}"
+        return p_value(row.value)
 
     def _tokens(self, method: str, ratio: float) -> str:
         here = self.rows[(self.rows.method == method) & (self.rows.retention_ratio == ratio)]
@@ -314,8 +314,7 @@ class _Layout:
                 "with dense, from a bootstrap over videos. In bold, the most kept in a block by methods whose layers "
                 "see no more than R, controls aside"
             )
-        if over_skills := self._over_skills(keys):
-            lines.append(f"Accuracy on {', '.join(over_skills)}: the mean over the skills, as its own scoring takes it")
+        lines += mean_lines(over_skills(self.provenance[key] for key in keys))
         if self.prunes_inside:
             lines.append(
                 "Tokens: visual tokens that enter layer 0; layer mean: share of all that a layer sees, on average"
@@ -329,12 +328,6 @@ class _Layout:
         if len(self.published):
             lines.append("In parentheses: published numbers")
         return tuple(lines)
-
-    def _over_skills(self, keys: Iterable[str]) -> list[str]:
-        """Benchmarks whose accuracy is, by their configuration, the mean over their skills."""
-        facts = (self.provenance[key].get("benchmark") for key in keys)
-        found = [b["name"] for b in facts if isinstance(b, Mapping) and b.get("average") == "skills"]
-        return list(dict.fromkeys(found))
 
 
 _USUAL = {"engine": "stock", "sdpa": "auto"}
@@ -352,6 +345,25 @@ def measured_line(key: str, provenance: Mapping[str, Mapping[str, Any]]) -> str:
     known += [f"commit {facts['commit']}"] if facts.get("commit") else []
     again = f"; reproduce with `{facts['command']}`" if facts.get("command") else ""
     return f"Measured ({key}): {', '.join(known) or 'nothing recorded'}{again}"
+
+
+def over_skills(entries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Benchmarks whose accuracy is, by their configuration in provenance entries, the mean over their skills."""
+    facts = (entry.get("benchmark") for entry in entries)
+    found = [b["name"] for b in facts if isinstance(b, Mapping) and b.get("average") == "skills"]
+    return list(dict.fromkeys(found))
+
+
+def mean_lines(benchmarks: Sequence[str]) -> list[str]:
+    """What is said of benchmarks whose accuracy is the mean over their skills; nothing of none."""
+    if not benchmarks:
+        return []
+    return [f"Accuracy on {', '.join(benchmarks)}: the mean over the skills, as its own scoring takes it"]
+
+
+def p_value(p: float) -> str:
+    """A p as tables show it."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def with_interval(row: ResultRow, digits: int, unit: str = "") -> str:

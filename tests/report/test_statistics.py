@@ -114,6 +114,19 @@ def test_comparison_by_hand():
     assert (pair.kept_percent.n, pair.kept_percent.n_errors) == (5, 2)
     assert (pair.flips_lost, pair.flips_won) == (2, 1)
     assert pair.p_mcnemar == 1.0
+    assert (pair.accuracy, pair.other_accuracy) == pytest.approx((60, 80))
+    assert (pair.difference.value, pair.difference.n, pair.difference.n_errors) == (pytest.approx(-20), 5, 2)
+
+
+def test_interval_of_a_difference_is_that_of_independent_pairs():
+    """A hundred videos of which one is lost and four are won: each pair is worth -1, 0 or 1 points in a hundred."""
+    dense, method = np.zeros(100), np.zeros(100)
+    dense[0], method[1:5] = 1, 1
+    pair = compare(method, dense, [f"v{i}" for i in range(100)])
+    half = 1.96 * math.sqrt(0.05 - 0.03**2) * 10
+    assert pair.difference.value == pytest.approx(3)
+    assert pair.difference.low == pytest.approx(3 - half, abs=1)
+    assert pair.difference.high == pytest.approx(3 + half, abs=1)
 
 
 @pytest.mark.parametrize(

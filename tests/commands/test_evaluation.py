@@ -1,0 +1,72 @@
+"""What the jobs of one command leave behind, on the real embedded model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from mmg_bench.commands import evaluation
+from mmg_bench.config import sweep
+from mmg_bench.report.rows import AVERAGE, provenance_keys, read_rows
+
+
+def run(*overrides: str) -> int:
+    GlobalHydra.instance().clear()
+    return evaluation.run(sweep("run", ["method=random", "model.device=cpu", *overrides]))
+
+
+def test_rows_of_all_jobs_in_a_folder_stand_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("model.frames=4,8", "limit=2", "latency=true", "measure.repeats=2", f"output_dir={tmp_path}") == 0
+    rows = read_rows(tmp_path / "rows.csv")
+    for frames in (4, 8):
+        part = rows[rows.frames == frames]
+        assert set(part.method) == {"dense", "random"}
+        assert {"accuracy", "prefill_speedup", "flops_gqa"} <= set(part.metric)
+    assert set(json.loads((tmp_path / "provenance.json").read_text())) == set(provenance_keys(rows))
+    table = (tmp_path / "table.md").read_text()
+    assert "run: embedded, embedded, 4 frames" in table
+    assert "run: embedded, embedded, 8 frames" in table
+    assert capsys.readouterr().out.count("Written: ") == 1
+    # another command leaves its own rows
+    assert run("model.frames=4", "limit=2", f"output_dir={tmp_path}") == 0
+    assert set(read_rows(tmp_path / "rows.csv").frames) == {4}
+
+
+def test_several_benchmarks_in_a_folder_have_their_average(tmp_path: Path) -> None:
+    assert run("benchmark.name=one,two", "limit=2", f"output_dir={tmp_path}") == 0
+    rows = read_rows(tmp_path / "rows.csv")
+    assert set(rows.benchmark) == {"one", "two", AVERAGE}
+    assert "| Avg. |" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, OSError])
+def test_what_earlier_jobs_computed_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: type[BaseException]
+) -> None:
+    evaluate = evaluation.evaluate
+
+    def stopped(llm: Any, *others: Any) -> Any:
+        if llm.spec.frames == 8:
+            raise fault
+        return evaluate(llm, *others)
+
+    monkeypatch.setattr(evaluation, "evaluate", stopped)
+    with pytest.raises(fault):
+        run("model.frames=2,4,8", "limit=2", f"output_dir={tmp_path}")
+    assert set(read_rows(tmp_path / "rows.csv").frames) == {2, 4}
+    assert (tmp_path / "table.md").read_text().count("## run: ") == 2
+
+
+def test_jobs_that_rows_cannot_tell_apart_take_folders_of_their_own(tmp_path: Path) -> None:
+    assert run("limit=1,2", f"output_dir={tmp_path}/${{limit}}") == 0
+    assert [max(read_rows(tmp_path / limit / "rows.csv").n) for limit in ("1", "2")] == [1, 2]
+
+
+def test_shares_of_the_videos_have_no_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("shard.index=0,1", "shard.count=2", "limit=12", f"output_dir={tmp_path}/") == 0
+    assert "shard 2 of 2 is done" in capsys.readouterr().out
+    assert not (tmp_path / "rows.csv").exists()
