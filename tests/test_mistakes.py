@@ -53,6 +53,8 @@ def called(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
         ("run shard=2", "shard=2: give shard.index and shard.count"),
         ("run model.path=null", "model.path=None: it must be a text"),
         ("run benchmark.name=null", "benchmark.name=None: it must be a text"),
+        ("run benchmark.include_path=/nope", "benchmark.include_path='/nope': no such folder"),
+        ("run benchmark.include_path=7", "benchmark.include_path=7: it must be a text"),
         ("run benchmark.tasks=null", "benchmark.tasks=None: give one or several"),
         ("run model.attn_implementation=foo", "model.attn_implementation='foo': choose sdpa, flash_attention_2"),
         ("run model.device=meta", "model.device='meta': choose auto, cpu, cuda"),
