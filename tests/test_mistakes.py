@@ -105,6 +105,18 @@ def test_mistakes(command: str, says: str, monkeypatch: pytest.MonkeyPatch, caps
 
 
 @pytest.mark.parametrize(
+    "options",
+    ["benchmark.include_path=/nope", "-m latency=false,true measure.engine=graphs measure.warmup=9 model.device=cpu"],
+)
+def test_what_a_run_cannot_do_is_said_before_a_model_is_loaded(options: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object) -> None:
+        pytest.fail("a model is loaded")
+
+    monkeypatch.setattr("mmg_bench.models.loading.VideoLLM.__init__", load)
+    assert called(monkeypatch, "run", *options.split()) == 2
+
+
+@pytest.mark.parametrize(
     ("command", "says"),
     [
         ("run --help", "retention_ratio: 0.25        # visual tokens to keep, in (0, 1]"),

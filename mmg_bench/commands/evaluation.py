@@ -18,7 +18,7 @@ from mmg_bench.commands.publish import publish, results_folder
 from mmg_bench.measure.flops import TextGeometry
 from mmg_bench.measure.latency import LatencySettings, check_engine, measure_cells, time_values
 from mmg_bench.measure.workload import Workload
-from mmg_bench.models.loading import VideoLLM
+from mmg_bench.models.loading import VideoLLM, check_hub
 from mmg_bench.options import check_path
 from mmg_bench.report.rows import Measurement, result_rows
 from mmg_bench.report.table import layout
@@ -76,6 +76,8 @@ def run(configs: Sequence[DictConfig]) -> int:
                 workers=_workers(first, first["model"]),
             )
         )
+    for job in jobs:
+        _check(job)
     return sum(_do(job) for job in jobs)
 
 
@@ -99,6 +101,7 @@ def table(config: DictConfig) -> int:
         shard=Shard(),
         workers=_workers(plain, model),
     )
+    _check(job)
     return _do(job)
 
 
@@ -118,12 +121,19 @@ def _workers(plain: dict[str, Any], model: dict[str, Any]) -> int:
     return workers_for(plain["workers"], cfg.model_spec(model).torch_device.type)
 
 
-def _do(job: Job) -> int:
-    """Answer, measure, report."""
+def _check(job: Job) -> None:
+    """Raise ValueError or ModelError for what would end a job and is known before a model is loaded."""
     spec = cfg.model_spec(job.model)
+    for benchmark in job.benchmarks:
+        cfg.benchmark_spec(benchmark)
     if job.latency is not None:
         check_engine(job.latency, spec)
-    llm = VideoLLM(spec)
+    check_hub(spec, _needs(job.cells))
+
+
+def _do(job: Job) -> int:
+    """Answer, measure, report."""
+    llm = VideoLLM(cfg.model_spec(job.model))
     llm.prepare(_needs(job.cells))
     for cell in job.cells:
         llm.adapter.check(cell.method.needs, cell.label)
