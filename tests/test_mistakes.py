@@ -63,6 +63,8 @@ def called(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
         ("run shard=2", "shard=2: give shard.index and shard.count"),
         ("run model.path=null", "model.path=None: it must be a text"),
         ("run benchmark.name=null", "benchmark.name=None: it must be a text"),
+        ("run benchmark.include_path=/nope", "benchmark.include_path='/nope': no such folder"),
+        ("run benchmark.include_path=7", "benchmark.include_path=7: it must be a text"),
         ("run benchmark.tasks=null", "benchmark.tasks=None: give one or several"),
         ("run model.attn_implementation=foo", "model.attn_implementation='foo': choose sdpa, flash_attention_2"),
         ("run model.device=meta", "model.device='meta': choose auto, cpu, cuda"),
@@ -110,6 +112,18 @@ def test_mistakes(command: str, says: str, monkeypatch: pytest.MonkeyPatch, caps
     error = capsys.readouterr().err
     assert error.startswith("mmg-bench: ")
     assert says in error
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["benchmark.include_path=/nope", "-m latency=false,true measure.engine=graphs measure.warmup=9 model.device=cpu"],
+)
+def test_what_a_run_cannot_do_is_said_before_a_model_is_loaded(options: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object) -> None:
+        pytest.fail("a model is loaded")
+
+    monkeypatch.setattr("mmg_bench.models.loading.VideoLLM.__init__", load)
+    assert called(monkeypatch, "run", *options.split()) == 2
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mmg_bench.options import check_text, check_whole
+from mmg_bench.options import check_path, check_text, check_whole
 
 SCORE_FIELDS = ("score", "correct", "rating")
 """Where tasks whose `process_results` gives more than a number put the score."""
@@ -54,6 +54,11 @@ class BenchmarkSpec:
         check_text("benchmark.name", self.name)
         if self.average not in AVERAGES:
             raise ValueError(f"benchmark.average={self.average!r}: choose {' or '.join(AVERAGES)}")
+        if self.include_path is not None and not check_path("benchmark.include_path", self.include_path).is_dir():
+            raise ValueError(
+                f"benchmark.include_path={self.include_path!r}: no such folder; name the one with the task's yaml "
+                "file; null takes the tasks of lmms-eval"
+            )
         if self.data is not None and not Path(self.data).expanduser().is_dir():
             raise ValueError(f"benchmark.data={self.data!r}: no such folder; null takes the hub's data set")
 
@@ -216,17 +221,13 @@ def _load_tasks(spec: BenchmarkSpec) -> dict[str, Any]:
     from lmms_eval.tasks import TaskManager
 
     # indexing every task that lmms-eval ships takes long: not needed once their files are found
-    folders = [spec.include_path] if spec.include_path else _task_folders(spec.tasks)
+    folders = [str(Path(spec.include_path).expanduser())] if spec.include_path else _task_folders(spec.tasks)
     manager = TaskManager(include_path=folders, include_defaults=not folders)
     override = {} if spec.data is None else {"dataset_path": str(Path(spec.data).expanduser())}
     tasks = {}
     for name in spec.tasks:
         if name not in manager.all_subtasks:
-            near = [t for t in manager.all_tasks if name.split("_")[0] in t][:12]
-            raise BenchmarkError(
-                f"lmms-eval has no task {name!r}; "
-                + (f"near are: {', '.join(near)}" if near else "see `lmms-eval --tasks list`")
-            )
+            raise BenchmarkError(_no_such_task(name, spec, manager))
         try:
             loaded = manager.load_config({"task": name, **override}) if override else manager.load_task_or_group(name)
         except (Exception, SystemExit) as error:
@@ -246,6 +247,17 @@ def _task_folders(names: tuple[str, ...]) -> list[str]:
         for name in line.findall(file.read_text(encoding="utf-8")):
             found[name] = str(file.parent)
     return sorted(set(found.values())) if set(found) == set(names) else []
+
+
+def _no_such_task(name: str, spec: BenchmarkSpec, manager: Any) -> str:
+    if spec.include_path is not None:
+        return (
+            f"benchmark.include_path={spec.include_path!r}: no yaml file there has the line `task: {name}`; the tasks "
+            f"there are: {', '.join(manager.all_subtasks) or 'none'}; correct benchmark.tasks or the file"
+        )
+    near = [t for t in manager.all_tasks if name.split("_")[0] in t][:12]
+    known = f"near are: {', '.join(near)}" if near else "see `lmms-eval --tasks list`"
+    return f"lmms-eval has no task {name!r}; {known}; of your own tasks, benchmark.include_path names the folder"
 
 
 def _check(name: str, task: Any) -> None:

@@ -19,7 +19,7 @@ from mmg_bench.commands.publish import publish, results_folder
 from mmg_bench.measure.flops import TextGeometry
 from mmg_bench.measure.latency import LatencySettings, check_engine, measure_cells, time_values
 from mmg_bench.measure.workload import Workload
-from mmg_bench.models.loading import VideoLLM
+from mmg_bench.models.loading import VideoLLM, check_hub
 from mmg_bench.options import check_path
 from mmg_bench.report.rows import Measurement, result_rows
 from mmg_bench.report.table import layout
@@ -183,6 +183,8 @@ def _do(jobs: Sequence[Job]) -> int:
 
     Rows are written after each job, so that a later one's fault or a stop loses nothing, and shown once.
     """
+    for job in jobs:
+        _check(job)
     done: dict[Path, list[Outcome]] = {}
     failed = 0
     for number, job in enumerate(jobs, start=1):
@@ -196,12 +198,19 @@ def _do(jobs: Sequence[Job]) -> int:
     return failed
 
 
-def _carry_out(job: Job) -> Outcome:
-    """Answer and measure."""
+def _check(job: Job) -> None:
+    """Raise ValueError or ModelError for what would end a job and is known before a model is loaded."""
     spec = cfg.model_spec(job.model)
+    for benchmark in job.benchmarks:
+        cfg.benchmark_spec(benchmark)
     if job.latency is not None:
         check_engine(job.latency, spec)
-    llm = VideoLLM(spec)
+    check_hub(spec, _needs(job.cells))
+
+
+def _carry_out(job: Job) -> Outcome:
+    """Answer and measure."""
+    llm = VideoLLM(cfg.model_spec(job.model))
     llm.prepare(_needs(job.cells))
     for cell in job.cells:
         llm.adapter.check(cell.method.needs, cell.label)

@@ -18,6 +18,7 @@ from torch import Tensor
 from mmg_bench.files import digest_of
 from mmg_bench.models import llava_video, siglip
 from mmg_bench.models.adapter import Adapter, adapter_for, fresh
+from mmg_bench.models.hub import check_reachable, not_cached
 from mmg_bench.options import check_text, check_whole, device_of, dtype_of, make_current
 from mmg_bench.tokens import VideoTokens
 
@@ -292,11 +293,12 @@ def attention_lacks(name: str) -> str | None:
 @contextlib.contextmanager
 def _explained(what: str, source: str, folder: Path | None, option: str) -> Iterator[None]:
     """Turn what transformers raises while it loads `what` into ModelError."""
+    from huggingface_hub.errors import HFValidationError
     from safetensors import SafetensorError
 
     try:
         yield
-    except OSError as error:
+    except (OSError, HFValidationError) as error:
         where = "the hub cache" if folder is None else "the folder"
         raise ModelError(
             f"{what} cannot be loaded from {source!r}: {where} lacks something ({_first_line(error)}); "
@@ -341,6 +343,23 @@ def bare_adapter(spec: ModelSpec) -> Adapter:
     if getattr(config, "mmg_family", None) == llava_video.FAMILY:
         llava_video.attach(model, SimpleNamespace())  # no processor: nothing is prepared
     return adapter_for(model)
+
+
+def check_hub(spec: ModelSpec, needs: Collection[str]) -> None:
+    """Raise ModelError where a checkpoint of the hub is needed that is not in its cache, and the hub is out of reach.
+
+    `needs`: fields that methods ask for. Loading would find out too, after minutes of trying; nothing is downloaded.
+    """
+    wanted = []
+    if spec.weights != "random":
+        wanted.append((f"model {spec.name!r}", spec.path, spec.revision, "model.path"))
+    if spec.siglip is not None and siglip.FIELDS & set(needs):
+        wanted.append(("the SigLIP checkpoint", spec.siglip, spec.siglip_revision, "model.siglip"))
+    for what, source, revision, option in wanted:
+        folder = folder_of(source)
+        with _explained(what, source, folder, option):
+            if folder is None and not_cached(source, revision):
+                check_reachable(source, revision)
 
 
 def check_folder(folder: Path) -> None:

@@ -96,23 +96,24 @@ def accuracy_vs_speedup(
 
 
 def kept_by_method(
-    rows: pd.DataFrame, *, ratios: Collection[float] = (0.25, 0.1), highlight: Collection[str] = ()
+    rows: pd.DataFrame, *, ratios: Collection[float] | None = None, highlight: Collection[str] = ()
 ) -> Figure:
     """Percent of dense accuracy kept: a line a method, a point with its paired 95 % interval a retention ratio.
 
-    rows: of one model and number of frames. Methods measured at all `ratios` are drawn, the best at the smallest of
-    them on top; names in `highlight` are set in bold, controls in grey.
+    rows: of one model and number of frames. Methods measured at all `ratios` are drawn, by default at the largest and
+    the smallest below 1 that the rows have, the best at the smallest of them on top; names in `highlight` are set in
+    bold, controls in grey.
     """
     kept = _select(rows, "accuracy_kept_percent")
     known = {r: kept[kept.retention_ratio == r].set_index("method") for r in sorted(kept.retention_ratio.unique())}
-    if lacking := sorted(set(ratios) - set(known)):
-        raise ValueError(f"no rows at retention ratio {lacking[0]:g}; there are: {', '.join(f'{r:g}' for r in known)}")
-    columns = {ratio: known[ratio] for ratio in sorted(ratios)}
+    columns = {ratio: known[ratio] for ratio in _ratios(known, ratios)}
     first, *others = columns.values()
     order = first.value.sort_values(kind="stable")
     methods = [m for m in order.index if m != DENSE and all(m in column.index for column in others)]
     if not methods:
-        raise ValueError(f"no method was measured at all of {', '.join(f'{r:g}' for r in columns)}")
+        raise ValueError(
+            f"no method was measured at all of {_numbers(columns)}: name other ratios of {_numbers(known)}"
+        )
     figure, axes = _axes()
     y = range(len(methods))
     ends = pd.concat([column.value.loc[methods] for column in columns.values()], axis=1)
@@ -150,6 +151,22 @@ def save(figure: Figure, path: Path) -> list[Path]:
         figure.savefig(files[0], dpi=160)
         figure.savefig(files[1], metadata={"Date": None})
     return files
+
+
+def _ratios(known: Collection[float], wanted: Collection[float] | None) -> list[float]:
+    """The ratios that are wanted, in order; without a wish the ends of those below 1 that are known."""
+    if wanted is None:
+        below = sorted(ratio for ratio in known if ratio < 1)
+        if not below:
+            raise ValueError("the rows hold no method at a retention ratio below 1 to draw: run one")
+        return list(dict.fromkeys((below[0], below[-1])))
+    if not wanted or not set(wanted) <= set(known):
+        raise ValueError(f"ratios={list(wanted)}: the rows have {_numbers(known)}; name some of these")
+    return sorted(wanted)
+
+
+def _numbers(ratios: Collection[float]) -> str:
+    return ", ".join(f"{ratio:g}" for ratio in ratios)
 
 
 def _select(rows: pd.DataFrame, metric: str) -> pd.DataFrame:

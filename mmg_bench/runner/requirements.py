@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -14,6 +13,7 @@ from typing import Any
 
 from mmg_bench.benchmarks.lmms import Benchmark, BenchmarkError, BenchmarkSpec
 from mmg_bench.models.adapter import UnsupportedModelError
+from mmg_bench.models.hub import not_cached
 from mmg_bench.models.loading import ModelError, ModelSpec, attention_lacks, bare_adapter, check_folder, folder_of
 from mmg_bench.models.siglip import FIELDS
 
@@ -182,24 +182,7 @@ def _in_cache(
     if revision is not None:
         at, other = f" --revision {revision}", f"; {section}.{pinned}=null takes the newest commit in the cache"
     fix = f"hf download {repo}{at} ({_size(size)}), or set {section}.{option} to a folder{other}"
-    return Check(what, _some("the hub cache lacks", _not_cached(repo, revision)), fix)
-
-
-def _not_cached(repo: str, revision: str | None) -> list[str]:
-    """Files of a checkpoint that the local hub cache lacks."""
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    def cached(name: str) -> str | None:
-        found = try_to_load_from_cache(repo, name, constants.HF_HUB_CACHE, revision)
-        return found if isinstance(found, str) else None
-
-    index = cached("model.safetensors.index.json")
-    names = (
-        ["model.safetensors"]
-        if index is None
-        else sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
-    )
-    return [name for name in ("config.json", *names) if cached(name) is None]
+    return Check(what, _some("the hub cache lacks", not_cached(repo, revision)), fix)
 
 
 def _data(spec: BenchmarkSpec, config: Mapping[str, Any]) -> Check:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mmg_bench.benchmarks import lmms
 from mmg_bench.benchmarks.embedded import dataset
 from mmg_bench.benchmarks.lmms import Benchmark, BenchmarkError, BenchmarkSpec, _as_score
 from mmg_bench.config import benchmark_spec, load
@@ -57,9 +58,29 @@ def test_a_column_that_is_not_there() -> None:
         _ = Benchmark(spec).questions
 
 
-def test_a_task_that_does_not_exist() -> None:
-    with pytest.raises(BenchmarkError, match=r"lmms-eval has no task 'videomee'"):
-        Benchmark(BenchmarkSpec("x", ("videomee",), video="v", include_path=load_path()))
+def test_a_task_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lmms, "_task_folders", lambda _: [load_path()])  # to index all of lmms-eval takes long
+    says = r"lmms-eval has no task 'videomee'; see `lmms-eval --tasks list`; .*benchmark\.include_path names the folder"
+    with pytest.raises(BenchmarkError, match=says):
+        Benchmark(BenchmarkSpec("x", ("videomee",), video="v"))
+
+
+def test_a_folder_without_the_task_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    says = r"include_path='.*task': no yaml file there has the line `task: mine`; the tasks there are: mmg_embedded;"
+    with pytest.raises(BenchmarkError, match=says):
+        Benchmark(BenchmarkSpec("x", ("mine",), video="v", include_path=load_path()))
+    with pytest.raises(BenchmarkError, match=r"the tasks there are: none; correct benchmark\.tasks or the file"):
+        Benchmark(BenchmarkSpec("x", ("mine",), video="v", include_path=str(tmp_path)))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "other.yaml").write_text("task: other")
+    with pytest.raises(BenchmarkError, match=r"include_path='~': no yaml .* the tasks there are: other;"):
+        Benchmark(BenchmarkSpec("x", ("mine",), video="v", include_path="~"))
+
+
+def test_a_folder_of_tasks_that_is_not_there() -> None:
+    says = r"benchmark\.include_path='/nope': no such folder; name the one with the task's yaml file"
+    with pytest.raises(ValueError, match=says):
+        BenchmarkSpec("x", ("mine",), video="v", include_path="/nope")
 
 
 def load_path() -> str:

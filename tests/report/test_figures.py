@@ -66,6 +66,19 @@ def test_methods_stand_by_what_they_keep(rows):
     assert [label.get_text() for label in both.get_yticklabels()] == ["ours"]  # the only one measured at both
 
 
+def test_the_ends_of_the_ratios_are_drawn_where_none_are_given(make):
+    def drawn(*ratios):
+        records = [*make("dense", 1.0, "1111"), *(r for ratio in ratios for r in make("ours", ratio, "0111"))]
+        rows = result_rows(records, table="t", weights={"toy": "w"}, bootstrap=Bootstrap(30))
+        legend = kept_by_method(rows).axes[0].get_legend_handles_labels()[1]
+        return [label for label in legend if label != "dense"]
+
+    assert drawn(0.5, 0.2, 0.3) == ["R = 20 %", "R = 50 %"]
+    assert drawn(0.3) == ["R = 30 %"]
+    with pytest.raises(ValueError, match="the rows hold no method at a retention ratio below 1 to draw"):
+        drawn()
+
+
 def test_saved_files_are_equal_every_time(rows, tmp_path):
     first = save(accuracy_vs_retention(rows), tmp_path / "a" / "figure")
     second = save(accuracy_vs_retention(rows), tmp_path / "b" / "figure")
@@ -78,8 +91,13 @@ def test_saved_files_are_equal_every_time(rows, tmp_path):
 def test_what_cannot_be_drawn_is_an_error(rows):
     with pytest.raises(ValueError, match="no rows of nobody"):
         accuracy_vs_retention(rows, methods=["nobody"])
-    with pytest.raises(ValueError, match=r"no rows at retention ratio 0.1; there are: 0.25, 0.5, 1"):
-        kept_by_method(rows)
+    with pytest.raises(ValueError, match=r"ratios=\[0\.5, 0\.1\]: the rows have 0\.25, 0\.5, 1; name some of these"):
+        kept_by_method(rows, ratios=[0.5, 0.1])
+    with pytest.raises(ValueError, match=r"ratios=\[\]: the rows have"):
+        kept_by_method(rows, ratios=[])
+    ours_at_one = rows[(rows.method != "ours") | (rows.retention_ratio == 0.5)]
+    with pytest.raises(ValueError, match=r"no method was measured at all of 0\.25, 0\.5: name other ratios of 0\.25, "):
+        kept_by_method(ours_at_one)
     with pytest.raises(ValueError, match="measure latency"):
         accuracy_vs_speedup(rows, metric="e2e_speedup")
     with pytest.raises(ValueError, match="no measured accuracy"):

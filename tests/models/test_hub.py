@@ -1,0 +1,159 @@
+"""A checkpoint that is neither in the cache nor to be had is named before anything is loaded, and at once."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmg_bench import config as cfg
+from mmg_bench.commands import evaluation, measure
+from mmg_bench.models.loading import ModelError, ModelSpec, VideoLLM, check_hub
+
+REPO = "nobody/no-such-model"
+LACKS = (
+    rf"cannot be loaded from '{REPO}': the hub cache lacks something \(.* cannot be reached: .*\); download it while"
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub cache with nothing in it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Addresses at a hub that answers everything, and always that there is no such thing."""
+    found: list[str] = []
+
+    class Session:
+        def head(self, url: str, **_: Any) -> int:
+            found.append(url)
+            return 404
+
+    monkeypatch.setattr("huggingface_hub.get_session", Session)
+    return found
+
+
+@pytest.fixture
+def nothing_answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    found: list[str] = []
+
+    class Session:
+        def head(self, url: str, **_: Any) -> None:
+            found.append(url)
+            raise TimeoutError
+
+    monkeypatch.setattr("huggingface_hub.get_session", Session)
+    return found
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: Any) -> None:
+        pytest.fail("a model is loaded")
+
+    monkeypatch.setattr(VideoLLM, "__init__", load)
+
+
+def spec(**changes: Any) -> ModelSpec:
+    return ModelSpec(**{"name": "x", "path": REPO, **changes})
+
+
+def fill(cache: Path, repo: str, revision: str) -> None:
+    snapshot = cache / f"models--{repo.replace('/', '--')}" / "snapshots" / revision
+    snapshot.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (snapshot / name).touch()
+
+
+def test_the_hub_is_asked_once(nothing_answers: list[str]) -> None:
+    with pytest.raises(ModelError, match=rf"model 'x' {LACKS}.*set model\.path to a complete checkpoint folder"):
+        check_hub(spec(), ())
+    assert len(nothing_answers) == 1
+    assert nothing_answers[0].endswith(f"{REPO}/resolve/main/config.json")
+
+
+def test_whatever_the_hub_answers_is_left_to_loading(asked: list[str]) -> None:
+    check_hub(spec(revision="abc"), ())
+    assert [url.rpartition("/resolve/")[2] for url in asked] == ["abc/config.json"]
+
+
+def test_what_is_at_hand_is_not_asked_for(asked: list[str], cache: Path, tiny_folder: Path) -> None:
+    fill(cache, REPO, "abc")
+    check_hub(spec(revision="abc"), ())
+    check_hub(spec(weights="random"), ())
+    for folder in ("embedded", str(tiny_folder), "/nowhere"):
+        check_hub(spec(path=folder), ())
+    assert asked == []
+
+
+def test_siglip_is_asked_for_where_a_method_needs_it(nothing_answers: list[str], cache: Path) -> None:
+    model = spec(weights="random", siglip="nobody/siglip", siglip_revision="abc")
+    check_hub(model, {"attention"})
+    assert nothing_answers == []
+    with pytest.raises(ModelError, match=r"SigLIP checkpoint cannot be loaded from 'nobody/siglip'.*set model\.siglip"):
+        check_hub(model, {"frame_features"})
+    fill(cache, "nobody/siglip", "abc")
+    check_hub(model, {"frame_features"})
+
+
+def test_an_id_that_cannot_be_one_is_named() -> None:
+    with pytest.raises(
+        ModelError, match=r"'a/b/c': .*Repo id must be .*; download it while online, or set model\.path"
+    ):
+        check_hub(spec(path="a/b/c"), ())
+
+
+def run(out: Path) -> int:
+    sweep = ["model=embedded,llava_onevision_0_5b", "limit=1", f"output_dir={out}"]
+    return evaluation.run(cfg.sweep("run", sweep))
+
+
+def table(out: Path) -> int:
+    return evaluation.table(cfg.composed("table", ["profile=paper", f"output_dir={out}"]))
+
+
+def timed(out: Path) -> int:
+    sweep = ["model=embedded,llava_onevision_0_5b", "video=random", f"output_dir={out}"]
+    return measure.measure(cfg.sweep("measure", sweep))
+
+
+@pytest.mark.parametrize("command", [run, table, timed])
+def test_commands_end_before_the_first_model_is_loaded(
+    command: Callable[[Path], int], nothing_answers: list[str], no_model: None, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=r"model 'llava_onevision_.*cannot be reached: TimeoutError\); download it"):
+        command(tmp_path / "out")
+    assert len(nothing_answers) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_no_time_is_lost_where_nothing_answers(
+    listens: bool, no_model: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the hub's own client: a refusal, and a machine that takes what it is asked and never replies."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        if listens:
+            silent.listen()
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        for name, value in {
+            "ENDPOINT": address,
+            "HUGGINGFACE_CO_URL_TEMPLATE": f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_ETAG_TIMEOUT": 1,
+        }.items():
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        started = time.perf_counter()
+        with pytest.raises(ModelError, match=rf"{address} cannot be reached"):
+            run(tmp_path / "out")
+        assert time.perf_counter() - started < 30
