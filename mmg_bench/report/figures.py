@@ -6,10 +6,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from mmg_bench.report.rows import ALL, AVERAGE, DENSE, headline
-from mmg_bench.report.table import is_control
+from mmg_bench.report.table import WITHIN, is_control
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,7 +103,7 @@ def kept_by_method(
 
     rows: of one model and number of frames. Methods measured at all `ratios` are drawn, by default at the largest and
     the smallest below 1 that the rows have, the best at the smallest of them on top; names in `highlight` are set in
-    bold, controls in grey.
+    bold, controls in grey. Points of cells whose layers see more than the ratio of the tokens are hollow.
     """
     kept = _select(rows, "accuracy_kept_percent")
     known = {r: kept[kept.retention_ratio == r].set_index("method") for r in sorted(kept.retention_ratio.unique())}
@@ -114,6 +115,13 @@ def kept_by_method(
         raise ValueError(
             f"no method was measured at all of {_numbers(columns)}: name other ratios of {_numbers(known)}"
         )
+    seen = headline(rows)
+    seen = seen[seen.metric == "retention_layer_mean"]
+    over = dict(
+        zip(
+            zip(seen.method, seen.retention_ratio, strict=True), seen.value > seen.retention_ratio + WITHIN, strict=True
+        )
+    )
     figure, axes = _axes()
     y = range(len(methods))
     ends = pd.concat([column.value.loc[methods] for column in columns.values()], axis=1)
@@ -131,13 +139,25 @@ def kept_by_method(
             alpha=0.9,
             label=f"R = {100 * ratio:g} %",
         )
+        more = [over.get((method, ratio), False) for method in methods]
+        axes.plot(
+            points.value[more],
+            np.flatnonzero(more),
+            _MARKERS[i],
+            mfc="white",
+            mec=_COLOURS[i],
+            markersize=5.5,
+            zorder=3,
+        )
+    if any(over.get((method, ratio), False) for method in methods for ratio in columns):
+        axes.plot([], [], "o", mfc="white", mec=_GREY, markersize=5.5, label="layers see more than R")
     axes.axvline(100, color="black", lw=1.2, label="dense")
     axes.set_yticks(y, methods, fontsize=8)
     for label, method in zip(axes.get_yticklabels(), methods, strict=True):
         label.set(fontweight="bold" if method in highlight else None, color=_GREY if is_control(method) else "black")
     axes.set_xlabel("accuracy kept, % of dense")
     _finish(figure, axes, kept)
-    figure.set_figheight(max(4.2, 0.2 * len(methods) + 0.9))
+    figure.set_size_inches(8.4, max(4.2, 0.2 * len(methods) + 0.9))
     return figure
 
 
@@ -219,4 +239,4 @@ def _finish(figure: Figure, axes: Axes, rows: pd.DataFrame) -> None:
     axes.set_title(f"{first['model']} on {where}, {first['frames']} frames", loc="left", fontsize=10)
     entries = len(axes.get_legend_handles_labels()[0])
     figure.set_figheight(max(4.2, 0.18 * entries + 0.3))  # a line of the legend takes 0.18 inches
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8)

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 from mmg_bench.report.figures import accuracy_vs_retention, accuracy_vs_speedup, kept_by_method, save
@@ -77,6 +78,21 @@ def test_the_ends_of_the_ratios_are_drawn_where_none_are_given(make):
     assert drawn(0.3) == ["R = 30 %"]
     with pytest.raises(ValueError, match="the rows hold no method at a retention ratio below 1 to draw"):
         drawn()
+
+
+def test_points_are_hollow_where_layers_see_more(rows):
+    def hollow(seen):
+        more = headline(rows)
+        more = more[(more.metric == "accuracy") & (more.method == "ours")].assign(
+            metric="retention_layer_mean", value=seen
+        )
+        axes = kept_by_method(pd.concat([rows, more]), ratios=[0.25]).axes[0]
+        points = [line for line in axes.get_lines() if line.get_markerfacecolor() == "white"]
+        return [line.get_ydata().tolist() for line in points if len(line.get_ydata())]
+
+    ours = [label.get_text() for label in kept_by_method(rows, ratios=[0.25]).axes[0].get_yticklabels()].index("ours")
+    assert hollow(0.31) == [[ours]]
+    assert hollow(0.25) == []
 
 
 def test_saved_files_are_equal_every_time(rows, tmp_path):
