@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from mmg_bench.elapsed import Elapsed
 from mmg_bench.methods.base import Method, Positions, check_choice
@@ -190,6 +191,13 @@ def _reorder_cache(cache: Any, rows: Tensor) -> None:
     getattr(cache, _PROMPT).reorder(rows)
 
 
+def _forget(cache: Any) -> None:
+    """Take from a cache what went with it, if it is one."""
+    if isinstance(cache, Cache):
+        for name in (_PROMPT, "reorder_cache"):
+            vars(cache).pop(name, None)
+
+
 class _Splice:
     """The hooks and what they share."""
 
@@ -242,6 +250,8 @@ class _Splice:
         past = cache.get_seq_length() if cache is not None else 0
         prompt: Prompt | None = None
         self.prefilled = None
+        if not past:
+            _forget(cache)  # it was emptied to be used again
         if self.call is not None:
             if past:
                 raise ValueError(f"a prompt with videos came with a filled cache: {_WHOLE}")
@@ -299,7 +309,8 @@ class _Splice:
 
     def remember(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After the language model: let a prefilled prompt go with its cache."""
-        cache = getattr(output, "past_key_values", None)
+        parts = output if isinstance(output, tuple) else output.values()
+        cache: Any = next((part for part in parts if isinstance(part, Cache)), None)
         if self.prefilled is not None and cache is not None:
             setattr(cache, _PROMPT, self.prefilled)
             if self.inside.key_layer is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, Cache, DynamicCache
 
 from mmg_bench.methods.dense import Dense
 from mmg_bench.methods.registry import get_method
@@ -150,6 +150,40 @@ def test_a_pruned_cache_belongs_to_its_context(own: tuple[Any, Any], inputs: dic
     later = pytest.raises(ValueError, match="pruned in another context")
     with get_method("fastv", retention_ratio=0.3)(model), later:
         model(input_ids=torch.tensor([[5], [5]]), past_key_values=cache)
+
+
+@pytest.mark.parametrize("then", [None, Dense()])
+def test_a_cache_that_is_emptied_is_as_new(own: tuple[Any, Any], inputs: dict[str, Tensor], then: Any) -> None:
+    model, _ = own
+    prompt = {"input_ids": inputs["input_ids"][:, -5:]} if then is None else inputs
+
+    def answer(cache: DynamicCache) -> Tensor:
+        model(**prompt, past_key_values=cache, use_cache=True)
+        return model(input_ids=torch.tensor([[5], [6]]), past_key_values=cache, use_cache=True).logits
+
+    with torch.no_grad():
+        stock = answer(DynamicCache(config=model.config))
+        used = DynamicCache(config=model.config)
+        with get_method("dycoke", retention_ratio=0.3, layer=1)(model):
+            model(**inputs, past_key_values=used, use_cache=True)
+            model(input_ids=torch.tensor([[5], [6]]), past_key_values=used, use_cache=True)
+            used.layers = DynamicCache(config=model.config).layers
+            if then is None:
+                assert torch.equal(answer(used), stock)
+                assert "reorder_cache" not in vars(used)
+        if then is not None:
+            with then(model):
+                assert torch.equal(answer(used), stock)
+
+
+def test_outputs_may_be_tuples(own: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
+    model, _ = own
+    with torch.no_grad(), get_method("random", retention_ratio=0.3)(model):
+        out = model(**inputs, use_cache=True)
+        step = {"input_ids": torch.tensor([[5], [6]]), "use_cache": True}
+        expected = model(**step, past_key_values=out.past_key_values).logits
+        cache = next(part for part in model(**inputs, use_cache=True, return_dict=False) if isinstance(part, Cache))
+        assert torch.equal(model(**step, past_key_values=cache, return_dict=False)[0], expected)
 
 
 def test_dense_takes_any_cache(own: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
