@@ -309,8 +309,7 @@ class _Splice:
 
     def remember(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After the language model: let a prefilled prompt go with its cache."""
-        parts = output if isinstance(output, tuple) else output.values()
-        cache: Any = next((part for part in parts if isinstance(part, Cache)), None)
+        cache = output.past_key_values
         if self.prefilled is not None and cache is not None:
             setattr(cache, _PROMPT, self.prefilled)
             if self.inside.key_layer is not None:
