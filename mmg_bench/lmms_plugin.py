@@ -54,10 +54,12 @@ class MMGBench(lmms):
         super().__init__()
         if str(batch_size) != "1":
             raise ValueError(f"batch_size={batch_size}: videos are answered one question at a time; leave it at 1")
-        from mmg_bench.models.loading import VideoLLM
+        from mmg_bench.models.loading import VideoLLM, check_hub
 
         self.cell = _cell(method, retention_ratio, positions, options)
-        self.llm = VideoLLM(_model_spec(str(pretrained), device, options))
+        spec = _model_spec(str(pretrained), device, options)
+        check_hub(spec, self.cell.method.needs)
+        self.llm = VideoLLM(spec)
         self.llm.prepare(self.cell.method.needs)
         self.llm.adapter.check(self.cell.method.needs, self.cell.label)
 

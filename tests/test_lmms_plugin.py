@@ -19,6 +19,7 @@ from mmg_bench.benchmarks.embedded import dataset
 from mmg_bench.benchmarks.lmms import Benchmark
 from mmg_bench.config import benchmark_spec, load, model_spec
 from mmg_bench.methods.registry import method_class, method_names
+from mmg_bench.models import loading
 from mmg_bench.models.loading import ModelSpec, VideoLLM
 from mmg_bench.runner.cells import make_cell
 from mmg_bench.runner.evaluate import evaluate
@@ -159,6 +160,19 @@ def test_mistakes_are_answered_with_what_is_valid(model_args: str, says: str, lm
 
     with pytest.raises((ValueError, RuntimeError), match=says):
         get_model("mmg_bench").create_from_arg_string(model_args)
+
+
+def test_a_hub_out_of_reach_is_named_at_once(lmms_eval: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from lmms_eval.models import get_model
+
+    def silent(repo: str, revision: str | None) -> None:
+        raise OSError("nothing answers")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(loading, "check_reachable", silent)
+    monkeypatch.setattr(loading, "VideoLLM", None)  # is not come to
+    with pytest.raises(loading.ModelError, match=r"nobody/no-such-model.*nothing answers"):
+        get_model("mmg_bench").create_from_arg_string("pretrained=nobody/no-such-model")
 
 
 def test_settings_come_from_our_configuration_of_the_model(lmms_eval: Any, tiny_folder: Path) -> None:
