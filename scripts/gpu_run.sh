@@ -5,7 +5,7 @@
 #   scripts/gpu_run.sh                     # results in results/gpu
 #   OUT=/tmp/out LIMIT=1200 scripts/gpu_run.sh
 #
-# OUT      folder of the results of one device: efficiency/, stock/, compiled/, flash/, bench_methods/; log.txt notes the
+# OUT      folder of the results of one device, profile and video: efficiency/, stock/, compiled/, flash/, bench_methods/; log.txt notes the
 #          end of each step
 # LIMIT    seconds for all steps together; what would not be over by then is left for the next call
 # VIDEO    generated (an mp4 file, written on first use: that needs av, reading it decord), random pixels, or a file
@@ -15,8 +15,13 @@
 # MMG_BENCH_COMMIT   the commit, where the code is a copy without its own history
 # MMG_BENCH_CACHE    where the generated video lies, or is written
 set -uo pipefail
+VIDEO=${VIDEO:-generated} LIMIT=${LIMIT:-560}
+if [ "$VIDEO" != generated ] && [ "$VIDEO" != random ]; then
+    VIDEO=$(realpath -e "$VIDEO") || exit 1
+fi
+[[ $LIMIT =~ ^[0-9]+$ ]] || { echo "LIMIT=$LIMIT: it must be a number of seconds" >&2; exit 1; }
 cd "$(dirname "$0")/.."
-OUT=${OUT:-results/gpu} LIMIT=${LIMIT:-560} VIDEO=${VIDEO:-generated} WHEELS=${WHEELS:-.whl}
+OUT=${OUT:-results/gpu} WHEELS=${WHEELS:-.whl}
 PYTHON=${PYTHON:-python3} DEVICE=${DEVICE:-cuda} PROFILE=${PROFILE:-gpu}
 export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 mkdir -p "$OUT"
@@ -73,11 +78,12 @@ print(torch.cuda.get_device_name() if sys.argv[1] == "cuda" else "the CPU")
 EOF
 ) || exit 1
 echo "$device"
-if [ -e "$OUT/device.txt" ] && [ "$(cat "$OUT/device.txt")" != "$device" ]; then
-    echo "$OUT holds the results of $(cat "$OUT/device.txt"): give another OUT" >&2
+of="$device, PROFILE=$PROFILE, VIDEO=$VIDEO"
+if [ -e "$OUT/of.txt" ] && [ "$(cat "$OUT/of.txt")" != "$of" ]; then
+    echo "$OUT holds the results of $(cat "$OUT/of.txt"): give another OUT" >&2
     exit 1
 fi
-echo "$device" >"$OUT/device.txt"
+echo "$of" >"$OUT/of.txt"
 if [ "$VIDEO" = generated ]; then
     "$PYTHON" -c 'import decord; from mmg_bench.measure.workload import standard_video as v; v()' || {
         echo "the video cannot be made: see VIDEO in this script" >&2

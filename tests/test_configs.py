@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import sys
 from collections.abc import Iterator
@@ -197,6 +198,14 @@ def test_a_method_is_answered_anew_when_another_file_of_its_own_package_changes(
     code_of.cache_clear()
     code_of(cls)
     code_of.cache_clear()
+    monkeypatch.setattr(cls, "__module__", "__main__")  # as by `python -m theirs.method`
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", importlib.util.find_spec("theirs.method"))
+    monkeypatch.setattr(inspect, "getsourcefile", lambda cls: str(tmp_path / "theirs" / "method.py"))
+    by_module = list(seen)
+    seen.clear()
+    code_of(cls)
+    code_of.cache_clear()
+    assert seen == by_module
     own = {str(file.relative_to(tmp_path / "theirs")) for file in seen if tmp_path in file.parents}
     assert own == set(files) - {"alone.py", "__init__.py"}
     assert {"random.py", "base.py", "tokens.py"} <= {file.name for file in seen}

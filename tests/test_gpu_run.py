@@ -27,13 +27,24 @@ def run(tmp_path: Path):
     python.chmod(0o755)
 
     def call(
-        fails: str = "nothing", hangs: str = "nothing", limit: int = 600, card: str = "A", no_video: int = 0
+        fails: str = "nothing",
+        hangs: str = "nothing",
+        limit: int | str = 600,
+        card: str = "A",
+        no_video: int = 0,
+        **more: str,
     ) -> tuple[int, list[str], str]:
         """Exit status, what was called, and the output."""
         calls = tmp_path / "calls"
         calls.write_text("")
         settings = {"PYTHON": str(python), "OUT": str(tmp_path / "out"), "LIMIT": str(limit), "WHEELS": "/nowhere"}
-        settings |= {"CALLS": str(calls), "FAILS": fails, "HANGS": hangs, "CARD": card, "NO_VIDEO": str(no_video)}
+        settings |= {
+            "CALLS": str(calls),
+            "FAILS": fails,
+            "HANGS": hangs,
+            "CARD": card,
+            "NO_VIDEO": str(no_video),
+        } | more
         done = subprocess.run(
             [str(SCRIPT)], env={**os.environ, **settings}, capture_output=True, text=True, check=False
         )
@@ -71,7 +82,13 @@ def test_results_are_of_one_device(run) -> None:
     assert run()[0] == 0
     status, calls, output = run(card="B")
     assert (status, calls) == (1, [])
-    assert "holds the results of A: give another OUT" in output
+    assert "holds the results of A, PROFILE=gpu, VIDEO=generated: give another OUT" in output
+    assert run(VIDEO="random")[:2] == (1, [])
+
+
+def test_settings_that_are_none(run, tmp_path: Path) -> None:
+    assert "nowhere.mp4" in run(VIDEO=str(tmp_path / "nowhere.mp4"))[2]
+    assert "LIMIT=abc: it must be a number of seconds" in run(limit="abc")[2]
 
 
 def test_a_video_that_cannot_be_made_is_no_other_one(run) -> None:

@@ -158,7 +158,8 @@ def _check_told_apart(configs: Sequence[dict[str, Any]]) -> None:
             continue
         for option in one | other:
             name = f"{option.partition('.')[0]}.name"
-            told = option == "model.frames" or one.get(name) != other.get(name)
+            told = option in ("model.frames", "workers") or one.get(name) != other.get(name)
+            told |= option.startswith("measure.") and not (one["latency"] or other["latency"])  # not looked at
             if not told and one.get(option) != other.get(option):
                 values = unlike.setdefault(option, [])
                 values += [v for v in (one.get(option), other.get(option)) if v not in values]

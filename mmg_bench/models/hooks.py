@@ -129,6 +129,7 @@ def pruning(
         for module, hook in ((adapter.multimodal, splice.locate), (adapter.language_model, splice.cut)):
             stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         stack.callback(adapter.language_model.register_forward_hook(splice.remember).remove)
+        stack.callback(adapter.multimodal.register_forward_hook(splice.finish, always_call=True).remove)
         splice.inside.install(stack)
         yield run
 
@@ -223,9 +224,6 @@ class _Splice:
         self.counted = kwargs.get("position_ids") is None and mask is None
         ids = args[0] if args else kwargs.get("input_ids")
         if not self.adapter.holds_videos(kwargs):
-            pruned = getattr(kwargs.get("past_key_values"), _PROMPT, None) is not None
-            if pruned and ids is not None and ids.shape[1] > 1 and bool((ids == self.adapter.video_token_id).any()):
-                raise ValueError(f"visual placeholders came again that the cache of a pruned prompt holds: {_WHOLE}")
             return
         if ids is None:
             raise ValueError(
@@ -249,7 +247,7 @@ class _Splice:
         mask, ids = kwargs.get("attention_mask"), kwargs.get("position_ids")
         past = cache.get_seq_length() if cache is not None else 0
         prompt: Prompt | None = None
-        self.prefilled = None
+        labelled, self.labelled, self.prefilled = self.labelled, False, None
         if not past:
             _forget(cache)  # it was emptied to be used again
         if self.call is not None:
@@ -257,7 +255,7 @@ class _Splice:
                 raise ValueError(f"a prompt with videos came with a filled cache: {_WHOLE}")
             kept, embeds, spans = self._prune(embeds, self.call)
             self.call = None
-            if self.labelled and kept is not None:
+            if labelled and (kept is not None or self.inside.at):
                 raise ValueError(
                     "labels do not fit a pruned prompt: leave them out, and compare the last of the logits with the "
                     "text behind the video"
@@ -303,18 +301,24 @@ class _Splice:
         """
         if mask is not None:
             return mask.shape[1] == behind + width
-        if ids is None or self.counted or ids.dim() != 2 or width == 1:
-            return True  # counted from the cache; or of one token, which costs a GPU a wait each
-        return int(ids[0, 0]) == behind
+        if ids is None or self.counted or width == 1 or ids.shape[:-2] == (3,):
+            # counted from the cache; of one token, which would cost a GPU a wait each; or without a count of the text
+            return True
+        return int(ids[(0,) * ids.dim()]) == behind
 
     def remember(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After the language model: let a prefilled prompt go with its cache."""
-        cache = output.past_key_values
-        if self.prefilled is not None and cache is not None:
+        if self.prefilled is None:
+            return
+        if (cache := output.past_key_values) is not None:
             setattr(cache, _PROMPT, self.prefilled)
             if self.inside.key_layer is not None:
                 cache.reorder_cache = MethodType(_reorder_cache, cache)
         self.prefilled = None
+
+    def finish(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """After the multimodal module, also one that failed before it came to the language model."""
+        self.call = None
 
     def _note_stage(self, video: int, layer: int, tokens: int) -> None:
         report = self.run.report[video]

@@ -14,13 +14,13 @@ def not_cached(repo: str, revision: str | None) -> list[str]:
         found = try_to_load_from_cache(repo, name, constants.HF_HUB_CACHE, revision)
         return found if isinstance(found, str) else None
 
-    index = cached("model.safetensors.index.json")
-    names = (
-        ["model.safetensors"]
-        if index is None
-        else sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
-    )
-    return [name for name in ("config.json", *names) if cached(name) is None]
+    def lacking(weights: str) -> list[str]:
+        index = cached(f"{weights}.index.json")
+        names = [weights] if index is None else sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
+        return [name for name in ("config.json", *names) if cached(name) is None]
+
+    found = lacking("model.safetensors")
+    return found and (lacking("pytorch_model.bin") and found)
 
 
 def check_reachable(repo: str, revision: str | None) -> None:

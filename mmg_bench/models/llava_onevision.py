@@ -54,6 +54,8 @@ class LlavaOnevision(Adapter):
             frames = (length - self.trailing) // (self.placeholders((1, *self.grid)) - self.trailing)
         else:
             videos, frames = inputs["pixel_values_videos"].shape[:2]
+        if not frames:
+            raise ValueError("videos came without their frames: leave prefill_chunk_size unset")
         if isinstance(captured, SiglipCapture) and captured.frames:  # `generate` repeats videos for beams
             videos = captured.frames // frames
         return [(frames, *self.grid)] * videos

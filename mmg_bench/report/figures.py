@@ -180,7 +180,7 @@ def _ratios(known: Collection[float], wanted: Collection[float] | None) -> list[
         if not below:
             raise ValueError("the rows hold no method at a retention ratio below 1 to draw: run one")
         return list(dict.fromkeys((below[0], below[-1])))
-    if not wanted or not set(wanted) <= set(known):
+    if len(wanted) == 0 or not set(wanted) <= set(known):
         raise ValueError(f"ratios={list(wanted)}: the rows have {_numbers(known)}; name some of these")
     return sorted(wanted)
 

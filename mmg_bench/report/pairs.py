@@ -14,6 +14,8 @@ from mmg_bench.runner.records import Record
 
 Name = tuple[str, float]
 """Label of a method, and retention ratio."""
+_WHERE = ("device", "device_map", "path", "revision", "siglip", "siglip_revision")
+"""Settings of where a model runs and comes from: what its weights are is compared apart."""
 COLUMNS = ("", "Questions", "Failed", "A", "B", "A − B [95 % CI]", "p (McNemar)", "Only A", "Only B")
 MEANING = (
     "A, B: accuracy in percent over the questions that both answered; failed: left out, as one of them failed there",
@@ -96,14 +98,14 @@ def _check_settings(cells: Cells, provenance: Mapping[str, Mapping[str, Any]], w
         differ.append("weights")
     if differ:
         labels, what = " and ".join(label for label, _ in cells), ", ".join(dict.fromkeys(differ))
-        raise ValueError(f"{labels} {where} differ in {what} as well: run both in one command")
+        raise ValueError(f"{labels} {where} differ in {what} as well: run both in one command, into a new output_dir")
 
 
 def _settings(entry: Mapping[str, Any]) -> dict[str, Any]:
     """What of a provenance entry decides answers, but for weights, versions and machine."""
     flat = {name: entry.get(name) for name in ("dtype", "attention")}
     for section in ("model", "benchmark"):
-        flat |= {f"{section}.{name}": value for name, value in entry.get(section, {}).items()}
+        flat |= {f"{section}.{name}": value for name, value in entry.get(section, {}).items() if name not in _WHERE}
     return flat
 
 

@@ -62,8 +62,11 @@ def code_of(method: type[Method]) -> str:
         own = inspect.getsourcefile(method)
     except TypeError:  # made in an interpreter
         own = None
+    name = method.__module__
+    if name == "__main__" and (spec := getattr(sys.modules[name], "__spec__", None)) is not None:
+        name = spec.name  # run by `python -m`
     files: set[Path] = set()
-    left = [(method.__module__, Path(own))] if own is not None else [(base.__name__, Path(base.__file__))]
+    left = [(name, Path(own))] if own is not None else [(base.__name__, Path(base.__file__))]
     while left:
         name, file = left.pop()
         if file not in files:
@@ -80,7 +83,10 @@ def _imported(module: str, file: Path) -> tuple[tuple[str, Path], ...]:
     for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.ImportFrom):
             relative = "." * node.level + (node.module or "")
-            source = resolve_name(relative, package) if node.level else relative
+            try:
+                source = resolve_name(relative, package) if node.level else relative
+            except ImportError:  # beyond the package: it would fail there, too
+                continue
             names = [source, *(f"{source}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

@@ -66,6 +66,17 @@ def test_jobs_that_rows_cannot_tell_apart_take_folders_of_their_own(tmp_path: Pa
     assert [max(read_rows(tmp_path / limit / "rows.csv").n) for limit in ("1", "2")] == [1, 2]
 
 
+def test_what_decides_no_row_may_differ() -> None:
+    def config(frames: int, steps: int, latency: bool) -> dict[str, Any]:
+        model, measure = {"name": "m", "frames": frames}, {"new_tokens": steps}
+        shared = {"output_dir": "o", "benchmark": {"name": "b"}, "latency": latency}
+        return {**shared, "model": model, "measure": measure, "workers": steps}
+
+    evaluation._check_told_apart([config(8, 1, False), config(16, 2, False)])
+    with pytest.raises(ValueError, match=r"^measure\.new_tokens=1,2: rows in one folder"):
+        evaluation._check_told_apart([config(8, 1, True), config(16, 2, True)])
+
+
 def test_shares_of_the_videos_have_no_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("shard.index=0,1", "shard.count=2", "limit=12", f"output_dir={tmp_path}/") == 0
     assert "shard 2 of 2 is done" in capsys.readouterr().out

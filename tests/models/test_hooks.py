@@ -11,6 +11,7 @@ import torch
 
 from mmg_bench.methods.base import Method
 from mmg_bench.methods.dense import Dense
+from mmg_bench.methods.fastv import FastV
 from mmg_bench.methods.mmg_vid import MMGVid
 from mmg_bench.methods.random import Random
 from mmg_bench.models.adapter import UnsupportedModelError, adapter_for
@@ -309,8 +310,15 @@ def test_misuse_is_explained(tiny: tuple[Any, Any], inputs: dict[str, torch.Tens
         model(**inputs, labels=inputs["input_ids"])
     with Dense()(model):
         assert model(**inputs, labels=inputs["input_ids"]).loss.isfinite()
-    with MMGVid()(model), pytest.raises(ValueError, match="and no prefill_chunk_size"):
-        model.generate(**inputs, **GREEDY, prefill_chunk_size=32)
+    for method in (FastV(), MMGVid()):
+        with method(model):
+            with pytest.raises(ValueError, match="labels do not fit"):
+                model(**inputs, labels=inputs["input_ids"])
+            model(input_ids=inputs["input_ids"][:, -5:], labels=inputs["input_ids"][:, -5:])
+            model.model(**inputs)  # without labels
+    for size in (16, 32):
+        with MMGVid()(model), pytest.raises(ValueError, match="prefill_chunk_size"):
+            model.generate(**inputs, **GREEDY, prefill_chunk_size=size)
     torn = inputs["input_ids"].clone()
     last = int((torn[0] == model.config.video_token_index).nonzero()[-1])
     torn[0, [last, last + 1]] = torn[0, [last + 1, last]]

@@ -66,10 +66,10 @@ def spec(**changes: Any) -> ModelSpec:
     return ModelSpec(**{"name": "x", "path": REPO, **changes})
 
 
-def fill(cache: Path, repo: str, revision: str) -> None:
+def fill(cache: Path, repo: str, revision: str, weights: str = "model.safetensors") -> None:
     snapshot = cache / f"models--{repo.replace('/', '--')}" / "snapshots" / revision
     snapshot.mkdir(parents=True)
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", weights):
         (snapshot / name).touch()
 
 
@@ -88,6 +88,8 @@ def test_whatever_the_hub_answers_is_left_to_loading(asked: list[str]) -> None:
 def test_what_is_at_hand_is_not_asked_for(asked: list[str], cache: Path, tiny_folder: Path) -> None:
     fill(cache, REPO, "abc")
     check_hub(spec(revision="abc"), ())
+    fill(cache, REPO, "old", "pytorch_model.bin")
+    check_hub(spec(revision="old"), ())
     check_hub(spec(weights="random"), ())
     for folder in ("embedded", str(tiny_folder), "/nowhere"):
         check_hub(spec(path=folder), ())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, Cache, DynamicCache
 
+import families
 from mmg_bench.methods.dense import Dense
 from mmg_bench.methods.registry import get_method
 from mmg_bench.models.adapter import adapter_for, fresh
@@ -127,11 +128,11 @@ def test_a_second_turn_on_a_pruned_cache_is_refused(own: tuple[Any, Any], inputs
     """`generate` takes a cache to hold the first of all ids; a pruned one holds others."""
     model, processor = own
     one = prompt_inputs(processor, TEXTS[:1], [[random_video(6, 1)]])
-    for ratio, says in ((0.3, "visual placeholders came again"), (0.97, "text came again")):
+    for ratio in (0.3, 0.97):
         with get_method("random", retention_ratio=ratio)(model):
             first = model.generate(**one, **GREEDY, return_dict_in_generate=True)
             both = torch.cat([first.sequences, one["input_ids"][:, -4:]], dim=1)
-            with pytest.raises(ValueError, match=f"{says} .* pass the whole conversation at once"):
+            with pytest.raises(ValueError, match=r"text came again .* pass the whole conversation at once"):
                 model.generate(input_ids=both, past_key_values=first.past_key_values, **GREEDY)
             with pytest.raises(ValueError, match="came with a filled cache: pass the whole conversation"):
                 model(**one, past_key_values=first.past_key_values)
@@ -150,6 +151,45 @@ def test_a_pruned_cache_belongs_to_its_context(own: tuple[Any, Any], inputs: dic
     later = pytest.raises(ValueError, match="pruned in another context")
     with get_method("fastv", retention_ratio=0.3)(model), later:
         model(input_ids=torch.tensor([[5], [5]]), past_key_values=cache)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "internvl"])
+def test_text_that_follows_may_hold_any_token(family: str) -> None:
+    """Prompt lookup proposes what stood behind the same words of the prompt, placeholders too."""
+    model, processor = getattr(families, family)()
+    inputs = families.prompts(family, processor, TEXTS[:1])
+    length, video = inputs["input_ids"].shape[1], adapter_for(model).video_token_id
+    ids = (
+        torch.arange(length, length + 3)[None]
+        if family == "internvl"
+        else torch.arange(length, length + 3).expand(4, 1, 3)
+    )
+    step = {"input_ids": torch.tensor([[5, video, 6]]), "position_ids": ids}
+    with torch.no_grad(), get_method("random", retention_ratio=0.3)(model):
+        cache = model(**inputs, use_cache=True).past_key_values
+        model(**step, past_key_values=cache)
+        cache = model(**inputs, use_cache=True).past_key_values
+        with pytest.raises(ValueError, match="text came again"):
+            model(**{**step, "position_ids": ids - 1}, past_key_values=cache)
+
+
+def test_a_call_that_failed_is_forgotten(
+    own: tuple[Any, Any], inputs: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = own
+    words = torch.randn(1, 9, model.config.text_config.hidden_size)
+    stock = model.model.language_model(inputs_embeds=words).last_hidden_state
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise KeyError("mine")
+
+    with get_method("random", retention_ratio=0.3)(model):
+        with monkeypatch.context() as patch:
+            patch.setattr(model.model, "get_placeholder_mask", fails)
+            with pytest.raises(KeyError, match="mine"):
+                model(**inputs)
+        assert torch.equal(model.model.language_model(inputs_embeds=words).last_hidden_state, stock)
+        assert isinstance(model.model.language_model(inputs_embeds=words, return_dict=False), tuple)
 
 
 @pytest.mark.parametrize("then", [None, Dense()])

@@ -109,6 +109,7 @@ def test_what_cannot_be_drawn_is_an_error(rows):
         accuracy_vs_retention(rows, methods=["nobody"])
     with pytest.raises(ValueError, match=r"ratios=\[0\.5, 0\.1\]: the rows have 0\.25, 0\.5, 1; name some of these"):
         kept_by_method(rows, ratios=[0.5, 0.1])
+    assert kept_by_method(rows, ratios=rows.retention_ratio[rows.retention_ratio < 1].unique()).axes
     with pytest.raises(ValueError, match=r"ratios=\[\]: the rows have"):
         kept_by_method(rows, ratios=[])
     ours_at_one = rows[(rows.method != "ours") | (rows.retention_ratio == 0.5)]
