@@ -156,10 +156,12 @@ def _check_told_apart(configs: Sequence[dict[str, Any]]) -> None:
     for one, other in combinations(map(_options, configs), 2):
         if one["output_dir"] != other["output_dir"]:
             continue
+        apart = any(one.get(name) != other.get(name) for name in ("model.name", "model.frames", "benchmark.name"))
         for option in one | other:
             name = f"{option.partition('.')[0]}.name"
-            told = option in ("model.frames", "workers") or one.get(name) != other.get(name)
-            told |= option.startswith("measure.") and not (one["latency"] or other["latency"])  # not looked at
+            told = option == "model.frames" or one.get(name) != other.get(name)
+            unused = option.startswith("measure.") and not (one["latency"] or other["latency"])
+            told |= apart and (unused or option == "workers")  # which decide no number
             if not told and one.get(option) != other.get(option):
                 values = unlike.setdefault(option, [])
                 values += [v for v in (one.get(option), other.get(option)) if v not in values]

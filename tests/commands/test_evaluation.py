@@ -73,6 +73,8 @@ def test_what_decides_no_row_may_differ() -> None:
         return {**shared, "model": model, "measure": measure, "workers": steps}
 
     evaluation._check_told_apart([config(8, 1, False), config(16, 2, False)])
+    with pytest.raises(ValueError, match=r"^measure\.new_tokens=1,2 workers=1,2: rows in one folder"):
+        evaluation._check_told_apart([config(8, 1, False), config(8, 2, False)])
     with pytest.raises(ValueError, match=r"^measure\.new_tokens=1,2: rows in one folder"):
         evaluation._check_told_apart([config(8, 1, True), config(16, 2, True)])
 
