@@ -5,8 +5,8 @@
 #   scripts/gpu_run.sh                     # results in results/gpu
 #   OUT=/tmp/out LIMIT=1200 scripts/gpu_run.sh
 #
-# OUT      folder of the results of one device, profile and video: efficiency/, stock/, compiled/, flash/, bench_methods/; log.txt notes the
-#          end of each step
+# OUT      folder of the results of one device, profile and video: efficiency/, stock/, compiled/, flash/,
+#          bench_methods/; log.txt notes the end of each step
 # LIMIT    seconds for all steps together; what would not be over by then is left for the next call
 # VIDEO    generated (an mp4 file, written on first use: that needs av, reading it decord), random pixels, or a file
 # WHEELS   folder of wheels to use where packages are missing or too old and nothing can be downloaded (hydra-core,

@@ -24,7 +24,7 @@ from mmg_bench.options import check_path
 from mmg_bench.report.rows import Measurement, result_rows
 from mmg_bench.report.table import layout
 from mmg_bench.runner import provenance
-from mmg_bench.runner.cells import Cell
+from mmg_bench.runner.cells import Cell, needs_of
 from mmg_bench.runner.evaluate import Shard, collect, evaluate
 from mmg_bench.runner.records import Record
 from mmg_bench.runner.workers import in_processes, workers_for
@@ -208,13 +208,13 @@ def _check(job: Job) -> None:
         cfg.benchmark_spec(benchmark)
     if job.latency is not None:
         check_engine(job.latency, spec)
-    check_hub(spec, _needs(job.cells))
+    check_hub(spec, needs_of(job.cells))
 
 
 def _carry_out(job: Job) -> Outcome:
     """Answer and measure."""
     llm = VideoLLM(cfg.model_spec(job.model))
-    llm.prepare(_needs(job.cells))
+    llm.prepare(needs_of(job.cells))
     for cell in job.cells:
         llm.adapter.check(cell.method.needs, cell.label)
     # all of them now: data that is missing must show before hours are spent on the first
@@ -290,20 +290,15 @@ def _answer_share(
     """What one of several workers does."""
     logging.disable_progress_bar()
     llm = VideoLLM(cfg.model_spec(model))
-    llm.prepare(_needs(cells))
+    llm.prepare(needs_of(cells))
     evaluate(llm, Benchmark(cfg.benchmark_spec(benchmark), limit), cells, folder, key, Shard(index, count))
-
-
-def _needs(cells: Sequence[Cell]) -> frozenset[str]:
-    """Everything that some cell needs of the model."""
-    return frozenset().union(*(cell.method.needs for cell in cells))
 
 
 def _settings(job: Job, llm: VideoLLM, benchmark: dict[str, Any]) -> dict[str, Any]:
     """What decides the numbers, apart from machine and versions: as configured, so without this machine's paths."""
     return {
         "model": asdict(llm.spec),
-        "weights": llm.weights_for(_needs(job.cells)),
+        "weights": llm.weights_for(needs_of(job.cells)),
         "dtype": llm.spec.dtype,
         "attention": llm.model.config._attn_implementation,
         "benchmark": benchmark,

@@ -29,7 +29,7 @@ from mmg_bench.options import check_number, check_path, check_text, check_whole
 from mmg_bench.report.efficiency import efficiency_layout
 from mmg_bench.report.rows import ALL, NO_BENCHMARK, Measurement, pending_rows, result_rows
 from mmg_bench.runner import provenance
-from mmg_bench.runner.cells import Cell
+from mmg_bench.runner.cells import Cell, needs_of
 from mmg_bench.runner.lines import LineFile, read_lines
 
 DONE = "measurements.jsonl"
@@ -159,9 +159,9 @@ def _do(job: Job) -> int:
     done = _done(path)
     # what lacks something is reported, and measured again
     todo = [(key, unit, entry) for key, (unit, entry) in plans.items() if not done.get(key, {}).get("whole")]
-    for _, unit, _ in todo:
-        check_hub(unit.model, _needs([unit]))
     groups = [list(group) for _, group in groupby(todo, key=lambda item: replace(item[1].model, frames=1))]
+    for group in groups:
+        check_hub(group[0][1].model, needs_of(cell for _, unit, _ in group for cell in unit.cells))
     failed = 0
     for group in groups:
         try:
@@ -238,10 +238,10 @@ def _measure_model(job: Job, todo: list[tuple[str, Unit, dict[str, Any]]]) -> It
             failed = [CellResult({}, math.nan, message) for _ in unit.cells]
             yield _line(key, unit, {**entry, "weights": spec.weights}, failed)
         return
-    units = [unit for _, unit, _ in todo]
-    needs = _needs(units)
+    cells = [cell for _, unit, _ in todo for cell in unit.cells]
+    needs = needs_of(cells)
     llm.prepare(needs)
-    for cell in (cell for unit in units for cell in unit.cells):
+    for cell in cells:
         llm.adapter.check(cell.method.needs, cell.label)
     ceilings = measure_ceilings(llm.device, llm.model.dtype)
     prompt = random_prompt(llm.processor.tokenizer, job.text_tokens)
@@ -259,11 +259,6 @@ def _measure_model(job: Job, todo: list[tuple[str, Unit, dict[str, Any]]]) -> It
         torch.cuda.empty_cache()
     if faults:
         raise RuntimeError(f"{len(faults)} cells were timed but not watched: {faults[0]}")
-
-
-def _needs(units: Sequence[Unit]) -> frozenset[str]:
-    """Everything that some cell needs of the model."""
-    return frozenset().union(*(cell.method.needs for unit in units for cell in unit.cells))
 
 
 def _facts(llm: VideoLLM, needs: frozenset[str], ceilings: Ceilings) -> dict[str, Any]:

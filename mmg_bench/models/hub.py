@@ -20,7 +20,7 @@ def not_cached(repo: str, revision: str | None) -> list[str]:
         return [name for name in ("config.json", *names) if cached(name) is None]
 
     found = lacking("model.safetensors")
-    return found and (lacking("pytorch_model.bin") and found)
+    return found if lacking("pytorch_model.bin") else []
 
 
 def check_reachable(repo: str, revision: str | None) -> None:

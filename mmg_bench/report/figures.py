@@ -116,12 +116,8 @@ def kept_by_method(
             f"no method was measured at all of {_numbers(columns)}: name other ratios of {_numbers(known)}"
         )
     seen = headline(rows)
-    seen = seen[seen.metric == "retention_layer_mean"]
-    over = dict(
-        zip(
-            zip(seen.method, seen.retention_ratio, strict=True), seen.value > seen.retention_ratio + WITHIN, strict=True
-        )
-    )
+    seen = seen[(seen.metric == "retention_layer_mean") & (seen.value > seen.retention_ratio + WITHIN)]
+    over = set(zip(seen.method, seen.retention_ratio, strict=True))
     figure, axes = _axes()
     y = range(len(methods))
     ends = pd.concat([column.value.loc[methods] for column in columns.values()], axis=1)
@@ -139,7 +135,7 @@ def kept_by_method(
             alpha=0.9,
             label=f"R = {100 * ratio:g} %",
         )
-        more = [over.get((method, ratio), False) for method in methods]
+        more = [(method, ratio) in over for method in methods]
         axes.plot(
             points.value[more],
             np.flatnonzero(more),
@@ -149,7 +145,7 @@ def kept_by_method(
             markersize=5.5,
             zorder=3,
         )
-    if any(over.get((method, ratio), False) for method in methods for ratio in columns):
+    if any((method, ratio) in over for method in methods for ratio in columns):
         axes.plot([], [], "o", mfc="white", mec=_GREY, markersize=5.5, label="layers see more than R")
     axes.axvline(100, color="black", lw=1.2, label="dense")
     axes.set_yticks(y, methods, fontsize=8)

@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
 from importlib.util import resolve_name
@@ -112,6 +113,11 @@ def _file_of(name: str) -> Path | None:
             if file.is_file():
                 return file
     return None
+
+
+def needs_of(cells: Iterable[Cell]) -> frozenset[str]:
+    """Everything that some of the cells need of a model: optional fields of `VideoTokens`."""
+    return frozenset().union(*(cell.method.needs for cell in cells))
 
 
 def make_cell(name: str, retention_ratio: float, positions: Positions | None = None, **parameters: Any) -> Cell:

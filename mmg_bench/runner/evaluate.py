@@ -15,7 +15,7 @@ from mmg_bench.benchmarks.video import read_clip
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import Encoded, VideoLLM
 from mmg_bench.options import check_whole
-from mmg_bench.runner.cells import Cell
+from mmg_bench.runner.cells import Cell, needs_of
 from mmg_bench.runner.records import Record, RecordFile, read_records
 
 
@@ -111,7 +111,7 @@ class _Pass:
 
     def file(self, path: Path, work: Work) -> Iterable[Record]:
         """All questions about one video file, in every cell that still lacks them."""
-        needs = frozenset().union(*(cell.method.needs for cell, _ in work.values()))
+        needs = needs_of(cell for cell, _ in work.values())
         try:
             clip = read_clip(path, self.llm.spec.frames)
             encoded = self.llm.encode(self.llm.preprocess(clip.pixels, clip.timing), needs)
