@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from tiny import TINY
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts with & ignore Ctrl-C
 
 
 @pytest.fixture(scope="session")

@@ -211,7 +211,7 @@ def rank_in_groups(attention: Tensor, group: Tensor, alpha: float) -> Tensor:
     """Stage 2: of each group of size g the int(g * alpha) tokens of highest attention: ascending indices `[K]`.
 
     `attention [heads, queries, n]`: without rotary embedding and causal mask, queries all text behind the video; its
-    maximum over both is the score. `group [n]`: group numbers from 0. Where nothing would be left, the best token.
+    maximum over both is the score. `group [n]`: group numbers from 0.
     """
     score = attention.amax((0, 1))  # [n]
     order = descending(score)
@@ -219,8 +219,7 @@ def rank_in_groups(attention: Tensor, group: Tensor, alpha: float) -> Tensor:
     sizes = torch.bincount(group)
     starts = sizes.cumsum(0) - sizes
     rank = torch.arange(len(score), device=score.device) - starts[group[by_group]]
-    kept = by_group[rank < (sizes[group[by_group]].double() * alpha).long()]
-    return kept.sort().values if len(kept) else order[:1]
+    return by_group[rank < (sizes[group[by_group]].double() * alpha).long()].sort().values
 
 
 @dataclass(frozen=True)
@@ -237,7 +236,8 @@ class PruneVid(Method):
     that the total meets the budget (`counts_by_budget`).
     Quirks kept: groups of up to 14 tokens stay whole; of a label with several longest runs all are kept.
     Deviations: rows enter the model in raster order of their cluster centres; k is lowered to the number of points
-    and there is at least one temporal cluster, where the official code raises (T < 7, T * ratio < 1).
+    and there is at least one temporal cluster, where the official code raises (T < 7, T * ratio < 1). Where stage 2
+    would leave nothing, because of every group int(size * alpha) is 0, it leaves the token of highest attention.
     """
 
     tau: float = 0.8
@@ -285,4 +285,5 @@ class PruneVid(Method):
     def select_inside(self, tokens: LayerTokens) -> Selection:
         every = torch.arange(len(tokens.text), device=tokens.features.device)
         attention = tokens.attention(every, rotary=False, causal=False)
-        return Selection(rank_in_groups(attention, tokens.state, self.alpha))
+        kept = rank_in_groups(attention, tokens.state, self.alpha)
+        return Selection(kept if len(kept) else descending(attention.amax((0, 1)))[:1])

@@ -37,8 +37,11 @@ def merge_once(state: Merging, r: int) -> Merging:
     """One round of bipartite soft matching: r tokens fewer in every frame, r at most n // 2.
 
     Tokens at even places (A) each propose their most similar one at odd places (B); the r most similar proposals
-    are merged into B. The result lists the other A tokens by descending similarity, then all B tokens in order.
+    are merged into B. The result lists the other A tokens by descending similarity, then all B tokens in order; with
+    nothing to merge it is `state` itself.
     """
+    if not r:
+        return state
     direction = unit(state.tokens)
     a_count = (direction.shape[1] + 1) // 2
     similarity, partner = (direction[:, ::2] @ direction[:, 1::2].mT).max(-1)  # [T, A] both

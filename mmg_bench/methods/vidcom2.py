@@ -57,7 +57,7 @@ class VidCom2(Method):
     Source: arXiv 2505.14454; xuyang-liu16/VidCom2 944a17d. Parameters: see the field.
     Not exact: frame budgets are rounded one by one, at least 1 each, so they add up to R*T*N only nearly (never below
     T). Officially the layout of LLaVA-Video keeps every newline too; newlines are the model's here.
-    Deviations: float32 throughout; a video of one channel keeps that channel (officially none, so all tokens tie).
+    Deviations: float32 throughout; a video of one channel keeps that channel (officially none, which raises).
     """
 
     temperature: float = 0.01

@@ -17,10 +17,10 @@ from mmg_bench.methods.fastvid import FastVID, dynamic_segments, token_counts
 from mmg_bench.methods.flashvid import FlashVID
 from mmg_bench.methods.holitom import HoliTom, best_windows, merge_by_density, merge_outer
 from mmg_bench.methods.prumerge import PruMerge, merge_around, outlier_ratio, with_grid
-from mmg_bench.methods.prunevid import PruneVid, cluster, counts_by_budget, refine, static_positions
-from mmg_bench.methods.tome import ToMe, merge_to
+from mmg_bench.methods.prunevid import PruneVid, cluster, counts_by_budget, rank_in_groups, refine, static_positions
+from mmg_bench.methods.tome import ToMe, merge_once, merge_to, unmerged
 from mmg_bench.methods.visionzip import VisionZip, zip_frames
-from mmg_bench.tokens import VideoTokens
+from mmg_bench.tokens import LayerTokens, VideoTokens
 
 METHODS = [
     VisionZip(),
@@ -269,6 +269,23 @@ def test_prunevid_clusters():
     assert first[3:] == first[3:4] * 3
     assert first[0] != first[3]
     assert clusters.assign[1].tolist() == [0] * 6
+
+
+def test_tome_with_nothing_to_merge():
+    state = unmerged(torch.rand(2, 1, 3))
+    assert merge_once(state, 0) is state
+
+
+def test_prunevid_is_never_left_with_nothing():
+    attention, group = torch.rand(2, 3, 30, generator=torch.Generator().manual_seed(0)), torch.arange(30) // 10
+    assert rank_in_groups(attention, group, 0.1).tolist() == [
+        10 * g + int(attention.amax((0, 1))[10 * g :][:10].argmax()) for g in range(3)
+    ]
+    assert len(rank_in_groups(attention, group, 0.05)) == 0  # as the official code has it
+    before = LayerTokens(
+        torch.rand(30, 4), torch.arange(30), torch.rand(3, 4), 30, 0, lambda *_, **__: attention, group
+    )
+    assert PruneVid(alpha=0.05).select_inside(before).index.tolist() == [int(attention.amax((0, 1)).argmax())]
 
 
 def test_holitom_may_be_left_with_nothing():
