@@ -32,7 +32,7 @@ def check_sparsevlm(run: Run, inputs: Inputs) -> None:
             width = hyper["head_dim"]
             ones = rotate(torch.ones(len(positions), width, device=device), rotary_embedding(positions, width))
             # ill-conditioned where phases cancel: the product must be the official one, before rows are taken from it
-            bias = rotary_bias(ones[first + len(features) :], ones[first : first + len(features)])
+            bias = rotary_bias(ones, ones)[first + len(features) :, first : first + len(features)]
             attention = attention / bias[raters]
             heads = priority_heads(attention)
             run.check(f"stage{stage}_heads", heads)

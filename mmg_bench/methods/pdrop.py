@@ -27,7 +27,7 @@ def share_for(ratio: float, lengths: Sequence[int]) -> float:
 
 def keep_by_rank(attention: Tensor, total: int, ratio: float) -> Tensor:
     """The int(total * ratio) tokens of highest attention `[n]`, at least one: ascending indices `[K]`."""
-    return most_attended(attention, max(1, int(total * ratio + 1e-9)))
+    return most_attended(attention, max(1, int(total * ratio)))
 
 
 @dataclass(frozen=True)
@@ -63,4 +63,5 @@ class PDrop(InsideMethod):
         attention = tokens.attention(own=True)[:, 0].mean(0)  # [n]
         # the official layers stand at equal distances, so that each stage counts the same
         share = share_for(self.retention_ratio, [1] * len(OFFICIAL_LAYERS)) if self.share is None else self.share
-        return Selection(keep_by_rank(attention, tokens.total, share ** (tokens.stage + 1)))
+        ratio = round(share ** (tokens.stage + 1), 12)  # as one would write it: 0.7 * 0.7 is a little less than 0.49
+        return Selection(keep_by_rank(attention, tokens.total, ratio))

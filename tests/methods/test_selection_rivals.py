@@ -14,10 +14,11 @@ from mmg_bench.methods.cdpruner import CDPruner, dpp_selection, query_relevance
 from mmg_bench.methods.divprune import DivPrune, diverse
 from mmg_bench.methods.flashvid import FlashVID, cluster, segment_lengths, temporal_trees
 from mmg_bench.methods.llava_scissor import LlavaScissor, components
+from mmg_bench.methods.pdrop import PDrop
 from mmg_bench.methods.registry import get_method
 from mmg_bench.methods.sttm import STTM, Level, coarser, finest, leaves, merge, pyramid, representatives, trees
 from mmg_bench.methods.vidcom2 import VidCom2, frame_budgets, frame_scales
-from mmg_bench.tokens import VideoTokens
+from mmg_bench.tokens import LayerTokens, VideoTokens
 
 METHODS = [
     VidCom2(),
@@ -355,3 +356,13 @@ def test_sttm_with_a_tiny_budget_keeps_the_largest_nodes():
     pruned = STTM(0.03).prune(tokens)
     assert len(pruned) == 3
     assert len(STTM(0.16).prune(tokens)) <= 16
+
+
+@pytest.mark.parametrize(("total", "counts"), [(90, [62, 44, 30]), (100, [70, 49, 34])])  # int(90 * 0.7) is 62
+def test_pdrop_counts_as_the_official_ratios_would(total: int, counts: list[int]):
+    tokens = torch.zeros(total, 2)
+    stages = [
+        LayerTokens(tokens, torch.arange(total), tokens, total, stage, lambda **_: torch.rand(1, 1, total))
+        for stage in range(3)
+    ]
+    assert [len(PDrop(share=0.7).select_inside(stage).index) for stage in stages] == counts
