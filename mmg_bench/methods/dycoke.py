@@ -32,11 +32,14 @@ def least_similar_first(features: Tensor, refers: Sequence[int]) -> Tensor:
 
     Equal similarities by the lower index; a frame that refers to itself is in raster order.
     """
-    direction = unit(features)
-    refer = on_device(refers, features.device)
-    similarity = (direction * direction[refer]).sum(-1)  # [T, N]
-    whole = refer == torch.arange(len(refers), device=features.device)
-    return similarity.masked_fill_(whole.unsqueeze(1), 0).argsort(dim=-1, stable=True)
+    x = features.detach().float()
+    similarity = x.new_zeros(x.shape[:2])  # [T, N]
+    # The official code scales the vectors of pairs before it takes the cosine, and no others: to the last bit as there.
+    for odd, vectors in ((1, unit(x)), (0, x)):
+        if reduced := [t for t, refer in enumerate(refers) if refer != t and t % 2 == odd]:
+            at, refer = on_device([*reduced, *(refers[t] for t in reduced)], x.device).chunk(2)
+            similarity[at] = torch.cosine_similarity(vectors[at], vectors[refer], dim=-1)
+    return similarity.argsort(dim=-1, stable=True)
 
 
 def temporal_merge(features: Tensor, counts: Sequence[int], refers: Sequence[int]) -> Tensor:

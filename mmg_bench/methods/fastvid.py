@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmg_bench.methods._merge import group_scores, neighbour_cosines, supplied
+from mmg_bench.methods._merge import group_scores, neighbour_cosines, supplied, unit
 from mmg_bench.methods._ops import (
     at_ranks,
     float_product,
@@ -194,11 +194,7 @@ def merge_into_anchors(
     # Where no anchor is there, any token will do: the next host's anchors, and behind the last one -1.
     anchor = positions_of(is_anchor, count + plan.slots)
     centre = features.flatten(0, 1)[anchor[plan.first.unsqueeze(1) + slot]]  # [G, A, D]
-    wide = centre if centre.dtype.itemsize <= 4 else centre.float()  # which `vector_norm` does not narrow
-    scale = torch.linalg.vector_norm(wide, dim=2, dtype=torch.float32).clamp_min_(1e-12).reciprocal_()
-
-    # Cosines but for the length of the joining token, which does not change what is nearest.
-    similarity = products_with_centres(features, centre, plan).mul_(scale[plan.hosts].unsqueeze(1))  # [T, N, H, A]
+    similarity = similarity_to_centres(features, centre, plan)  # [T, N, H, A]
     nearest = similarity.masked_fill_(~there[plan.hosts].unsqueeze(1), -torch.inf).argmax(-1)  # [T, N, H]
     nearest.masked_fill_(is_salient.unsqueeze(-1), -1)
     if not own_anchors:
@@ -212,6 +208,18 @@ def merge_into_anchors(
     weight = (joined + 1).reciprocal_().clamp_min_(beta)
     merged = torch.lerp(sums / joined.clamp_min_(1), centre.float(), weight)
     return merged.flatten(0, 1)[positions_of(there, count)], anchor[:count]
+
+
+def similarity_to_centres(features: Tensor, centre: Tensor, plan: Plan) -> Tensor:
+    """Cosines of every token with the anchors of its segment, `centre [G, A, D]`: `[T, N, H, A]`, float32.
+
+    In half precision but for the length of the token, which does not change what is nearest; in float32 whole, because
+    the official code rounds so, and that decides between near copies.
+    """
+    if features.dtype.itemsize >= 4:
+        return products_with_centres(unit(features), unit(centre), plan)
+    scale = torch.linalg.vector_norm(centre, dim=2, dtype=torch.float32).clamp_min_(1e-12).reciprocal_()
+    return products_with_centres(features, centre, plan).mul_(scale[plan.hosts].unsqueeze(1))
 
 
 def copies_fit(features: Tensor, plan: Plan) -> bool:

@@ -43,7 +43,8 @@ def segment_lengths(features: Tensor, threshold: float, min_segments: int) -> li
 
     Further cuts are added until there are `min_segments` segments (or as many as frames).
     """
-    similarity = neighbour_cosines(frame_means(features)).cpu()  # [T - 1]
+    means = features.mean(1, dtype=torch.float32)  # as the official code rounds, for frames that are nearly copies
+    similarity = neighbour_cosines(means).cpu()  # [T - 1]
     cut = similarity < threshold
     missing = max(0, min_segments - 1 - int(cut.sum()))
     cut[descending(-similarity.masked_fill(cut, torch.inf))[:missing]] = True

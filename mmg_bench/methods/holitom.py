@@ -10,8 +10,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from mmg_bench.methods._inside import layers_at, most_attended
-from mmg_bench.methods._merge import group_means, group_scores, in_raster_order, neighbour_cosines, supplied, unit
+from mmg_bench.methods._inside import layers_at
+from mmg_bench.methods._merge import group_means, group_scores, in_raster_order, neighbour_cosines, supplied
 from mmg_bench.methods._ops import (
     descending,
     largest_remainder,
@@ -198,12 +198,14 @@ def merge_inside(features: Tensor, attention: Tensor, r: float) -> Inner:
     i-th (from 0) weighs 2^-(d - i), the token itself 2^-d. One matrix product does it.
     """
     count = len(attention)
-    kept = most_attended(attention, max(1, round(count * (1 - r))))
+    ranked = descending(attention)[: max(1, round(count * (1 - r)))]  # [K], of equally similar ones the first is taken
+    kept = ranked.sort().values
     stays = torch.zeros(count, dtype=torch.bool, device=kept.device).index_fill(0, kept, True)
     x = features.float()
-    direction = unit(x)
-    slot = (direction @ direction[kept].T).argmax(1)  # [n]: the most similar kept token, by its number among the kept
-    slot = torch.where(stays, stays.cumsum(0) - 1, slot)
+    norm = torch.linalg.vector_norm(x, dim=1)
+    similarity = (x @ x[ranked].T) / (norm.unsqueeze(1) * norm[ranked])  # [n, K], nan for zeros
+    nearest = ranked[similarity.nan_to_num_(0).argmax(1)]
+    slot = torch.searchsorted(kept, torch.where(stays, torch.arange(count, device=kept.device), nearest))
     joins = (slot.unsqueeze(0) == torch.arange(len(kept), device=kept.device).unsqueeze(1)) & ~stays  # [K, n]
     later = joins.sum(1, keepdim=True) - joins.cumsum(1) + joins.long()  # of those that join, from this one on
     weight = torch.where(joins, 0.5 ** later.double(), 0).float()  # [K, n]
