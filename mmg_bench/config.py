@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -17,6 +18,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
 from mmg_bench.benchmarks.lmms import BenchmarkSpec
+from mmg_bench.methods.registry import defaults, method_names
 from mmg_bench.models.loading import ModelSpec
 from mmg_bench.runner.cells import Cell, make_cell
 
@@ -30,15 +32,19 @@ ONLY_FOR_DOCTOR = ("download_gb", "disk_gb", "gpu_gb", "dataset", "videos")
 
 
 def load(group: str, name: str) -> dict[str, Any]:
-    """One file of a config group. Raises ValueError, listing the valid names, for an unknown one."""
+    """One member of a config group. Raises ValueError, listing the valid names, for an unknown one."""
     if name not in names(group):
         raise ValueError(f"no {group} is called {name!r}; choose one of: {', '.join(names(group))}")
-    return load_file(f"{group}/{name}.yaml")
+    return load_file(f"{group}/{name}.yaml") if name in _files(group) else {"name": name, **defaults(name)}
 
 
 def names(group: str) -> list[str]:
-    """The files of a config group."""
-    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+    """The members of a config group: its files, and methods that have none, for they came by an entry point."""
+    return sorted({*_files(group), *(method_names() if group == "method" else ())})
+
+
+def _files(group: str) -> set[str]:
+    return {path.stem for path in (CONFIGS / group).glob("*.yaml")}
 
 
 def load_file(path: str) -> dict[str, Any]:
@@ -49,7 +55,15 @@ def load_file(path: str) -> dict[str, Any]:
 def composed(name: str, overrides: Sequence[str]) -> DictConfig:
     """Compose `name`.yaml with overrides, once. Raises ValueError, listing the valid ones, for an unknown option."""
     with initialize_config_dir(str(CONFIGS), version_base=None):
+        _offer_methods_without_a_file(overrides)
         return _compose(name, overrides)
+
+
+def _offer_methods_without_a_file(overrides: Sequence[str]) -> None:
+    """Have Hydra compose those that `overrides` may mean; asking for the options of others would import them."""
+    for name in set(names("method")) - _files("method"):
+        if any(name in override or "glob(" in override for override in overrides):
+            ConfigStore.instance().store(name, load("method", name), "method")
 
 
 def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
@@ -115,7 +129,8 @@ def help_of(name: str, overrides: Sequence[str] = ()) -> str:
         choices, chosen = names(group), given.get(group, usual)
         lines += textwrap.wrap(f"{group}: {', '.join(choices)}", 100, subsequent_indent=" " * 11)
         if chosen in choices:
-            text = (CONFIGS / group / f"{chosen}.yaml").read_text(encoding="utf-8")
+            file = CONFIGS / group / f"{chosen}.yaml"
+            text = file.read_text(encoding="utf-8") if file.is_file() else OmegaConf.to_yaml(load(group, chosen))
             lines += [f"  {group}={chosen} has, as {group}.option=value:", textwrap.indent(text, "    ")]
     return "\n".join(lines)
 
@@ -126,6 +141,7 @@ def sweep(name: str, overrides: Sequence[str]) -> list[DictConfig]:
     Composed together, not one job after another, so that what they share can be done once.
     """
     with initialize_config_dir(str(CONFIGS), version_base=None):
+        _offer_methods_without_a_file(overrides)
         parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # which knows what glob(*) stands for
         parsed = parser.parse_overrides([_opened(name, override) for override in overrides])
         choices = [_choices(override) for override in parsed]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
@@ -54,6 +54,12 @@ def method_class(name: str) -> type[Method]:
                 )
             return loaded
     raise ValueError(f"unknown method {name!r}; the registered methods are: {', '.join(method_names())}")
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """The parameters of a method that have defaults, with these; without `retention_ratio`, which every method has."""
+    own = (f for f in fields(method_class(name)) if f.name != "retention_ratio")
+    return {f.name: f.default for f in own if f.default is not MISSING}
 
 
 def get_method(name: str, **parameters: Any) -> Method:

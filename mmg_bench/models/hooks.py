@@ -125,7 +125,7 @@ def pruning(
         stack.callback(_release, model)
         captured = stack.enter_context(adapter.capture(method.needs if encoded is None else ()))
         splice = _Splice(adapter, run, encoded, captured)
-        stack.callback(model.register_forward_pre_hook(splice.note_labels, with_kwargs=True).remove)
+        stack.callback(model.register_forward_pre_hook(splice.note_purpose, with_kwargs=True).remove)
         for module, hook in ((adapter.multimodal, splice.locate), (adapter.language_model, splice.cut)):
             stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         stack.callback(adapter.language_model.register_forward_hook(splice.remember).remove)
@@ -210,12 +210,18 @@ class _Splice:
         self.on_host = torch.empty(0)  # its `input_ids`
         self.counted = False  # whether the model itself counts position ids, from the length of its cache
         self.number = next(_NUMBERS)  # of this context
-        self.labelled = False  # whether the call of the whole model came with labels
+        self.labelled = False  # whether the call of the whole model came with labels,
+        self.drafted = False  # and whether it asks for logits of several tokens at the end, as for drafted ones
         self.prefilled: Prompt | None = None  # in the forward call under way
 
-    def note_labels(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before the whole model: labels have the prompt's length, logits that of what is left of it."""
+    def note_purpose(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the whole model: labels have the prompt's length, logits that of what is left of it.
+
+        Assisted decoding lets drafted tokens follow on the prompt in the same call.
+        """
         self.labelled = kwargs.get("labels") is not None
+        wanted = kwargs.get("logits_to_keep", 0)
+        self.drafted = isinstance(wanted, int) and wanted > 1
 
     def locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the multimodal module: note where the visual tokens are, if the call holds videos."""
@@ -232,6 +238,12 @@ class _Splice:
         self.call = {**kwargs, "input_ids": ids}
         # A GPU has done little yet that this has to wait for. From here on, all that is not in tensors is known.
         self.on_host = ids.cpu()
+        if self.drafted and (self.inside.at or self.run.method.needs & QUESTION_FIELDS):
+            raise ValueError(
+                f"{self.run.method.name} looks at the end of the prompt, and logits of several tokens there were asked "
+                "for, as assisted decoding does for drafted ones: leave out assistant_model and "
+                "prompt_lookup_num_tokens, and logits_to_keep above 1"
+            )
         looks_at_text = self.inside.needed or self.run.method.needs & QUESTION_FIELDS
         if looks_at_text and isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask[:, -1].all()):
             raise ValueError(
@@ -266,6 +278,8 @@ class _Splice:
             if prompt.context != self.number:
                 raise ValueError("the cache is of a prompt that was pruned in another context: go on with it there")
             self.inside.settle(prompt)
+            if prompt.kept is not None and past < prompt.kept.index.shape[1]:
+                prompt.kept = prompt.kept.cropped(past)
         if prompt is None:
             self.inside.stop()
             return None

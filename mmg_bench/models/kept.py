@@ -73,6 +73,16 @@ class Kept:
         behind = attention_mask[:, self.prompt :]
         return torch.cat([prompt, behind], dim=1) if behind.shape[1] else prompt
 
+    def cropped(self, width: int) -> Self:
+        """This, of a prompt cut off at its end so that `width` columns are left, as assisted decoding crops caches.
+
+        Raises ValueError where more was cut off than the text behind the videos.
+        """
+        prompt = width + self.removed
+        if bool((self.index[:, width:] < prompt).any()):
+            raise ValueError("the cache of a pruned prompt was cropped into its videos: crop the text behind them only")
+        return replace(self, index=self.index[:, :width], real=self.real[:, :width], prompt=prompt)
+
     def numbered(self, ids: Tensor, mask: Tensor) -> tuple[Self, Tensor]:
         """Position ids `[..., B, K]` of what is left of a prompt with `ids` `[..., B, S]`; `mask`: the kept 2-D mask.
 

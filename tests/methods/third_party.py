@@ -25,11 +25,15 @@ from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
 class EveryNth(Method):
     """Keep evenly spaced tokens of the whole video."""
 
+    first: int = 0
+    """Where to begin."""
+
     name: ClassVar[str] = "every_nth"
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
         budget = self.budget(tokens)
-        return keep(tokens, torch.arange(budget, device=tokens.features.device) * tokens.total // budget)
+        spaced = torch.arange(budget, device=tokens.features.device) * tokens.total // budget
+        return keep(tokens, (spaced + self.first) % tokens.total)
 '''
 
 

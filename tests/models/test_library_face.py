@@ -16,6 +16,7 @@ from mmg_bench.methods.dense import Dense
 from mmg_bench.methods.registry import get_method
 from mmg_bench.models.adapter import adapter_for, fresh
 from mmg_bench.models.hooks import pruning
+from mmg_bench.models.kept import Kept
 from mmg_bench.models.loading import EMBEDDED
 from mmg_bench.models.small import SmallSpec, small_llava_onevision
 from prompts import prompt_inputs, random_video
@@ -171,6 +172,51 @@ def test_text_that_follows_may_hold_any_token(family: str) -> None:
         cache = model(**inputs, use_cache=True).past_key_values
         with pytest.raises(ValueError, match="text came again"):
             model(**{**step, "position_ids": ids - 1}, past_key_values=cache)
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl"])
+@pytest.mark.parametrize("positions", ["original", "contiguous"])
+def test_drafted_text_that_is_rejected_leaves_no_trace(
+    family: str, positions: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Assisted decoding appends drafted tokens to the prompt itself, and crops the cache after those that are right."""
+    crops = []
+
+    def cropped(kept: Kept, width: int) -> Kept:
+        crops.append(kept.index.shape[1] - width)
+        return crop(kept, width)
+
+    crop = Kept.cropped
+    monkeypatch.setattr(Kept, "cropped", cropped)
+    torch.manual_seed(0)
+    model, processor = getattr(families, family)()
+    inputs = families.prompts(family, processor, TEXTS[:1])
+    draft = copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in draft.model.language_model.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+    with get_method("mmg_vid", retention_ratio=0.3)(model, positions=positions):
+        greedy = model.generate(**inputs, **GREEDY)
+        assert not crops
+        assert torch.equal(model.generate(**inputs, **GREEDY, assistant_model=draft), greedy)
+    assert crops
+    for name, asked in (("fastv", {"assistant_model": draft}), ("pdrop", {"prompt_lookup_num_tokens": 2})):
+        refused = pytest.raises(ValueError, match=f"{name} looks at the end of the prompt, .* assisted decoding")
+        with get_method(name, retention_ratio=0.3)(model):
+            model(**inputs, logits_to_keep=1)
+            repeated = {**inputs, "input_ids": inputs["input_ids"].clone()}
+            repeated["input_ids"][:, -4:-2] = inputs["input_ids"][:, -2:]  # so that there is something to look up
+            with refused:
+                model.generate(**repeated, **GREEDY, **asked)
+
+
+def test_a_cache_cropped_into_a_video_is_refused(own: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
+    model, _ = own
+    with torch.no_grad(), get_method("random", retention_ratio=0.3)(model):
+        cache = model(**inputs, use_cache=True).past_key_values
+        cache.crop(-30)
+        with pytest.raises(ValueError, match="cropped into its videos"):
+            model(input_ids=torch.tensor([[5], [5]]), past_key_values=cache)
 
 
 def test_a_call_that_failed_is_forgotten(
