@@ -156,6 +156,15 @@ class _Layout:
         if len(self.skills) < 2:  # a single skill is the whole benchmark once more
             self.skills = []
         self.cells = list(dict.fromkeys(zip(rows.method, rows.retention_ratio, strict=True)))
+        accuracy = rows[(rows.metric == "accuracy") & (rows.source != "pending")]
+        self.no_mean = set(accuracy[(accuracy.skill == ALL) & accuracy.value.isna() & (accuracy.n > 0)].benchmark)
+        """Benchmarks that have answers and no accuracy: means over skills, to one of which there is no answer."""
+        for benchmark, part in accuracy[accuracy.value.isna() & (accuracy.skill != ALL)].groupby(
+            "benchmark", sort=False
+        ):
+            if benchmark in self.no_mean:
+                skills = ", ".join(part.skill.unique())
+                self.notes.flags.append(f"{benchmark}: no mean over the skills, for every question of {skills} failed")
 
     def table(self) -> Table:
         columns = self._columns()
@@ -219,9 +228,14 @@ class _Layout:
         row = self.by_key.get((benchmark, skill, method, ratio, "accuracy"))
         cited = self._published(benchmark, method, ratio) if skill == ALL else ""
         if row is None or not math.isfinite(row.value):
-            return f"{'pending' if row is not None and row.source == 'pending' else NONE}{cited}"
+            pending = row is not None and row.source == "pending"
+            return f"{'pending' if pending else self._none(row)}{cited}"
         flag = f" {FLAG}" if skill == ALL and method == DENSE and self._differs(row) else ""
         return f"{row.value:.1f}{flag}{cited}"
+
+    def _none(self, whole: ResultRow | None) -> str:
+        """What stands for an accuracy that `whole` lacks."""
+        return FLAG if whole is not None and whole.n and whole.benchmark in self.no_mean else NONE
 
     def _published(self, benchmark: str, method: str, ratio: float, digits: int = 1) -> str:
         """The published numbers of a cell in parentheses, each with the marks of its sources; else nothing."""
@@ -251,7 +265,7 @@ class _Layout:
         cited = self._published("average_retention_percent", method, ratio) if self.main == AVERAGE else ""
         row = self._row("accuracy_kept_percent", method, ratio)
         if row is None:
-            return NONE + cited
+            return self._none(self.by_key.get((self.main, ALL, method, ratio, "accuracy"))) + cited
         return (f"{row.value:.1f}" if method == DENSE else with_interval(row, 1)) + cited
 
     def _best(self) -> set[tuple[str, float]]:

@@ -213,3 +213,22 @@ def test_a_mean_over_skills_is_said(toy, provenance):
         facts["benchmark"] = {"name": "bench", "average": average}
         (table,) = layout(rows_of(toy), provenance, NOTHING)
         assert any(line.startswith("Accuracy on bench: the mean over the skills") for line in table.header) == said
+
+
+def test_a_mean_that_a_skill_without_answers_denies_is_flagged(make, provenance):
+    skills = ("colour", "order", "order")
+    records = [
+        *make("dense", 1.0, "x11x11", benchmark="macro", skills=skills),
+        *make("ours", 0.5, "x10x10", benchmark="macro", skills=skills),
+    ]
+    others = [*make("dense", 1.0, "11", benchmark="plain"), *make("ours", 0.5, "10", benchmark="plain")]
+    note = "- ⚠ macro: no mean over the skills, for every question of colour failed"
+    text = to_markdown(layout(rows_of(records, over_skills=["macro"]), provenance, NOTHING))
+    shown = line(text, "ours")
+    assert (shown["order"], shown["All"], shown["Kept % [95 % CI]"]) == ("50.0", "⚠", "⚠")
+    assert note in text.splitlines()
+    text = to_markdown(layout(rows_of([*records, *others], over_skills=["macro"]), provenance, NOTHING))
+    shown = line(text, "ours")
+    assert (shown["macro"], shown["plain"], shown["Avg."], shown["Kept % [95 % CI]"]) == ("⚠", "50.0", "⚠", "⚠")
+    assert note in text.splitlines()
+    assert "⚠" not in to_markdown(layout(rows_of([*records, *others]), provenance, NOTHING))
