@@ -229,12 +229,32 @@ def _load_tasks(spec: BenchmarkSpec) -> dict[str, Any]:
         if name not in manager.all_subtasks:
             raise BenchmarkError(_no_such_task(name, spec, manager))
         try:
-            loaded = manager.load_config({"task": name, **override}) if override else manager.load_task_or_group(name)
+            changes = {**override, **_leaving_links(_settings(name, manager))}
+            loaded = manager.load_config({"task": name, **changes}) if changes else manager.load_task_or_group(name)
         except (Exception, SystemExit) as error:
             raise BenchmarkError(_why_not(name, _cause(error), manager)) from error
         _check(name, loaded[name])
         tasks[name] = loaded[name]
     return tasks
+
+
+def _settings(name: str, manager: Any) -> dict[str, Any]:
+    """What the file of a task says."""
+    from lmms_eval.utils import load_yaml_config
+
+    return load_yaml_config(manager.task_index[name]["yaml_path"], mode="simple")
+
+
+def _leaving_links(settings: dict[str, Any]) -> dict[str, Any]:
+    """A change to a task's settings, where its folder of videos is there and it would make a link to them.
+
+    lmms-eval makes that anew whenever it loads the task, so that the videos are gone for another process meanwhile, and
+    asks the hub where it shall lead to, also when the user made the link.
+    """
+    options = settings.get("dataset_kwargs") or {}
+    if not options.get("create_link") or not Path(os.environ["HF_HOME"], options["cache_dir"]).exists():
+        return {}
+    return {"dataset_kwargs": {**options, "create_link": False}}
 
 
 def _task_folders(names: tuple[str, ...]) -> list[str]:
@@ -278,9 +298,7 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _why_not(name: str, error: BaseException, manager: Any) -> str:
-    from lmms_eval.utils import load_yaml_config
-
-    config = load_yaml_config(manager.task_index[name]["yaml_path"], mode="simple")
+    config = _settings(name, manager)
     split = config.get("test_split") or config.get("validation_split")
     if isinstance(error, KeyError) and error.args[:1] == (split,):
         return f"the data of task {name!r} has no split {split!r}: download it again, or correct benchmark.data"

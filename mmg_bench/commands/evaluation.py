@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,8 @@ class Outcome:
     measurements: list[Measurement]
     sources: dict[str, Any]
     """Provenance of records and measurements."""
+    whole: bool
+    """Whether it is all that was asked for."""
 
     @property
     def failed(self) -> int:
@@ -184,20 +186,21 @@ def _options(config: dict[str, Any]) -> dict[str, Any]:
 def _do(jobs: Sequence[Job]) -> int:
     """Answer, measure, report; jobs of one folder share its rows. Returns how many answers failed.
 
-    Rows are written after each job, so that a later one's fault or a stop loses nothing, and shown once.
+    Rows are written as soon as there are any, so that a later fault or a stop loses nothing, and shown once.
     """
     for job in jobs:
         _check(job)
     done: dict[Path, list[Outcome]] = {}
     failed = 0
     for number, job in enumerate(jobs, start=1):
-        outcome = _carry_out(job)
+        before = done.setdefault(job.results, [])
+        more = any(other.reports and other.results == job.results for other in jobs[number:])
+        for outcome in _carry_out(job):
+            # an earlier table, which may have times, stays until the new one has them
+            if job.reports and (outcome.whole or not (job.results / "rows.csv").exists()):
+                _report([*before, outcome], shown=outcome.whole and not more)
+        before += [outcome] if job.reports else []
         failed += outcome.failed
-        if job.reports:
-            together = done.setdefault(job.results, [])
-            together.append(outcome)
-            more = any(other.reports and other.results == job.results for other in jobs[number:])
-            _report(together, shown=not more)
     return failed
 
 
@@ -211,8 +214,8 @@ def _check(job: Job) -> None:
     check_hub(spec, needs_of(job.cells))
 
 
-def _carry_out(job: Job) -> Outcome:
-    """Answer and measure."""
+def _carry_out(job: Job) -> Iterator[Outcome]:
+    """Answer and measure: what that came to, if something is to be measured first without that."""
     llm = VideoLLM(cfg.model_spec(job.model))
     llm.prepare(needs_of(job.cells))
     for cell in job.cells:
@@ -233,29 +236,31 @@ def _carry_out(job: Job) -> Outcome:
             records += evaluate(llm, benchmark, job.cells, folder, key, job.shard)
         sources |= provenance.read(folder)
     failed = [r for r in records if r.error is not None]
-    for r in failed[:5]:
+    by_question = {(r.benchmark, r.question): r for r in reversed(failed)}  # each one's first
+    for r in list(reversed(by_question.values()))[:5]:
         print(f"failed: {r.method} at R = {r.retention_ratio:g}, {r.benchmark} {r.question}: {r.error}")
     if failed:
         print(f"{len(failed)} answers failed (they are not scored as wrong); the same command tries them again.")
-    measurements: list[Measurement] = []
     if not job.reports:
         print(f"shard {job.shard.index + 1} of {job.shard.count} is done; run once without shards for the table")
-    elif job.latency is not None:
-        entry = provenance.describe(
-            {**_settings(job, llm, job.benchmarks[0]), "latency": asdict(job.latency)}, llm.device
-        )
-        key = provenance.register(job.folders[0], entry)
-        sources |= provenance.read(job.folders[0])
-        measurements = _latency(job, llm, benchmarks[0], records, key)
-    return Outcome(
+    latency = job.latency if job.reports else None
+    outcome = Outcome(
         job=job,
         weights=llm.weights,
         geometry=TextGeometry.from_config(llm.model.config.get_text_config()),
         over_skills={b.spec.name for b in benchmarks if b.spec.average == "skills"},
         records=records,
-        measurements=measurements,
+        measurements=[],
         sources=sources,
+        whole=latency is None,
     )
+    yield outcome
+    if latency is not None:
+        entry = provenance.describe({**_settings(job, llm, job.benchmarks[0]), "latency": asdict(latency)}, llm.device)
+        key = provenance.register(job.folders[0], entry)
+        times = _latency(job.cells, llm, benchmarks[0], records, latency, key)
+        sources = sources | provenance.read(job.folders[0])
+        yield replace(outcome, measurements=times, sources=sources, whole=True)
 
 
 def _report(outcomes: Sequence[Outcome], *, shown: bool) -> None:
@@ -299,6 +304,7 @@ def _settings(job: Job, llm: VideoLLM, benchmark: dict[str, Any]) -> dict[str, A
     return {
         "model": asdict(llm.spec),
         "weights": llm.weights_for(needs_of(job.cells)),
+        "settings": llm.settings,
         "dtype": llm.spec.dtype,
         "attention": llm.model.config._attn_implementation,
         "benchmark": benchmark,
@@ -306,18 +312,24 @@ def _settings(job: Job, llm: VideoLLM, benchmark: dict[str, Any]) -> dict[str, A
     }
 
 
-def _latency(job: Job, llm: VideoLLM, benchmark: Benchmark, records: Sequence[Record], key: str) -> list[Measurement]:
+def _latency(
+    cells: Sequence[Cell],
+    llm: VideoLLM,
+    benchmark: Benchmark,
+    records: Sequence[Record],
+    settings: LatencySettings,
+    key: str,
+) -> list[Measurement]:
     """Times and speed-ups of every cell, on the benchmark's first question that every cell could answer."""
-    assert job.latency is not None
     failed = {r.question for r in records if r.error is not None and r.benchmark == benchmark.spec.name}
     question = next((q for q in benchmark.questions if q.id not in failed), None)
     if question is None:
         print("nothing is timed: no question has an answer in every cell")
         return []
     workload = Workload(benchmark.video_path(question), question.prompt, llm.spec.frames)
-    times = measure_cells(llm, job.cells, workload, job.latency)
-    dense = next(t for t, cell in zip(times, job.cells, strict=True) if cell.method.name == "dense")
-    for cell, measured in zip(job.cells, times, strict=True):
+    times = measure_cells(llm, cells, workload, settings)
+    dense = next(t for t, cell in zip(times, cells, strict=True) if cell.method.name == "dense")
+    for cell, measured in zip(cells, times, strict=True):
         if measured.failure is not None:
             print(f"{cell.label} at R = {cell.method.retention_ratio:g} is not timed: {measured.failure}")
     return [
@@ -331,9 +343,9 @@ def _latency(job: Job, llm: VideoLLM, benchmark: Benchmark, records: Sequence[Re
             value=value,
             ci_low=low,
             ci_high=high,
-            n=job.latency.repeats,
+            n=settings.repeats,
             provenance=key,
         )
-        for cell, measured in zip(job.cells, times, strict=True)
+        for cell, measured in zip(cells, times, strict=True)
         for metric, (value, low, high) in time_values(dense, measured).items()
     ]

@@ -103,7 +103,7 @@ def _check_settings(cells: Cells, provenance: Mapping[str, Mapping[str, Any]], w
 
 def _settings(entry: Mapping[str, Any]) -> dict[str, Any]:
     """What of a provenance entry decides answers, but for weights, versions and machine."""
-    flat = {name: entry.get(name) for name in ("dtype", "attention")}
+    flat = {name: entry.get(name) for name in ("settings", "dtype", "attention")}
     for section in ("model", "benchmark"):
         flat |= {f"{section}.{name}": value for name, value in entry.get(section, {}).items() if name not in _WHERE}
     return flat

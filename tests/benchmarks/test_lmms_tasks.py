@@ -249,6 +249,16 @@ def test_every_file_of_one_name_is_read(
     assert [path.name for path in seen].count("video_1.mp4") == 2
 
 
+def test_a_link_to_the_videos_stays_as_it_is(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lmms-eval makes MVBench's folder of videos a link; one that is there, anew at each start, asking the hub."""
+    link = tmp_path / "mvbench_video"
+    link.symlink_to(folder / "home" / "mvbench_video")
+    made = link.lstat()
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert Benchmark(spec(folder, "mvbench")).missing_videos() == []
+    assert link.lstat() == made
+
+
 @pytest.mark.parametrize("name", DATA_SETS)
 def test_a_missing_video_costs_its_own_questions(
     name: str, folder: Path, llm: VideoLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -61,6 +61,40 @@ def test_what_earlier_jobs_computed_is_written(
     assert (tmp_path / "table.md").read_text().count("## run: ") == 2
 
 
+def test_answers_have_a_table_before_anything_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    command = ("limit=2", "latency=true", "measure.repeats=2", "measure.warmup=0", f"output_dir={tmp_path}")
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "measure_cells", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run(*command)
+    answered = read_rows(tmp_path / "rows.csv")
+    assert "accuracy" in set(answered.metric)
+    assert "prefill_ms" not in set(answered.metric)
+    assert run(*command) == 0
+    timed = (tmp_path / "rows.csv").read_text()
+    assert "prefill_ms" in timed
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "measure_cells", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run(*command)
+    assert (tmp_path / "rows.csv").read_text() == timed  # no times are lost
+
+
+def test_each_question_that_failed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: Any) -> str:
+        raise ValueError("mine")
+
+    monkeypatch.setattr(evaluation.VideoLLM, "generate", fails)
+    assert run("retention_ratio=0.1,0.25", "limit=3", f"output_dir={tmp_path}") == 9
+    named = [line for line in capsys.readouterr().out.splitlines() if line.startswith("failed: ")]
+    assert len({line.split("embedded ")[1] for line in named}) == len(named) == 3
+
+
 def test_jobs_that_rows_cannot_tell_apart_take_folders_of_their_own(tmp_path: Path) -> None:
     assert run("limit=1,2", f"output_dir={tmp_path}/${{limit}}") == 0
     assert [max(read_rows(tmp_path / limit / "rows.csv").n) for limit in ("1", "2")] == [1, 2]

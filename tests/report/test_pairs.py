@@ -87,6 +87,7 @@ def test_nothing_answered_by_both_is_no_number(make, provenance):
         ({"dtype": "bfloat16"}, "ours and random on bench .toy, 8 frames. differ in dtype as well"),
         ({"model": {"name": "toy", "dtype": "float32", "max_pixels": 9}}, "differ in model.max_pixels as well"),
         ({"model": {"name": "toy", "dtype": "float32", "path": "/x", "device": "cpu"}}, None),
+        ({"settings": "0123"}, "differ in settings as well"),
         ({"weights": "other@1"}, "differ in weights as well: run both in one command"),
         ({"weights": "own@1 siglip@2"}, None),
         ({"limit": 6, "device": "a GPU"}, None),
