@@ -87,7 +87,9 @@ def read_clip(path: Path, frames: int) -> Clip:
 
 
 def _remedy(path: Path) -> str:
-    return "delete it, and it is made again" if cache_folder() in path.parents else "download it again"
+    if cache_folder() in path.parents:
+        return "delete it, and it is made again"
+    return "download it again, or encode it as H.264"
 
 
 def pictures(folder: Path) -> list[Path]:
