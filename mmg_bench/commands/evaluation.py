@@ -236,8 +236,10 @@ def _carry_out(job: Job) -> Iterator[Outcome]:
             records += evaluate(llm, benchmark, job.cells, folder, key, job.shard)
         sources |= provenance.read(folder)
     failed = [r for r in records if r.error is not None]
-    by_question = {(r.benchmark, r.question): r for r in reversed(failed)}  # each one's first
-    for r in list(reversed(by_question.values()))[:5]:
+    by_question: dict[tuple[str, str], Record] = {}
+    for r in failed:
+        by_question.setdefault((r.benchmark, r.question), r)
+    for r in list(by_question.values())[:5]:
         print(f"failed: {r.method} at R = {r.retention_ratio:g}, {r.benchmark} {r.question}: {r.error}")
     if failed:
         print(f"{len(failed)} answers failed (they are not scored as wrong); the same command tries them again.")

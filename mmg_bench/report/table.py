@@ -159,12 +159,10 @@ class _Layout:
         accuracy = rows[(rows.metric == "accuracy") & (rows.source != "pending")]
         self.no_mean = set(accuracy[(accuracy.skill == ALL) & accuracy.value.isna() & (accuracy.n > 0)].benchmark)
         """Benchmarks that have answers and no accuracy: means over skills, to one of which there is no answer."""
-        for benchmark, part in accuracy[accuracy.value.isna() & (accuracy.skill != ALL)].groupby(
-            "benchmark", sort=False
-        ):
-            if benchmark in self.no_mean:
-                skills = ", ".join(part.skill.unique())
-                self.notes.flags.append(f"{benchmark}: no mean over the skills, for every question of {skills} failed")
+        lacking = accuracy[accuracy.benchmark.isin(self.no_mean) & (accuracy.skill != ALL) & accuracy.value.isna()]
+        for benchmark, part in lacking.groupby("benchmark", sort=False):
+            skills = ", ".join(part.skill.unique())
+            self.notes.flags.append(f"{benchmark}: no mean over the skills, for every question of {skills} failed")
 
     def table(self) -> Table:
         columns = self._columns()
