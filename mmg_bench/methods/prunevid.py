@@ -46,13 +46,13 @@ def cluster(
 ) -> Clusters:
     """DPC-KNN clusters of each group of `x [G, n, D]`: `counts[g]` centres, every point to the nearest of them.
 
-    The first `sizes[g]` rows of a group are its points (None: all). Where `whole[g]` (None: wherever there are to be
-    as many clusters as points), each point is its own, in order.
+    The first `sizes[g]` rows of a group are its points (None: all). Where `whole[g]` (None: nowhere), each point is a
+    cluster of its own, and these are in the points' order.
     """
     groups, size, width = x.shape
     device = x.device
     sizes = [size] * groups if sizes is None else sizes
-    whole = [count == size for count, size in zip(counts, sizes, strict=True)] if whole is None else whole
+    whole = [False] * groups if whole is None else whole
     slots = torch.arange(size, device=device)
     count, points, near, alone = on_device(
         [counts, sizes, [max(1, min(k, n)) for n in sizes], [int(w) for w in whole]], device
@@ -146,10 +146,7 @@ def merge_windows(
     sizes = [n for part in group_sizes(lengths, is_static) for n in part]
     is_static = is_static.to(device, non_blocking=True)
     counts = [*static_counts, *dynamic_counts]
-    whole = [static_counts[w] == sizes[w] for w in windows]
-    for w in windows:  # one frame to be clustered has all of its window clustered
-        of_window = slice(len(lengths) + starts[w], len(lengths) + starts[w] + lengths[w])
-        whole += [counts[of_window] == sizes[of_window]] * lengths[w]
+    whole = [count == size <= SMALL_GROUP for count, size in zip(counts, sizes, strict=True)]
 
     member = torch.cat([is_static, ~is_static[window]])  # [W + T, N]
     place = descending(member.byte())[:, : max(sizes)]  # [W + T, n], its members first

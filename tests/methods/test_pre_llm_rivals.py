@@ -10,14 +10,22 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmg_bench.methods._merge import neighbour_cosines
-from mmg_bench.methods._ops import frames_per_chunk
+from mmg_bench.methods._ops import descending, dpc_scores, frames_per_chunk
 from mmg_bench.methods.base import Method
 from mmg_bench.methods.dycoke import DyCoke, references
 from mmg_bench.methods.fastvid import FastVID, dynamic_segments, token_counts
 from mmg_bench.methods.flashvid import FlashVID
 from mmg_bench.methods.holitom import HoliTom, best_windows, merge_by_density, merge_outer
 from mmg_bench.methods.prumerge import PruMerge, merge_around, outlier_ratio, with_grid
-from mmg_bench.methods.prunevid import PruneVid, cluster, counts_by_budget, rank_in_groups, refine, static_positions
+from mmg_bench.methods.prunevid import (
+    PruneVid,
+    cluster,
+    counts_by_budget,
+    merge_windows,
+    rank_in_groups,
+    refine,
+    static_positions,
+)
 from mmg_bench.methods.tome import ToMe, merge_once, merge_to, unmerged
 from mmg_bench.methods.visionzip import VisionZip, zip_frames
 from mmg_bench.tokens import LayerTokens, VideoTokens
@@ -269,6 +277,15 @@ def test_prunevid_clusters():
     assert first[3:] == first[3:4] * 3
     assert first[0] != first[3]
     assert clusters.assign[1].tolist() == [0] * 6
+
+
+@pytest.mark.parametrize("size", [14, 15])
+def test_prunevid_orders_large_groups_by_score_even_if_nothing_is_merged(size: int):
+    frame = torch.rand(1, size, 8, generator=torch.Generator().manual_seed(0))
+    merged = merge_windows(frame, [1], torch.zeros(1, size, dtype=torch.bool), [0], [size], 7)
+    expected = torch.arange(size) if size == 14 else descending(dpc_scores(frame[0], 7))
+    assert merged.anchors.tolist() == expected.tolist()
+    assert merged.assign[0, expected].tolist() == list(range(size))
 
 
 def test_tome_with_nothing_to_merge():
