@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
@@ -54,16 +55,19 @@ def load_file(path: str) -> dict[str, Any]:
 
 def composed(name: str, overrides: Sequence[str]) -> DictConfig:
     """Compose `name`.yaml with overrides, once. Raises ValueError, listing the valid ones, for an unknown option."""
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        _offer_methods_without_a_file(overrides)
+    with _hydra(overrides):
         return _compose(name, overrides)
 
 
-def _offer_methods_without_a_file(overrides: Sequence[str]) -> None:
-    """Have Hydra compose those that `overrides` may mean; asking for the options of others would import them."""
-    for name in set(names("method")) - _files("method"):
-        if any(name in override or "glob(" in override for override in overrides):
-            ConfigStore.instance().store(name, load("method", name), "method")
+@contextmanager
+def _hydra(overrides: Sequence[str]) -> Iterator[None]:
+    """Hydra, to compose from the folder of configurations, and from methods that have none there."""
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        for name in set(names("method")) - _files("method"):
+            # of those that `overrides` may mean: asking for the options of others would import them
+            if any(name in override or "glob(" in override for override in overrides):
+                ConfigStore.instance().store(name, load("method", name), "method")
+        yield
 
 
 def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
@@ -140,8 +144,7 @@ def sweep(name: str, overrides: Sequence[str]) -> list[DictConfig]:
 
     Composed together, not one job after another, so that what they share can be done once.
     """
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        _offer_methods_without_a_file(overrides)
+    with _hydra(overrides):
         parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # which knows what glob(*) stands for
         parsed = parser.parse_overrides([_opened(name, override) for override in overrides])
         choices = [_choices(override) for override in parsed]

@@ -90,6 +90,7 @@ def test_a_part_of_a_table_does_not_take_its_place() -> None:
         "+benchmark.embedded.data=/copy",
         "limit=6",
         "measure.repeats=3",
+        "latency=false",
         "table.retention_ratios=[0.5]",
         "+model.embedded.frames=8",
     ):

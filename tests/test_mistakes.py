@@ -82,6 +82,8 @@ def called(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
         ("table output_dir=null", "output_dir=None: it must be a text"),
         ("table table.retention_ratios=[] profile=embedded", "retention_ratios=[]: give one or several"),
         ("table +model.path=x", "model.path: table 'table1' takes changes to a model by its name"),
+        ("table latency=off-and-on", "latency='off-and-on': choose true or false"),
+        ("table table=efficiency profile=cpu latency=false", "latency=False: a table of speed is nothing else"),
         ("measure video=null", "video=None: it must be a text"),
         ("measure video=/nowhere", "video='/nowhere': no such video"),
         ("measure energy_seconds=abc", "energy_seconds='abc': it must be a number, at least 0"),

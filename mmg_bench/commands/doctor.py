@@ -22,6 +22,7 @@ def doctor(config: DictConfig) -> int:
     """
     plain = cfg.plain(config)
     settings = LatencySettings(**plain["measure"])
+    check_latency(plain["latency"])
     workers_for(plain["workers"], "cpu")
     if plain["limit"] is not None:
         check_whole("limit", plain["limit"], 1, ", or null for every question")
@@ -30,7 +31,7 @@ def doctor(config: DictConfig) -> int:
         for profile in profiles.values():
             for _, _, model, _ in workloads(plain, profile):
                 spec = cfg.model_spec(model)
-                if not profile["needs_gpu"]:  # of one that does, a line says so
+                if plain["latency"] and not profile["needs_gpu"]:  # of one that does, a line says so
                     check_engine(settings, spec)
         return min(
             _show(f"Table {plain['table']['name']}, profile {name}: {what(profile)}", checks(plain, profile))
@@ -39,7 +40,6 @@ def doctor(config: DictConfig) -> int:
     model, benchmark = plain["model"], plain["benchmark"]
     spec = cfg.model_spec(model)
     on_gpu = bool(model.get("gpu_gb")) and model["device"] != "cpu"
-    check_latency(plain["latency"])
     if plain["latency"]:
         check_engine(settings, spec)
     cell = cfg.cell(plain["method"], plain["retention_ratio"], plain["positions"])

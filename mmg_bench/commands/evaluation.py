@@ -113,11 +113,13 @@ def run(configs: Sequence[DictConfig]) -> int:
 def table(config: DictConfig) -> int:
     """Make a whole table composed from table.yaml. Returns how many answers failed."""
     plain = cfg.plain(config)
+    check_latency(plain["latency"])
     spec = plain["table"]
     name, profile = choose(plain)
     records = check_path("output_dir", plain["output_dir"]) / name
     benchmarks = [cfg.changed(plain, "benchmark", b) for b in profile["benchmarks"]]
     model = cfg.changed(plain, "model", profile["model"])
+    latency = LatencySettings(**plain["measure"])  # checked, also where nothing is timed
     job = Job(
         table=spec["name"],
         model=model,
@@ -126,7 +128,7 @@ def table(config: DictConfig) -> int:
         folders=[records / b["name"] for b in benchmarks],
         results=results_folder(plain, name),
         limit=plain["limit"],
-        latency=LatencySettings(**plain["measure"]),
+        latency=latency if plain["latency"] else None,
         shard=Shard(),
         workers=_workers(plain, model),
     )

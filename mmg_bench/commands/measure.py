@@ -107,6 +107,8 @@ def table(config: DictConfig) -> int:
     elsewhere = spec["profiles"][profile["pending"]] if profile.get("pending") else None
     if plain["limit"] is not None:
         raise ValueError(f"limit={plain['limit']!r}: a table of speed answers no questions; leave it null")
+    if plain["latency"] is not True:
+        raise ValueError(f"latency={plain['latency']!r}: a table of speed is nothing else; leave it true")
     return _do(
         Job(
             table=spec["name"],

@@ -19,15 +19,16 @@ from mmg_bench.runner import provenance
 def results_folder(config: Mapping[str, Any], profile: str) -> Path:
     """Where a composed table goes.
 
-    One with other settings than its file's, or of a part of the questions, goes to its records, not in the place of the
-    whole one.
+    One with other settings than its file's, of a part of the questions, or without its times, goes to its records, not
+    in the place of the whole one.
     """
     if config["results_dir"] is not None:
         return check_path("results_dir", config["results_dir"]) / profile
     name = config["table"]["name"]
     shipped = name in cfg.names("table") and config["table"] == cfg.load("table", name)
     as_filed = shipped and config["measure"] == cfg.load("measure", "latency")
-    whole = as_filed and config["limit"] is None and not any(config[group] for group in cfg.OPEN)
+    all_of_it = config["limit"] is None and config["latency"]
+    whole = as_filed and all_of_it and not any(config[group] for group in cfg.OPEN)
     return (Path("results") / name if whole else check_path("output_dir", config["output_dir"])) / profile
 
 

@@ -10,7 +10,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from mmg_bench.commands import evaluation
-from mmg_bench.config import sweep
+from mmg_bench.config import composed, sweep
 from mmg_bench.report.rows import AVERAGE, provenance_keys, read_rows
 
 
@@ -34,6 +34,15 @@ def test_rows_of_all_jobs_in_a_folder_stand_together(tmp_path: Path, capsys: pyt
     # another command leaves its own rows
     assert run("model.frames=4", "limit=2", f"output_dir={tmp_path}") == 0
     assert set(read_rows(tmp_path / "rows.csv").frames) == {4}
+
+
+def test_a_table_without_its_times(tmp_path: Path) -> None:
+    methods = "table.profiles.embedded.methods=[{name:dense},{name:random}]"
+    part = ["profile=embedded", "limit=2", "+model.embedded.device=cpu", methods, f"output_dir={tmp_path}"]
+    assert evaluation.table(composed("table", [*part, "latency=false"])) == 0
+    metrics = set(read_rows(tmp_path / "embedded" / "rows.csv").metric)
+    assert "accuracy" in metrics
+    assert not {m for m in metrics if m.endswith("_ms") or "speedup" in m}
 
 
 def test_several_benchmarks_in_a_folder_have_their_average(tmp_path: Path) -> None:

@@ -228,6 +228,7 @@ def test_a_table_of_speed_lists_what_is_pending_and_survives_a_broken_model(
         "output_dir": str(tmp_path / "out"),
         "results_dir": str(tmp_path / "results"),
         "limit": None,
+        "latency": True,
     }
     with pytest.raises(ValueError, match="limit=3: a table of speed answers no questions"):
         measure.table(OmegaConf.create({**config, "limit": 3}))
