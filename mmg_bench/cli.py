@@ -51,7 +51,7 @@ mmg-bench doctor [option=value]: what this machine lacks, and how to get it. Not
 The exit status is 0 when everything is there (of a table: for one profile), and 1 otherwise.
 """
 _HELP_FLAGS = {"-h", "--help"}
-_ONLY_OF_RUN = re.compile(r"\+*(model|benchmark|method|latency|retention_ratio|positions|shard)(\.\w+)?=")
+_ONLY_OF_RUN = re.compile(r"\+*(model|benchmark|method|retention_ratio|positions|shard)(\.\w+)?=")
 """Overrides of run.yaml that table.yaml has not: there, changes to a model go by `model.<name>.<option>`."""
 _OPTION = re.compile(r"-|[+~]*[\w./@]+=|~")
 """How an argument begins that is an option, not the label of a method."""

@@ -19,6 +19,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
 from mmg_bench.benchmarks.lmms import BenchmarkSpec
+from mmg_bench.measure.latency import LatencySettings
 from mmg_bench.methods.registry import defaults, method_names
 from mmg_bench.models.loading import ModelSpec
 from mmg_bench.runner.cells import Cell, make_cell
@@ -163,6 +164,35 @@ def _choices(override: Override) -> list[str]:
     return choices
 
 
+def check_told_apart(configs: Sequence[Mapping[str, Any]], told: Sequence[str]) -> None:
+    """Raise ValueError where configurations that agree in what rows tell differ in another option.
+
+    told: the options that rows tell, by the names that overrides give them.
+    """
+    alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for options in map(_options, configs):
+        alike.setdefault(tuple(options.get(option) for option in told), []).append(options)
+    unlike: dict[str, list[str]] = {}
+    for same in alike.values():
+        for option in dict.fromkeys(option for options in same for option in options):
+            if len(values := list(dict.fromkeys(str(options.get(option)) for options in same))) > 1:
+                unlike.setdefault(option, values)
+    if unlike:
+        given = " ".join(f"{option}={','.join(values)}" for option, values in unlike.items())
+        into = "/".join(f"${{{option}}}" for option in unlike)
+        raise ValueError(
+            f"{given}: rows in one folder would not tell which is which; put {into} into output_dir, in single quotes"
+        )
+
+
+def _options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a configuration by the names that overrides give them."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
 def plain(config: Any) -> dict[str, Any]:
     """A configuration as plain dictionaries and lists, every reference resolved."""
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
@@ -175,16 +205,21 @@ def as_yaml(config: DictConfig) -> str:
 
 def model_spec(config: Mapping[str, Any]) -> ModelSpec:
     """The model that a configuration describes."""
-    return ModelSpec(**_known(ModelSpec, config, "model"))
+    return ModelSpec(**known(ModelSpec, config, "model"))
 
 
 def benchmark_spec(config: Mapping[str, Any]) -> BenchmarkSpec:
     """The benchmark that a configuration describes."""
-    values = _known(BenchmarkSpec, config, "benchmark")
+    values = known(BenchmarkSpec, config, "benchmark")
     values["tasks"] = tuple(listed("benchmark.tasks", values["tasks"]))
     if values.get("include_path") == "embedded":
         values["include_path"] = str(_PACKAGE / "benchmarks" / "embedded" / "task")
     return BenchmarkSpec(**values)
+
+
+def latency_settings(config: Mapping[str, Any]) -> LatencySettings:
+    """How a configuration has latency measured."""
+    return LatencySettings(**known(LatencySettings, config["measure"], "measure"))
 
 
 def cell(config: DictConfig | Mapping[str, Any], retention_ratio: float, positions: Any = None) -> Cell:
@@ -194,7 +229,7 @@ def cell(config: DictConfig | Mapping[str, Any], retention_ratio: float, positio
 
 
 def table_cells(methods: list[dict[str, Any]], retention_ratios: list[float]) -> list[Cell]:
-    """Every method of a table at every retention ratio; dense once, first.
+    """Every method of a table at every retention ratio, each once; dense first.
 
     An entry of `methods` is a name and what differs from the method's configuration file; it may set `positions`, and
     `retention_ratios` of its own.
@@ -208,7 +243,7 @@ def table_cells(methods: list[dict[str, Any]], retention_ratios: list[float]) ->
         wanted = listed("retention_ratios", entry.get("retention_ratios", retention_ratios))
         ratios = [1.0] if entry["name"] == "dense" else sorted(wanted, reverse=True)
         cells += [cell(config, ratio, entry.get("positions")) for ratio in ratios]
-    return cells
+    return list(dict.fromkeys(cells))
 
 
 def changed(config: Mapping[str, Any], group: str, name: str) -> dict[str, Any]:
@@ -242,9 +277,10 @@ def listed(option: str, values: Any) -> list[Any]:
     return list(found)
 
 
-def _known(kind: type, config: Mapping[str, Any], group: str) -> dict[str, Any]:
+def known(kind: type, config: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """The options of a section, of which a dataclass is made. Raises ValueError, naming all, for one that it lacks."""
     values = {k: v for k, v in config.items() if k not in ONLY_FOR_DOCTOR}
-    known = [f.name for f in fields(kind)]
-    if unknown := sorted(set(values) - set(known)):
-        raise ValueError(f"{group} has no option {', '.join(unknown)}; it has: {', '.join(known)}")
+    options = [f.name for f in fields(kind)]
+    if unknown := sorted(set(values) - set(options)):
+        raise ValueError(f"{group} has no option {', '.join(unknown)}; it has: {', '.join(options)}")
     return values

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -77,6 +79,23 @@ def test_tables(name: str) -> None:
             cells = tuple(cfg.table_cells(profile["methods"], spec["retention_ratios"]))
         assert cells[0].method.name == "dense"
         assert len({(c.label, c.method.retention_ratio) for c in cells}) == len(cells)
+
+
+def test_a_cell_that_is_listed_twice_is_one() -> None:
+    methods: list[dict[str, Any]] = [{"name": "mmg_vid"}, {"name": "mmg_vid", "tau": 0.95}, {"name": "dense"}]
+    cells = cfg.table_cells(methods, [0.25, 0.1, 0.25])
+    assert [(c.label, c.method.retention_ratio) for c in cells] == [("dense", 1), ("mmg_vid", 0.25), ("mmg_vid", 0.1)]
+
+
+def test_options_that_rows_do_not_tell() -> None:
+    def config(frames: int, steps: int) -> dict[str, Any]:
+        return {"model": {"name": "m", "frames": frames}, "measure": {"new_tokens": steps}, "workers": steps}
+
+    told = ("model.name", "model.frames")
+    cfg.check_told_apart([config(8, 1), config(16, 1), config(8, 1)], told)
+    says = re.escape("measure.new_tokens=1,2 workers=1,2: rows in one folder would not tell which is which")
+    with pytest.raises(ValueError, match=f"^{says}"):
+        cfg.check_told_apart([config(8, 1), config(16, 1), config(8, 2), config(16, 2)], told)
 
 
 def test_a_part_of_a_table_does_not_take_its_place() -> None:

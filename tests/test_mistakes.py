@@ -51,8 +51,8 @@ def called(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
         ),
         (
             "run -m model.frames=8,16 model.dtype=float32,bfloat16 latency=true,false limit=6",
-            "latency=True,False model.dtype=float32,bfloat16: rows in one folder would not tell which is which; put "
-            "${latency}/${model.dtype} into",
+            "model.dtype=float32,bfloat16 latency=True,False: rows in one folder would not tell which is which; put "
+            "${model.dtype}/${latency} into",
         ),
         ("run -m model=embedded,llava_onevision_0_5b workers=1,2 output_dir=here", "workers=1,2: rows in one folder"),
         ("run benchmark.frames=[4", "benchmark.frames=[4: no viable alternative"),
@@ -84,6 +84,12 @@ def called(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
         ("table +model.path=x", "model.path: table 'table1' takes changes to a model by its name"),
         ("table latency=off-and-on", "latency='off-and-on': choose true or false"),
         ("table table=efficiency profile=cpu latency=false", "latency=False: a table of speed is nothing else"),
+        ("run +measure.foo=1", "measure has no option foo; it has: repeats, warmup"),
+        ("run +shard.foo=1", "shard has no option foo; it has: index, count"),
+        ("table profile=embedded +measure.foo=1", "measure has no option foo"),
+        ("measure +measure.foo=1", "measure has no option foo"),
+        ("measure -m model.dtype=float32,bfloat16", "model.dtype=float32,bfloat16: rows in one folder would not tell"),
+        ("measure -m weights=pretrained,random", "weights=pretrained,random: rows in one folder would not tell"),
         ("measure video=null", "video=None: it must be a text"),
         ("measure video=/nowhere", "video='/nowhere': no such video"),
         ("measure energy_seconds=abc", "energy_seconds='abc': it must be a number, at least 0"),
@@ -98,6 +104,7 @@ def called(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
         ("measure measure.sdpa=cudnn model.device=cpu", "measure.sdpa=cudnn needs a CUDA device, not cpu"),
         ("doctor measure.sdpa=foo", "measure.sdpa='foo': choose one of auto"),
         ("doctor model=embedded latency=maybe", "latency='maybe': choose true or false"),
+        ("doctor table=efficiency profile=cpu latency=maybe", "latency='maybe': choose true or false"),
         ("doctor limit=foo", "limit='foo': it must be a whole number"),
         ("doctor workers=abc", "workers='abc': it must be auto or a positive number"),
         ("doctor table=efficiency profile=cpu measure.engine=graphs", "measure.engine=graphs needs a CUDA device"),

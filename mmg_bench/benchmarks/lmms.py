@@ -80,8 +80,11 @@ class Question:
     @cached_property
     def digest(self) -> str:
         """Differs when anything that is asked, scored or reported of the question does."""
-        content = [self.video, self.skill, self.task, self.prompt, self.target, self.generation]
-        return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:12]
+        return _digest([self.video, self.skill, self.task, self.prompt, self.target, self.generation])
+
+
+def _digest(content: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:12]
 
 
 class Benchmark:
@@ -110,6 +113,11 @@ class Benchmark:
         order = {video: number for number, video in reversed(list(enumerate(q.video for q in found)))}
         found.sort(key=lambda q: order[q.video])
         return found[: self.limit]
+
+    @cached_property
+    def digest(self) -> str:
+        """Differs when any of the questions does."""
+        return _digest([(question.id, question.digest) for question in self.questions])
 
     def _read(self) -> Iterator[Question]:
         for name, task in self._tasks.items():
@@ -185,6 +193,13 @@ def single_video(visuals: Any, who: str) -> Path:
 
 
 def _as_score(value: Any, what: str) -> float:
+    score = _number(value, what)
+    if not 0 <= score <= 1:
+        raise BenchmarkError(f"{what} is {score:g}: a score must be in 0..1")
+    return score
+
+
+def _number(value: Any, what: str) -> float:
     if isinstance(value, bool | int | float):
         return float(value)
     if isinstance(value, dict):

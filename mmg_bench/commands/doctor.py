@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from mmg_bench import config as cfg
 from mmg_bench.commands.evaluation import check_latency
 from mmg_bench.commands.profiles import checks, named, what, workloads
-from mmg_bench.measure.latency import LatencySettings, check_engine
+from mmg_bench.measure.latency import check_engine
 from mmg_bench.options import check_whole
 from mmg_bench.runner.requirements import Check, check_all
 from mmg_bench.runner.workers import workers_for
@@ -21,7 +21,7 @@ def doctor(config: DictConfig) -> int:
     Of a table with `profile=auto` every profile is shown, and one that can run is enough.
     """
     plain = cfg.plain(config)
-    settings = LatencySettings(**plain["measure"])
+    settings = cfg.latency_settings(plain)
     check_latency(plain["latency"])
     workers_for(plain["workers"], "cpu")
     if plain["limit"] is not None:

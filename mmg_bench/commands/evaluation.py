@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from omegaconf import DictConfig
 from transformers.utils import logging
 
 from mmg_bench import config as cfg
-from mmg_bench.benchmarks.lmms import Benchmark
+from mmg_bench.benchmarks.lmms import Benchmark, Question
 from mmg_bench.commands.profiles import choose
 from mmg_bench.commands.publish import publish, results_folder
 from mmg_bench.measure.flops import TextGeometry
@@ -28,6 +27,9 @@ from mmg_bench.runner.cells import Cell, needs_of
 from mmg_bench.runner.evaluate import Shard, collect, evaluate
 from mmg_bench.runner.records import Record
 from mmg_bench.runner.workers import in_processes, workers_for
+
+_TOLD = ("output_dir", "model.name", "model.frames", "benchmark.name")
+"""What rows in one folder tell of the options of their job, beside the cell."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def run(configs: Sequence[DictConfig]) -> int:
         cells = [cfg.cell(m["method"], m["retention_ratio"], m["positions"]) for m in members]
         cells.insert(0, cfg.cell({"name": "dense"}, 1.0))  # the reference of every percentage
         folder = Path(first["output_dir"])
-        latency = LatencySettings(**first["measure"])  # checked, also where nothing is timed
+        latency = cfg.latency_settings(first)  # checked, also where nothing is timed
         jobs.append(
             Job(
                 table="run",
@@ -106,7 +108,7 @@ def run(configs: Sequence[DictConfig]) -> int:
             )
         )
     firsts = [members[0] for members in groups.values()]
-    _check_told_apart([first for first, job in zip(firsts, jobs, strict=True) if job.reports])
+    cfg.check_told_apart([first for first, job in zip(firsts, jobs, strict=True) if job.reports], _TOLD)
     return _do(jobs)
 
 
@@ -119,7 +121,7 @@ def table(config: DictConfig) -> int:
     records = check_path("output_dir", plain["output_dir"]) / name
     benchmarks = [cfg.changed(plain, "benchmark", b) for b in profile["benchmarks"]]
     model = cfg.changed(plain, "model", profile["model"])
-    latency = LatencySettings(**plain["measure"])  # checked, also where nothing is timed
+    latency = cfg.latency_settings(plain)  # checked, also where nothing is timed
     job = Job(
         table=spec["name"],
         model=model,
@@ -144,45 +146,11 @@ def check_latency(given: Any) -> None:
 def _shard(given: Any) -> Shard:
     if not isinstance(given, dict):
         raise ValueError(f"shard={given!r}: give shard.index and shard.count")
-    return Shard(**given)
+    return Shard(**cfg.known(Shard, given, "shard"))
 
 
 def _workers(plain: dict[str, Any], model: dict[str, Any]) -> int:
     return workers_for(plain["workers"], cfg.model_spec(model).torch_device.type)
-
-
-def _check_told_apart(configs: Sequence[dict[str, Any]]) -> None:
-    """Raise ValueError for jobs of one folder that differ in what its rows do not tell.
-
-    Rows tell the model and the benchmark by their names, and the number of frames.
-    """
-    unlike: dict[str, list[Any]] = {}
-    for one, other in combinations(map(_options, configs), 2):
-        if one["output_dir"] != other["output_dir"]:
-            continue
-        apart = any(one.get(name) != other.get(name) for name in ("model.name", "model.frames", "benchmark.name"))
-        for option in one | other:
-            name = f"{option.partition('.')[0]}.name"
-            told = option == "model.frames" or one.get(name) != other.get(name)
-            unused = option.startswith("measure.") and not (one["latency"] or other["latency"])
-            told |= apart and (unused or option == "workers")  # which decide no number
-            if not told and one.get(option) != other.get(option):
-                values = unlike.setdefault(option, [])
-                values += [v for v in (one.get(option), other.get(option)) if v not in values]
-    if unlike:
-        given = " ".join(f"{option}={','.join(map(str, values))}" for option, values in unlike.items())
-        into = "/".join(f"${{{option}}}" for option in unlike)
-        raise ValueError(
-            f"{given}: rows in one folder would not tell which is which; put {into} into output_dir, in single quotes"
-        )
-
-
-def _options(config: dict[str, Any]) -> dict[str, Any]:
-    """The options of a configuration by the names that overrides give them."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
-    return flat
 
 
 def _do(jobs: Sequence[Job]) -> int:
@@ -198,8 +166,8 @@ def _do(jobs: Sequence[Job]) -> int:
         before = done.setdefault(job.results, [])
         more = any(other.reports and other.results == job.results for other in jobs[number:])
         for outcome in _carry_out(job):
-            # an earlier table, which may have times, stays until the new one has them
-            if job.reports and (outcome.whole or not (job.results / "rows.csv").exists()):
+            # another command's table, which may have times, stays until the new one has them
+            if job.reports and (outcome.whole or before or not (job.results / "rows.csv").exists()):
                 _report([*before, outcome], shown=outcome.whole and not more)
         before += [outcome] if job.reports else []
         failed += outcome.failed
@@ -228,7 +196,7 @@ def _carry_out(job: Job) -> Iterator[Outcome]:
     records: list[Record] = []
     sources: dict[str, Any] = {}
     for benchmark, count, config, folder in zip(benchmarks, counts, job.benchmarks, job.folders, strict=True):
-        entry = provenance.describe(_settings(job, llm, config), llm.device)
+        entry = provenance.describe(_settings(job, llm, benchmark, config), llm.device)
         key = provenance.register(folder, entry)
         print(f"{benchmark.spec.name}: {count} questions, {len(job.cells)} cells -> {folder}", flush=True)
         if job.workers > 1 and job.shard.count == 1:
@@ -260,9 +228,16 @@ def _carry_out(job: Job) -> Iterator[Outcome]:
     )
     yield outcome
     if latency is not None:
-        entry = provenance.describe({**_settings(job, llm, job.benchmarks[0]), "latency": asdict(latency)}, llm.device)
+        question = _question_to_time(benchmarks[0], records)
+        if question is None:
+            print("nothing is timed: no question has an answer in every cell")
+            yield replace(outcome, whole=True)
+            return
+        how = {"latency": asdict(latency), "timed": question.id}
+        entry = provenance.describe({**_settings(job, llm, benchmarks[0], job.benchmarks[0]), **how}, llm.device)
         key = provenance.register(job.folders[0], entry)
-        times = _latency(job.cells, llm, benchmarks[0], records, latency, key)
+        workload = Workload(benchmarks[0].video_path(question), question.prompt, llm.spec.frames)
+        times = _latency(job.cells, llm, benchmarks[0].spec.name, workload, latency, key)
         sources = sources | provenance.read(job.folders[0])
         yield replace(outcome, measurements=times, sources=sources, whole=True)
 
@@ -303,7 +278,7 @@ def _answer_share(
     evaluate(llm, Benchmark(cfg.benchmark_spec(benchmark), limit), cells, folder, key, Shard(index, count))
 
 
-def _settings(job: Job, llm: VideoLLM, benchmark: dict[str, Any]) -> dict[str, Any]:
+def _settings(job: Job, llm: VideoLLM, benchmark: Benchmark, config: dict[str, Any]) -> dict[str, Any]:
     """What decides the numbers, apart from machine and versions: as configured, so without this machine's paths."""
     return {
         "model": asdict(llm.spec),
@@ -311,26 +286,27 @@ def _settings(job: Job, llm: VideoLLM, benchmark: dict[str, Any]) -> dict[str, A
         "settings": llm.settings,
         "dtype": llm.spec.dtype,
         "attention": llm.model.config._attn_implementation,
-        "benchmark": benchmark,
+        "benchmark": config,
+        "data": benchmark.digest,
         "limit": job.limit,
     }
+
+
+def _question_to_time(benchmark: Benchmark, records: Sequence[Record]) -> Question | None:
+    """The benchmark's first question that every cell could answer, if there is any."""
+    failed = {r.question for r in records if r.error is not None and r.benchmark == benchmark.spec.name}
+    return next((q for q in benchmark.questions if q.id not in failed), None)
 
 
 def _latency(
     cells: Sequence[Cell],
     llm: VideoLLM,
-    benchmark: Benchmark,
-    records: Sequence[Record],
+    benchmark: str,
+    workload: Workload,
     settings: LatencySettings,
     key: str,
 ) -> list[Measurement]:
-    """Times and speed-ups of every cell, on the benchmark's first question that every cell could answer."""
-    failed = {r.question for r in records if r.error is not None and r.benchmark == benchmark.spec.name}
-    question = next((q for q in benchmark.questions if q.id not in failed), None)
-    if question is None:
-        print("nothing is timed: no question has an answer in every cell")
-        return []
-    workload = Workload(benchmark.video_path(question), question.prompt, llm.spec.frames)
+    """Times and speed-ups of every cell."""
     times = measure_cells(llm, cells, workload, settings)
     dense = next(t for t, cell in zip(times, cells, strict=True) if cell.method.name == "dense")
     for cell, measured in zip(cells, times, strict=True):
@@ -339,7 +315,7 @@ def _latency(
     return [
         Measurement(
             model=llm.spec.name,
-            benchmark=benchmark.spec.name,
+            benchmark=benchmark,
             frames=llm.spec.frames,
             method=cell.label,
             retention_ratio=cell.method.retention_ratio,

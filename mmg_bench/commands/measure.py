@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import groupby
@@ -29,7 +30,7 @@ from mmg_bench.options import check_number, check_path, check_text, check_whole
 from mmg_bench.report.efficiency import efficiency_layout
 from mmg_bench.report.rows import ALL, NO_BENCHMARK, Measurement, pending_rows, result_rows
 from mmg_bench.runner import provenance
-from mmg_bench.runner.cells import Cell, needs_of
+from mmg_bench.runner.cells import Cell, code_of, needs_of
 from mmg_bench.runner.lines import LineFile, read_lines
 
 DONE = "measurements.jsonl"
@@ -72,18 +73,21 @@ class Job:
 def measure(configs: Sequence[DictConfig]) -> int:
     """Measure what measure.yaml composes, all of one model together."""
     plain = [cfg.plain(c) for c in configs]
-    apart = ("model", "weights", "frames", "batch_size", "method", "retention_ratio", "positions", "output_dir")
+    of_cell = ("method", "retention_ratio", "positions", "output_dir")
+    apart = ("model", "weights", "frames", "batch_size", *of_cell)
     conditions = [{k: v for k, v in c.items() if k not in apart} for c in plain]
     if different := sorted(k for k in conditions[0] if any(c[k] != conditions[0][k] for c in conditions)):
         raise ValueError(
             f"measurements that differ in {', '.join(different)} do not fit one table: run them one by one"
         )
+    units_of = [{k: v for k, v in c.items() if k not in of_cell} for c in plain]
+    cfg.check_told_apart(units_of, ("model.name", "model.frames", "frames", "batch_size"))
     cells: dict[tuple[ModelSpec, int], list[Cell]] = {}
     for c in plain:
         found = cells.setdefault((_spec(c["model"], c["weights"], c["frames"]), c["batch_size"]), [_dense()])
         found.append(cfg.cell(c["method"], c["retention_ratio"], c["positions"]))
-    folders = {check_path("output_dir", c["output_dir"]) for c in plain}
-    folder = folders.pop() if len(folders) == 1 else Path("outputs/measure")
+    # of several models what their folders are in, outputs/measure if nothing else is said
+    folder = Path(os.path.commonpath([check_path("output_dir", c["output_dir"]) for c in plain]))
     return _do(
         Job(
             table="measure",
@@ -91,7 +95,7 @@ def measure(configs: Sequence[DictConfig]) -> int:
             pending=[],
             video=plain[0]["video"],
             text_tokens=plain[0]["text_tokens"],
-            settings=LatencySettings(**plain[0]["measure"]),
+            settings=cfg.latency_settings(plain[0]),
             energy_seconds=plain[0]["energy_seconds"],
             folder=folder,
             results=folder,
@@ -116,7 +120,7 @@ def table(config: DictConfig) -> int:
             pending=[] if elsewhere is None else units(plain, elsewhere),
             video=spec["video"],
             text_tokens=spec["text_tokens"],
-            settings=LatencySettings(**plain["measure"]),
+            settings=cfg.latency_settings(plain),
             energy_seconds=spec["energy_seconds"],
             folder=check_path("output_dir", plain["output_dir"]) / name,
             results=results_folder(plain, name),
@@ -205,6 +209,7 @@ def _entry(job: Job, unit: Unit) -> dict[str, Any]:
         "latency": asdict(job.settings),
         "energy_seconds": job.energy_seconds,
         "cells": [f"{cell.label} R={cell.method.retention_ratio:g}" for cell in unit.cells],
+        "code": {cell.method.name: code_of(type(cell.method)) for cell in unit.cells},
     }
     return provenance.describe(settings, unit.model.torch_device)
 

@@ -47,10 +47,10 @@ def publish(
             f"provenance.json lacks {', '.join(lost)}, which records name: restore it, or start anew in another folder"
         )
     entries = {key: sources[key] for key in keys}
+    tables = layout(rows, sources)  # before anything is written: it raises where there is nothing to show
     if not entries.items() <= provenance.read(folder).items():  # a folder of records has more, and keeps it
         provenance.write(folder, entries)
     write_rows(rows, folder / "rows.csv")
-    tables = layout(rows, sources)
     with written_whole(folder / "table.md") as file:
         file.write_text(to_markdown(tables), encoding="utf-8")
     if not shown:

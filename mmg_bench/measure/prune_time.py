@@ -93,7 +93,7 @@ def measure_methods(methods: Mapping[str, Method], settings: PruneTimeSettings) 
     """
     device = settings.torch_device
     make_current(device)
-    for frames in settings.frames:
+    for frames in dict.fromkeys(settings.frames):
         with torch.inference_mode():
             video = synthetic_video(frames, settings.grid, settings.width, settings.seed)
             tokens = _on(video, device, dtype_of("dtype", settings.dtype))

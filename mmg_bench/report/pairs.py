@@ -50,6 +50,7 @@ def pair_tables(
         where = f"({model}, {frames} frames)"
         for benchmark, cells in both.items():
             check_same_questions(cells, b, f"on {benchmark} {where}")
+            _check_wording(cells, f"on {benchmark} {where}")
             _check_settings(cells, provenance, f"on {benchmark} {where}")
         alone = [
             f"On {benchmark} {where}, only {label} has answers"
@@ -68,7 +69,14 @@ def pair_tables(
 def _newest(
     records: Sequence[Record], provenance: Mapping[str, Mapping[str, Any]]
 ) -> tuple[list[Record], Mapping[tuple[str, int], list[str]]]:
-    """The records of the cell that answered last of those with one label, and where there were others, a note."""
+    """The records of the cell that answered last of those with one label, and where there were others, a note.
+
+    Of a question that was reworded the newest answer.
+    """
+
+    def date(r: Record) -> str:
+        return str(provenance[r.provenance].get("date"))
+
     versions: dict[tuple[str, int, str, str, float], dict[str, list[Record]]] = defaultdict(dict)
     for r in records:
         label = (r.model, r.frames, r.benchmark, r.method, r.retention_ratio)
@@ -76,15 +84,26 @@ def _newest(
     kept: list[Record] = []
     notes: dict[tuple[str, int], list[str]] = defaultdict(list)
     for (model, frames, benchmark, method, _), cells in versions.items():
-        dates = [max(str(provenance[r.provenance].get("date")) for r in found) for found in cells.values()]
+        dates = [max(map(date, found)) for found in cells.values()]
         last = max(range(len(dates)), key=lambda i: (dates[i], i))
-        kept += list(cells.values())[last]
+        kept += {r.question: r for r in sorted(list(cells.values())[last], key=date)}.values()
         if len(cells) > 1:
             notes[model, frames].append(
                 f"{method} answered {benchmark} in {len(cells)} versions of its code or settings: the newest counts, "
                 f"of {dates[last]}"
             )
     return kept, notes
+
+
+def _check_wording(cells: Cells, where: str) -> None:
+    """Raise ValueError where the same question was put to the cells in other words, or with another target."""
+    one, other = ({r.question: r.asked for r in cell.records} for cell in cells.values())
+    if different := [question for question in one if one[question] != other[question]]:
+        labels = " and ".join(label for label, _ in cells)
+        raise ValueError(
+            f"{labels} {where} were asked {len(different)} questions in different words, such as {different[0]!r}: run "
+            "both in one command"
+        )
 
 
 def _check_settings(cells: Cells, provenance: Mapping[str, Mapping[str, Any]], where: str) -> None:

@@ -115,6 +115,25 @@ def test_a_sweep_loads_each_model_once(tiny_folder: Path, tmp_path: Path, monkey
     assert "batch 2" in (tmp_path / "table.md").read_text()
 
 
+def test_several_models_go_where_all_their_folders_are(tiny_folder: Path, tmp_path: Path) -> None:
+    sweep = [*QUICK, f"model.path={tiny_folder}", "model.name=one,two", "frames=2", "weights=random"]
+    assert measure.measure(cfg.sweep("measure", [*sweep, f"output_dir={tmp_path}/${{model.name}}"])) == 0
+    assert set(read_rows(tmp_path / "rows.csv").model) == {"one", "two"}
+
+
+def test_times_of_a_method_whose_code_changed_are_not_its(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+    original = measure.measure_efficiency
+    monkeypatch.setattr(measure, "measure_efficiency", lambda *a: measured.append(1) or original(*a))
+    options = ("frames=2", "method=uniform", "weights=random")
+    for code, times in (("old", 1), ("old", 1), ("new", 2)):
+        monkeypatch.setattr(measure, "code_of", lambda _, code=code: code)
+        run(tiny_folder, tmp_path, *options)
+        assert len(measured) == times
+
+
 def test_a_torn_line_is_measured_again(tiny_folder: Path, tmp_path: Path) -> None:
     rows = run(tiny_folder, tmp_path, "frames=2,4")
     path = tmp_path / measure.DONE

@@ -154,7 +154,7 @@ def test_rows_and_table() -> None:
 
 
 def test_the_command_writes_rows_table_and_provenance(tmp_path: Path) -> None:
-    options = ["frames=[2,4]", "tokens=12", "width=8", "repeats=3", "warmup=0", "device=cpu", f"out={tmp_path}"]
+    options = ["frames=[2,4,2]", "tokens=12", "width=8", "repeats=3", "warmup=0", "device=cpu", f"out={tmp_path}"]
     with initialize_config_dir(str(cfg.CONFIGS), version_base=None):
         config = compose("bench_methods", [*options, "methods=[uniform,pooled]"])
         assert run(config) == 0
@@ -162,6 +162,7 @@ def test_the_command_writes_rows_table_and_provenance(tmp_path: Path) -> None:
             run(compose("bench_methods", [*options, "methods=[pool]"]))
     rows = read_rows(tmp_path / "rows.csv")
     assert set(rows.method) == {GRAM, "uniform", "pooled"}
+    assert not rows.duplicated(["method", "frames", "metric"]).any()
     assert set(rows.realised_tokens.dropna()) == {24, 48, 6, 12}
     assert (rows.value[rows.metric == "prune_ms"] > 0).all()
     (key,) = set(rows.provenance)

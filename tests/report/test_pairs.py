@@ -76,6 +76,21 @@ def test_the_newest_answers_of_a_method_count(make, provenance):
     assert table.footnotes == (said,)
 
 
+def test_the_newest_wording_of_a_question_counts(make, provenance):
+    """As with videos of one's own: a line of questions.csv changed, and the same command again."""
+
+    def asked_anew(*records):
+        return [dataclasses.replace(r, asked="anew", provenance="key2") for r in records if r.question == "q00"]
+
+    ours, random = make("ours", 0.25, "0011"), make("random", 0.25, "0000")
+    sources = {**provenance, "key2": {**provenance["key1"], "date": "2026-01-03"}}
+    records = [*asked_anew(*make("ours", 0.25, "1")), *ours, *random, *asked_anew(*make("random", 0.25, "0"))]
+    (table,) = pair_tables(records, sources, OURS, RANDOM, bootstrap=FAST)
+    assert lines(table)["bench", "all"][:3] == ["4", "0", "75.0"]
+    with pytest.raises(ValueError, match="asked 1 questions in different words, such as 'q00': run both in one"):
+        pair_tables(records[:-1], sources, OURS, RANDOM, bootstrap=FAST)
+
+
 def test_nothing_answered_by_both_is_no_number(make, provenance):
     (table,) = pair_tables([*make("ours", 0.25, "xx"), *make("random", 0.25, "11")], provenance, OURS, RANDOM)
     assert lines(table)["bench", "all"] == ["0", "2", "–", "–", "–", "1.000", "0", "0"]
