@@ -199,7 +199,7 @@ class STTM(Method):
     """
 
     threshold: float | None = None
-    """Cosine with its parent below which a node splits; None to meet `retention_ratio`."""
+    """A node splits if its cosine with any child is below this; None to meet `retention_ratio`."""
     temporal_thresh: float | None = None
     """Cosine from which nodes of neighbouring frames merge; not positive: never. Given if `threshold` is."""
     root_level: int = 1
