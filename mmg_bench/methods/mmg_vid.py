@@ -189,7 +189,7 @@ def frame_budgets(budgets: Sequence[int], segments: Sequence[Segment]) -> list[i
 # ---- Stage 3: tokens --------------------------------------------------------------------------------------------
 
 
-class Selection(NamedTuple):
+class Chosen(NamedTuple):
     """Outcome of stage 3, `[T, N]` where nothing else is said. A frame with no budget has no scores (0)."""
 
     kept: Tensor
@@ -228,7 +228,7 @@ def temporal_dpc(
     means: Tensor | None = None,
     squared: Tensor | None = None,
     fused: bool | None = None,
-) -> Selection:
+) -> Chosen:
     """[P] Temporal-guided DPC-KNN, [R] in this form: keep `counts[t]` tokens of each frame t of `features` `[T, N, D]`.
 
     Frames of a segment are taken in order; d(x, y) = ||x - y|| / sqrt(D), in float32.
@@ -267,7 +267,7 @@ def _one_kernel(
     counts: Sequence[int],
     neighbours: Sequence[int],
     means: Tensor,
-) -> Selection:
+) -> Chosen:
     """The sequential part of `temporal_dpc` in one launch; the step-by-step form is what it is tested against."""
     from mmg_bench.methods._temporal_dpc_triton import follow_chains
 
@@ -277,7 +277,7 @@ def _one_kernel(
     lengths = [len(chain) for chain in chains]
     # one copy for everything
     schedule = on_device([*counts, *before[:-1], *neighbours, *lengths, *itertools.chain(*padded)], features.device)
-    return Selection(*follow_chains(features, squared, means, schedule, len(chains), steps, before[-1]))
+    return Chosen(*follow_chains(features, squared, means, schedule, len(chains), steps, before[-1]))
 
 
 def _step_by_step(
@@ -288,7 +288,7 @@ def _step_by_step(
     neighbours: Sequence[int],
     means: Tensor,
     weight: Tensor | None,
-) -> Selection:
+) -> Chosen:
     """The sequential part of `temporal_dpc` on the host, most of it in numpy: a call of torch costs several of its."""
     frames, tokens, width = features.shape
     used = np.float32(width if weight is None else float(weight[0].sum()))
@@ -316,7 +316,7 @@ def _step_by_step(
             chosen = _best(np.multiply(rise, apart, dtype=np.float64), counts[t])
             kept[t, chosen] = True
     values = kept, rho, delta, np.flatnonzero(kept)
-    return Selection(*(torch.from_numpy(value).to(features.device) for value in values))
+    return Chosen(*(torch.from_numpy(value).to(features.device) for value in values))
 
 
 class _Guide:

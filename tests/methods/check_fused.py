@@ -10,7 +10,7 @@ import torch
 
 from mmg_bench.methods._distances_triton import gram_distances
 from mmg_bench.methods._ops import RESOLUTION, distances_of_gram
-from mmg_bench.methods.mmg_vid import Selection, temporal_dpc
+from mmg_bench.methods.mmg_vid import Chosen, temporal_dpc
 
 CASES = {
     # frames, tokens, width, segments, tokens kept of each frame
@@ -35,7 +35,7 @@ def features(kind: str, frames: int, tokens: int, width: int, seed: int) -> torc
     return torch.zeros_like(x) if kind == "zeros" else x
 
 
-def compare(plain: Selection, fused: Selection, segments: list[tuple[int, int]], where: str) -> None:
+def compare(plain: Chosen, fused: Chosen, segments: list[tuple[int, int]], where: str) -> None:
     """The same tokens, or others of the same score up to rounding, behind which the rest of a segment may differ."""
     assert torch.equal(fused.positions, fused.kept.flatten().nonzero().squeeze(1)), where
     assert fused.kept.sum() == plain.kept.sum(), where
