@@ -8,7 +8,7 @@ from mmg_bench.methods.prunevid import (
     merge_windows,
     rank_in_groups,
     refine,
-    static_positions,
+    static_in_windows,
     temporal_labels,
     window_lengths,
 )
@@ -34,7 +34,7 @@ def _check_outer(run: Run, inputs: Inputs) -> None:
     labels = temporal_labels(features, int(len(features) * hyper["temporal_segment_ratio"]), hyper["k"])
     refined = refine(labels)
     lengths = window_lengths(refined)
-    is_static = torch.stack([static_positions(w, hyper["tau"]) for w in features.split(lengths)])
+    is_static = static_in_windows(features, lengths, hyper["tau"])
     static, dynamic = (
         [int(n * hyper["cluster_ratio"]) if n > SMALL_GROUP else n for n in sizes]
         for sizes in group_sizes(lengths, is_static)

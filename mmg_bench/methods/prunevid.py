@@ -106,11 +106,6 @@ def window_lengths(labels: Sequence[int]) -> list[int]:
     return [len(list(members)) for _, members in groupby(labels)]
 
 
-def static_positions(window: Tensor, tau: float) -> Tensor:
-    """`static_in_windows` of one `window [w, N, D]`: `[N]` bool."""
-    return static_in_windows(window, [len(window)], tau)[0]
-
-
 def static_in_windows(features: Tensor, lengths: Sequence[int], tau: float) -> Tensor:
     """Where the mean cosine between all pairs of frames of a window exceeds `tau`: `[T, N, D]` to `[windows, N]` bool.
 

@@ -24,7 +24,7 @@ from mmg_bench.methods.prunevid import (
     merge_windows,
     rank_in_groups,
     refine,
-    static_positions,
+    static_in_windows,
 )
 from mmg_bench.methods.tome import ToMe, merge_once, merge_to, unmerged
 from mmg_bench.methods.visionzip import VisionZip, zip_frames
@@ -258,8 +258,8 @@ def test_refine_makes_labels_contiguous():
 
 def test_prunevid_static_positions():
     window = torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.1], [0.0, 1.0]], [[1.0, 0.2], [-1.0, 0.0]]])
-    assert static_positions(window, 0.8).tolist() == [True, False]
-    assert static_positions(window[:1], -1.0).tolist() == [False, False]
+    assert static_in_windows(window, [3], 0.8).tolist() == [[True, False]]
+    assert static_in_windows(window, [1, 2], -1.0).tolist() == [[False, False], [True, True]]
 
 
 def test_prunevid_counts():
