@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmg_bench.methods._ops import log_density, peak_distance, spread
+from mmg_bench.methods._ops import descending, log_density, peak_distance, spread
 from mmg_bench.tokens import PrunedTokens, VideoTokens
 
 
@@ -42,6 +42,22 @@ def group_scores(squared: Tensor, valid: Tensor, k: Tensor, most: int) -> Tensor
     density = log_density(squared.masked_fill(apart, torch.inf), k, most)  # -inf where not valid
     delta = peak_distance(squared.masked_fill(apart, 0), density)
     return density + delta.log_().clamp_min_(torch.finfo(delta.dtype).min)
+
+
+def nearest_centres(squared: Tensor, score: Tensor, valid: Tensor, count: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """The `count [G, 1]` points of highest `score` of each group, at most `most`, and the nearest one to each point.
+
+    `squared [G, n, n]`, `score` and `valid [G, n]`. Returns the centres by descending score, `[G, m]`, of which a group
+    uses its first ones, and the place among them of each point's nearest, `[G, n]`, -1 where not valid. Ties go to the
+    centre of higher score; a centre belongs to itself even when it equals another one.
+    """
+    centres = descending(score)[:, :most]  # [G, m]
+    rank = torch.arange(centres.shape[1], device=score.device)
+    unused = rank >= count  # [G, m]
+    distance = squared.gather(2, centres.unsqueeze(1).expand(-1, squared.shape[1], -1))  # [G, n, m]
+    label = distance.masked_fill(unused.unsqueeze(1), torch.inf).argmin(2)  # [G, n]
+    own = torch.where(unused, label.gather(1, centres), rank)
+    return centres, label.scatter(1, centres, own).masked_fill(~valid, -1)
 
 
 def group_sums(x: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmg_bench.methods._greedy import cosine_distances, max_min_selection
 from mmg_bench.methods._inside import layers_at, most_attended
-from mmg_bench.methods._merge import group_means, group_scores, neighbour_cosines, supplied, unit
+from mmg_bench.methods._merge import group_means, group_scores, nearest_centres, neighbour_cosines, supplied, unit
 from mmg_bench.methods._ops import descending, frame_means, on_device, positions_of, squared_distances
 from mmg_bench.methods.base import Method, Positions, check_choice, check_flag, check_range
 from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens, keep
@@ -128,22 +128,17 @@ def cluster(values: Tensor, valid: Tensor, counts: Sequence[int]) -> tuple[Tenso
     """DPC-KNN in all frames at once: merge the `valid [T, N]` tokens of `[T, N, D]` into `counts [T]` means a frame.
 
     Returns the means `[K, D]`, frame by frame in descending score, and the flat index `[K]` of their centres.
-    Each token joins the nearest centre (ties: the one of higher score), a centre itself. With one cluster (k = 1) all
-    scores tie, and the first token is the centre; with two (k = 2), mutual nearest neighbours tie.
+    With one cluster (k = 1) all scores tie, and the first token is the centre; with two (k = 2), mutual nearest
+    neighbours tie.
     """
     frames, size, channels = values.shape
     count = on_device(counts, values.device).unsqueeze(1)  # [T, 1]
     squared = squared_distances(values) / channels  # [T, N, N]
     score = group_scores(squared, valid, count.squeeze(1).clamp(1, NEIGHBOURS), min(NEIGHBOURS, size))
-    slots = torch.arange(max(counts), device=values.device)  # [C]
-    centres = descending(score)[:, : len(slots)]  # [T, C]
-    used = slots < count  # [T, C]
-    to_centre = squared.gather(2, centres.unsqueeze(1).expand(-1, size, -1))  # [T, N, C]
-    label = to_centre.masked_fill(~used.unsqueeze(1), torch.inf).argmin(-1).masked_fill(~valid, -1)  # [T, N]
-    label = label.scatter(1, centres, torch.where(used, slots, label.gather(1, centres)))
-    means, _ = group_means(values, label, len(slots))  # [T, C, D]
+    centres, label = nearest_centres(squared, score, valid, count, max(counts))  # [T, C], [T, N]
+    means, _ = group_means(values, label, max(counts))  # [T, C, D]
     first = size * torch.arange(frames, device=values.device).unsqueeze(1)
-    row = positions_of(used, sum(counts))
+    row = positions_of(torch.arange(max(counts), device=values.device) < count, sum(counts))
     return means.flatten(0, 1)[row], (centres + first).flatten()[row]
 
 

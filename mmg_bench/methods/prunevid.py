@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmg_bench.methods._inside import layers_at
-from mmg_bench.methods._merge import group_means, group_scores, in_raster_order, unit
+from mmg_bench.methods._merge import group_means, group_scores, in_raster_order, nearest_centres, unit
 from mmg_bench.methods._ops import descending, frame_means, largest_remainder, on_device, squared_distances
 from mmg_bench.methods.base import Method, Positions, check_flag, check_range
 from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens
@@ -24,10 +24,10 @@ SMALL_GROUP = 14
 class Clusters(NamedTuple):
     """Clusters of a batch of G groups of up to n points."""
 
-    assign: Tensor
-    """`[G, n]`: the cluster of each point; clusters are in descending score order. -1 behind a group's points."""
     centres: Tensor
     """`[G, m]`: the points that are centres, m the largest count; a group uses its first ones."""
+    assign: Tensor
+    """`[G, n]`: the cluster of each point; clusters are in descending score order. -1 behind a group's points."""
 
 
 class Merged(NamedTuple):
@@ -61,14 +61,7 @@ def cluster(
     squared = squared_distances(x) / width  # [G, n, n]
     score = group_scores(squared, valid, near.squeeze(1), min(k, size))
     score = torch.where(valid & (alone > 0), -slots.float(), score)
-    centres = descending(score)[:, : max(counts)]  # [G, m]
-    ranks = slots[: centres.shape[1]]
-    unused = ranks >= count  # [G, m]
-    distance = squared.gather(2, centres.unsqueeze(1).expand(-1, size, -1))  # [G, n, m]
-    assign = distance.masked_fill(unused.unsqueeze(1), torch.inf).argmin(2)  # [G, n]
-    # A centre is its own cluster even when it equals another one.
-    own = torch.where(unused, assign.gather(1, centres), ranks)
-    return Clusters(assign.scatter(1, centres, own).masked_fill(~valid, -1), centres)
+    return Clusters(*nearest_centres(squared, score, valid, count, max(counts)))
 
 
 def temporal_labels(features: Tensor, clusters: int, k: int) -> list[int]:
