@@ -1,9 +1,10 @@
 import torch
+from torch import Tensor
 
 from golden_cases import Inputs, Run
 from mmg_bench.methods.prunevid import (
     SMALL_GROUP,
-    group_numbers,
+    Merged,
     group_sizes,
     merge_windows,
     rank_in_groups,
@@ -23,10 +24,23 @@ def check_prunevid(run: Run, inputs: Inputs) -> None:
 
 def _check_inner(run: Run, inputs: Inputs) -> None:
     static, dynamic, windows = (inputs[name].tolist() for name in ("static_sizes", "dynamic_sizes", "window_sizes"))
-    per_frame = [d // w for d, w in zip(dynamic, windows, strict=True) for _ in range(w)]
+    sizes = [n for s, d, w in zip(static, dynamic, windows, strict=True) for n in (s, *[d // w] * w)]
+    group = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     attention = inputs["text_to_visual_attn"]
-    group = group_numbers(windows, static, per_frame, attention.device)
-    run.check("keep_idx", rank_in_groups(attention, group, run.hyper["alpha"]))
+    run.check("keep_idx", rank_in_groups(attention, group.to(attention.device), run.hyper["alpha"]))
+
+
+def _official_rows(merged: Merged, lengths: list[int], is_static: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens window by window, static ones first, then frame by frame; and the row that each of `[T, N]` went into."""
+    windows = torch.arange(len(lengths))
+    window = windows.repeat_interleave(torch.tensor(lengths))  # [T]
+    order = torch.cat([windows, window]).argsort(stable=True)  # of the W + T groups
+    counts = merged.group.bincount(minlength=len(order))
+    first = torch.empty_like(counts).scatter(0, order, counts[order].cumsum(0) - counts[order])
+    row = (first[:, None] + merged.assign).masked_fill((merged.assign < 0) | (counts[:, None] == 0), -1)  # [W + T, n]
+    row = row.new_full((len(order), is_static.shape[1]), -1).scatter(1, merged.place, row)  # [W + T, N]
+    assign = torch.where(is_static[window], row[window], row[len(lengths) :])
+    return merged.tokens[order.argsort()[merged.group].argsort(stable=True)], assign
 
 
 def _check_outer(run: Run, inputs: Inputs) -> None:
@@ -47,8 +61,9 @@ def _check_outer(run: Run, inputs: Inputs) -> None:
     run.check("static_mask", is_static)
     run.check("static_sizes", static)
     run.check("dynamic_sizes", [sum(part) for part in torch.tensor(dynamic).split(lengths)])
-    run.check("assign", merged.assign)
-    run.check("tokens", merged.tokens)
+    tokens, assign = _official_rows(Merged(*(part.cpu() for part in merged)), lengths, is_static.cpu())
+    run.check("assign", assign)
+    run.check("tokens", tokens)
 
 
 CHECKERS = {"prunevid": check_prunevid}

@@ -60,6 +60,12 @@ def positions_of(mask: Tensor, count: int) -> Tensor:
     return mask.flatten().nonzero_static(size=count).squeeze(1)
 
 
+def first_of_rows(counts: Sequence[int], device: torch.device) -> Tensor:
+    """Flat indices of the first `counts[g]` entries of each row g of `[G, max(counts)]`: int64 `[sum(counts)]`."""
+    slots = torch.arange(max(counts), device=device)
+    return positions_of(slots < on_device(counts, device).unsqueeze(1), sum(counts))
+
+
 def float_product(a: Tensor, b: Tensor) -> Tensor:
     """Matrix product in float32 of factors of any dtype: `[..., n, D]`, `[..., D, m]` to `[..., n, m]`.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from mmg_bench.methods._greedy import cosine_distances, max_min_selection
 from mmg_bench.methods._inside import layers_at, most_attended
 from mmg_bench.methods._merge import group_means, group_scores, nearest_centres, neighbour_cosines, supplied, unit
-from mmg_bench.methods._ops import descending, frame_means, on_device, positions_of, squared_distances
+from mmg_bench.methods._ops import descending, first_of_rows, frame_means, on_device, squared_distances
 from mmg_bench.methods.base import Method, Positions, check_choice, check_flag, check_range
 from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens, keep
 
@@ -138,7 +138,7 @@ def cluster(values: Tensor, valid: Tensor, counts: Sequence[int]) -> tuple[Tenso
     centres, label = nearest_centres(squared, score, valid, count, max(counts))  # [T, C], [T, N]
     means, _ = group_means(values, label, max(counts))  # [T, C, D]
     first = size * torch.arange(frames, device=values.device).unsqueeze(1)
-    row = positions_of(torch.arange(max(counts), device=values.device) < count, sum(counts))
+    row = first_of_rows(counts, values.device)
     return means.flatten(0, 1)[row], (centres + first).flatten()[row]
 
 

@@ -12,7 +12,14 @@ from torch import Tensor
 
 from mmg_bench.methods._inside import layers_at
 from mmg_bench.methods._merge import group_means, group_scores, in_raster_order, nearest_centres, unit
-from mmg_bench.methods._ops import descending, frame_means, largest_remainder, on_device, squared_distances
+from mmg_bench.methods._ops import (
+    descending,
+    first_of_rows,
+    frame_means,
+    largest_remainder,
+    on_device,
+    squared_distances,
+)
 from mmg_bench.methods.base import Method, Positions, check_flag, check_range
 from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens
 
@@ -31,14 +38,18 @@ class Clusters(NamedTuple):
 
 
 class Merged(NamedTuple):
-    """A video after stage 1: per window its static tokens, then its dynamic ones frame by frame."""
+    """A video after stage 1, in groups: the static tokens of each of W windows, then the dynamic ones of each frame."""
 
     tokens: Tensor
-    """`[K, D]`, float32: each the mean of the tokens assigned to it."""
-    assign: Tensor
-    """`[T, N]`: the row of `tokens` that a token went into."""
+    """`[K, D]`, float32: each the mean of a cluster."""
     anchors: Tensor
     """`[K]`: flat position of each row's centre; of static rows in the window's first frame."""
+    group: Tensor
+    """`[K]`: the group of each row, 0..W + T - 1."""
+    place: Tensor
+    """`[W + T, n]`: the points of each group, as positions within a frame."""
+    assign: Tensor
+    """`[W + T, n]`: their clusters, as in `Clusters`."""
 
 
 def cluster(
@@ -126,9 +137,8 @@ def merge_windows(
     """
     frames, size, _ = features.shape
     device = features.device
-    windows = range(len(lengths))
-    starts = [sum(lengths[:w]) for w in windows]
-    window = on_device([w for w in windows for _ in range(lengths[w])], device)  # [T]
+    window = on_device([w for w, length in enumerate(lengths) for _ in range(length)], device)  # [T]
+    starts = list(accumulate(lengths, initial=0))[:-1]
     first_frame = on_device([*starts, *range(frames)], device).unsqueeze(1)  # [W + T, 1]
 
     sizes = [n for part in group_sizes(lengths, is_static) for n in part]
@@ -145,29 +155,9 @@ def merge_windows(
     x = torch.cat([still, moving.float()])  # [W + T, n, D]
     clusters = cluster(x, counts, k, sizes, whole)
     merged, _ = group_means(x, clusters.assign, max(counts))  # [W + T, m, D]
-
-    # Rows: window by window, static tokens first.
-    order = [g for w in windows for g in (w, *range(len(lengths) + starts[w], len(lengths) + starts[w] + lengths[w]))]
-    row_of = dict(zip(order, accumulate([0, *(counts[g] for g in order)]), strict=False))
-    rows = on_device([g * max(counts) + c for g in order for c in range(counts[g])], device)  # [K]
-    row, count = on_device([[row_of[g] for g in range(groups)], counts], device).unsqueeze(2)  # [W + T, 1]
-    row = torch.where((clusters.assign >= 0) & (count > 0), row + clusters.assign, -1)  # [W + T, n]
-    row = torch.full_like(member, -1, dtype=torch.int64).scatter(1, place, row)  # [W + T, N]
-    assign = torch.where(is_static[window], row[window], row[len(lengths) :])
     anchors = first_frame * size + place.gather(1, clusters.centres)  # [W + T, m]
-    return Merged(merged.flatten(0, 1)[rows], assign, anchors.flatten()[rows])
-
-
-def group_numbers(
-    lengths: Sequence[int], static: Sequence[int], dynamic: Sequence[int], device: torch.device
-) -> Tensor:
-    """Number of the group of each row of `Merged.tokens`, given the counts of each window and frame: `[K]` int64."""
-    sizes: list[int] = []
-    start = 0
-    for length, count in zip(lengths, static, strict=True):
-        sizes += [count, *dynamic[start : start + length]]
-        start += length
-    return on_device([number for number, count in enumerate(sizes) for _ in range(count)], device, torch.int64)
+    row = first_of_rows(counts, device)
+    return Merged(merged.flatten(0, 1)[row], anchors.flatten()[row], row // max(counts), place, clusters.assign)
 
 
 def group_sizes(lengths: Sequence[int], is_static: Tensor) -> tuple[list[int], list[int]]:
@@ -259,9 +249,9 @@ class PruneVid(Method):
         counts = counts_by_budget(static + dynamic, self.budget(tokens))
         static, dynamic = counts[: len(static)], counts[len(static) :]
         merged = merge_windows(tokens.features, lengths, is_static, static, dynamic, self.k)
-        # window by window, static tokens first: groups as stage 2 wants them
-        group = group_numbers(lengths, static, dynamic, merged.anchors.device)
-        return in_raster_order(merged.tokens, merged.anchors, tokens.features, state=group, window_lengths=lengths)
+        return in_raster_order(
+            merged.tokens, merged.anchors, tokens.features, state=merged.group, window_lengths=lengths
+        )
 
     def layers(self, depth: int) -> tuple[int, ...]:
         """Officially behind layer 10 of 32, that is before layer 11; at the same share of another depth."""

@@ -285,7 +285,7 @@ def test_prunevid_orders_large_groups_by_score_even_if_nothing_is_merged(size: i
     merged = merge_windows(frame, [1], torch.zeros(1, size, dtype=torch.bool), [0], [size], 7)
     expected = torch.arange(size) if size == 14 else descending(dpc_scores(frame[0], 7))
     assert merged.anchors.tolist() == expected.tolist()
-    assert merged.assign[0, expected].tolist() == list(range(size))
+    assert merged.assign[1, expected].tolist() == list(range(size))
 
 
 def test_tome_with_nothing_to_merge():
