@@ -5,7 +5,6 @@ from torch import Tensor
 
 from golden_cases import Inputs, Run
 from mmg_bench.methods.holitom import (
-    Outer,
     best_windows,
     group_sizes,
     merge_inside,
@@ -15,10 +14,10 @@ from mmg_bench.methods.holitom import (
 )
 
 
-def _newline_grid(outer: Outer, newline: Tensor, size: int, side: int) -> Tensor:
+def _newline_grid(tokens: Tensor, positions: Tensor, newline: Tensor, size: int, side: int) -> Tensor:
     """The official layout for LLaVA-Video: raster order, a newline after every row that is not empty."""
-    order = outer.positions.argsort()
-    tokens, positions = outer.tokens[order], outer.positions[order]
+    order = positions.argsort()
+    tokens, positions = tokens[order], positions[order]
     row = positions // size * side + positions % size // side  # over all frames
     return torch.cat([torch.cat([tokens[row == r], newline.view(1, -1)]) for r in row.unique()])
 
@@ -50,7 +49,7 @@ def _check_outer(run: Run, inputs: Inputs) -> None:
     ratio = min(hyper["retain_ratio"] / ((total - saved) / total), 1)
     is_static = static_positions(still, windows)
     static, dynamic = group_sizes(windows, is_static)
-    outer = merge_outer(
+    tokens, positions = merge_outer(
         features,
         inputs["siglip_attn"],
         windows,
@@ -64,14 +63,21 @@ def _check_outer(run: Run, inputs: Inputs) -> None:
     run.check("windows", windows)
     run.check("static_reduction", float(saved))
     run.check("adjusted_ratio", ratio)
-    run.check("tok_frame", outer.positions // size)
-    run.check("tok_pos", outer.positions % size)
-    run.check("tok_end_frame", outer.end_frame)
-    run.check("tok_is_static", outer.is_static.long())
+
+    inside = [(w, last) for w, (first, last) in enumerate(windows) for _ in range(first, last + 1)]
+    window, end = torch.tensor(inside, device=features.device).T  # [T] each
+    static_row = is_static[window].flatten()[positions]  # [K]
+    order = (2 * (positions // size) + ~static_row).argsort(stable=True)  # officially static ones first in a window
+    tokens, positions, static_row = tokens[order], positions[order], static_row[order]
+    frame = positions // size
+    run.check("tok_frame", frame)
+    run.check("tok_pos", positions % size)
+    run.check("tok_end_frame", torch.where(static_row, end[frame], frame))
+    run.check("tok_is_static", static_row.long())
     if hyper["newline_position"] == "grid":
-        run.check("tokens", _newline_grid(outer, inputs["newline"], size, inputs.grid[1]))
+        run.check("tokens", _newline_grid(tokens, positions, inputs["newline"], size, inputs.grid[1]))
     else:
-        run.check("tokens", outer.tokens)
+        run.check("tokens", tokens)
 
 
 CHECKERS = {"holitom": check_holitom}

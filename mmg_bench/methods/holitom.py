@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from mmg_bench.methods._inside import layers_at
 from mmg_bench.methods._merge import group_means, group_scores, in_raster_order, neighbour_cosines, supplied
 from mmg_bench.methods._ops import (
     descending,
+    first_of_rows,
     largest_remainder,
     on_device,
     positions_of,
@@ -26,19 +26,6 @@ from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens
 MERGING_LAYER, OFFICIAL_DEPTH = 18, 28
 Window = tuple[int, int]
 """First and last frame."""
-
-
-class Outer(NamedTuple):
-    """A video after the outer merging: per window its static tokens, then the dynamic ones frame by frame."""
-
-    tokens: Tensor
-    """`[K, D]`, float32."""
-    positions: Tensor
-    """`[K]`: flat positions; of static tokens in the window's first frame."""
-    end_frame: Tensor
-    """`[K]`: the last frame that a token stands for."""
-    is_static: Tensor
-    """`[K]` bool."""
 
 
 def still_links(features: Tensor, tau: float) -> Tensor:
@@ -121,12 +108,14 @@ def merge_outer(
     beta: float,
     k: int,
     D: float = 0.0,
-) -> Outer:
+) -> tuple[Tensor, Tensor]:
     """Merge `features [T, N, D]` in `windows` with static positions `is_static [windows, N]`.
 
     `static_counts` and `dynamic_counts`: tokens to leave of each window's static positions and of each frame's dynamic
     ones. Static positions are averaged over time and merged by density. Of a frame's dynamic tokens the most attended
     round((1 - D) * count) are kept (`attention [T, N]`); the share D is merged by density from the others.
+    Returns the tokens `[K, D]`, float32, and their flat positions `[K]`, of static ones in the window's first frame:
+    attended ones, static ones, then those of the share D, each in raster order.
     """
     frames, size, _ = features.shape
     device = features.device
@@ -152,25 +141,15 @@ def merge_outer(
         counts += [contextual[t] for t in rest]
         sizes += [dynamic_sizes[t] - dominant[t] for t in rest]
         frame += rest
-    most = max(counts)
-    if most:
+    if any(counts):
         place = descending(member.byte())[:, : max(sizes)]  # [G, n], members first
         number = torch.arange(len(member), device=device).unsqueeze(1)
         merged, centres = merge_by_density(values[number, place], counts, beta, k, sizes)
-        tokens.append(merged.flatten(0, 1))
-        positions.append((on_device(frame, device).unsqueeze(1) * size + place.gather(1, centres)).flatten())
-
-    rows: list[tuple[int, int, bool]] = []  # row of `tokens`, last frame, whether static
-    first_row, behind = list(accumulate(dominant, initial=0)), sum(dominant)
-    group_of = {t: len(windows) + i for i, t in enumerate(rest)}
-    for w, (first, last) in enumerate(windows):
-        inside = range(first, last + 1)
-        rows += [(behind + w * most + c, last, True) for c in range(static_counts[w])]
-        rows += [(row, t, False) for t in inside for row in range(first_row[t], first_row[t + 1])]
-        rows += [(behind + group_of[t] * most + c, t, False) for t in inside for c in range(contextual[t])]
-    columns = [*zip(*rows, strict=True)] or [()] * 3  # nothing may be left
-    row, end_frame, static_row = on_device(columns, device, torch.int64)
-    return Outer(torch.cat(tokens)[row], torch.cat(positions)[row], end_frame, static_row > 0)
+        centres = on_device(frame, device).unsqueeze(1) * size + place.gather(1, centres)
+        row = first_of_rows(counts, device)
+        tokens.append(merged.flatten(0, 1)[row])
+        positions.append(centres.flatten()[row])
+    return torch.cat(tokens), torch.cat(positions)
 
 
 def group_sizes(windows: Sequence[Window], is_static: Tensor) -> tuple[list[int], list[int]]:
@@ -267,7 +246,7 @@ class HoliTom(Method):
         sizes = static + dynamic
         budget = min(self.budget(tokens), sum(sizes))
         counts = largest_remainder([n * budget / sum(sizes) for n in sizes], budget, sizes)
-        outer = merge_outer(
+        merged, positions = merge_outer(
             tokens.features,
             supplied(tokens, "attention"),
             windows,
@@ -278,7 +257,7 @@ class HoliTom(Method):
             k=self.k,
             D=self.D,
         )
-        return in_raster_order(outer.tokens, outer.positions, tokens.features, windows=windows)
+        return in_raster_order(merged, positions, tokens.features, windows=windows)
 
     def layers(self, depth: int) -> tuple[int, ...]:
         """Officially before layer 18 of 28; at the same share of another depth."""
