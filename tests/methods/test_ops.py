@@ -120,3 +120,9 @@ def test_largest_remainder_by_hand():
     assert _ops.largest_remainder([2.9999999999, 1.0], 4, [3, 3]) == [3, 1]
     with pytest.raises(ValueError, match="cannot be rounded"):
         _ops.largest_remainder([1.0, 1.0], 5, [1, 1])
+
+
+def test_first_of_rows_by_hand():
+    device = torch.device("cpu")
+    assert _ops.first_of_rows([2, 0, 3], device).tolist() == [0, 1, 6, 7, 8]
+    assert _ops.first_of_rows([0, 0], device).tolist() == []

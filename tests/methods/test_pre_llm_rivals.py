@@ -277,6 +277,7 @@ def test_prunevid_clusters():
     assert first[3:] == first[3:4] * 3
     assert first[0] != first[3]
     assert clusters.assign[1].tolist() == [0] * 6
+    assert cluster(torch.ones(1, 5, 2), [3], 2).assign.tolist() == [[0, 1, 2, 0, 0]]  # centres that equal each other
 
 
 @pytest.mark.parametrize("size", [14, 15])
