@@ -20,8 +20,9 @@ from mmg_bench.benchmarks.video import read_frames
 from mmg_bench.methods.registry import get_method
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.report import figures
+from mmg_bench.report.answers import ALL
 from mmg_bench.report.overlay import contact_sheet, kept_overlay
-from mmg_bench.report.rows import ALL, DENSE, read_rows
+from mmg_bench.report.rows import DENSE, read_rows
 from mmg_bench.report.table import WITHIN, is_control
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -27,8 +27,9 @@ from mmg_bench.measure.roofline import Ceilings, measure_ceilings
 from mmg_bench.measure.workload import PIXELS, Workload, random_prompt, standard_video
 from mmg_bench.models.loading import ModelSpec, VideoLLM, check_hub
 from mmg_bench.options import check_number, check_path, check_text, check_whole
+from mmg_bench.report.answers import ALL, NO_BENCHMARK
 from mmg_bench.report.efficiency import efficiency_layout
-from mmg_bench.report.rows import ALL, NO_BENCHMARK, Measurement, pending_rows, result_rows
+from mmg_bench.report.rows import Measurement, pending_rows, result_rows
 from mmg_bench.runner import provenance
 from mmg_bench.runner.cells import Cell, code_of, needs_of
 from mmg_bench.runner.lines import LineFile, read_lines

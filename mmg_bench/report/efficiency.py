@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from mmg_bench.report.rows import ALL, DENSE, ResultRow, as_tuples, provenance_keys
+from mmg_bench.report.answers import ALL
+from mmg_bench.report.rows import DENSE, ResultRow, as_tuples, provenance_keys
 from mmg_bench.report.table import NONE, Block, Cell, Table, is_control, measured_line, with_interval, with_unit
 
 _Key = tuple[str, float]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mmg_bench.report.rows import ALL, AVERAGE, DENSE, headline
+from mmg_bench.report.answers import ALL, AVERAGE
+from mmg_bench.report.rows import DENSE, headline
 from mmg_bench.report.table import WITHIN, is_control
 
 if TYPE_CHECKING:

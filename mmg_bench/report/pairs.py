@@ -7,7 +7,15 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from mmg_bench.report.rows import ALL, AVERAGE, Answers, Cells, answers_by_cell, check_same_questions, over_benchmarks
+from mmg_bench.report.answers import (
+    ALL,
+    AVERAGE,
+    Answers,
+    Cells,
+    answers_by_cell,
+    check_same_questions,
+    over_benchmarks,
+)
 from mmg_bench.report.statistics import Bootstrap, Comparison, Estimate, compare
 from mmg_bench.report.table import NONE, Block, Cell, Table, mean_lines, measured_line, over_skills, p_value
 from mmg_bench.runner.records import Record

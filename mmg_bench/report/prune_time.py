@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from mmg_bench.measure.prune_time import GRAM, PruneTimes, quantiles
-from mmg_bench.report.rows import ALL, NO_BENCHMARK, ResultRow, as_tuples, provenance_keys, to_frame
+from mmg_bench.report.answers import ALL, NO_BENCHMARK
+from mmg_bench.report.rows import ResultRow, as_tuples, provenance_keys, to_frame
 from mmg_bench.report.table import NONE, Block, Cell, Table, measured_line
 
 TABLE = "bench_methods"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import math
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -22,6 +21,16 @@ import pandas as pd
 
 from mmg_bench.files import written_whole
 from mmg_bench.measure.flops import TextGeometry, flops_4nd2, flops_gqa, layer_counts
+from mmg_bench.report.answers import (
+    ALL,
+    AVERAGE,
+    NO_BENCHMARK,
+    Answers,
+    Cells,
+    answers_by_cell,
+    check_same_questions,
+    over_benchmarks,
+)
 from mmg_bench.report.statistics import Bootstrap, Estimate, accuracy, compare
 from mmg_bench.runner.records import Record
 
@@ -66,12 +75,6 @@ METRICS = (
     *("gram_ms", "gram_ratio", "frames_growth"),
 )
 DENSE = "dense"
-ALL = "all"
-"""Skill of a row about all questions."""
-AVERAGE = "average"
-"""Benchmark of a row about the unweighted mean of several benchmarks."""
-NO_BENCHMARK = "-"
-"""Benchmark of a measurement that belongs to none, such as latency at a given geometry."""
 
 
 @dataclass(frozen=True)
@@ -224,83 +227,10 @@ def headline(rows: pd.DataFrame) -> pd.DataFrame:
     return overall if len(benchmarks) == 1 else overall[overall.benchmark == AVERAGE]
 
 
-@dataclass(frozen=True)
-class Answers:
-    """The answers of one method at one retention ratio, ordered by benchmark and question."""
-
-    records: tuple[Record, ...]
-
-    @property
-    def scores(self) -> list[float]:
-        return [math.nan if r.error is not None or r.score is None else r.score for r in self.records]
-
-    @property
-    def videos(self) -> list[str]:
-        """Two benchmarks may give two videos the same id."""
-        return [f"{r.benchmark}/{r.video}" for r in self.records]
-
-    @property
-    def benchmarks(self) -> list[str]:
-        return [r.benchmark for r in self.records]
-
-    def subgroups(self, over_skills: Collection[str]) -> list[str]:
-        """What a benchmark's accuracy is the mean over: its skills, or one group of all its questions."""
-        return [r.skill if r.benchmark in over_skills else ALL for r in self.records]
-
-    def of_skill(self, skill: str) -> Answers:
-        return Answers(tuple(r for r in self.records if r.skill == skill))
-
-
-Cells = dict[tuple[str, float], Answers]
-
-
-def answers_by_cell(records: Iterable[Record]) -> dict[tuple[str, int], dict[str, Cells]]:
-    """(model, frames) -> benchmark -> (method, retention ratio) -> answers.
-
-    Raises ValueError when two cells share a label, when a question has two records, and for names that rows use.
-    """
-    grouped: dict[tuple[str, int, str, str, float], list[Record]] = defaultdict(list)
-    for r in records:
-        grouped[r.model, r.frames, r.benchmark, r.method, r.retention_ratio].append(r)
-    cells: dict[tuple[str, int], dict[str, Cells]] = defaultdict(lambda: defaultdict(dict))
-    for (model, frames, benchmark, method, ratio), members in sorted(grouped.items()):
-        who = f"{method} at retention ratio {ratio:g} on {benchmark} ({model}, {frames} frames)"
-        if len({r.cell for r in members}) > 1:
-            raise ValueError(f"{who}: cells with different parameters share this label: give each its own label")
-        if len({r.question for r in members}) < len(members):
-            raise ValueError(f"{who}: a question has more than one record: pass each record once")
-        if benchmark in (AVERAGE, NO_BENCHMARK):
-            raise ValueError(f"{who}: a benchmark cannot be called {benchmark!r}; rows use that name")
-        if any(r.skill == ALL for r in members):
-            raise ValueError(f"{who}: a skill cannot be called {ALL!r}; rows use that name")
-        cells[model, frames][benchmark][method, ratio] = Answers(tuple(sorted(members, key=lambda r: r.question)))
-    return cells
-
-
 def _check_dense(cells: Cells, where: str) -> None:
     if (DENSE, 1.0) not in cells:
         raise ValueError(f"no records of dense at retention ratio 1 {where}: every table compares with dense")
     check_same_questions(cells, (DENSE, 1.0), where)
-
-
-def check_same_questions(cells: Cells, reference: tuple[str, float], where: str) -> None:
-    """Raise ValueError, saying `where`, unless the questions of all cells are those of the `reference`."""
-    wanted = {r.question for r in cells[reference].records}
-    for (method, ratio), cell in cells.items():
-        if different := sorted(wanted ^ {r.question for r in cell.records}):
-            raise ValueError(
-                f"{method} at retention ratio {ratio:g} {where}: {len(different)} questions are not both in this cell "
-                f"and in {reference[0]}, such as {different[0]!r}: run the same command again to complete it"
-            )
-
-
-def over_benchmarks(by_benchmark: Mapping[str, Cells]) -> Cells:
-    """The cells that ran on every benchmark, their records put together."""
-    everywhere = set.intersection(*(set(cells) for cells in by_benchmark.values()))
-    return {
-        key: Answers(tuple(r for cells in by_benchmark.values() for r in cells[key].records))
-        for key in sorted(everywhere)
-    }
 
 
 class _Cost:
@@ -316,16 +246,11 @@ class _Cost:
         if self.geometry is None or not known:
             return
         depth = self.geometry.layers
-        tokens = [layer_tokens(r, depth) for r in known]
+        tokens = [tuple(layer_counts(r.realised_tokens or 0, r.stages or (), depth)) for r in known]
         shares = [sum(t) / depth / r.total_tokens for t, r in zip(tokens, known, strict=True) if r.total_tokens]
         means = [_mean(shares), *(_mean(flops(t) for t in tokens) for flops in self.conventions)]
         for name, mean in zip(("retention_layer_mean", "flops_gqa", "flops_4nd2"), means, strict=True):
             yield name, Estimate(mean, math.nan, math.nan, len(known), len(records) - len(known))
-
-
-def layer_tokens(record: Record, depth: int) -> tuple[int, ...]:
-    """Visual tokens that entered each of `depth` layers."""
-    return tuple(layer_counts(record.realised_tokens or 0, record.stages or (), depth))
 
 
 def _statistics(

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from mmg_bench.report.answers import ALL, AVERAGE, NO_BENCHMARK
 from mmg_bench.report.published import published as published_numbers
-from mmg_bench.report.rows import ALL, AVERAGE, DENSE, NO_BENCHMARK, ResultRow, as_tuples, headline, provenance_keys
+from mmg_bench.report.rows import DENSE, ResultRow, as_tuples, headline, provenance_keys
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -11,7 +11,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 from mmg_bench.commands import evaluation
 from mmg_bench.config import composed, sweep
-from mmg_bench.report.rows import AVERAGE, provenance_keys, read_rows
+from mmg_bench.report.answers import AVERAGE
+from mmg_bench.report.rows import provenance_keys, read_rows
 
 
 def run(*overrides: str) -> int:

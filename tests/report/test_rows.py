@@ -218,21 +218,6 @@ def test_other_questions_than_dense_are_an_error(toy):
         result_rows([r for r in toy if (r.retention_ratio, r.method, r.question) != (0.25, "ours", "q03")])
 
 
-def test_repeated_and_mixed_cells_are_errors(toy):
-    with pytest.raises(ValueError, match="more than one record"):
-        result_rows([*toy, toy[0]])
-    other = [dataclasses.replace(r, cell="tau=0.9") for r in toy if r.method == "random"]
-    with pytest.raises(ValueError, match="different parameters share this label"):
-        result_rows([*toy, *other])
-
-
-def test_reserved_names_are_errors(make):
-    with pytest.raises(ValueError, match="'average'"):
-        result_rows(make("dense", 1.0, "11", benchmark="average"))
-    with pytest.raises(ValueError, match="'all'"):
-        result_rows(make("dense", 1.0, "11", skills=("all",)))
-
-
 def test_bad_measurements_are_errors(toy):
     with pytest.raises(ValueError, match=r"'speedup'.*prefill_speedup"):
         measurement(metric="speedup")

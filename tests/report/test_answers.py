@@ -1,0 +1,45 @@
+import dataclasses
+
+import pytest
+
+from mmg_bench.report.answers import answers_by_cell, over_benchmarks
+
+
+def test_answers_of_a_cell_are_in_the_order_of_the_questions(toy):
+    ((run, by_benchmark),) = answers_by_cell(reversed(toy)).items()
+    assert run == ("toy", 8)
+    cells = by_benchmark["bench"]
+    assert list(cells) == [("dense", 1.0), ("ours", 0.25), ("ours", 0.5), ("random", 0.25)]
+    control = cells["random", 0.25]
+    assert control.scores == pytest.approx([1, 1, 1, 1, 0, 0, 0, 0, 0, float("nan"), 0, 0], nan_ok=True)
+    assert control.videos[:3] == ["bench/v0", "bench/v0", "bench/v1"]
+    assert control.of_skill("order").scores == pytest.approx([1, 1, 0, 0, float("nan"), 0], nan_ok=True)
+    assert set(control.subgroups([])) == {"all"}
+    assert control.subgroups(["bench"]) == ["colour", "order"] * 6
+
+
+def test_only_cells_that_ran_on_every_benchmark_are_put_together(make):
+    records = [
+        *make("dense", 1.0, "11", benchmark="a"),
+        *make("dense", 1.0, "00", benchmark="b"),
+        *make("partial", 0.5, "10", benchmark="b"),
+    ]
+    ((key, both),) = over_benchmarks(answers_by_cell(records)["toy", 8]).items()
+    assert key == ("dense", 1.0)
+    assert (both.benchmarks, both.scores) == (["a", "a", "b", "b"], [1, 1, 0, 0])
+
+
+def test_repeated_and_mixed_cells_are_errors(toy):
+    with pytest.raises(ValueError, match="more than one record"):
+        answers_by_cell([*toy, toy[0]])
+    other = [dataclasses.replace(r, cell="tau=0.9") for r in toy if r.method == "random"]
+    with pytest.raises(ValueError, match="different parameters share this label"):
+        answers_by_cell([*toy, *other])
+
+
+def test_reserved_names_are_errors(make):
+    for benchmark in ("average", "-"):
+        with pytest.raises(ValueError, match=f"a benchmark cannot be called '{benchmark}'"):
+            answers_by_cell(make("dense", 1.0, "11", benchmark=benchmark))
+    with pytest.raises(ValueError, match="a skill cannot be called 'all'"):
+        answers_by_cell(make("dense", 1.0, "11", skills=("all",)))
