@@ -10,7 +10,7 @@ import pandas as pd
 
 from mmg_bench.report.answers import ALL
 from mmg_bench.report.rows import DENSE, ResultRow, as_tuples, provenance_keys
-from mmg_bench.report.table import NONE, Block, Cell, Table, is_control, measured_line, with_interval, with_unit
+from mmg_bench.report.table import NONE, Block, Entry, Table, is_control, measured_line, with_interval, with_unit
 
 _Key = tuple[str, float]
 """(method, retention ratio)."""
@@ -57,14 +57,14 @@ class _Group:
         for method, ratio in self.cells:
             ratios.setdefault(method, []).append(f"{100 * ratio:.4g}")
         lines = tuple(
-            (Cell(method), Cell(f"{', '.join(found)} %"), Cell("pending")) for method, found in ratios.items()
+            (Entry(method), Entry(f"{', '.join(found)} %"), Entry("pending")) for method, found in ratios.items()
         )
         weights = ", ".join(self.rows.weights.unique())
         header = (f"Weights: {weights}. Not yet measured: no machine for it was at hand",)
         return Table(title, header, ("Method", "R", "Prefill ms"), (Block("", lines),), ())
 
-    def _columns(self) -> dict[str, dict[_Key, Cell]]:
-        """Column name -> its cells; columns in which nothing was measured are left out."""
+    def _columns(self) -> dict[str, dict[_Key, Entry]]:
+        """Column name -> its entries; columns in which nothing was measured are left out."""
         texts: dict[str, Callable[[_Key], str]] = {
             "Tokens": self._tokens,
             "Layer mean": self._layer_mean,
@@ -85,10 +85,10 @@ class _Group:
             "Peak": lambda c: self._bytes(c, "peak_memory_bytes"),
             "Energy J": lambda c: self._number(c, "prefill_energy_joules"),
         }
-        columns = {"Method": {c: Cell(f"{c[0]} (control)" if is_control(c[0]) else c[0]) for c in self.cells}}
+        columns = {"Method": {c: Entry(f"{c[0]} (control)" if is_control(c[0]) else c[0]) for c in self.cells}}
         for name, text in texts.items():
-            columns[name] = {cell: Cell(text(cell)) for cell in self.cells}
-        return {k: v for k, v in columns.items() if any(c.text != NONE for c in v.values())}
+            columns[name] = {cell: Entry(text(cell)) for cell in self.cells}
+        return {k: v for k, v in columns.items() if any(e.text != NONE for e in v.values())}
 
     def _row(self, cell: _Key, metric: str) -> ResultRow | None:
         """The row of a metric, if it has a value."""

@@ -17,7 +17,7 @@ from mmg_bench.report.answers import (
     over_benchmarks,
 )
 from mmg_bench.report.statistics import Bootstrap, Comparison, Estimate, compare
-from mmg_bench.report.table import NONE, Block, Cell, Table, mean_lines, measured_line, over_skills, p_value
+from mmg_bench.report.table import NONE, Block, Entry, Table, mean_lines, measured_line, over_skills, p_value
 from mmg_bench.runner.records import Record
 
 Name = tuple[str, float]
@@ -164,8 +164,8 @@ def _table(
 
 def _line(
     name: str, one: Answers, other: Answers, means: Collection[str], bootstrap: Bootstrap | None
-) -> tuple[Cell, ...]:
-    """Cells of a comparison, as `COLUMNS` has them."""
+) -> tuple[Entry, ...]:
+    """Entries of a comparison, as `COLUMNS` has them."""
     pair: Comparison = compare(
         one.scores, other.scores, one.videos, one.benchmarks, one.subgroups(means), bootstrap=bootstrap
     )
@@ -173,7 +173,7 @@ def _line(
     accuracies = [NONE if math.isnan(value) else f"{value:.1f}" for value in (pair.accuracy, pair.other_accuracy)]
     flips = [f"{pair.flips_won}", f"{pair.flips_lost}"]
     texts = [name, *numbers, *accuracies, _points(pair.difference), p_value(pair.p_mcnemar), *flips]
-    return tuple(map(Cell, texts))
+    return tuple(map(Entry, texts))
 
 
 def _points(difference: Estimate) -> str:

@@ -12,7 +12,7 @@ import pandas as pd
 from mmg_bench.measure.prune_time import GRAM, PruneTimes, quantiles
 from mmg_bench.report.answers import ALL, NO_BENCHMARK
 from mmg_bench.report.rows import ResultRow, as_tuples, provenance_keys, to_frame
-from mmg_bench.report.table import NONE, Block, Cell, Table, measured_line
+from mmg_bench.report.table import NONE, Block, Entry, Table, measured_line
 
 TABLE = "bench_methods"
 CITED_MS = {"fastvid": 6.1, "prunevid": 37.0, "flashvid": 60.0, "holitom": 78.0}
@@ -92,14 +92,14 @@ def prune_time_table(rows: pd.DataFrame, provenance: Mapping[str, Mapping[str, A
 
     lines = []
     for name in methods:
-        cells = [name]
+        texts = [name]
         for t in frames:
-            cells.append(text(name, t, "gram_ms" if name == GRAM else "prune_ms"))
-            cells.append("1" if name == GRAM else text(name, t, "gram_ratio"))
+            texts.append(text(name, t, "gram_ms" if name == GRAM else "prune_ms"))
+            texts.append("1" if name == GRAM else text(name, t, "gram_ratio"))
         if len(frames) > 1:
-            cells.append(text(name, frames[-1], "frames_growth"))
-        cells.append(text(name, CITED_FRAMES, "prune_ms", 1, "cited"))
-        lines.append(tuple(Cell(c) for c in cells))
+            texts.append(text(name, frames[-1], "frames_growth"))
+        texts.append(text(name, CITED_FRAMES, "prune_ms", 1, "cited"))
+        lines.append(tuple(map(Entry, texts)))
     growth = [f"{frames[-1]} over {frames[0]} frames"] if len(frames) > 1 else []
     keys = provenance_keys(rows)
     run = provenance[keys[0]]

@@ -32,8 +32,8 @@ _MARKS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ"
 
 
 @dataclass(frozen=True)
-class Cell:
-    """Text of a table's cell."""
+class Entry:
+    """What a line says in a column."""
 
     text: str
     bold: bool = False
@@ -44,7 +44,7 @@ class Block:
     """Lines of one retention ratio. The title of the first block, dense, is empty."""
 
     title: str
-    lines: tuple[tuple[Cell, ...], ...]
+    lines: tuple[tuple[Entry, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def print_tables(tables: Sequence[Table], console: Console | None = None) -> Non
         for block in table.blocks:
             if block.title:
                 grid.add_row(Text(block.title, style="bold"))
-            for cells in block.lines:
-                grid.add_row(*(Text(c.text, style="bold" if c.bold else "") for c in cells))
+            for line in block.lines:
+                grid.add_row(*(Text(e.text, style="bold" if e.bold else "") for e in line))
             grid.add_section()
         console.print(grid)
         for note in (*table.header, *table.footnotes):
@@ -113,14 +113,14 @@ def print_tables(tables: Sequence[Table], console: Console | None = None) -> Non
 
 
 def _markdown(table: Table) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(c.replace("|", r"\|") for c in cells) + " |"
+    def line(texts: Sequence[str]) -> str:
+        return "| " + " | ".join(t.replace("|", r"\|") for t in texts) + " |"
 
     body = [line(table.columns), "|:--" + "|--:" * (len(table.columns) - 1) + "|"]
     for block in table.blocks:
         if block.title:
             body.append(line([f"**{block.title}**"] + [""] * (len(table.columns) - 1)))
-        body += [line([f"**{c.text}**" if c.bold else c.text for c in cells]) for cells in block.lines]
+        body += [line([f"**{e.text}**" if e.bold else e.text for e in entries]) for entries in block.lines]
     parts = [f"## {table.title}", "\n".join(f"- {h}" for h in table.header), "\n".join(body)]
     if table.footnotes:
         parts.append("\n".join(f"- {n}" for n in table.footnotes))
@@ -128,7 +128,7 @@ def _markdown(table: Table) -> str:
 
 
 class _Notes:
-    """Footnotes, each with a mark that the cells carry."""
+    """Footnotes, each with a mark that the entries carry."""
 
     def __init__(self) -> None:
         self.sources: dict[str, str] = {}
@@ -190,9 +190,9 @@ class _Layout:
     def _of(self, method: str) -> list[tuple[str, float]]:
         return [cell for cell in self.cells if cell[0] == method]
 
-    def _columns(self) -> dict[str, dict[tuple[str, float], Cell]]:
-        """Column name -> its cells; columns in which nothing was measured are left out."""
-        names = {cell: Cell(f"{cell[0]} (control)" if is_control(cell[0]) else cell[0]) for cell in self.cells}
+    def _columns(self) -> dict[str, dict[tuple[str, float], Entry]]:
+        """Column name -> its entries; columns in which nothing was measured are left out."""
+        names = {cell: Entry(f"{cell[0]} (control)" if is_control(cell[0]) else cell[0]) for cell in self.cells}
         columns = {"Method": names}
         scores = [(skill, self.benchmarks[0], skill) for skill in self.skills]
         if len(self.benchmarks) == 1:
@@ -200,9 +200,9 @@ class _Layout:
         elif self.benchmarks:
             scores += [*((b, b, ALL) for b in self.benchmarks), ("Avg.", AVERAGE, ALL)]
         for name, benchmark, skill in scores:
-            columns[name] = {cell: Cell(self._score(benchmark, skill, *cell)) for cell in self.cells}
+            columns[name] = {cell: Entry(self._score(benchmark, skill, *cell)) for cell in self.cells}
         best = self._best()
-        columns["Kept % [95 % CI]"] = {cell: Cell(self._kept(*cell), cell in best) for cell in self.cells}
+        columns["Kept % [95 % CI]"] = {cell: Entry(self._kept(*cell), cell in best) for cell in self.cells}
         for name, text in (
             ("p (McNemar)", self._p),
             ("Tokens", self._tokens),
@@ -210,10 +210,10 @@ class _Layout:
             ("FLOPs (of dense)", self._flops),
             ("Prefill speed-up [95 % CI]", self._speedup),
         ):
-            columns[name] = {cell: Cell(text(*cell)) for cell in self.cells}
+            columns[name] = {cell: Entry(text(*cell)) for cell in self.cells}
         if (self.rows.n_errors > 0).any():
-            columns["Errors"] = {cell: Cell(self._errors(*cell)) for cell in self.cells}
-        return {k: v for k, v in columns.items() if any(c.text != NONE for c in v.values())}
+            columns["Errors"] = {cell: Entry(self._errors(*cell)) for cell in self.cells}
+        return {k: v for k, v in columns.items() if any(e.text != NONE for e in v.values())}
 
     def _row(self, metric: str, method: str, ratio: float, *others: str) -> ResultRow | None:
         """The row of a metric on the main benchmark, or else on none, or on one of `others`; None without a value."""
