@@ -10,10 +10,20 @@ import pandas as pd
 
 from mmg_bench.report.answers import ALL
 from mmg_bench.report.rows import DENSE, ResultRow, as_tuples, provenance_keys
-from mmg_bench.report.table import NONE, Block, Entry, Table, is_control, measured_line, with_interval, with_unit
-
-_Key = tuple[str, float]
-"""(method, retention ratio)."""
+from mmg_bench.report.table import (
+    NONE,
+    Block,
+    Column,
+    Entry,
+    Key,
+    Table,
+    flops_of_dense,
+    measured_line,
+    prunes_inside,
+    table_by_ratio,
+    with_interval,
+    with_unit,
+)
 
 
 def efficiency_layout(rows: pd.DataFrame, provenance: Mapping[str, Mapping[str, Any]]) -> list[Table]:
@@ -35,7 +45,8 @@ class _Group:
         self.rows, self.provenance = rows, provenance
         self.pending = bool((rows.source == "pending").all())
         self.found = {(r.method, r.retention_ratio, r.metric): r for r in as_tuples(rows)}
-        self.cells: list[_Key] = list(dict.fromkeys(zip(rows.method, rows.retention_ratio, strict=True)))
+        self.prunes_inside = prunes_inside(rows)
+        self.cells: list[Key] = list(dict.fromkeys(zip(rows.method, rows.retention_ratio, strict=True)))
 
     def table(self) -> Table:
         first = self.rows.iloc[0]
@@ -43,14 +54,7 @@ class _Group:
         title = f"{first['table']}: {first['model']}, {first['frames']} frames{batch}"
         if self.pending:
             return self._not_yet(title)
-        columns = self._columns()
-        blocks = [Block("", tuple(tuple(c[cell] for c in columns.values()) for cell in self.cells if cell[0] == DENSE))]
-        for ratio in sorted({r for _, r in self.cells}, reverse=True):
-            lines = [cell for cell in self.cells if cell[1] == ratio and cell[0] != DENSE]
-            if lines:
-                lines_of_text = tuple(tuple(c[cell] for c in columns.values()) for cell in lines)
-                blocks.append(Block(f"R = {100 * ratio:.4g} %", lines_of_text))
-        return Table(title, self._header(), tuple(columns), tuple(b for b in blocks if b.lines), self._notes())
+        return table_by_ratio(title, self._header(), self.cells, self._columns(), self._notes())
 
     def _not_yet(self, title: str) -> Table:
         ratios: dict[str, list[str]] = {}
@@ -63,9 +67,8 @@ class _Group:
         header = (f"Weights: {weights}. Not yet measured: no machine for it was at hand",)
         return Table(title, header, ("Method", "R", "Prefill ms"), (Block("", lines),), ())
 
-    def _columns(self) -> dict[str, dict[_Key, Entry]]:
-        """Column name -> its entries; columns in which nothing was measured are left out."""
-        texts: dict[str, Callable[[_Key], str]] = {
+    def _columns(self) -> dict[str, Column]:
+        texts: dict[str, Callable[[Key], str]] = {
             "Tokens": self._tokens,
             "Layer mean": self._layer_mean,
             "FLOPs (of dense)": self._flops,
@@ -85,55 +88,39 @@ class _Group:
             "Peak": lambda c: self._bytes(c, "peak_memory_bytes"),
             "Energy J": lambda c: self._number(c, "prefill_energy_joules"),
         }
-        columns = {"Method": {c: Entry(f"{c[0]} (control)" if is_control(c[0]) else c[0]) for c in self.cells}}
-        for name, text in texts.items():
-            columns[name] = {cell: Entry(text(cell)) for cell in self.cells}
-        return {k: v for k, v in columns.items() if any(e.text != NONE for e in v.values())}
+        return {name: {cell: Entry(text(cell)) for cell in self.cells} for name, text in texts.items()}
 
-    def _row(self, cell: _Key, metric: str) -> ResultRow | None:
+    def _row(self, cell: Key, metric: str) -> ResultRow | None:
         """The row of a metric, if it has a value."""
         row = self.found.get((*cell, metric))
         return row if row is not None and math.isfinite(row.value) else None
 
-    def _number(self, cell: _Key, metric: str, unit: str = "") -> str:
+    def _number(self, cell: Key, metric: str, unit: str = "") -> str:
         row = self._row(cell, metric)
         return NONE if row is None else f"{row.value:.3g}{unit}" if row.value < 1000 else f"{row.value:.0f}{unit}"
 
-    def _tokens(self, cell: _Key) -> str:
+    def _tokens(self, cell: Key) -> str:
         row = self._row(cell, "prefill_ms")
         return NONE if row is None else f"{row.realised_tokens:.1f}".removesuffix(".0")
 
-    def _layer_mean(self, cell: _Key) -> str:
+    def _layer_mean(self, cell: Key) -> str:
         row = self._row(cell, "retention_layer_mean")
         return NONE if row is None or not self.prunes_inside else f"{100 * row.value:.1f} %"
 
-    @property
-    def prunes_inside(self) -> bool:
-        """Whether some cell's layers do not all see the tokens that enter layer 0."""
-        means = {cell: row for cell in self.cells if (row := self._row(cell, "retention_layer_mean")) is not None}
-        whole = means.get((DENSE, 1.0))
-        if whole is None:
-            return False
-        return any(row.value < row.realised_tokens / whole.realised_tokens - 1e-6 for row in means.values())
+    def _flops(self, cell: Key) -> str:
+        return flops_of_dense(self._row(cell, "flops_gqa"), self._row((DENSE, 1.0), "flops_gqa"))
 
-    def _flops(self, cell: _Key) -> str:
-        row, dense = self._row(cell, "flops_gqa"), self._row((DENSE, 1.0), "flops_gqa")
-        if row is None:
-            return NONE
-        share = f" ({100 * row.value / dense.value:.1f} %)" if dense is not None and cell[0] != DENSE else ""
-        return with_unit(row.value, scale=row.value if dense is None else dense.value) + share
-
-    def _prune(self, cell: _Key) -> str:
+    def _prune(self, cell: Key) -> str:
         row, dense = self._row(cell, "prune_ms"), self._row((DENSE, 1.0), "prefill_ms")
         if row is None or cell[0] == DENSE:
             return NONE
         return f"{row.value:.3g}" + ("" if dense is None else f" ({100 * row.value / dense.value:.1f} %)")
 
-    def _prefill(self, cell: _Key) -> str:
+    def _prefill(self, cell: Key) -> str:
         row = self.found.get((*cell, "prefill_ms"))
         return "out of memory" if row is not None and row.n_errors else self._number(cell, "prefill_ms")
 
-    def _ratio(self, cell: _Key) -> str:
+    def _ratio(self, cell: Key) -> str:
         """Dense over the cell in prefill without pruning, and in the least time that it could take."""
         rows = [(self._row((DENSE, 1.0), m), self._row(cell, m)) for m in ("prefill_ms", "prefill_roofline_ms")]
         if cell[0] == DENSE or any(row is None for pair in rows for row in pair):
@@ -141,11 +128,11 @@ class _Group:
         took, least = (dense.value / row.value for dense, row in rows if dense is not None and row is not None)
         return f"{took:.2f}× ({least:.2f}×)"
 
-    def _speedup(self, cell: _Key, metric: str) -> str:
+    def _speedup(self, cell: Key, metric: str) -> str:
         row = self._row(cell, metric)
         return NONE if row is None else "1×" if cell[0] == DENSE else with_interval(row, 2, "×")
 
-    def _bytes(self, cell: _Key, metric: str) -> str:
+    def _bytes(self, cell: Key, metric: str) -> str:
         row, dense = self._row(cell, metric), self._row((DENSE, 1.0), metric)
         return NONE if row is None else with_unit(row.value, scale=row.value if dense is None else dense.value) + "B"
 

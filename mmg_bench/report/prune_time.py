@@ -12,7 +12,7 @@ import pandas as pd
 from mmg_bench.measure.prune_time import GRAM, PruneTimes, quantiles
 from mmg_bench.report.answers import ALL, NO_BENCHMARK
 from mmg_bench.report.rows import ResultRow, as_tuples, provenance_keys, to_frame
-from mmg_bench.report.table import NONE, Block, Entry, Table, measured_line
+from mmg_bench.report.table import NONE, Block, Entry, Table, measured_line, with_interval
 
 TABLE = "bench_methods"
 CITED_MS = {"fastvid": 6.1, "prunevid": 37.0, "flashvid": 60.0, "holitom": 78.0}
@@ -87,8 +87,7 @@ def prune_time_table(rows: pd.DataFrame, provenance: Mapping[str, Mapping[str, A
             return INSIDE if source == "measured" and (name, t, metric, "pending") in found else NONE
         if row.n_errors:
             return "out of memory"
-        middle = f"{row.value:.{digits}f}"
-        return middle if math.isnan(row.ci_low) else f"{middle} [{row.ci_low:.{digits}f}, {row.ci_high:.{digits}f}]"
+        return with_interval(row, digits)
 
     lines = []
     for name in methods:

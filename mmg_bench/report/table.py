@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +38,11 @@ class Entry:
 
     text: str
     bold: bool = False
+
+
+Key = tuple[str, float]
+"""(method, retention ratio) of a cell."""
+Column = Mapping[Key, Entry]
 
 
 @dataclass(frozen=True)
@@ -156,6 +162,7 @@ class _Layout:
         self.skills = [s for s in rows.skill.unique() if s != ALL] if len(self.benchmarks) == 1 else []
         if len(self.skills) < 2:  # a single skill is the whole benchmark once more
             self.skills = []
+        self.prunes_inside = prunes_inside(rows)
         self.cells = list(dict.fromkeys(zip(rows.method, rows.retention_ratio, strict=True)))
         accuracy = rows[(rows.metric == "accuracy") & (rows.source != "pending")]
         self.no_mean = set(accuracy[(accuracy.skill == ALL) & accuracy.value.isna() & (accuracy.n > 0)].benchmark)
@@ -166,34 +173,14 @@ class _Layout:
             self.notes.flags.append(f"{benchmark}: no mean over the skills, for every question of {skills} failed")
 
     def table(self) -> Table:
-        columns = self._columns()
-        ratios = sorted({ratio for _, ratio in self.cells}, reverse=True)
-        blocks = [Block("", tuple(tuple(c[cell] for c in columns.values()) for cell in self._of(DENSE)))]
-        for ratio in ratios:
-            lines = [cell for cell in self.cells if cell[1] == ratio and cell[0] != DENSE]
-            if lines:
-                title = f"R = {100 * ratio:.4g} %"
-                blocks.append(Block(title, tuple(tuple(c[cell] for c in columns.values()) for cell in lines)))
         first = self.rows.iloc[0]
         names = ", ".join(self.benchmarks) or "no benchmark"
         title = f"{first['table']}: {first['model']}, {names}, {first['frames']} frames"
-        return Table(title, self._header(), tuple(columns), tuple(b for b in blocks if b.lines), self.notes.lines)
+        columns = self._columns()  # which makes the notes
+        return table_by_ratio(title, self._header(), self.cells, columns, self.notes.lines)
 
-    @property
-    def prunes_inside(self) -> bool:
-        """Whether some cell's layers do not all see the tokens that enter layer 0."""
-        inside = as_tuples(self.rows[self.rows.metric == "retention_layer_mean"])
-        whole = {row.benchmark: row.realised_tokens for row in inside if row.method == DENSE}
-        known = (row for row in inside if row.benchmark in whole)  # not where every dense answer failed
-        return any(row.value < row.realised_tokens / whole[row.benchmark] - 1e-6 for row in known)
-
-    def _of(self, method: str) -> list[tuple[str, float]]:
-        return [cell for cell in self.cells if cell[0] == method]
-
-    def _columns(self) -> dict[str, dict[tuple[str, float], Entry]]:
-        """Column name -> its entries; columns in which nothing was measured are left out."""
-        names = {cell: Entry(f"{cell[0]} (control)" if is_control(cell[0]) else cell[0]) for cell in self.cells}
-        columns = {"Method": names}
+    def _columns(self) -> dict[str, Column]:
+        columns: dict[str, Column] = {}
         scores = [(skill, self.benchmarks[0], skill) for skill in self.skills]
         if len(self.benchmarks) == 1:
             scores.append(("All" if self.skills else self.benchmarks[0], self.benchmarks[0], ALL))
@@ -213,7 +200,7 @@ class _Layout:
             columns[name] = {cell: Entry(text(*cell)) for cell in self.cells}
         if (self.rows.n_errors > 0).any():
             columns["Errors"] = {cell: Entry(self._errors(*cell)) for cell in self.cells}
-        return {k: v for k, v in columns.items() if any(e.text != NONE for e in v.values())}
+        return columns
 
     def _row(self, metric: str, method: str, ratio: float, *others: str) -> ResultRow | None:
         """The row of a metric on the main benchmark, or else on none, or on one of `others`; None without a value."""
@@ -293,11 +280,7 @@ class _Layout:
         return NONE if row is None else f"{100 * row.value:.1f} %"
 
     def _flops(self, method: str, ratio: float) -> str:
-        row, dense = (self._row("flops_gqa", *cell) for cell in ((method, ratio), (DENSE, 1.0)))
-        if row is None:
-            return NONE
-        share = f" ({100 * row.value / dense.value:.1f} %)" if dense is not None and method != DENSE else ""
-        return with_unit(row.value, scale=row.value if dense is None else dense.value) + share
+        return flops_of_dense(self._row("flops_gqa", method, ratio), self._row("flops_gqa", DENSE, 1.0))
 
     def _speedup(self, method: str, ratio: float) -> str:
         cited = self._published("prefill_speedup", method, ratio)
@@ -341,6 +324,43 @@ class _Layout:
         if len(self.published):
             lines.append("In parentheses: published numbers")
         return tuple(lines)
+
+
+def table_by_ratio(
+    title: str, header: tuple[str, ...], cells: Sequence[Key], columns: Mapping[str, Column], footnotes: tuple[str, ...]
+) -> Table:
+    """The table of `cells`, a line each: dense on top, then a block for each ratio.
+
+    columns: column name -> its entries; the methods' names come before. Those without any value are left out.
+    """
+
+    def block(cell: Key) -> float:
+        return math.inf if cell[0] == DENSE else cell[1]
+
+    names = {cell: Entry(f"{cell[0]} (control)" if is_control(cell[0]) else cell[0]) for cell in cells}
+    filled = {name: column for name, column in columns.items() if any(e.text != NONE for e in column.values())}
+    shown = {"Method": names, **filled}
+    blocks = []
+    for ratio, found in groupby(sorted(cells, key=block, reverse=True), key=block):
+        lines = tuple(tuple(column[cell] for column in shown.values()) for cell in found)
+        blocks.append(Block("" if ratio == math.inf else f"R = {100 * ratio:.4g} %", lines))
+    return Table(title, header, tuple(shown), tuple(blocks), footnotes)
+
+
+def prunes_inside(rows: pd.DataFrame) -> bool:
+    """Whether some cell's layers do not all see the tokens that enter layer 0."""
+    inside = as_tuples(rows[rows.metric == "retention_layer_mean"])
+    whole = {row.benchmark: row.realised_tokens for row in inside if row.method == DENSE}
+    known = (row for row in inside if row.benchmark in whole)  # not where every dense answer failed
+    return any(row.value < row.realised_tokens / whole[row.benchmark] - 1e-6 for row in known)
+
+
+def flops_of_dense(row: ResultRow | None, dense: ResultRow | None) -> str:
+    """A row's FLOPs in the unit that suits dense, and their share of it, where there is one."""
+    if row is None:
+        return NONE
+    share = f" ({100 * row.value / dense.value:.1f} %)" if dense is not None and row.method != DENSE else ""
+    return with_unit(row.value, scale=row.value if dense is None else dense.value) + share
 
 
 _USUAL = {"engine": "stock", "sdpa": "auto"}
