@@ -124,28 +124,21 @@ def kept_by_method(
     ends = pd.concat([column.value.loc[methods] for column in columns.values()], axis=1)
     axes.hlines(y, ends.min(axis=1), ends.max(axis=1), color=_GREY, alpha=0.4, lw=1)
     for i, (ratio, column) in enumerate(columns.items()):
+        colour, marker = _look(i)
         points = column.loc[methods]
         axes.errorbar(
             points.value,
             y,
             xerr=_errors(points.value, points.ci_low, points.ci_high),
-            fmt=_MARKERS[i],
-            color=_COLOURS[i],
+            fmt=marker,
+            color=colour,
             markersize=5.5,
             elinewidth=1.2,
             alpha=0.9,
             label=f"R = {100 * ratio:g} %",
         )
         more = [(method, ratio) in over for method in methods]
-        axes.plot(
-            points.value[more],
-            np.flatnonzero(more),
-            _MARKERS[i],
-            mfc="white",
-            mec=_COLOURS[i],
-            markersize=5.5,
-            zorder=3,
-        )
+        axes.plot(points.value[more], np.flatnonzero(more), marker, mfc="white", mec=colour, markersize=5.5, zorder=3)
     if any((method, ratio) in over for method in methods for ratio in columns):
         axes.plot([], [], "o", mfc="white", mec=_GREY, markersize=5.5, label="layers see more than R")
     axes.axvline(100, color="black", lw=1.2, label="dense")
@@ -206,14 +199,17 @@ def _styles(rows: pd.DataFrame, methods: Collection[str] | None) -> dict[str, di
     styles: dict[str, dict[str, Any]] = {}
     for control in (False, True):
         for i, method in enumerate(m for m in known if is_control(m) == control):
-            colour = _GREY if control else _COLOURS[i % len(_COLOURS)]
-            # markers go round slower than colours by one, so that pairs do not repeat before all are used
-            marker = _MARKERS[(i + i // len(_COLOURS)) % len(_MARKERS)]
+            colour, marker = _look(i)
             look: dict[str, Any] = (
                 {"ls": "--", "lw": 1.0, "markersize": 4.5} if control else {"ls": "-", "lw": 1.8, "markersize": 5.5}
             )
-            styles[method] = {"color": colour, "marker": marker, **look}
+            styles[method] = {"color": _GREY if control else colour, "marker": marker, **look}
     return {m: s for m, s in styles.items() if methods is None or m in methods}
+
+
+def _look(i: int) -> tuple[str, str]:
+    """Colour and marker of the i-th; markers go round slower by one, so that no pair repeats before all are used."""
+    return _COLOURS[i % len(_COLOURS)], _MARKERS[(i + i // len(_COLOURS)) % len(_MARKERS)]
 
 
 def _errors(value: pd.Series, low: pd.Series, high: pd.Series) -> list[pd.Series]:

@@ -80,6 +80,14 @@ def test_the_ends_of_the_ratios_are_drawn_where_none_are_given(make):
         drawn()
 
 
+def test_more_ratios_than_colours_still_look_different(make):
+    ratios = [i / 20 for i in range(1, 11)]
+    records = [*make("dense", 1.0, "1111"), *(r for ratio in ratios for r in make("ours", ratio, "0111"))]
+    rows = result_rows(records, table="t", weights={"toy": "w"}, bootstrap=Bootstrap(30))
+    points = [bars.lines[0] for bars in kept_by_method(rows, ratios=ratios).axes[0].containers]
+    assert len({(line.get_color(), line.get_marker()) for line in points}) == len(ratios)
+
+
 def test_points_are_hollow_where_layers_see_more(rows):
     def hollow(seen):
         more = headline(rows)
