@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from mmg_bench.report.answers import ALL
-from mmg_bench.report.rows import DENSE, ResultRow, as_tuples, provenance_keys
+from mmg_bench.report.rows import DENSE, ResultRow, as_tuples, measured_over_pending, provenance_keys
 from mmg_bench.report.table import (
     NONE,
     Block,
@@ -27,14 +27,15 @@ from mmg_bench.report.table import (
 
 
 def efficiency_layout(rows: pd.DataFrame, provenance: Mapping[str, Mapping[str, Any]]) -> list[Table]:
-    """The tables of `rows`; those of what is pending come last.
+    """The tables of `rows`; those of what is pending come last. What was measured as well is not pending.
 
     provenance: what provenance.json holds. Raises ValueError when there are no rows, or when they name a key that is
     missing there.
     """
     if rows.empty:
         raise ValueError("there are no rows to make a table of")
-    groups = [_Group(part, provenance) for _, part in rows.groupby(["model", "frames", "skill"], sort=False)]
+    apart = measured_over_pending(rows).groupby(["model", "frames", "skill"], sort=False)
+    groups = [_Group(part, provenance) for _, part in apart]
     return [g.table() for g in sorted(groups, key=lambda g: g.pending)]
 
 
@@ -118,6 +119,8 @@ class _Group:
 
     def _prefill(self, cell: Key) -> str:
         row = self.found.get((*cell, "prefill_ms"))
+        if row is not None and row.source == "pending":
+            return "pending"
         return "out of memory" if row is not None and row.n_errors else self._number(cell, "prefill_ms")
 
     def _ratio(self, cell: Key) -> str:

@@ -220,6 +220,13 @@ def provenance_keys(rows: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(key for keys in rows.provenance for key in str(keys).split(";") if key))
 
 
+def measured_over_pending(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows without the pending ones of what was measured as well, be it that memory ended."""
+    what = ["model", "benchmark", "skill", "frames", "method", "retention_ratio", "metric"]
+    values = pd.MultiIndex.from_frame(rows[what])
+    return rows[(rows.source != "pending") | ~values.isin(values[rows.source == "measured"])]
+
+
 def headline(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows that stand for a whole cell: of the only benchmark, or of the average over several."""
     overall = rows[(rows.skill == ALL) & (rows.benchmark != NO_BENCHMARK)]

@@ -18,7 +18,7 @@ import pandas as pd
 
 from mmg_bench.report.answers import ALL, AVERAGE, NO_BENCHMARK
 from mmg_bench.report.published import published as published_numbers
-from mmg_bench.report.rows import DENSE, ResultRow, as_tuples, headline, provenance_keys
+from mmg_bench.report.rows import DENSE, ResultRow, as_tuples, headline, measured_over_pending, provenance_keys
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,7 +73,7 @@ def is_control(method: str) -> bool:
 def layout(
     rows: pd.DataFrame, provenance: Mapping[str, Mapping[str, Any]], published: pd.DataFrame | None = None
 ) -> list[Table]:
-    """The tables of `rows`, one for each model and number of frames.
+    """The tables of `rows`, one for each model and number of frames. What was measured as well is not pending.
 
     provenance: what provenance.json holds; the header shows device, dtype, attention, date, commit and command of each
         key that the rows name.
@@ -86,7 +86,7 @@ def layout(
     published = published_numbers() if published is None else published
     return [
         _Layout(part, provenance, published[(published.model == model) & (published.frames == frames)]).table()
-        for (model, frames), part in rows.groupby(["model", "frames"], sort=False)
+        for (model, frames), part in measured_over_pending(rows).groupby(["model", "frames"], sort=False)
     ]
 
 

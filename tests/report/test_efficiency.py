@@ -107,6 +107,22 @@ def test_markdown() -> None:
     assert table_of(measured(), later) == SNAPSHOT
 
 
+def test_what_was_measured_is_not_pending() -> None:
+    given = {"table": "efficiency", "model": "big", "frames": 32, "benchmarks": ["-"], "metric": "prefill_ms"}
+    cells = [("dense", 1.0), ("mmg_vid", 0.25), ("mmg_vid", 0.1)]  # measured all, the last one out of memory
+    rows = result_rows([], table="efficiency", weights={"big": "random"}, measurements=measured())
+    alone = efficiency_layout(rows, PROVENANCE)
+    later = pending_rows(**given, weights="trained", cells=cells)
+    for parts in ([rows, later], [later, rows]):
+        assert efficiency_layout(pd.concat(parts, ignore_index=True), PROVENANCE) == alone
+    further = pending_rows(**given, weights="random", cells=[*cells, ("fastv", 0.1)])
+    (table,) = efficiency_layout(pd.concat([rows, further], ignore_index=True), PROVENANCE)
+    (last, fastv) = table.blocks[-1].lines
+    prefill = table.columns.index("Prefill ms")
+    assert (last[0].text, last[prefill].text) == ("mmg_vid", "out of memory")
+    assert (fastv[0].text, fastv[prefill].text) == ("fastv", "pending")
+
+
 def test_a_batch_has_a_table_of_its_own() -> None:
     batch = [dataclasses.replace(m, skill="batch=8", value=8 * m.value) for m in measured()]
     text = table_of([*measured(), *batch])

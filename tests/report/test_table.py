@@ -157,6 +157,14 @@ def test_pending_cells_say_so(provenance):
     assert line(text, "ours") == {"Method": "ours", "x": "pending (57.9ᵃ)", "y": "pending"}
 
 
+def test_what_was_measured_is_not_pending(toy, provenance):
+    rows = rows_of(toy)
+    cells = [("dense", 1.0), ("ours", 0.5), ("later", 0.5)]
+    pending = pending_rows(table="t", model="toy", weights="trained", frames=8, benchmarks=["bench"], cells=cells)
+    text = to_markdown(layout(pd.concat([rows, pending], ignore_index=True), provenance, NOTHING))
+    assert [line(text, method)["All"] for method in ("dense", "ours", "later")] == ["83.3", "66.7", "pending"]
+
+
 def test_each_model_has_its_own_table(make, provenance):
     records = [*make("dense", 1.0, "10"), *make("dense", 1.0, "10", frames=16)]
     tables = layout(rows_of(records), provenance, NOTHING)
