@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmg_bench.models.adapter import Adapter, Capture, Layout
 from mmg_bench.tokens import VideoTokens
@@ -40,6 +40,11 @@ class Framed(Adapter):
 
     @property
     @abstractmethod
+    def tower(self) -> nn.Module:
+        """The vision tower, which is called with `pixel_values` `[frames, 3, height, width]`."""
+
+    @property
+    @abstractmethod
     def side(self) -> int:
         """Tokens a side of a frame."""
 
@@ -52,8 +57,14 @@ class Framed(Adapter):
         return encoded is not None or inputs.get("pixel_values") is not None
 
     def layouts(self, inputs: dict[str, Any], captured: Capture) -> list[Layout]:
+        assert isinstance(captured, FrameCapture)
         found = [self._layout(number, row) for number, row in enumerate(inputs["input_ids"])]
-        return [layout for layout in found if layout is not None]
+        frames = sum(layout[0] for layout in found if layout is not None)
+        copies, rest = divmod(frames, captured.frames or frames or 1)
+        prompts = found[:: copies or 1]  # `generate` repeats them for beams
+        if rest or [layout for layout in prompts for _ in range(copies)] != found:  # the tower saw others, or none
+            prompts = found
+        return [layout for layout in prompts if layout is not None]
 
     def _layout(self, number: int, row: Tensor) -> Layout | None:
         """The video in a prompt `[S]`, the `number`-th of the batch; None where it holds nothing that is seen."""
@@ -93,7 +104,12 @@ class Framed(Adapter):
 
     @contextmanager
     def capture(self, needs: Collection[str]) -> Iterator[Capture]:
-        yield NoCapture()
+        captured = FrameCapture()
+        handle = self.tower.register_forward_pre_hook(captured.note, with_kwargs=True)
+        try:
+            yield captured
+        finally:
+            handle.remove()
 
 
 def _alike(before: list[int], words: list[int]) -> bool:
@@ -102,8 +118,15 @@ def _alike(before: list[int], words: list[int]) -> bool:
     return 2 * same > len(words)
 
 
-class NoCapture(Capture):
-    """Nothing of the vision tower's calls is asked for."""
+class FrameCapture(Capture):
+    """How many frames the vision tower's last call held."""
+
+    def __init__(self) -> None:
+        self.frames = 0
+
+    def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of the tower."""
+        self.frames = len(args[0] if args else kwargs["pixel_values"])
 
     def fields(self, first: int, count: int) -> dict[str, Tensor]:
         return {}

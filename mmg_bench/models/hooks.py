@@ -62,7 +62,7 @@ class _Place:
 
 @dataclass(frozen=True)
 class VideoReport:
-    """What was done to one video of one prompt."""
+    """What was done to one video of one prompt, also where `generate` repeats the prompt for beams or more answers."""
 
     total_tokens: int
     realised_tokens: int
@@ -148,9 +148,9 @@ class _Row:
         """Columns of the prompt."""
         self.length = 0
         """Of all pieces together."""
-        self.videos: list[tuple[slice | Tensor, int, PrunedTokens, int]] = []
-        """Of each video: the columns of its tokens among what is left; where they end, newline included; the tokens;
-        T * N."""
+        self.videos: list[tuple[_Place, slice | Tensor, int, PrunedTokens]] = []
+        """Of each video: where it stood; the columns of its tokens among what is left; where they end, newline
+        included; the tokens."""
         self._at = 0  # first column of the prompt that has not been looked at
 
     def add(self, place: _Place, body: slice | Tensor, pruned: PrunedTokens) -> None:
@@ -170,7 +170,7 @@ class _Row:
             kept = order.argsort()[len(text) :] + self.length
             self._append(piece)
             self._at = place.end
-        self.videos.append((kept, self.length + place.end - self._at, pruned, place.total))
+        self.videos.append((place, kept, self.length + place.end - self._at, pruned))
 
     def finish(self) -> int:
         """Go on to the end of the row: how many columns are left."""
@@ -336,7 +336,8 @@ class _Splice:
 
     def _note_stage(self, video: int, layer: int, tokens: int) -> None:
         report = self.run.report[video]
-        self.run.report[video] = replace(report, stages=(*report.stages, (layer, tokens)))
+        if layer not in dict(report.stages):  # not of another copy
+            self.run.report[video] = replace(report, stages=(*report.stages, (layer, tokens)))
 
     def _prune(self, embeds: Tensor, call: dict[str, Any]) -> tuple[Kept | None, Tensor, list[Span]]:
         """Prune every video of a prompt `[B, S, D]`: what is left, its embeddings `[B, K, D]`, and its videos in them.
@@ -349,23 +350,25 @@ class _Splice:
         for place in self._places(self.on_host, call):
             body = place.body(embeds.device)
             pruned, elapsed = self._pruned(place, body, embeds, ids)
-            self.run.report.append(VideoReport(place.total, len(pruned), elapsed, dict(pruned.notes)))
+            if place.video == len(self.run.report):  # its first copy
+                self.run.report.append(VideoReport(place.total, len(pruned), elapsed, dict(pruned.notes)))
             rows[place.row].add(place, body, pruned)
         width = max(row.finish() for row in rows)
         self.run.prompt_tokens = width
-        whole = width == ids.shape[1] and all(v.realised_tokens == v.total_tokens for v in self.run.report)
+        whole = width == ids.shape[1] and all(len(p) == place.total for row in rows for place, *_, p in row.videos)
         if not whole:
             kept = Kept.rows([torch.cat(row.pieces) for row in rows], ids.shape[1], self.run.positions == "contiguous")
             embeds = kept.gather(embeds)
         spans = []
         for number, row in enumerate(rows):
             padding = width - row.length
-            for columns, end, pruned, total in row.videos:
+            for place, columns, end, pruned in row.videos:
                 if not whole:
                     embeds[number, _shifted(columns, padding)] = pruned.features.to(embeds.dtype)
                 if self.inside.needed:
                     columns = row.whole[columns] if isinstance(columns, slice) else columns
-                    spans.append(Span(number, columns + padding, end + padding, pruned.positions, total, pruned.state))
+                    columns, end = columns + padding, end + padding
+                    spans.append(Span(number, place.video, columns, end, pruned.positions, place.total, pruned.state))
         return None if whole else kept, embeds, spans
 
     def _places(self, ids: Tensor, call: dict[str, Any]) -> Iterator[_Place]:

@@ -31,6 +31,8 @@ class Span:
     """Where one video's visual tokens stand in a row of the sequence that goes through the layers."""
 
     row: int
+    video: int
+    """Its number in the report; copies of a prompt share theirs."""
     columns: Tensor
     """`[n]` int64: where its n tokens stand, ascending; text may stand between them."""
     end: int
@@ -102,7 +104,7 @@ class Inside:
     def __init__(
         self, adapter: Adapter, method: Method, positions: Positions, report: Callable[[int, int, int], None]
     ) -> None:
-        """`report(video, layer, tokens)` is told what is left of each video at each stage."""
+        """`report(video, layer, tokens)` is told what is left of each video at each stage, of its copies too."""
         self.adapter, self.method, self.report = adapter, method, report
         self.contiguous = (method.inside_positions or positions) == "contiguous"
         depth = len(adapter.layers)
@@ -203,14 +205,14 @@ class Inside:
         counts = [hidden.shape[1]] * len(hidden)
         source = torch.arange(hidden.shape[1], device=hidden.device).repeat(len(hidden), 1)
         values, after, gone = hidden.clone(), [], []
-        for video, span in enumerate(self.prompt.spans):
+        for span in self.prompt.spans:
             row = hidden[span.row]
             attend = _Attend(self, number, span, current.mask, row, rotary)
             tokens = LayerTokens(
                 row[span.columns], span.positions, row[span.end :], span.total, stage, attend, span.state
             )
             chosen = self.method.prune_inside(tokens)
-            self.report(video, number, len(chosen.index))
+            self.report(span.video, number, len(chosen.index))
             going = span.columns[chosen.index]
             places = going.sort().values
             left[span.row, span.columns] = False

@@ -20,6 +20,10 @@ class InternVL(Framed):
         return self.model.model.language_model
 
     @property
+    def tower(self) -> Any:
+        return self.model.model.vision_tower
+
+    @property
     def side(self) -> int:
         vision = self.model.config.vision_config
         return int(vision.image_size[0] // vision.patch_size[0] * self.model.config.downsample_ratio)

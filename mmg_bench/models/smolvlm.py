@@ -23,6 +23,10 @@ class SmolVLM(Framed):
         return self.model.model.text_model
 
     @property
+    def tower(self) -> Any:
+        return self.model.model.vision_model
+
+    @property
     def side(self) -> int:
         vision = self.model.config.vision_config
         return int(vision.image_size // vision.patch_size // self.model.config.scale_factor)

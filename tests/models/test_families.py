@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -21,6 +22,7 @@ from mmg_bench.methods.base import Positions
 from mmg_bench.methods.dense import Dense
 from mmg_bench.methods.registry import get_method
 from mmg_bench.models.adapter import FAMILIES, UnsupportedModelError, adapter_for, fresh
+from mmg_bench.models.framed import FrameCapture
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import ModelSpec, VideoLLM
 
@@ -172,6 +174,47 @@ def test_encoding_once_and_beams_give_the_same(family: tuple[str, Any, Any], inp
         torch.testing.assert_close(logits(model, {**text, **fresh(encoded)}), expected[0])
         assert torch.equal(model.generate(**text, **fresh(encoded), **beams), expected[1])
         torch.testing.assert_close(logits(model, {**text, **fresh(encoded)}), expected[0])
+
+
+@pytest.mark.parametrize("method", ["mmg_vid", "fastv"])
+def test_a_video_is_reported_once(family: tuple[str, Any, Any], method: str) -> None:
+    """However many beams or answers a prompt has."""
+    name, model, processor = family
+    both, one = (families.prompts(name, processor, [QUESTION, "How many times does it flash?"][:n]) for n in (2, 1))
+    pruner = get_method(method, retention_ratio=0.3)
+    tokens, encoded = adapter_for(model).encode(one, set())
+    text = {k: one[k] for k in ("input_ids", "attention_mask", "mm_token_type_ids") if k in one}
+    with pruner(model) as run:
+        logits(model, both)
+    once, stages = [replace(video, elapsed=None) for video in run.report], run.stages
+    assert len(once) == 2
+    assert bool(stages) == (method == "fastv")
+    for several in (
+        {"num_beams": 3},
+        {"num_return_sequences": 2, "do_sample": True},
+        {"num_beams": 2, "use_cache": False},
+    ):
+        with pruner(model) as run:
+            model.generate(**both, **{**GREEDY, **several})
+        assert [replace(video, elapsed=None) for video in run.report] == once
+        assert run.stages == stages
+        with pruning(model, pruner, encoded=tokens) as run:
+            model.generate(**text, **fresh(encoded), **{**GREEDY, **several})
+        assert [replace(video, elapsed=None) for video in run.report] == once[:1]
+
+
+def test_prompts_are_copies_only_of_what_the_tower_saw(family: tuple[str, Any, Any]) -> None:
+    """Its last call may have been for other prompts, or before the context."""
+    name, model, processor = family
+    if name not in families.FRAMED:
+        pytest.skip("has placeholders of its own for videos")
+    adapter, captured = adapter_for(model), FrameCapture()
+    both = families.prompts(name, processor, [QUESTION] * 2)
+    second = {"input_ids": torch.stack([torch.zeros_like(both["input_ids"][0]), both["input_ids"][1]])}
+    for captured.frames, videos in ((8, 1), (16, 2), (0, 2), (3, 2), (4, 2), (32, 2)):
+        assert len(adapter.layouts(both, captured)) == videos
+    for captured.frames in (8, 4, 0):
+        assert len(adapter.layouts(second, captured)) == 1
 
 
 def test_decoding_by_hand_continues_at_the_right_position(

@@ -15,7 +15,7 @@ import families
 from mmg_bench.methods.dense import Dense
 from mmg_bench.methods.registry import get_method
 from mmg_bench.models.adapter import adapter_for, fresh
-from mmg_bench.models.hooks import pruning
+from mmg_bench.models.hooks import Run, pruning
 from mmg_bench.models.kept import Kept
 from mmg_bench.models.loading import EMBEDDED
 from mmg_bench.models.small import SmallSpec, small_llava_onevision
@@ -42,6 +42,11 @@ def own() -> tuple[Any, Any]:
     return built(2)
 
 
+def told(run: Run) -> list[tuple[int, int, tuple[tuple[int, int], ...]]]:
+    """What a report says of each video's tokens."""
+    return [(video.total_tokens, video.realised_tokens, video.stages) for video in run.report]
+
+
 @pytest.fixture
 def inputs(own: tuple[Any, Any]) -> dict[str, Tensor]:
     return prompt_inputs(own[1], TEXTS, [[random_video(6, 1)], [random_video(6, 2)]])
@@ -52,19 +57,49 @@ def test_beams_map_to_the_videos_of_their_prompt(own: tuple[Any, Any], inputs: d
     """Rows are repeated for beams; each prompt is answered as if alone, from pixels or from encoded videos."""
     model, processor = own
     method, beams = get_method(name, retention_ratio=0.3), {**GREEDY, "num_beams": 3}
-    alone = []
+    alone, reports = [], []
     for text, seed in zip(TEXTS, (1, 2), strict=True):
-        with method(model):
+        with method(model) as run:
             one = prompt_inputs(processor, [text], [[random_video(6, seed)]])
             alone.append(model.generate(**one, **beams)[0, -6:])
-    with method(model):
+        reports += told(run)
+    assert len(reports) == 2
+    with method(model) as run:
         together = model.generate(**inputs, **beams)
+    assert told(run) == reports
     assert torch.equal(together[:, -6:], torch.stack(alone))
     tokens, encoded = adapter_for(model).encode(inputs, method.needs)
     text_only = {k: inputs[k] for k in ("input_ids", "attention_mask")}
     with pruning(model, method, encoded=tokens) as run:
         assert torch.equal(model.generate(**text_only, **fresh(encoded), **beams), together)
-    assert len(run.report) == 6
+    assert told(run) == reports
+
+
+@pytest.mark.parametrize("name", ["mmg_vid", "fastv"])
+def test_answers_to_one_prompt_are_those_to_its_copies(
+    own: tuple[Any, Any], inputs: dict[str, Tensor], name: str
+) -> None:
+    """A report holds a video once, of however many answers; prompts that are repeated by hand are several."""
+    model, _ = own
+    method, sampled = get_method(name, retention_ratio=0.3), {**GREEDY, "do_sample": True, "temperature": 40.0}
+    by_hand = {k: v.repeat_interleave(3, dim=0) for k, v in inputs.items()}
+    with method(model) as run:
+        model.generate(**inputs, **GREEDY)
+        once, stages, width = told(run), run.stages, run.prompt_tokens
+        torch.manual_seed(5)
+        answers = model.generate(**inputs, **sampled, num_return_sequences=3)
+        assert (told(run), run.stages, run.prompt_tokens) == (once, stages, width)
+        torch.manual_seed(5)
+        assert torch.equal(model.generate(**by_hand, **sampled), answers)
+        assert told(run) == [video for video in once for _ in range(3)]
+    assert len({tuple(ids) for ids in answers.tolist()}) > 2
+    tokens, encoded = adapter_for(model).encode(inputs, method.needs)
+    text_only = {k: inputs[k] for k in ("input_ids", "attention_mask")}
+    with pruning(model, method, encoded=tokens) as run:
+        torch.manual_seed(5)
+        again = model.generate(**text_only, **fresh(encoded), **sampled, num_return_sequences=3)
+    assert torch.equal(again, answers)
+    assert (told(run), run.stages, run.prompt_tokens) == (once, stages, width)
 
 
 @pytest.mark.parametrize("name", ["mmg_vid", "random", "fastv", "holitom", "dycoke"])
@@ -308,7 +343,7 @@ def test_sampling_draws_what_the_stock_model_draws(own: tuple[Any, Any], inputs:
         assert torch.equal(model.generate(**inputs, **options), stock)
     with get_method("random", retention_ratio=0.3)(model) as run:
         assert model.generate(**inputs, **options).shape[0] == 4
-    assert len(run.report) == 4
+    assert len(run.report) == 2
 
 
 def test_images_beside_a_video_are_untouched(own: tuple[Any, Any]) -> None:
