@@ -27,6 +27,7 @@ from mmg_bench.models import siglip
 from mmg_bench.models.adapter import Adapter, Capture, Layout, adapter_for
 from mmg_bench.models.inside import Inside, Prompt, Span
 from mmg_bench.models.kept import Kept
+from mmg_bench.models.places import Place, Row, places, shifted
 from mmg_bench.tokens import QUESTION_FIELDS, PrunedTokens, VideoTokens
 
 _ACTIVE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -34,30 +35,6 @@ _LOCK = threading.Lock()  # of _ACTIVE
 _NUMBERS = itertools.count()  # of contexts
 _PROMPT = "mmg_bench_prompt"  # attribute of a cache
 _WHOLE = "pass the whole conversation at once, with its videos and no cache, or the new tokens alone, step by step"
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where one video stands in the prompts."""
-
-    row: int
-    video: int
-    """Its number among those that were encoded."""
-    layout: Layout
-    tokens: Tensor
-    """`[T * H * W]` int64, on the host: the columns of its tokens."""
-    end: int
-    """Behind its last placeholder."""
-
-    @property
-    def total(self) -> int:
-        """T * H * W."""
-        return len(self.tokens)
-
-    def body(self, device: torch.device) -> slice | Tensor:
-        """The columns of its tokens; a slice where they stand side by side."""
-        first, last = int(self.tokens[0]), int(self.tokens[-1])
-        return slice(first, last + 1) if last - first + 1 == self.total else self.tokens.to(device)
 
 
 @dataclass(frozen=True)
@@ -137,53 +114,6 @@ def pruning(
 def _release(model: nn.Module) -> None:
     with _LOCK:
         _ACTIVE.discard(model)
-
-
-class _Row:
-    """What is left of one row of a prompt, from left to right."""
-
-    def __init__(self, columns: int, device: torch.device):
-        self.whole = torch.arange(columns, device=device)
-        self.pieces: list[Tensor] = []
-        """Columns of the prompt."""
-        self.length = 0
-        """Of all pieces together."""
-        self.videos: list[tuple[_Place, slice | Tensor, int, PrunedTokens]] = []
-        """Of each video: where it stood; the columns of its tokens among what is left; where they end, newline
-        included; the tokens."""
-        self._at = 0  # first column of the prompt that has not been looked at
-
-    def add(self, place: _Place, body: slice | Tensor, pruned: PrunedTokens) -> None:
-        """Go on to the end of a video's tokens, `body`, of which `pruned` are left."""
-        kept: slice | Tensor
-        if isinstance(body, slice):
-            self._append(self.whole[self._at : body.start])
-            kept = slice(self.length, self.length + len(pruned))
-            self._append(body.start + pruned.positions)
-            self._at = body.stop
-        else:  # text stands between them
-            others = torch.ones(place.end - self._at, dtype=torch.bool)
-            others[place.tokens - self._at] = False
-            text = (others.nonzero().flatten() + self._at).to(body.device)
-            chosen = body[pruned.positions]
-            piece, order = torch.cat([text, chosen]).sort(stable=True)
-            kept = order.argsort()[len(text) :] + self.length
-            self._append(piece)
-            self._at = place.end
-        self.videos.append((place, kept, self.length + place.end - self._at, pruned))
-
-    def finish(self) -> int:
-        """Go on to the end of the row: how many columns are left."""
-        self._append(self.whole[self._at :])
-        return self.length
-
-    def _append(self, piece: Tensor) -> None:
-        self.pieces.append(piece)
-        self.length += len(piece)
-
-
-def _shifted(columns: slice | Tensor, by: int) -> slice | Tensor:
-    return slice(columns.start + by, columns.stop + by) if isinstance(columns, slice) else columns + by
 
 
 def _reorder_cache(cache: Any, rows: Tensor) -> None:
@@ -345,9 +275,9 @@ class _Splice:
         Where every token stays, `None` and the very same embeddings, so that dense is exactly the stock model.
         """
         ids = call["input_ids"]
-        rows = [_Row(ids.shape[1], embeds.device) for _ in self.on_host]
+        rows = [Row(ids.shape[1], embeds.device) for _ in self.on_host]
         self.run.report = []
-        for place in self._places(self.on_host, call):
+        for place in places(self.on_host, self.adapter, self._layouts(call)):
             body = place.body(embeds.device)
             pruned, elapsed = self._pruned(place, body, embeds, ids)
             if place.video == len(self.run.report):  # its first copy
@@ -364,52 +294,20 @@ class _Splice:
             padding = width - row.length
             for place, columns, end, pruned in row.videos:
                 if not whole:
-                    embeds[number, _shifted(columns, padding)] = pruned.features.to(embeds.dtype)
+                    embeds[number, shifted(columns, padding)] = pruned.features.to(embeds.dtype)
                 if self.inside.needed:
                     columns = row.whole[columns] if isinstance(columns, slice) else columns
                     columns, end = columns + padding, end + padding
                     spans.append(Span(number, place.video, columns, end, pruned.positions, place.total, pruned.state))
         return None if whole else kept, embeds, spans
 
-    def _places(self, ids: Tensor, call: dict[str, Any]) -> Iterator[_Place]:
-        """Every video in prompts `[B, S]`, row by row.
-
-        `generate` repeats each prompt for beams and several answers: its videos were encoded once.
-        """
+    def _layouts(self, call: dict[str, Any]) -> list[Layout]:
+        """Of the videos that were encoded for a call, in order."""
         if self.encoded is not None:
-            layouts: list[Layout] = [(tokens.frames, *tokens.grid) for tokens in self.encoded]
-        else:
-            layouts = self.adapter.layouts(call, self.captured)
-        lengths = [self.adapter.placeholders(layout) for layout in layouts]
-        found = [row.nonzero().flatten() for row in ids == self.adapter.video_token_id]
-        copies, rest = divmod(sum(map(len, found)), sum(lengths))
-        copies, first = max(1, copies), 0
-        for start in range(0, len(ids), copies):
-            last, length = first, 0
-            while last < len(lengths) and length < len(found[start]):
-                length += lengths[last]
-                last += 1
-            for row in range(start, min(start + copies, len(ids))):
-                if rest or length != len(found[row]):
-                    raise ValueError(
-                        f"prompt {row} holds {len(found[row])} visual placeholders, not {length} for its videos of "
-                        f"(T, H, W) {layouts[first:last]}: use the model's own processor, and no prefill_chunk_size"
-                    )
-                for video, columns in zip(range(first, last), found[row].split(lengths[first:last]), strict=True):
-                    self._check_rows(row, columns, layouts[video])
-                    tokens = columns[self.adapter.body(layouts[video])]
-                    yield _Place(row, video, layouts[video], tokens, int(columns[-1]) + 1)
-            first = last
+            return [(tokens.frames, *tokens.grid) for tokens in self.encoded]
+        return self.adapter.layouts(call, self.captured)
 
-    def _check_rows(self, row: int, columns: Tensor, layout: Layout) -> None:
-        for run in columns.split(self.adapter.in_a_row(layout)):
-            if int(run[-1] - run[0]) + 1 != len(run):
-                raise ValueError(
-                    f"prompt {row} holds visual placeholders in columns {int(run[0])} to {int(run[-1])}, not "
-                    f"{len(run)} in a row: use the model's own processor"
-                )
-
-    def _pruned(self, place: _Place, body: slice | Tensor, embeds: Tensor, ids: Tensor) -> tuple[PrunedTokens, Elapsed]:
+    def _pruned(self, place: Place, body: slice | Tensor, embeds: Tensor, ids: Tensor) -> tuple[PrunedTokens, Elapsed]:
         """Prune one video, whose tokens are columns `body` of prompts `[B, S, D]` with `ids` `[B, S]`; and its time."""
         method, video = self.run.method, place.video
         if video in self.pruned:

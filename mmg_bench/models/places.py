@@ -1,0 +1,120 @@
+"""Where videos stand in prompts, and what is left of a prompt's rows when they are pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmg_bench.models.adapter import Adapter, Layout
+from mmg_bench.tokens import PrunedTokens
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one video stands in the prompts."""
+
+    row: int
+    video: int
+    """Its number among those that were encoded: copies of a prompt share it."""
+    layout: Layout
+    tokens: Tensor
+    """`[T * H * W]` int64, on the host: the columns of its tokens."""
+    end: int
+    """Behind its last placeholder."""
+
+    @property
+    def total(self) -> int:
+        """T * H * W."""
+        return len(self.tokens)
+
+    def body(self, device: torch.device) -> slice | Tensor:
+        """The columns of its tokens; a slice where they stand side by side."""
+        first, last = int(self.tokens[0]), int(self.tokens[-1])
+        return slice(first, last + 1) if last - first + 1 == self.total else self.tokens.to(device)
+
+
+def places(ids: Tensor, adapter: Adapter, layouts: Sequence[Layout]) -> Iterator[Place]:
+    """Every video in prompts `[B, S]`, row by row.
+
+    `generate` repeats each prompt for beams and several answers: its videos were encoded once.
+    """
+    lengths = [adapter.placeholders(layout) for layout in layouts]
+    found = [row.nonzero().flatten() for row in ids == adapter.video_token_id]
+    copies, rest = divmod(sum(map(len, found)), sum(lengths))
+    copies, first = max(1, copies), 0
+    for start in range(0, len(ids), copies):
+        last, length = first, 0
+        while last < len(lengths) and length < len(found[start]):
+            length += lengths[last]
+            last += 1
+        for row in range(start, min(start + copies, len(ids))):
+            if rest or length != len(found[row]):
+                raise ValueError(
+                    f"prompt {row} holds {len(found[row])} visual placeholders, not {length} for its videos of "
+                    f"(T, H, W) {layouts[first:last]}: use the model's own processor, and no prefill_chunk_size"
+                )
+            for video, columns in zip(range(first, last), found[row].split(lengths[first:last]), strict=True):
+                _check_rows(adapter, row, columns, layouts[video])
+                tokens = columns[adapter.body(layouts[video])]
+                yield Place(row, video, layouts[video], tokens, int(columns[-1]) + 1)
+        first = last
+
+
+def _check_rows(adapter: Adapter, row: int, columns: Tensor, layout: Layout) -> None:
+    for run in columns.split(adapter.in_a_row(layout)):
+        if int(run[-1] - run[0]) + 1 != len(run):
+            raise ValueError(
+                f"prompt {row} holds visual placeholders in columns {int(run[0])} to {int(run[-1])}, not "
+                f"{len(run)} in a row: use the model's own processor"
+            )
+
+
+class Row:
+    """What is left of one row of a prompt, from left to right."""
+
+    def __init__(self, columns: int, device: torch.device):
+        self.whole = torch.arange(columns, device=device)
+        self.pieces: list[Tensor] = []
+        """Columns of the prompt."""
+        self.length = 0
+        """Of all pieces together."""
+        self.videos: list[tuple[Place, slice | Tensor, int, PrunedTokens]] = []
+        """Of each video: where it stood; the columns of its tokens among what is left; where they end, newline
+        included; the tokens."""
+        self._at = 0  # first column of the prompt that has not been looked at
+
+    def add(self, place: Place, body: slice | Tensor, pruned: PrunedTokens) -> None:
+        """Go on to the end of a video's tokens, `body`, of which `pruned` are left."""
+        kept: slice | Tensor
+        if isinstance(body, slice):
+            self._append(self.whole[self._at : body.start])
+            kept = slice(self.length, self.length + len(pruned))
+            self._append(body.start + pruned.positions)
+            self._at = body.stop
+        else:  # text stands between them
+            others = torch.ones(place.end - self._at, dtype=torch.bool)
+            others[place.tokens - self._at] = False
+            text = (others.nonzero().flatten() + self._at).to(body.device)
+            chosen = body[pruned.positions]
+            piece, order = torch.cat([text, chosen]).sort(stable=True)
+            kept = order.argsort()[len(text) :] + self.length
+            self._append(piece)
+            self._at = place.end
+        self.videos.append((place, kept, self.length + place.end - self._at, pruned))
+
+    def finish(self) -> int:
+        """Go on to the end of the row: how many columns are left."""
+        self._append(self.whole[self._at :])
+        return self.length
+
+    def _append(self, piece: Tensor) -> None:
+        self.pieces.append(piece)
+        self.length += len(piece)
+
+
+def shifted(columns: slice | Tensor, by: int) -> slice | Tensor:
+    """The columns that stand `by` further to the right."""
+    return slice(columns.start + by, columns.stop + by) if isinstance(columns, slice) else columns + by
