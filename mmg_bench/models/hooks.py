@@ -1,9 +1,15 @@
 """Pruning inside an unmodified transformers model, by hooks on that one instance, all of them removed on exit.
 
-Two hooks do it. One before the multimodal module's forward notes, from `input_ids`, where the visual tokens lie. One
-before the language model's forward takes the kept rows of the prompt at prefill, and the matching columns of the
-attention mask at every later step. Hooks on the decoder layers (`inside.py`) do what has to be done there. What later
-steps have to know of a prompt goes with its cache. The model's own code does everything else.
+Two of five do it. One before the multimodal module's forward notes the call's `input_ids`, which say where the visual
+tokens stand (`places.py`). One before the language model's forward takes the kept rows of the prompt at prefill, and
+the matching columns of the attention mask at every later step.
+
+The other three serve them. Before the whole model, it is noted whether labels or drafted tokens come with the prompt.
+After the language model, what later steps have to know of the prompt is put on its cache. After the multimodal module,
+the call is forgotten.
+
+Besides, hooks on the decoder layers (`inside.py`) do what has to be done there, and those on the vision tower
+(`Adapter.capture`) record what has to be known of its calls. The model's own code does everything else.
 """
 
 from __future__ import annotations
@@ -186,33 +192,53 @@ class _Splice:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Before the language model: prune at prefill, and follow up at each decoding step."""
         embeds, cache = kwargs["inputs_embeds"], kwargs.get("past_key_values")
-        mask, ids = kwargs.get("attention_mask"), kwargs.get("position_ids")
         past = cache.get_seq_length() if cache is not None else 0
         prompt: Prompt | None = None
         labelled, self.labelled, self.prefilled = self.labelled, False, None
         if not past:
             _forget(cache)  # it was emptied to be used again
         if self.call is not None:
-            if past:
-                raise ValueError(f"a prompt with videos came with a filled cache: {_WHOLE}")
-            kept, embeds, spans = self._prune(embeds, self.call)
-            self.call = None
-            if labelled and (kept is not None or self.inside.at):
-                raise ValueError(
-                    "labels do not fit a pruned prompt: leave them out, and compare the last of the logits with the "
-                    "text behind the video"
-                )
-            if kept is not None or self.inside.needed:
-                prompt = self.prefilled = Prompt(self.number, kept, spans)
-        elif past and (prompt := getattr(cache, _PROMPT, None)) is not None:
-            if prompt.context != self.number:
-                raise ValueError("the cache is of a prompt that was pruned in another context: go on with it there")
-            self.inside.settle(prompt)
-            if prompt.kept is not None and past < prompt.kept.index.shape[1]:
-                prompt.kept = prompt.kept.cropped(past)
+            prompt, embeds = self._prefill(embeds, self.call, past, labelled)
+        elif past:
+            prompt = self._resume(cache, past)
         if prompt is None:
             self.inside.stop()
             return None
+        return args, self._narrow(kwargs, prompt, embeds, past)
+
+    def _prefill(self, embeds: Tensor, call: dict[str, Any], past: int, labelled: bool) -> tuple[Prompt | None, Tensor]:
+        """Prune a prompt `[B, S, D]`: what decoding has to know of it, if anything, and its embeddings `[B, K, D]`."""
+        if past:
+            raise ValueError(f"a prompt with videos came with a filled cache: {_WHOLE}")
+        kept, embeds, spans = self._prune(embeds, call)
+        self.call = None
+        if labelled and (kept is not None or self.inside.at):
+            raise ValueError(
+                "labels do not fit a pruned prompt: leave them out, and compare the last of the logits with the "
+                "text behind the video"
+            )
+        if kept is not None or self.inside.needed:
+            self.prefilled = Prompt(self.number, kept, spans)
+        return self.prefilled, embeds
+
+    def _resume(self, cache: Any, past: int) -> Prompt | None:
+        """The pruned prompt whose cache this is, `past` columns long; None if it is another's."""
+        prompt: Prompt | None = getattr(cache, _PROMPT, None)
+        if prompt is None:
+            return None
+        if prompt.context != self.number:
+            raise ValueError("the cache is of a prompt that was pruned in another context: go on with it there")
+        self.inside.settle(prompt)
+        if prompt.kept is not None and past < prompt.kept.index.shape[1]:
+            prompt.kept = prompt.kept.cropped(past)
+        return prompt
+
+    def _narrow(self, kwargs: dict[str, Any], prompt: Prompt, embeds: Tensor, past: int) -> dict[str, Any]:
+        """The language model's arguments for what is left: `embeds`, and the mask and position ids that go with them.
+
+        Of the prompt, or behind `past` columns of what is left of it.
+        """
+        mask, ids = kwargs.get("attention_mask"), kwargs.get("position_ids")
         if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
             raise ValueError("pruning needs a 2-D attention mask: leave cache_implementation and custom masks unset")
         batch, width = kwargs["inputs_embeds"].shape[:2]
@@ -236,7 +262,7 @@ class _Splice:
             else:
                 prompt.kept, ids = prompt.kept.numbered(ids, mask)
         self.inside.begin(prompt, mask, ids, additions, prefill=not past)
-        return args, {**kwargs, "inputs_embeds": embeds, "attention_mask": mask, "position_ids": ids}
+        return {**kwargs, "inputs_embeds": embeds, "attention_mask": mask, "position_ids": ids}
 
     def _follows(self, behind: int, width: int, mask: Tensor | None, ids: Tensor | None) -> bool:
         """Whether `width` columns are meant to follow on the `behind` of the whole prompt, not on those that are left.
