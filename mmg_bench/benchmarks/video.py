@@ -52,12 +52,12 @@ class Clip:
     timing: Timing
 
 
-def read_frames(path: Path, frames: int) -> NDArray[np.uint8]:
+def read_frames(path: str | Path, frames: int) -> NDArray[np.uint8]:
     """The pixels `[frames, H, W, 3]` of `read_clip`."""
     return read_clip(path, frames).pixels
 
 
-def read_clip(path: Path, frames: int) -> Clip:
+def read_clip(path: str | Path, frames: int) -> Clip:
     """`frames` frames of a video, uniformly from the first to the last (shorter videos repeat some).
 
     The sampling is lmms-eval's: `linspace(0, n - 1, frames)`, rounded down. `path` may also be a folder of pictures,
@@ -65,6 +65,7 @@ def read_clip(path: Path, frames: int) -> Clip:
     """
     if frames < 1:
         raise ValueError(f"frames={frames}: at least one frame must be sampled")
+    path = Path(path)
     if path.is_dir():
         return _read_pictures(path, frames)
     if not path.is_file():

@@ -60,7 +60,6 @@ def standard_video() -> Path:
     """An mp4 file to measure on where no other is given: made on first use, 384 pixels a side."""
     path = cache_folder() / f"measure-{_SIDE}.mp4"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_video(make_world("test", 0), path, _SIDE)
     return path
 

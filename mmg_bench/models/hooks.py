@@ -201,6 +201,8 @@ class _Splice:
             prompt, embeds = self._prefill(embeds, self.call, past, labelled)
         elif past:
             prompt = self._resume(cache, past)
+        else:  # a prompt without videos
+            self.run.report, self.run.prompt_tokens = [], embeds.shape[1]
         if prompt is None:
             self.inside.stop()
             return None

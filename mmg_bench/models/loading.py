@@ -299,10 +299,10 @@ def _explained(what: str, source: str, folder: Path | None, option: str) -> Iter
     try:
         yield
     except (OSError, HFValidationError) as error:
-        where = "the hub cache" if folder is None else "the folder"
+        where = "there is no such folder here, and the hub cache" if folder is None else "the folder"
         raise ModelError(
             f"{what} cannot be loaded from {source!r}: {where} lacks something ({_first_line(error)}); "
-            f"download it while online, or set {option} to a complete checkpoint folder"
+            f"download it while online (mmg-bench doctor says how), or set {option} to a complete checkpoint folder"
         ) from error
     except ImportError as error:
         raise ModelError(f"{what} needs a package that is not installed: {_first_line(error)}") from error

@@ -11,6 +11,7 @@ import pandas as pd
 from mmg_bench.report.answers import ALL
 from mmg_bench.report.rows import DENSE, ResultRow, as_tuples, measured_over_pending, provenance_keys
 from mmg_bench.report.table import (
+    FLAG,
     NONE,
     Block,
     Column,
@@ -21,6 +22,7 @@ from mmg_bench.report.table import (
     measured_line,
     prunes_inside,
     table_by_ratio,
+    unsteady,
     with_interval,
     with_unit,
 )
@@ -171,4 +173,5 @@ class _Group:
         failures: dict[str, str] = {}
         for key in provenance_keys(self.rows):
             failures |= self.provenance[key].get("out_of_memory", {})
-        return tuple(f"{cell}: {why}" for cell, why in failures.items())
+        busy = unsteady(self._row((DENSE, 1.0), "prefill_ms"))
+        return (*(f"{FLAG} {line}" for line in busy), *(f"{cell}: {why}" for cell, why in failures.items()))

@@ -27,6 +27,8 @@ CONTROLS = frozenset({"random", "uniform", "pooled", "fewer_frames"})
 """Methods that show what a budget is worth without any idea behind it."""
 WITHIN = 0.005
 """How far the mean share of tokens that layers see may lie from the retention ratio and still count as it."""
+STEADY = 1.5
+"""How far the 95th percentile of dense's own prefill may lie above the 5th on a machine that times can be told of."""
 NONE = "–"
 FLAG = "⚠"
 _MARKS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ"
@@ -171,6 +173,7 @@ class _Layout:
         for benchmark, part in lacking.groupby("benchmark", sort=False):
             skills = ", ".join(part.skill.unique())
             self.notes.flags.append(f"{benchmark}: no mean over the skills, for every question of {skills} failed")
+        self.notes.flags += unsteady(self._row("prefill_ms", DENSE, 1.0, *self.benchmarks))
 
     def table(self) -> Table:
         first = self.rows.iloc[0]
@@ -361,6 +364,16 @@ def flops_of_dense(row: ResultRow | None, dense: ResultRow | None) -> str:
         return NONE
     share = f" ({100 * row.value / dense.value:.1f} %)" if dense is not None and row.method != DENSE else ""
     return with_unit(row.value, scale=row.value if dense is None else dense.value) + share
+
+
+def unsteady(dense: ResultRow | None) -> list[str]:
+    """A line that says so where the prefill of `dense` varied too much for a speed-up to be believed."""
+    if dense is None or not dense.ci_high > STEADY * dense.ci_low:
+        return []
+    return [
+        f"dense's own prefill took from {dense.ci_low:.3g} to {dense.ci_high:.3g} ms (5th to 95th percentile): this "
+        "machine was busy with other things, and no speed-up here is to be believed"
+    ]
 
 
 _USUAL = {"engine": "stock", "sdpa": "auto"}

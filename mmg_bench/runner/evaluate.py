@@ -54,7 +54,7 @@ def evaluate(
     videos = [list(group) for _, group in itertools.groupby(benchmark.questions, key=lambda q: q.video)]
     mine = videos[shard.index :: shard.count]
     total = sum(1 for key in keys for video in mine for q in video if (key, q.id, q.digest) not in done)
-    with RecordFile(folder / name) as file, tqdm(total=total, unit="answer", smoothing=0.02) as bar:
+    with RecordFile(folder / name) as file, tqdm(total=total, unit="answer", smoothing=0.02, disable=not total) as bar:
         for questions in mine:
             left = {key: [q for q in questions if (key, q.id, q.digest) not in done] for key in keys}
             pending = {key: (keys[key], some) for key, some in left.items() if some}

@@ -158,9 +158,9 @@ def test_a_damaged_video_that_was_made_here_is_made_again(tmp_path: Path, monkey
 def test_processes_that_fill_one_cache_do_not_write_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     container = av.open
-    monkeypatch.setattr(av, "open", lambda name, *mode: opened.append(name) or container(name, *mode))
+    monkeypatch.setattr(av, "open", lambda name, *a, **k: opened.append(name) or container(name, *a, **k))
     write_video(make_world("train", 0, sampled=3), tmp_path / "v.mp4", size=32)
-    assert [Path(name).name for name in opened] == [f"v.{os.getpid()}.partial.mp4"]
+    assert [Path(name).name for name in opened] == [f".v.mp4.{os.getpid()}"]
     assert [path.name for path in tmp_path.iterdir()] == ["v.mp4"]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import equalities
 import pytest
 
 import families
+from mmg_bench.benchmarks.embedded.world import COLOURS
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
@@ -16,6 +18,17 @@ def test_the_table_is_what_is_tested() -> None:
     pytest.importorskip("num2words", reason="SmolVLM's own processor needs it")
     table = f"{equalities.BEGIN}\n{equalities.table(families.BUILDERS)}\n{equalities.END}"
     assert table in PAGE.read_text(), "run scripts/refresh_docs.py"
+
+
+def test_the_example_runs_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (script,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    exec(script, {})
+    answer, report = capsys.readouterr().out.splitlines()
+    assert answer in COLOURS
+    assert "realised_tokens=196" in report
 
 
 def test_every_family_of_its_own_is_in_the_table() -> None:

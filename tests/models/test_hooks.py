@@ -55,6 +55,19 @@ def masked_reference(
     return model.generate(**{**inputs, "attention_mask": mask}, position_ids=ids, **GREEDY)
 
 
+def test_the_report_is_of_the_last_prompt_also_without_a_video(
+    tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor]
+) -> None:
+    model, processor = tiny
+    text = processor.tokenizer(QUESTION, return_tensors="pt")
+    with MMGVid()(model) as run, torch.no_grad():
+        model(**inputs)
+        assert len(run.report) == 1
+        model(**text)
+        assert run.report == []
+        assert run.prompt_tokens == text["input_ids"].shape[1]
+
+
 def test_dense_is_exactly_stock(tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor]) -> None:
     model, _ = tiny
     stock_ids = model.generate(**inputs, **GREEDY)

@@ -16,7 +16,8 @@ from mmg_bench.models.loading import ModelError, ModelSpec, VideoLLM, check_hub
 
 REPO = "nobody/no-such-model"
 LACKS = (
-    rf"cannot be loaded from '{REPO}': the hub cache lacks something \(.* cannot be reached: .*\); download it while"
+    rf"cannot be loaded from '{REPO}': there is no such folder here, and the hub cache lacks something "
+    r"\(.* cannot be reached: .*\); download it while online \(mmg-bench doctor says how\)"
 )
 
 
@@ -108,7 +109,7 @@ def test_siglip_is_asked_for_where_a_method_needs_it(nothing_answers: list[str],
 
 def test_an_id_that_cannot_be_one_is_named() -> None:
     with pytest.raises(
-        ModelError, match=r"'a/b/c': .*Repo id must be .*; download it while online, or set model\.path"
+        ModelError, match=r"'a/b/c': .*Repo id must be .*; download it while online .*, or set model\.path"
     ):
         check_hub(spec(path="a/b/c"), ())
 

@@ -123,6 +123,15 @@ def test_what_was_measured_is_not_pending() -> None:
     assert (fastv[0].text, fastv[prefill].text) == ("fastv", "pending")
 
 
+def test_a_machine_that_was_busy_is_flagged() -> None:
+    times = {"ci_low": 100.0, "ci_high": 160.0}
+    busy = [
+        dataclasses.replace(m, **times) if (m.method, m.metric) == ("dense", "prefill_ms") else m for m in measured()
+    ]
+    assert "⚠ dense's own prefill took from 100 to 160 ms" in table_of(busy)
+    assert "⚠" not in table_of(measured())
+
+
 def test_a_batch_has_a_table_of_its_own() -> None:
     batch = [dataclasses.replace(m, skill="batch=8", value=8 * m.value) for m in measured()]
     text = table_of([*measured(), *batch])

@@ -215,6 +215,13 @@ def test_what_the_layers_see_is_shown_where_methods_prune_inside(make, provenanc
     assert shown["Layer mean"] == "62.5 %"
 
 
+@pytest.mark.parametrize(("slowest", "said"), [(14.9, False), (15.1, True)])
+def test_a_machine_that_was_busy_is_flagged(toy, provenance, slowest, said):
+    times = [Measurement("toy", "bench", 8, "dense", 1.0, "prefill_ms", 12, 10, slowest, 20, "key1")]
+    (table,) = layout(rows_of(toy, measurements=times), provenance, NOTHING)
+    assert any("took from 10 to 15.1 ms" in note for note in table.footnotes) == said
+
+
 def test_a_mean_over_skills_is_said(toy, provenance):
     facts = provenance["key1"]
     for average, said in (("skills", True), ("questions", False)):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmg_bench.benchmarks.embedded.world import COLOURS, FPS, World
+from mmg_bench.files import written_whole
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.floating]
@@ -92,8 +92,7 @@ def write_video(world: World, path: Path, size: int = 224) -> None:
     """Write the whole video as H.264 (yuv420p) in an mp4 container; the file appears only when it is complete."""
     import av
 
-    partial = path.with_suffix(f".{os.getpid()}.partial.mp4")  # several processes may fill one cache
-    with av.open(str(partial), "w") as container:
+    with written_whole(Path(path)) as file, av.open(str(file), "w", format="mp4") as container:
         # one thread, because x264 with several does not promise equal bytes
         stream = container.add_stream("libx264", rate=FPS, options={"crf": "20", "preset": "fast", "threads": "1"})
         stream.width = stream.height = size
@@ -101,4 +100,3 @@ def write_video(world: World, path: Path, size: int = 224) -> None:
         for picture in render_frames(world, list(range(world.frames)), size):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
-    partial.replace(path)
