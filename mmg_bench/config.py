@@ -164,10 +164,11 @@ def _choices(override: Override) -> list[str]:
     return choices
 
 
-def check_told_apart(configs: Sequence[Mapping[str, Any]], told: Sequence[str]) -> None:
+def check_told_apart(configs: Sequence[Mapping[str, Any]], told: Sequence[str], fix: str) -> None:
     """Raise ValueError where configurations that agree in what rows tell differ in another option.
 
-    told: the options that rows tell, by the names that overrides give them.
+    told: the options that rows tell, by the names that overrides give them. fix: what to do, `{}` in it standing for a
+    path made of the others.
     """
     alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for options in map(_options, configs):
@@ -180,9 +181,7 @@ def check_told_apart(configs: Sequence[Mapping[str, Any]], told: Sequence[str]) 
     if unlike:
         given = " ".join(f"{option}={','.join(values)}" for option, values in unlike.items())
         into = "/".join(f"${{{option}}}" for option in unlike)
-        raise ValueError(
-            f"{given}: rows in one folder would not tell which is which; put {into} into output_dir, in single quotes"
-        )
+        raise ValueError(f"{given}: rows in one folder would not tell which is which; {fix.format(into)}")
 
 
 def _options(config: Mapping[str, Any]) -> dict[str, Any]:

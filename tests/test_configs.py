@@ -92,10 +92,11 @@ def test_options_that_rows_do_not_tell() -> None:
         return {"model": {"name": "m", "frames": frames}, "measure": {"new_tokens": steps}, "workers": steps}
 
     told = ("model.name", "model.frames")
-    cfg.check_told_apart([config(8, 1), config(16, 1), config(8, 1)], told)
-    says = re.escape("measure.new_tokens=1,2 workers=1,2: rows in one folder would not tell which is which")
+    cfg.check_told_apart([config(8, 1), config(16, 1), config(8, 1)], told, "{}")
+    given, into = "measure.new_tokens=1,2 workers=1,2", "${measure.new_tokens}/${workers}"
+    says = re.escape(f"{given}: rows in one folder would not tell which is which; put {into}")
     with pytest.raises(ValueError, match=f"^{says}"):
-        cfg.check_told_apart([config(8, 1), config(16, 1), config(8, 2), config(16, 2)], told)
+        cfg.check_told_apart([config(8, 1), config(16, 1), config(8, 2), config(16, 2)], told, "put {}")
 
 
 def test_a_part_of_a_table_does_not_take_its_place() -> None:

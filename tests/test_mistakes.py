@@ -88,7 +88,10 @@ def called(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
         ("run +shard.foo=1", "shard has no option foo; it has: index, count"),
         ("table profile=embedded +measure.foo=1", "measure has no option foo"),
         ("measure +measure.foo=1", "measure has no option foo"),
-        ("measure -m model.dtype=float32,bfloat16", "model.dtype=float32,bfloat16: rows in one folder would not tell"),
+        (
+            "measure -m model.dtype=float32,bfloat16",
+            "model.dtype=float32,bfloat16: rows in one folder would not tell which is which; run them one by one",
+        ),
         ("measure -m weights=pretrained,random", "weights=pretrained,random: rows in one folder would not tell"),
         ("measure video=null", "video=None: it must be a text"),
         ("measure video=/nowhere", "video='/nowhere': no such video"),

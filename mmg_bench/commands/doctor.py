@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from omegaconf import DictConfig
 
 from mmg_bench import config as cfg
-from mmg_bench.commands.evaluation import check_latency
+from mmg_bench.commands.evaluation import timing
 from mmg_bench.commands.profiles import checks, named, what, workloads
 from mmg_bench.measure.latency import check_engine
 from mmg_bench.options import check_whole
@@ -21,8 +21,7 @@ def doctor(config: DictConfig) -> int:
     Of a table with `profile=auto` every profile is shown, and one that can run is enough.
     """
     plain = cfg.plain(config)
-    settings = cfg.latency_settings(plain)
-    check_latency(plain["latency"])
+    settings = timing(plain)
     workers_for(plain["workers"], "cpu")
     if plain["limit"] is not None:
         check_whole("limit", plain["limit"], 1, ", or null for every question")
@@ -31,7 +30,7 @@ def doctor(config: DictConfig) -> int:
         for profile in profiles.values():
             for _, _, model, _ in workloads(plain, profile):
                 spec = cfg.model_spec(model)
-                if plain["latency"] and not profile["needs_gpu"]:  # of one that does, a line says so
+                if settings is not None and not profile["needs_gpu"]:  # of one that does, a line says so
                     check_engine(settings, spec)
         return min(
             _show(f"Table {plain['table']['name']}, profile {name}: {what(profile)}", checks(plain, profile))
@@ -40,7 +39,7 @@ def doctor(config: DictConfig) -> int:
     model, benchmark = plain["model"], plain["benchmark"]
     spec = cfg.model_spec(model)
     on_gpu = bool(model.get("gpu_gb")) and model["device"] != "cpu"
-    if plain["latency"]:
+    if settings is not None:
         check_engine(settings, spec)
     cell = cfg.cell(plain["method"], plain["retention_ratio"], plain["positions"])
     described = [(cfg.benchmark_spec(benchmark), benchmark)]

@@ -82,7 +82,6 @@ def run(configs: Sequence[DictConfig]) -> int:
     """Run jobs composed from run.yaml, those of one model and benchmark together. Returns how many answers failed."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for config in map(cfg.plain, configs):
-        check_latency(config["latency"])
         config["output_dir"] = str(check_path("output_dir", config["output_dir"]))
         apart = {k: v for k, v in config.items() if k not in ("method", "retention_ratio", "positions")}
         groups.setdefault(json.dumps(apart, sort_keys=True), []).append(config)
@@ -92,7 +91,6 @@ def run(configs: Sequence[DictConfig]) -> int:
         cells = [cfg.cell(m["method"], m["retention_ratio"], m["positions"]) for m in members]
         cells.insert(0, cfg.cell({"name": "dense"}, 1.0))  # the reference of every percentage
         folder = Path(first["output_dir"])
-        latency = cfg.latency_settings(first)  # checked, also where nothing is timed
         jobs.append(
             Job(
                 table="run",
@@ -102,26 +100,25 @@ def run(configs: Sequence[DictConfig]) -> int:
                 folders=[folder],
                 results=folder,
                 limit=first["limit"],
-                latency=latency if first["latency"] else None,
+                latency=timing(first),
                 shard=_shard(first["shard"]),
                 workers=_workers(first, first["model"]),
             )
         )
     firsts = [members[0] for members in groups.values()]
-    cfg.check_told_apart([first for first, job in zip(firsts, jobs, strict=True) if job.reports], _TOLD)
+    reported = [first for first, job in zip(firsts, jobs, strict=True) if job.reports]
+    cfg.check_told_apart(reported, _TOLD, "put {} into output_dir, in single quotes")
     return _do(jobs)
 
 
 def table(config: DictConfig) -> int:
     """Make a whole table composed from table.yaml. Returns how many answers failed."""
     plain = cfg.plain(config)
-    check_latency(plain["latency"])
     spec = plain["table"]
     name, profile = choose(plain)
     records = check_path("output_dir", plain["output_dir"]) / name
     benchmarks = [cfg.changed(plain, "benchmark", b) for b in profile["benchmarks"]]
     model = cfg.changed(plain, "model", profile["model"])
-    latency = cfg.latency_settings(plain)  # checked, also where nothing is timed
     job = Job(
         table=spec["name"],
         model=model,
@@ -130,17 +127,19 @@ def table(config: DictConfig) -> int:
         folders=[records / b["name"] for b in benchmarks],
         results=results_folder(plain, name),
         limit=plain["limit"],
-        latency=latency if plain["latency"] else None,
+        latency=timing(plain),
         shard=Shard(),
         workers=_workers(plain, model),
     )
     return _do([job])
 
 
-def check_latency(given: Any) -> None:
-    """Raise ValueError unless the option `latency` is true or false."""
+def timing(config: dict[str, Any]) -> LatencySettings | None:
+    """How a configuration has latency measured; None where it has not, though its settings are checked all the same."""
+    settings, given = cfg.latency_settings(config), config["latency"]
     if not isinstance(given, bool):
         raise ValueError(f"latency={given!r}: choose true or false")
+    return settings if given else None
 
 
 def _shard(given: Any) -> Shard:

@@ -74,15 +74,15 @@ class Job:
 def measure(configs: Sequence[DictConfig]) -> int:
     """Measure what measure.yaml composes, all of one model together."""
     plain = [cfg.plain(c) for c in configs]
-    of_cell = ("method", "retention_ratio", "positions", "output_dir")
-    apart = ("model", "weights", "frames", "batch_size", *of_cell)
+    of_unit = ("model", "weights", "frames", "batch_size")
+    apart = (*of_unit, "method", "retention_ratio", "positions", "output_dir")
     conditions = [{k: v for k, v in c.items() if k not in apart} for c in plain]
     if different := sorted(k for k in conditions[0] if any(c[k] != conditions[0][k] for c in conditions)):
         raise ValueError(
             f"measurements that differ in {', '.join(different)} do not fit one table: run them one by one"
         )
-    units_of = [{k: v for k, v in c.items() if k not in of_cell} for c in plain]
-    cfg.check_told_apart(units_of, ("model.name", "model.frames", "frames", "batch_size"))
+    told = ("model.name", "model.frames", "frames", "batch_size")
+    cfg.check_told_apart([{k: c[k] for k in of_unit} for c in plain], told, "run them one by one")
     cells: dict[tuple[ModelSpec, int], list[Cell]] = {}
     for c in plain:
         found = cells.setdefault((_spec(c["model"], c["weights"], c["frames"]), c["batch_size"]), [_dense()])

@@ -58,18 +58,23 @@ def test_several_benchmarks_in_a_folder_have_their_average(tmp_path: Path) -> No
     assert "| Avg. |" in (tmp_path / "table.md").read_text()
 
 
+def stop(monkeypatch: pytest.MonkeyPatch, step: str, frames: int, fault: type[BaseException]) -> None:
+    """Have a step of the jobs end in a fault at so many frames."""
+    original = getattr(evaluation, step)
+
+    def stopped(llm: Any, *others: Any) -> Any:
+        if llm.spec.frames == frames:
+            raise fault
+        return original(llm, *others)
+
+    monkeypatch.setattr(evaluation, step, stopped)
+
+
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, OSError])
 def test_what_earlier_jobs_computed_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: type[BaseException]
 ) -> None:
-    evaluate = evaluation.evaluate
-
-    def stopped(llm: Any, *others: Any) -> Any:
-        if llm.spec.frames == 8:
-            raise fault
-        return evaluate(llm, *others)
-
-    monkeypatch.setattr(evaluation, "evaluate", stopped)
+    stop(monkeypatch, "evaluate", 8, fault)
     with pytest.raises(fault):
         run("model.frames=2,4,8", "limit=2", f"output_dir={tmp_path}")
     assert set(read_rows(tmp_path / "rows.csv").frames) == {2, 4}
@@ -99,14 +104,7 @@ def test_answers_have_a_table_before_anything_is_timed(tmp_path: Path, monkeypat
 
 
 def test_a_stop_while_a_later_job_is_timed_loses_no_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure_cells = evaluation.measure_cells
-
-    def stopped(llm: Any, *others: Any) -> Any:
-        if llm.spec.frames == 4:
-            raise KeyboardInterrupt
-        return measure_cells(llm, *others)
-
-    monkeypatch.setattr(evaluation, "measure_cells", stopped)
+    stop(monkeypatch, "measure_cells", 4, KeyboardInterrupt)
     quick = ("latency=true", "measure.repeats=2", "measure.warmup=0")
     with pytest.raises(KeyboardInterrupt):
         run("model.frames=2,4", "limit=2", *quick, f"output_dir={tmp_path}")

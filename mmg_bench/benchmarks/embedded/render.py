@@ -88,7 +88,7 @@ def render_frames(world: World, frames: list[int], size: int) -> Pixels:
     return out
 
 
-def write_video(world: World, path: Path, size: int = 224) -> None:
+def write_video(world: World, path: str | Path, size: int = 224) -> None:
     """Write the whole video as H.264 (yuv420p) in an mp4 container; the file appears only when it is complete."""
     import av
 
