@@ -181,6 +181,14 @@ def test_a_folder_of_records_keeps_where_all_of_them_come_from(toy, provenance, 
     assert read(tmp_path) == provenance
 
 
+def test_what_cannot_be_shown_takes_the_place_of_nothing(toy, provenance, tmp_path):
+    publish(rows_of(toy), provenance, tmp_path, layout, shown=False)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="no rows"):
+        publish(rows_of(toy)[:0], provenance, tmp_path, layout, shown=False)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_missing_provenance_and_no_rows_are_errors(toy, provenance):
     rows = rows_of(toy)
     with pytest.raises(ValueError, match="'key1'"):
