@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmg_bench.benchmarks.embedded.dataset import cache_folder
-from mmg_bench.benchmarks.embedded.render import write_video
+from mmg_bench.benchmarks.embedded.render import VERSION, write_video
 from mmg_bench.benchmarks.embedded.world import make_world
 from mmg_bench.benchmarks.video import Clip, Timing, read_clip
 from mmg_bench.models.loading import Encoded, Pixels, VideoLLM
@@ -58,7 +58,7 @@ class Workload:
 
 def standard_video() -> Path:
     """An mp4 file to measure on where no other is given: made on first use, 384 pixels a side."""
-    path = cache_folder() / f"measure-{_SIDE}.mp4"
+    path = cache_folder() / f"measure-{_SIDE}-{VERSION}.mp4"
     if not path.exists():
         write_video(make_world("test", 0), path, _SIDE)
     return path

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmg_bench.benchmarks.embedded.questions import sample_questions
-from mmg_bench.benchmarks.embedded.render import write_video
+from mmg_bench.benchmarks.embedded.render import VERSION, write_video
 from mmg_bench.benchmarks.embedded.world import World, make_rng, make_world
 from mmg_bench.files import written_whole
 
@@ -46,12 +46,12 @@ def question_rows(worlds: list[World]) -> list[dict[str, Any]]:
 def prepare(videos: int = VIDEOS) -> Path:
     """Write the questions of the test split and return their file.
 
-    The folder is named by a digest of everything that happens in the videos, so data of another version of this
-    package is never mistaken for this one's.
+    The folder is named by a digest of everything that happens in the videos and of how it is drawn, so data of another
+    version of this package is never mistaken for this one's.
     """
     worlds = [make_world(SPLIT, index) for index in range(videos)]
     rows = question_rows(worlds)
-    digest = hashlib.sha256(repr((worlds, rows)).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(repr((VERSION, worlds, rows)).encode()).hexdigest()[:12]
     path = cache_folder() / f"embedded-{digest}" / f"{SPLIT}.jsonl"
     if not path.exists():
         with written_whole(path) as file:

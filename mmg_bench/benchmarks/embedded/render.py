@@ -8,10 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmg_bench.benchmarks.embedded.world import COLOURS, FPS, World
-from mmg_bench.files import written_whole
+from mmg_bench.files import digest_of, written_whole
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.floating]
+
+VERSION = digest_of([Path(__file__)])
+"""Of the pixels and their encoding; part of the name of whatever keeps them."""
 
 
 def texture(seed: int, size: int) -> Floats:
@@ -89,12 +92,16 @@ def render_frames(world: World, frames: list[int], size: int) -> Pixels:
 
 
 def write_video(world: World, path: str | Path, size: int = 224) -> None:
-    """Write the whole video as H.264 (yuv420p) in an mp4 container; the file appears only when it is complete."""
+    """Write the whole video as H.264 (yuv420p) in an mp4 container; the file appears only when it is complete.
+
+    The same world gives the same bytes every time on one machine, with one build of PyAV.
+    """
     import av
 
+    # neither x264 with several threads nor its macroblock tree gives equal bytes for equal pictures every time
+    options = {"crf": "20", "preset": "fast", "threads": "1", "x264-params": "mbtree=0"}
     with written_whole(Path(path)) as file, av.open(str(file), "w", format="mp4") as container:
-        # one thread, because x264 with several does not promise equal bytes
-        stream = container.add_stream("libx264", rate=FPS, options={"crf": "20", "preset": "fast", "threads": "1"})
+        stream = container.add_stream("libx264", rate=FPS, options=options)
         stream.width = stream.height = size
         stream.pix_fmt = "yuv420p"
         for picture in render_frames(world, list(range(world.frames)), size):
