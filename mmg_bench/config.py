@@ -19,10 +19,10 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
 from mmg_bench.benchmarks.lmms import BenchmarkSpec
+from mmg_bench.cells import Cell, make_cell
 from mmg_bench.measure.latency import LatencySettings
 from mmg_bench.methods.registry import defaults, method_names
 from mmg_bench.models.loading import ModelSpec
-from mmg_bench.runner.cells import Cell, make_cell
 
 _PACKAGE = Path(__file__).parent
 CONFIGS = next(p for p in (_PACKAGE.parent / "configs", _PACKAGE / "configs") if p.is_dir())

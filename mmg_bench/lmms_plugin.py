@@ -19,8 +19,8 @@ from lmms_eval.models.registry_v2 import ModelManifest
 if TYPE_CHECKING:
     import torch
 
+    from mmg_bench.cells import Cell
     from mmg_bench.models.loading import ModelSpec
-    from mmg_bench.runner.cells import Cell
 
 MANIFEST = ModelManifest("mmg_bench", simple_class_path=f"{__name__}.MMGBench")
 """What the entry point gives to lmms-eval."""
@@ -126,9 +126,9 @@ def _name(request: Any) -> str:
 
 def _cell(method: str, retention_ratio: float | None, positions: Any, options: dict[str, Any]) -> Cell:
     """The cell that the arguments describe; takes the method's parameters out of `options`' names by check only."""
+    from mmg_bench.cells import make_cell
     from mmg_bench.methods.registry import method_class
     from mmg_bench.models.loading import ModelSpec
-    from mmg_bench.runner.cells import make_cell
 
     own = [f.name for f in fields(method_class(method)) if f.name != "retention_ratio"]
     of_model = [f.name for f in fields(ModelSpec) if f.name not in ("name", "path", "device")]

@@ -17,13 +17,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import MissingConfigException
 
 from mmg_bench import config as cfg
+from mmg_bench.cells import code_of
 from mmg_bench.commands import measure
 from mmg_bench.commands.publish import results_folder
 from mmg_bench.files import digest_of
 from mmg_bench.methods import registry
 from mmg_bench.methods.registry import get_method, method_names
 from mmg_bench.runner import cells
-from mmg_bench.runner.cells import code_of
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from mmg_bench import config as cfg
 from mmg_bench.benchmarks.lmms import Benchmark, Question
+from mmg_bench.cells import Cell, needs_of
 from mmg_bench.commands.profiles import choose
 from mmg_bench.commands.publish import publish, results_folder
 from mmg_bench.measure.flops import TextGeometry
@@ -23,7 +24,6 @@ from mmg_bench.options import check_path
 from mmg_bench.report.rows import Measurement, result_rows
 from mmg_bench.report.table import layout
 from mmg_bench.runner import provenance
-from mmg_bench.runner.cells import Cell, needs_of
 from mmg_bench.runner.evaluate import Shard, collect, evaluate
 from mmg_bench.runner.records import Record
 from mmg_bench.runner.workers import in_processes, workers_for

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from mmg_bench import config as cfg
 from mmg_bench.benchmarks.video import pictures
+from mmg_bench.cells import Cell, code_of, needs_of
 from mmg_bench.commands.profiles import choose, workloads
 from mmg_bench.commands.publish import publish, results_folder
 from mmg_bench.files import digest_of
@@ -31,7 +32,6 @@ from mmg_bench.report.answers import ALL, NO_BENCHMARK
 from mmg_bench.report.efficiency import efficiency_layout
 from mmg_bench.report.rows import Measurement, pending_rows, result_rows
 from mmg_bench.runner import provenance
-from mmg_bench.runner.cells import Cell, code_of, needs_of
 from mmg_bench.runner.lines import LineFile, read_lines
 
 DONE = "measurements.jsonl"

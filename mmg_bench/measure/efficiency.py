@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mmg_bench.cells import Cell
 from mmg_bench.measure.clock import Clock
 from mmg_bench.measure.flops import flops_4nd2, flops_counted, flops_gqa
 from mmg_bench.measure.gpu import joules
@@ -26,7 +27,6 @@ from mmg_bench.measure.workload import Workload, needs_sets, prefill, preprocess
 from mmg_bench.models.engines import attention_backend
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import Encoded, VideoLLM
-from mmg_bench.runner.cells import Cell
 
 ENERGY = "prefill_energy_joules"
 

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from mmg_bench.cells import Cell
 from mmg_bench.measure.clock import Clock
 from mmg_bench.measure.flops import layer_counts
 from mmg_bench.measure.workload import (
@@ -33,7 +34,6 @@ from mmg_bench.models.engines import BACKENDS, ROUNDS, Backend, Engine, Switch, 
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import Encoded, ModelSpec, Pixels, VideoLLM
 from mmg_bench.options import check_whole
-from mmg_bench.runner.cells import Cell
 
 STAGES = ("decode_ms", "preprocess_ms", "encode_ms", "prune_ms", "prefill_ms", "decode_token_ms")
 SUMS = {"ttft_ms": ("encode_ms", "prune_ms", "prefill_ms"), "e2e_ms": STAGES}

@@ -11,11 +11,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from mmg_bench.cells import Cell
 from mmg_bench.measure.workload import decode_steps, prefill
 from mmg_bench.models import siglip
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import Encoded, VideoLLM
-from mmg_bench.runner.cells import Cell
 
 
 class PeakMemory:

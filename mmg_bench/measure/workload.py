@@ -16,9 +16,9 @@ from mmg_bench.benchmarks.embedded.dataset import cache_folder
 from mmg_bench.benchmarks.embedded.render import VERSION, write_video
 from mmg_bench.benchmarks.embedded.world import make_world
 from mmg_bench.benchmarks.video import Clip, Timing, read_clip
+from mmg_bench.cells import Cell
 from mmg_bench.models.loading import Encoded, Pixels, VideoLLM
 from mmg_bench.options import check_whole
-from mmg_bench.runner.cells import Cell
 
 PIXELS = (360, 640)
 """Height and width of frames of random pixels."""

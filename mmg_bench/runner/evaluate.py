@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from mmg_bench.benchmarks.lmms import Benchmark, Question
 from mmg_bench.benchmarks.video import read_clip
+from mmg_bench.cells import Cell, needs_of
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import Encoded, VideoLLM
 from mmg_bench.options import check_whole
-from mmg_bench.runner.cells import Cell, needs_of
 from mmg_bench.runner.records import Record, RecordFile, read_records
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmg_bench.cells import Cell, make_cell
 from mmg_bench.measure import latency
 from mmg_bench.measure.clock import Clock
 from mmg_bench.measure.latency import (
@@ -32,7 +33,6 @@ from mmg_bench.measure.workload import Workload, random_prompt
 from mmg_bench.methods.base import Method
 from mmg_bench.models.llava_onevision import SiglipCapture
 from mmg_bench.models.loading import VideoLLM
-from mmg_bench.runner.cells import Cell, make_cell
 from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
 
 DELAY = 0.25  # seconds

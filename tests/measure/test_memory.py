@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmg_bench.cells import make_cell
 from mmg_bench.measure.memory import PeakMemory, memory_values, weight_bytes
 from mmg_bench.measure.workload import Workload, preprocess
 from mmg_bench.models.loading import VideoLLM
-from mmg_bench.runner.cells import make_cell
 
 MIB = 2**20
 

@@ -13,6 +13,7 @@ from torch.torch_version import TorchVersion
 from transformers import DynamicCache, masking_utils
 
 import families
+from mmg_bench.cells import make_cell
 from mmg_bench.measure.latency import LatencySettings, check_engine, measure_cells
 from mmg_bench.measure.workload import Workload, decode_steps, prefill, preprocess, random_prompt
 from mmg_bench.methods.base import Method
@@ -23,7 +24,6 @@ from mmg_bench.models.adapter import adapter_for
 from mmg_bench.models.engines import Backend, Engine, prefill_engine
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import ModelSpec, VideoLLM
-from mmg_bench.runner.cells import make_cell
 
 SPEC = ModelSpec("embedded", "embedded", frames=4, dtype="bfloat16", device="cuda")
 METHODS = [Dense(), Random(0.5, seed=0), Random(0.5, seed=1), Random(0.25)]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from mmg_bench.cells import make_cell
 from mmg_bench.measure.memory import PeakMemory, memory_values, weight_bytes
 from mmg_bench.measure.workload import Workload, prefill
 from mmg_bench.methods.cdpruner import CDPruner
@@ -22,7 +23,6 @@ from mmg_bench.models.adapter import UnsupportedModelError, adapter_for
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import ModelError, ModelSpec, VideoLLM
 from mmg_bench.models.small import SmallSpec, small_llava_onevision
-from mmg_bench.runner.cells import make_cell
 from prompts import prompt_inputs, random_video
 from tiny import TINY
 
