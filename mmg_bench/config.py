@@ -1,9 +1,13 @@
-"""From composed configurations to the values that the package works with."""
+"""Configurations: composed by Hydra from files and overrides, and their mistakes explained.
+
+Imports nothing heavy, so that help and a misspelt option are answered at once. `specs` makes values of them.
+"""
 
 from __future__ import annotations
 
+import difflib
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from itertools import product
@@ -15,14 +19,10 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException
+from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
-from mmg_bench.benchmarks.lmms import BenchmarkSpec
-from mmg_bench.cells import Cell, make_cell
-from mmg_bench.measure.latency import LatencySettings
 from mmg_bench.methods.registry import defaults, method_names
-from mmg_bench.models.loading import ModelSpec
 
 _PACKAGE = Path(__file__).parent
 CONFIGS = next(p for p in (_PACKAGE.parent / "configs", _PACKAGE / "configs") if p.is_dir())
@@ -36,7 +36,7 @@ ONLY_FOR_DOCTOR = ("download_gb", "disk_gb", "gpu_gb", "dataset", "videos")
 def load(group: str, name: str) -> dict[str, Any]:
     """One member of a config group. Raises ValueError, listing the valid names, for an unknown one."""
     if name not in names(group):
-        raise ValueError(f"no {group} is called {name!r}; choose one of: {', '.join(names(group))}")
+        raise _no_such(group, name, names(group))
     return load_file(f"{group}/{name}.yaml") if name in _files(group) else {"name": name, **defaults(name)}
 
 
@@ -92,6 +92,11 @@ def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
 
     try:
         config = compose(name, given)
+    except MissingConfigException as error:
+        group, _, choice = str(error.missing_cfg_file).partition("/")
+        if group not in _groups(name):
+            raise
+        raise _no_such(group, choice, {*names(group), *(error.options or ())}) from None
     except ConfigCompositionException:
         known = chosen()
         for unknown in map(_key, given):
@@ -106,8 +111,20 @@ def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
     return config
 
 
+def _no_such(group: str, name: str, known: Iterable[str]) -> ValueError:
+    choices = sorted(known)
+    return ValueError(f"no {group} is called {name!r}; {_meant(name, choices)}choose one of: {', '.join(choices)}")
+
+
 def _no_such_option(option: str, where: str, known: DictConfig) -> ValueError:
-    return ValueError(f"{option}: no such option; {where} has: {', '.join(map(str, known)) or 'none'}")
+    options = list(map(str, known))
+    meant = _meant(option.rpartition(".")[2], options)
+    return ValueError(f"{option}: no such option; {meant}{where} has: {', '.join(options) or 'none'}")
+
+
+def _meant(given: str, known: Sequence[str]) -> str:
+    """The question whether that of the `known` which `given` resembles was meant; empty where it resembles none."""
+    return "".join(f"did you mean {near}? " for near in difflib.get_close_matches(given, known, n=1))
 
 
 def _key(override: str) -> str:
@@ -200,49 +217,6 @@ def plain(config: Any) -> dict[str, Any]:
 def as_yaml(config: DictConfig) -> str:
     """A configuration as a file would hold it, every reference resolved."""
     return OmegaConf.to_yaml(config, resolve=True)
-
-
-def model_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """The model that a configuration describes."""
-    return ModelSpec(**known(ModelSpec, config, "model"))
-
-
-def benchmark_spec(config: Mapping[str, Any]) -> BenchmarkSpec:
-    """The benchmark that a configuration describes."""
-    values = known(BenchmarkSpec, config, "benchmark")
-    values["tasks"] = tuple(listed("benchmark.tasks", values["tasks"]))
-    if values.get("include_path") == "embedded":
-        values["include_path"] = str(_PACKAGE / "benchmarks" / "embedded" / "task")
-    return BenchmarkSpec(**values)
-
-
-def latency_settings(config: Mapping[str, Any]) -> LatencySettings:
-    """How a configuration has latency measured."""
-    return LatencySettings(**known(LatencySettings, config["measure"], "measure"))
-
-
-def cell(config: DictConfig | Mapping[str, Any], retention_ratio: float, positions: Any = None) -> Cell:
-    """The cell of a method's configuration (`name`, and its parameters)."""
-    values: dict[str, Any] = plain(config) if isinstance(config, DictConfig) else dict(config)
-    return make_cell(values.pop("name"), retention_ratio, positions, **values)
-
-
-def table_cells(methods: list[dict[str, Any]], retention_ratios: list[float]) -> list[Cell]:
-    """Every method of a table at every retention ratio, each once; dense first.
-
-    An entry of `methods` is a name and what differs from the method's configuration file; it may set `positions`, and
-    `retention_ratios` of its own.
-    """
-    if not any(entry["name"] == "dense" for entry in methods):
-        methods = [{"name": "dense"}, *methods]
-    cells: list[Cell] = []
-    for entry in sorted(methods, key=lambda e: e["name"] != "dense"):
-        changed = {k: v for k, v in entry.items() if k not in ("positions", "retention_ratios")}
-        config = {**load("method", entry["name"]), **changed}
-        wanted = listed("retention_ratios", entry.get("retention_ratios", retention_ratios))
-        ratios = [1.0] if entry["name"] == "dense" else sorted(wanted, reverse=True)
-        cells += [cell(config, ratio, entry.get("positions")) for ratio in ratios]
-    return list(dict.fromkeys(cells))
 
 
 def changed(config: Mapping[str, Any], group: str, name: str) -> dict[str, Any]:

@@ -147,6 +147,7 @@ def _cell(method: str, retention_ratio: float | None, positions: Any, options: d
 
 def _model_spec(pretrained: str, device: str | None, options: dict[str, Any]) -> ModelSpec:
     from mmg_bench import config as cfg
+    from mmg_bench import specs
     from mmg_bench.models.loading import ModelSpec
 
     known = (cfg.load("model", path.stem) for path in sorted((cfg.CONFIGS / "model").glob("*.yaml")))
@@ -160,4 +161,4 @@ def _model_spec(pretrained: str, device: str | None, options: dict[str, Any]) ->
 
         if torch.cuda.is_available():  # one GPU for each process that lmms-eval was started with
             settings["device"] = f"cuda:{os.environ['LOCAL_RANK']}"
-    return cfg.model_spec(settings)
+    return specs.model_spec(settings)

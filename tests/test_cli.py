@@ -32,6 +32,18 @@ def test_help_is_quick() -> None:
     assert "mmg-bench run" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "arguments", [("run", "--help"), ("table", "tabel=table1"), ("run", "-m", "method=random,mmgvid")]
+)
+def test_help_and_misspelt_options_do_not_wait_for_torch(arguments: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "mmg_bench", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == (0 if "--help" in arguments else 2)
+    assert "mmg_bench.config" in done.stderr
+    assert [module for module in ("torch", "transformers", "lmms_eval") if f" {module}\n" in done.stderr] == []
+
+
 def test_methods_are_listed() -> None:
     done = mmg_bench("methods")
     assert done.returncode == 0

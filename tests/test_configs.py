@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import MissingConfigException
 
+from mmg_bench import cells, specs
 from mmg_bench import config as cfg
 from mmg_bench.cells import code_of
 from mmg_bench.commands import measure
@@ -23,7 +23,6 @@ from mmg_bench.commands.publish import results_folder
 from mmg_bench.files import digest_of
 from mmg_bench.methods import registry
 from mmg_bench.methods.registry import get_method, method_names
-from mmg_bench.runner import cells
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +39,7 @@ def names(group: str) -> list[str]:
 @pytest.mark.parametrize("name", names("method"))
 def test_methods(name: str) -> None:
     config = cfg.plain(compose("run", [f"method={name}"]))
-    cell = cfg.cell(config["method"], config["retention_ratio"], config["positions"])
+    cell = specs.cell(config["method"], config["retention_ratio"], config["positions"])
     assert cell.method.name == cell.label == name  # every default in the file is the class's own
 
 
@@ -51,17 +50,17 @@ def test_every_method_has_a_configuration() -> None:
 @pytest.mark.parametrize("name", names("model"))
 def test_models(name: str) -> None:
     config = cfg.plain(compose("run", [f"model={name}"]))
-    assert cfg.model_spec(config["model"]).name == name
+    assert specs.model_spec(config["model"]).name == name
 
 
 @pytest.mark.parametrize("name", names("benchmark"))
 def test_benchmarks(name: str) -> None:
     config = cfg.plain(compose("run", [f"benchmark={name}"]))
-    spec = cfg.benchmark_spec(config["benchmark"])
+    spec = specs.benchmark_spec(config["benchmark"])
     assert spec.name == name
     assert spec.questions is not None
     with pytest.raises(ValueError, match=r"benchmark.average='tasks': choose questions or skills"):
-        cfg.benchmark_spec({**config["benchmark"], "average": "tasks"})
+        specs.benchmark_spec({**config["benchmark"], "average": "tasks"})
 
 
 @pytest.mark.parametrize("name", names("table"))
@@ -73,17 +72,17 @@ def test_tables(name: str) -> None:
             cells = next(unit.cells for unit in measure.units(config, profile))
             assert profile["pending"] is None or profile["pending"] in spec["profiles"]
         else:
-            cfg.model_spec(cfg.load("model", profile["model"]))
+            specs.model_spec(cfg.load("model", profile["model"]))
             for benchmark in profile["benchmarks"]:
-                cfg.benchmark_spec(cfg.load("benchmark", benchmark))
-            cells = tuple(cfg.table_cells(profile["methods"], spec["retention_ratios"]))
+                specs.benchmark_spec(cfg.load("benchmark", benchmark))
+            cells = tuple(specs.table_cells(profile["methods"], spec["retention_ratios"]))
         assert cells[0].method.name == "dense"
         assert len({(c.label, c.method.retention_ratio) for c in cells}) == len(cells)
 
 
 def test_a_cell_that_is_listed_twice_is_one() -> None:
     methods: list[dict[str, Any]] = [{"name": "mmg_vid"}, {"name": "mmg_vid", "tau": 0.95}, {"name": "dense"}]
-    cells = cfg.table_cells(methods, [0.25, 0.1, 0.25])
+    cells = specs.table_cells(methods, [0.25, 0.1, 0.25])
     assert [(c.label, c.method.retention_ratio) for c in cells] == [("dense", 1), ("mmg_vid", 0.25), ("mmg_vid", 0.1)]
 
 
@@ -119,34 +118,33 @@ def test_a_part_of_a_table_does_not_take_its_place() -> None:
 
 
 def test_unknown_names_are_answered_with_the_valid_ones() -> None:
-    with pytest.raises(MissingConfigException, match=r"(?s)method/mmgvid.*mmg_vid"):
-        compose("run", ["method=mmgvid"])
-    with pytest.raises(ValueError, match=r"no benchmark is called 'video-mme'; choose one of: .*videomme"):
+    with pytest.raises(ValueError, match=r"no benchmark is called 'video-mme'; did you mean videomme\?"):
         cfg.load("benchmark", "video-mme")
     with pytest.raises(ValueError, match=r"unknown method 'fast'; the registered methods are: .*mmg_vid"):
-        cfg.cell({"name": "fast"}, 0.5)
+        specs.cell({"name": "fast"}, 0.5)
     with pytest.raises(ValueError, match=r"method 'mmg_vid' has no parameter tua; it has: .*tau"):
-        cfg.cell({"name": "mmg_vid", "tua": 1}, 0.5)
+        specs.cell({"name": "mmg_vid", "tua": 1}, 0.5)
     with pytest.raises(ValueError, match=r"model has no option frame; it has: .*frames"):
-        cfg.model_spec({**cfg.load("model", "embedded"), "frame": 3})
+        specs.model_spec({**cfg.load("model", "embedded"), "frame": 3})
 
 
 @pytest.mark.parametrize("ratio", [0, -0.1, 1.01, "a", True])
 def test_a_ratio_out_of_range(ratio: object) -> None:
     with pytest.raises(ValueError, match=r"MMGVid.retention_ratio=.* it must be a number in \(0, 1\]"):
-        cfg.cell({"name": "mmg_vid"}, ratio)  # type: ignore[arg-type]
+        specs.cell({"name": "mmg_vid"}, ratio)  # type: ignore[arg-type]
 
 
 def test_labels_tell_what_differs() -> None:
     assert (
-        cfg.cell({"name": "mmg_vid", "tau": 0.9}, 0.25, "contiguous").label == "mmg_vid(tau=0.9, positions=contiguous)"
+        specs.cell({"name": "mmg_vid", "tau": 0.9}, 0.25, "contiguous").label
+        == "mmg_vid(tau=0.9, positions=contiguous)"
     )
-    same = cfg.cell({"name": "mmg_vid"}, 0.25), cfg.cell({"name": "mmg_vid", "tau": 0.95}, 0.25, "original")
+    same = specs.cell({"name": "mmg_vid"}, 0.25), specs.cell({"name": "mmg_vid", "tau": 0.95}, 0.25, "original")
     assert same[0].key(model="m") == same[1].key(model="m") != same[0].key(model="n")
 
 
 def test_other_code_of_a_method_has_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    changed, same = cfg.cell({"name": "mmg_vid"}, 0.25), cfg.cell({"name": "random"}, 0.25)
+    changed, same = specs.cell({"name": "mmg_vid"}, 0.25), specs.cell({"name": "random"}, 0.25)
     before = changed.key(), same.key()
     source = inspect.getsourcefile
     copy = tmp_path / "mmg_vid.py"
@@ -188,7 +186,7 @@ def test_a_file_that_holds_another_method_is_named(monkeypatch: pytest.MonkeyPat
     with pytest.raises(
         ValueError, match=r"renamed\.py must define exactly one Method with name = 'renamed'; it has 'ra"
     ):
-        cfg.cell({"name": "renamed"}, 0.5)
+        specs.cell({"name": "renamed"}, 0.5)
 
 
 def test_a_method_is_answered_anew_when_another_file_of_its_own_package_changes(

@@ -18,12 +18,13 @@ import pytest
 from mmg_bench.benchmarks.embedded import dataset
 from mmg_bench.benchmarks.lmms import Benchmark
 from mmg_bench.cells import make_cell
-from mmg_bench.config import benchmark_spec, load, model_spec
+from mmg_bench.config import load
 from mmg_bench.methods.registry import method_class, method_names
 from mmg_bench.models import loading
 from mmg_bench.models.loading import ModelSpec, VideoLLM
 from mmg_bench.runner.evaluate import evaluate
 from mmg_bench.runner.records import read_records
+from mmg_bench.specs import benchmark_spec, model_spec
 
 ROOT = Path(__file__).parent.parent
 GROUP = "lmms_eval.models"

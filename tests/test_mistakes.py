@@ -32,12 +32,16 @@ def called(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        ("run method=mmgvid", "mmg_vid"),
+        ("run method=mmgvid", "no method is called 'mmgvid'; did you mean mmg_vid? choose one of: cdpruner, dense"),
+        ("run -m benchmark=embedded,vidomme", "no benchmark is called 'vidomme'; did you mean videomme? choose one of"),
+        ("table table=efficient", "no table is called 'efficient'; did you mean efficiency? choose one of: efficiency"),
+        ("run model=a/b", "no model is called 'a/b'; choose one of: embedded"),
+        ("run modle=embedded", "modle: no such option; did you mean model? run has: model, method"),
         ("run retention_ratio=1.5", "MMGVid.retention_ratio=1.5: it must be a number in (0, 1]"),
         ("table profile=papers", "has no profile 'papers'; choose auto or paper, embedded"),
         ("run latency=off", "latency='off': choose true or false"),
         ("run limit=abc", "limit='abc': it must be a whole number, at least 1, or null"),
-        ("run method.tua=1", "method.tua: no such option; method has: name, tau"),
+        ("run method.tua=1", "method.tua: no such option; did you mean tau? method has: name, tau"),
         ("run -m method=mmg_vid,random frames=8,16", "frames: no such option; run has: model, method"),
         ("run -m method=glob(zz*)", "method=glob(zz*): there is nothing of such a name"),
         (

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from omegaconf import DictConfig
 
 from mmg_bench import config as cfg
+from mmg_bench import specs
 from mmg_bench.commands.evaluation import timing
 from mmg_bench.commands.profiles import checks, named, what, workloads
 from mmg_bench.measure.latency import check_engine
@@ -29,7 +30,7 @@ def doctor(config: DictConfig) -> int:
         profiles = named(plain)
         for profile in profiles.values():
             for _, _, model, _ in workloads(plain, profile):
-                spec = cfg.model_spec(model)
+                spec = specs.model_spec(model)
                 if settings is not None and not profile["needs_gpu"]:  # of one that does, a line says so
                     check_engine(settings, spec)
         return min(
@@ -37,12 +38,12 @@ def doctor(config: DictConfig) -> int:
             for name, profile in profiles.items()
         )
     model, benchmark = plain["model"], plain["benchmark"]
-    spec = cfg.model_spec(model)
+    spec = specs.model_spec(model)
     on_gpu = bool(model.get("gpu_gb")) and model["device"] != "cpu"
     if settings is not None:
         check_engine(settings, spec)
-    cell = cfg.cell(plain["method"], plain["retention_ratio"], plain["positions"])
-    described = [(cfg.benchmark_spec(benchmark), benchmark)]
+    cell = specs.cell(plain["method"], plain["retention_ratio"], plain["positions"])
+    described = [(specs.benchmark_spec(benchmark), benchmark)]
     found = check_all(model, spec, described, on_gpu, {cell.label: cell.method.needs})
     return _show(f"This run: {model['name']} on {benchmark['name']}", found)
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from transformers.utils import logging
 
 from mmg_bench import config as cfg
+from mmg_bench import specs
 from mmg_bench.benchmarks.lmms import Benchmark, Question
 from mmg_bench.cells import Cell, needs_of
 from mmg_bench.commands.profiles import choose
@@ -88,8 +89,8 @@ def run(configs: Sequence[DictConfig]) -> int:
     jobs = []
     for members in groups.values():  # every configuration is checked before the first model is loaded
         first = members[0]
-        cells = [cfg.cell(m["method"], m["retention_ratio"], m["positions"]) for m in members]
-        cells.insert(0, cfg.cell({"name": "dense"}, 1.0))  # the reference of every percentage
+        cells = [specs.cell(m["method"], m["retention_ratio"], m["positions"]) for m in members]
+        cells.insert(0, specs.cell({"name": "dense"}, 1.0))  # the reference of every percentage
         folder = Path(first["output_dir"])
         jobs.append(
             Job(
@@ -123,7 +124,7 @@ def table(config: DictConfig) -> int:
         table=spec["name"],
         model=model,
         benchmarks=benchmarks,
-        cells=cfg.table_cells(profile["methods"], spec["retention_ratios"]),
+        cells=specs.table_cells(profile["methods"], spec["retention_ratios"]),
         folders=[records / b["name"] for b in benchmarks],
         results=results_folder(plain, name),
         limit=plain["limit"],
@@ -136,7 +137,7 @@ def table(config: DictConfig) -> int:
 
 def timing(config: dict[str, Any]) -> LatencySettings | None:
     """How a configuration has latency measured; None where it has not, though its settings are checked all the same."""
-    settings, given = cfg.latency_settings(config), config["latency"]
+    settings, given = specs.latency_settings(config), config["latency"]
     if not isinstance(given, bool):
         raise ValueError(f"latency={given!r}: choose true or false")
     return settings if given else None
@@ -149,7 +150,7 @@ def _shard(given: Any) -> Shard:
 
 
 def _workers(plain: dict[str, Any], model: dict[str, Any]) -> int:
-    return workers_for(plain["workers"], cfg.model_spec(model).torch_device.type)
+    return workers_for(plain["workers"], specs.model_spec(model).torch_device.type)
 
 
 def _do(jobs: Sequence[Job]) -> int:
@@ -175,9 +176,9 @@ def _do(jobs: Sequence[Job]) -> int:
 
 def _check(job: Job) -> None:
     """Raise ValueError or ModelError for what would end a job and is known before a model is loaded."""
-    spec = cfg.model_spec(job.model)
+    spec = specs.model_spec(job.model)
     for benchmark in job.benchmarks:
-        cfg.benchmark_spec(benchmark)
+        specs.benchmark_spec(benchmark)
     if job.latency is not None:
         check_engine(job.latency, spec)
     check_hub(spec, needs_of(job.cells))
@@ -185,12 +186,12 @@ def _check(job: Job) -> None:
 
 def _carry_out(job: Job) -> Iterator[Outcome]:
     """Answer and measure: what that came to, if something is to be measured first without that."""
-    llm = VideoLLM(cfg.model_spec(job.model))
+    llm = VideoLLM(specs.model_spec(job.model))
     llm.prepare(needs_of(job.cells))
     for cell in job.cells:
         llm.adapter.check(cell.method.needs, cell.label)
     # all of them now: data that is missing must show before hours are spent on the first
-    benchmarks = [Benchmark(cfg.benchmark_spec(b), job.limit) for b in job.benchmarks]
+    benchmarks = [Benchmark(specs.benchmark_spec(b), job.limit) for b in job.benchmarks]
     counts = [len(benchmark.questions) for benchmark in benchmarks]
     records: list[Record] = []
     sources: dict[str, Any] = {}
@@ -272,9 +273,9 @@ def _answer_share(
 ) -> None:
     """What one of several workers does."""
     logging.disable_progress_bar()
-    llm = VideoLLM(cfg.model_spec(model))
+    llm = VideoLLM(specs.model_spec(model))
     llm.prepare(needs_of(cells))
-    evaluate(llm, Benchmark(cfg.benchmark_spec(benchmark), limit), cells, folder, key, Shard(index, count))
+    evaluate(llm, Benchmark(specs.benchmark_spec(benchmark), limit), cells, folder, key, Shard(index, count))
 
 
 def _settings(job: Job, llm: VideoLLM, benchmark: Benchmark, config: dict[str, Any]) -> dict[str, Any]:

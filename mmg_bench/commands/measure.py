@@ -16,6 +16,7 @@ import torch
 from omegaconf import DictConfig
 
 from mmg_bench import config as cfg
+from mmg_bench import specs
 from mmg_bench.benchmarks.video import pictures
 from mmg_bench.cells import Cell, code_of, needs_of
 from mmg_bench.commands.profiles import choose, workloads
@@ -86,7 +87,7 @@ def measure(configs: Sequence[DictConfig]) -> int:
     cells: dict[tuple[ModelSpec, int], list[Cell]] = {}
     for c in plain:
         found = cells.setdefault((_spec(c["model"], c["weights"], c["frames"]), c["batch_size"]), [_dense()])
-        found.append(cfg.cell(c["method"], c["retention_ratio"], c["positions"]))
+        found.append(specs.cell(c["method"], c["retention_ratio"], c["positions"]))
     # of several models what their folders are in, outputs/measure if nothing else is said
     folder = Path(os.path.commonpath([check_path("output_dir", c["output_dir"]) for c in plain]))
     return _do(
@@ -96,7 +97,7 @@ def measure(configs: Sequence[DictConfig]) -> int:
             pending=[],
             video=plain[0]["video"],
             text_tokens=plain[0]["text_tokens"],
-            settings=cfg.latency_settings(plain[0]),
+            settings=specs.latency_settings(plain[0]),
             energy_seconds=plain[0]["energy_seconds"],
             folder=folder,
             results=folder,
@@ -121,7 +122,7 @@ def table(config: DictConfig) -> int:
             pending=[] if elsewhere is None else units(plain, elsewhere),
             video=spec["video"],
             text_tokens=spec["text_tokens"],
-            settings=cfg.latency_settings(plain),
+            settings=specs.latency_settings(plain),
             energy_seconds=spec["energy_seconds"],
             folder=check_path("output_dir", plain["output_dir"]) / name,
             results=results_folder(plain, name),
@@ -133,9 +134,9 @@ def units(config: dict[str, Any], profile: dict[str, Any]) -> list[Unit]:
     """What a profile of a composed table of speed measures."""
     found = []
     for name, workload, model, methods in workloads(config, profile):
-        cells = tuple(cfg.table_cells(methods, config["table"]["retention_ratios"]))
+        cells = tuple(specs.table_cells(methods, config["table"]["retention_ratios"]))
         found += [
-            Unit(cfg.model_spec({**model, "frames": frames}), batch, cells)
+            Unit(specs.model_spec({**model, "frames": frames}), batch, cells)
             for frames in cfg.listed(f"{name}.frames", workload["frames"])
             for batch in cfg.listed(f"{name}.batch_sizes", workload["batch_sizes"])
         ]
@@ -144,11 +145,11 @@ def units(config: dict[str, Any], profile: dict[str, Any]) -> list[Unit]:
 
 def _spec(model: dict[str, Any], weights: str, frames: int | None) -> ModelSpec:
     changed = {"weights": weights} if frames is None else {"weights": weights, "frames": frames}
-    return cfg.model_spec({**model, **changed})
+    return specs.model_spec({**model, **changed})
 
 
 def _dense() -> Cell:
-    return cfg.cell({"name": "dense"}, 1.0)  # the reference of every speed-up
+    return specs.cell({"name": "dense"}, 1.0)  # the reference of every speed-up
 
 
 def _do(job: Job) -> int:

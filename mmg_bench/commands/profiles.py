@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmg_bench import config as cfg
+from mmg_bench import specs
 from mmg_bench.runner.requirements import Check, check_all
 
 
@@ -61,8 +62,8 @@ def checks(config: dict[str, Any], profile: dict[str, Any]) -> list[Check]:
     """What a profile of a composed table needs, and whether it is there."""
     found: list[Check] = []
     benchmarks = [cfg.changed(config, "benchmark", name) for name in profile.get("benchmarks", ())]
-    described = [(cfg.benchmark_spec(benchmark), benchmark) for benchmark in benchmarks]
+    described = [(specs.benchmark_spec(benchmark), benchmark) for benchmark in benchmarks]
     for name, _, model, methods in workloads(config, profile):
-        needs = {cell.label: cell.method.needs for cell in cfg.table_cells(methods, [0.5])}
-        found += check_all(model, cfg.model_spec(model), described, profile["needs_gpu"], needs, f"model.{name}")
+        needs = {cell.label: cell.method.needs for cell in specs.table_cells(methods, [0.5])}
+        found += check_all(model, specs.model_spec(model), described, profile["needs_gpu"], needs, f"model.{name}")
     return list(dict.fromkeys(found))

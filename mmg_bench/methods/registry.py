@@ -7,10 +7,12 @@ import pkgutil
 from dataclasses import MISSING, fields
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mmg_bench.methods
-from mmg_bench.methods.base import Method
+
+if TYPE_CHECKING:
+    from mmg_bench.methods.base import Method
 
 ENTRY_POINT_GROUP = "mmg_bench.methods"
 _NOT_METHODS = {"base", "registry"}
@@ -30,6 +32,8 @@ def method_names() -> list[str]:
 
 def method_class(name: str) -> type[Method]:
     """The class registered as `name`. Raises ValueError, listing the valid names, when there is none."""
+    from mmg_bench.methods.base import Method  # torch, which takes seconds; names are to be had without
+
     if name in _built_in():
         module = importlib.import_module(f"mmg_bench.methods.{name}")
         methods = [

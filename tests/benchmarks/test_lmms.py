@@ -9,7 +9,8 @@ import pytest
 from mmg_bench.benchmarks import lmms
 from mmg_bench.benchmarks.embedded import dataset
 from mmg_bench.benchmarks.lmms import Benchmark, BenchmarkError, BenchmarkSpec, _as_score
-from mmg_bench.config import benchmark_spec, load
+from mmg_bench.config import load
+from mmg_bench.specs import benchmark_spec
 
 
 @pytest.fixture(scope="module")

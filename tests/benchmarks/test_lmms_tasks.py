@@ -20,12 +20,13 @@ from lmms_data import DATA_SETS, letter_model
 from mmg_bench.benchmarks.lmms import Benchmark, BenchmarkError, BenchmarkSpec, Question, _task_folders
 from mmg_bench.cells import make_cell
 from mmg_bench.commands.evaluation import run
-from mmg_bench.config import benchmark_spec, load, sweep
+from mmg_bench.config import load, sweep
 from mmg_bench.models.loading import ModelSpec, VideoLLM
 from mmg_bench.report.rows import read_rows, result_rows
 from mmg_bench.runner import evaluate as runner
 from mmg_bench.runner.evaluate import evaluate
 from mmg_bench.runner.records import Record, read_records
+from mmg_bench.specs import benchmark_spec
 
 DENSE = [make_cell("dense", 1.0)]
 SHARED = Path(__file__).parents[3] / "shared" / "schemas"

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 import families
 from mmg_bench import config as cfg
+from mmg_bench import specs
 from mmg_bench.benchmarks.embedded.render import write_video
 from mmg_bench.benchmarks.embedded.world import make_world
 from mmg_bench.commands import measure
@@ -84,7 +85,7 @@ def test_another_family_is_measured(tmp_path: Path, video: str, total: int) -> N
 
 
 def spec(folder: Path) -> Any:
-    return cfg.model_spec({"name": "tiny", "path": str(folder), "dtype": "float32"})
+    return specs.model_spec({"name": "tiny", "path": str(folder), "dtype": "float32"})
 
 
 def test_a_sweep_loads_each_model_once(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import mmg_bench
 from mmg_bench import config as cfg
+from mmg_bench import specs
 from mmg_bench.methods import Method
 from mmg_bench.methods.registry import get_method, method_class, method_names
 from mmg_bench.tokens import OPTIONAL_FIELDS, LayerTokens, PrunedTokens, Selection, VideoTokens
@@ -316,10 +317,12 @@ def test_config_holds_every_parameter_and_its_default(name):
 def test_third_parties_compose_without_a_config():
     composed = [cfg.plain(c["method"]) for c in cfg.sweep("run", [f"method={third_party.NAME},random", "limit=1"])]
     assert composed == [{"name": third_party.NAME, "first": 0}, cfg.load("method", "random")]
-    changed = [cfg.cell(c["method"], 0.5) for c in cfg.sweep("run", [f"method={third_party.NAME}", "method.first=1,2"])]
+    changed = [
+        specs.cell(c["method"], 0.5) for c in cfg.sweep("run", [f"method={third_party.NAME}", "method.first=1,2"])
+    ]
     assert [cell.label for cell in changed] == [f"{third_party.NAME}(first={first})" for first in (1, 2)]
     entry = {"name": third_party.NAME, "first": 3}
-    assert cfg.table_cells([entry], [0.5])[-1].label == f"{third_party.NAME}(first=3)"
+    assert specs.table_cells([entry], [0.5])[-1].label == f"{third_party.NAME}(first=3)"
     assert "first: 0" in cfg.help_of("run", [f"method={third_party.NAME}"])
     with pytest.raises(ValueError, match=r"method.second: no such option; method has: name, first"):
         cfg.composed("run", [f"method={third_party.NAME}", "method.second=1"])

@@ -15,9 +15,10 @@ import torch
 from lmms_data import DATA_SETS
 from mmg_bench.benchmarks import video
 from mmg_bench.benchmarks.lmms import BenchmarkSpec
-from mmg_bench.config import benchmark_spec, cell, load, model_spec
+from mmg_bench.config import load
 from mmg_bench.runner import requirements
 from mmg_bench.runner.requirements import check_all
+from mmg_bench.specs import benchmark_spec, cell, model_spec
 
 SEVEN_B = load("model", "llava_onevision_7b")
 

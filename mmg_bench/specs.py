@@ -1,0 +1,59 @@
+"""From composed configurations to the values that the package works with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from mmg_bench import config as cfg
+from mmg_bench.benchmarks import embedded
+from mmg_bench.benchmarks.lmms import BenchmarkSpec
+from mmg_bench.cells import Cell, make_cell
+from mmg_bench.measure.latency import LatencySettings
+from mmg_bench.models.loading import ModelSpec
+
+
+def model_spec(config: Mapping[str, Any]) -> ModelSpec:
+    """The model that a configuration describes."""
+    return ModelSpec(**cfg.known(ModelSpec, config, "model"))
+
+
+def benchmark_spec(config: Mapping[str, Any]) -> BenchmarkSpec:
+    """The benchmark that a configuration describes."""
+    values = cfg.known(BenchmarkSpec, config, "benchmark")
+    values["tasks"] = tuple(cfg.listed("benchmark.tasks", values["tasks"]))
+    if values.get("include_path") == "embedded":
+        values["include_path"] = str(Path(embedded.__file__).parent / "task")
+    return BenchmarkSpec(**values)
+
+
+def latency_settings(config: Mapping[str, Any]) -> LatencySettings:
+    """How a configuration has latency measured."""
+    return LatencySettings(**cfg.known(LatencySettings, config["measure"], "measure"))
+
+
+def cell(config: DictConfig | Mapping[str, Any], retention_ratio: float, positions: Any = None) -> Cell:
+    """The cell of a method's configuration (`name`, and its parameters)."""
+    values: dict[str, Any] = cfg.plain(config) if isinstance(config, DictConfig) else dict(config)
+    return make_cell(values.pop("name"), retention_ratio, positions, **values)
+
+
+def table_cells(methods: list[dict[str, Any]], retention_ratios: list[float]) -> list[Cell]:
+    """Every method of a table at every retention ratio, each once; dense first.
+
+    An entry of `methods` is a name and what differs from the method's configuration file; it may set `positions`, and
+    `retention_ratios` of its own.
+    """
+    if not any(entry["name"] == "dense" for entry in methods):
+        methods = [{"name": "dense"}, *methods]
+    cells: list[Cell] = []
+    for entry in sorted(methods, key=lambda e: e["name"] != "dense"):
+        changed = {k: v for k, v in entry.items() if k not in ("positions", "retention_ratios")}
+        config = {**cfg.load("method", entry["name"]), **changed}
+        wanted = cfg.listed("retention_ratios", entry.get("retention_ratios", retention_ratios))
+        ratios = [1.0] if entry["name"] == "dense" else sorted(wanted, reverse=True)
+        cells += [cell(config, ratio, entry.get("positions")) for ratio in ratios]
+    return list(dict.fromkeys(cells))
