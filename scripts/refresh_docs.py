@@ -15,6 +15,7 @@ import pandas as pd
 from PIL import Image
 
 from mmg_bench import config as cfg
+from mmg_bench import specs
 from mmg_bench.benchmarks.embedded.dataset import video_file
 from mmg_bench.benchmarks.video import read_frames
 from mmg_bench.methods.registry import get_method
@@ -97,12 +98,12 @@ def main() -> None:
 
     Image.fromarray(contact_sheet([frames_of(v) for v in VIDEOS])).save(folder / "embedded.png")
 
-    llm = VideoLLM(cfg.model_spec(cfg.load("model", "embedded")))
+    llm = VideoLLM(specs.model_spec(cfg.load("model", "embedded")))
     frames = frames_of(VIDEOS[0])
     encoded = llm.encode(llm.preprocess(read_frames(video_file(f"test-{VIDEOS[0]:04d}.mp4"), 16)), set())
     kept = [get_method(name, retention_ratio=0.25).prune(encoded.tokens[0]).positions.numpy() for name in METHODS]
     rows = [frames, *(kept_overlay(frames, positions, llm.adapter.grid) for positions in kept)]
-    Image.fromarray(contact_sheet(rows)).save(folder / "kept.png")
+    Image.fromarray(contact_sheet(rows, names=["all", *METHODS])).save(folder / "kept.png")
 
     rows_of_table = read_rows(results / "rows.csv")
     where = f"[The whole table]({(results / 'table.md').relative_to(ROOT)}): every skill, tokens, FLOPs, speed-up."

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
 Pictures = NDArray[np.uint8]
+_MARGIN = 22  # pixels
 
 
 def kept_overlay(frames: Pictures, positions: NDArray[np.int64], grid: tuple[int, int], dim: float = 0.25) -> Pictures:
@@ -28,13 +32,29 @@ def kept_overlay(frames: Pictures, positions: NDArray[np.int64], grid: tuple[int
     return np.where(mask[..., None], frames, (frames * dim).astype(np.uint8))
 
 
-def contact_sheet(rows: list[Pictures], gap: int = 2) -> Pictures:
-    """Rows of frames `[T, H, W, 3]` as one picture, white lines of `gap` pixels between them."""
+def contact_sheet(rows: list[Pictures], gap: int = 2, names: Sequence[str] = ()) -> Pictures:
+    """Rows of frames `[T, H, W, 3]` as one picture, white lines of `gap` pixels between them.
 
-    def joined(pictures: list[Pictures], axis: int) -> Pictures:
-        shape = list(pictures[0].shape)
-        shape[axis] = gap
-        line = np.full(shape, 255, dtype=np.uint8)
-        return np.concatenate([part for picture in pictures for part in (picture, line)][:-1], axis=axis)
+    `names`: of the rows, one each; written upwards on a white margin on their left. Raises ValueError for another
+    number of them.
+    """
+    if names and len(names) != len(rows):
+        raise ValueError(f"{len(names)} names for {len(rows)} rows of pictures: give one each, or none")
+    parts = [list(row) for row in rows]
+    for part, name in zip(parts, names, strict=False):
+        part.insert(0, _upwards(name, len(part[0])))
+    return _joined([_joined(part, gap, axis=1) for part in parts], gap, axis=0)
 
-    return joined([joined(list(row), axis=1) for row in rows], axis=0)
+
+def _joined(pictures: list[Pictures], gap: int, axis: int) -> Pictures:
+    shape = list(pictures[0].shape)
+    shape[axis] = gap
+    line = np.full(shape, 255, dtype=np.uint8)
+    return np.concatenate([part for picture in pictures for part in (picture, line)][:-1], axis=axis)
+
+
+def _upwards(text: str, height: int) -> Pictures:
+    """Black text on white, read from below, as high as a row of frames."""
+    picture = Image.new("RGB", (height, _MARGIN), "white")
+    ImageDraw.Draw(picture).text((height / 2, _MARGIN / 2), text, fill="black", anchor="mm", font_size=_MARGIN * 0.7)
+    return np.asarray(picture.rotate(90, expand=True))

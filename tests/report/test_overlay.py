@@ -29,3 +29,14 @@ def test_a_contact_sheet_is_a_grid() -> None:
     assert sheet.shape == (9, 17, 3)
     assert (sheet[4] == 255).all()
     assert (sheet[5:, :5] == 1).all()
+
+
+def test_rows_of_a_contact_sheet_bear_their_names() -> None:
+    rows = [np.zeros((2, 60, 60, 3), np.uint8)] * 2
+    plain, named = contact_sheet(rows), contact_sheet(rows, names=["all", "mmg_vid"])
+    margin = named.shape[1] - plain.shape[1]
+    assert (named[:, margin:] == plain).all()
+    ink = [(named[start : start + 60, : margin - 2] < 128).sum() for start in (0, 62)]
+    assert 0 < ink[0] < ink[1]  # the longer name takes more
+    with pytest.raises(ValueError, match="1 names for 2 rows of pictures"):
+        contact_sheet(rows, names=["all"])
