@@ -166,10 +166,12 @@ def _command(module: str) -> Any:
     """A module of `mmg_bench.commands`: heavy, so imported only when it is called, with its libraries quiet."""
     os.environ.setdefault("LOGURU_LEVEL", "WARNING")  # lmms-eval's
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    from transformers.utils import logging
+    command = importlib.import_module(f"mmg_bench.commands.{module}")
+    if "transformers" in sys.modules:
+        from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    return importlib.import_module(f"mmg_bench.commands.{module}")
+        logging.disable_progress_bar()
+    return command
 
 
 def _configured(name: str, arguments: list[str], task: Callable[[list[Any]], int], sweeps: bool = False) -> int:

@@ -1,11 +1,13 @@
-"""Checks of option values, for all places that take them."""
+"""Checks of option values, for all places that take them. Those of texts and numbers do not wait for torch."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -36,6 +38,8 @@ def check_path(option: str, value: object) -> Path:
 
 def dtype_of(option: str, name: str) -> torch.dtype:
     """The floating-point type of that name. Raises ValueError for any other."""
+    import torch
+
     if name not in DTYPES:
         raise ValueError(f"{option}={name!r}: choose {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
     dtype: torch.dtype = getattr(torch, name)
@@ -44,6 +48,8 @@ def dtype_of(option: str, name: str) -> torch.dtype:
 
 def device_of(option: str, name: str) -> torch.device:
     """The device of that name; `auto` takes a GPU when there is one. Raises ValueError where there is none such."""
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -59,5 +65,7 @@ def device_of(option: str, name: str) -> torch.device:
 
 def make_current(device: torch.device) -> None:
     """Let what runs on the current GPU (Triton kernels, recorded graphs) run on this one."""
+    import torch
+
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)

@@ -33,9 +33,15 @@ def test_help_is_quick() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("run", "--help"), ("table", "tabel=table1"), ("run", "-m", "method=random,mmgvid")]
+    "arguments",
+    [
+        ("run", "--help"),
+        ("table", "tabel=table1"),
+        ("run", "-m", "method=random,mmgvid"),
+        ("compare", "dense", "random", "output_dir=/nowhere"),
+    ],
 )
-def test_help_and_misspelt_options_do_not_wait_for_torch(arguments: tuple[str, ...]) -> None:
+def test_what_needs_no_model_does_not_wait_for_torch(arguments: tuple[str, ...]) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "mmg_bench", *arguments], capture_output=True, text=True, check=False
     )

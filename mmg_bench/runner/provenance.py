@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 import mmg_bench
 from mmg_bench.files import written_whole
-from mmg_bench.measure.gpu import gpu_facts
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("mmg-bench", "torch", "torchvision", "transformers", "lmms-eval", "decord", "numpy")
 COMMIT = "MMG_BENCH_COMMIT"
@@ -29,6 +29,10 @@ COMMIT = "MMG_BENCH_COMMIT"
 
 def describe(settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Settings of a run together with machine, versions, commit, date and command."""
+    import torch  # not before it is needed: whoever only reads need not wait for it
+
+    from mmg_bench.measure.gpu import gpu_facts
+
     return {
         **settings,
         "device": _device_name(device),
@@ -85,6 +89,8 @@ def write(folder: Path, entries: dict[str, Any]) -> None:
 
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.get_device_name(device)
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
