@@ -62,6 +62,8 @@ _GOES_ON = ("run", "table", "measure")
 def main() -> None:
     """Entry point."""
     sys.argv[0] = "mmg-bench"  # also behind `python -m`: provenance tells the command
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "10")  # seconds: in a log, every state of a bar stays
     command, *rest = sys.argv[1:] or ["--help"]
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": _run,
