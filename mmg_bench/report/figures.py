@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,8 @@ def accuracy_vs_speedup(
 ) -> Figure:
     """Accuracy over speed-up: a point a cell with its 95 % intervals; the ends of each line tell the retention ratio.
 
-    rows: of one model and number of frames. metric: which speed-up. Up and to the right is better.
+    rows: of one model and number of frames. metric: which speed-up. Up and to the right is better. Of labels that would
+    cover each other the first is drawn.
     """
     accuracy = _select(rows, "accuracy")
     speed = rows[(rows.metric == metric) & (rows.skill == ALL)].drop_duplicates(["method", "retention_ratio"])
@@ -75,6 +76,7 @@ def accuracy_vs_speedup(
     if len(dense):
         axes.axhline(dense.value.iloc[0], color="black", lw=1, alpha=0.5)
         axes.plot(1, dense.value.iloc[0], "ko", label="dense")
+    ends: list[tuple[float, float, float]] = []  # of all lines: speed-up, accuracy, ratio
     for method, style in _styles(both, methods).items():
         points = both[both.method == method].sort_values("value_speed")
         axes.plot(points.value_speed, points.value, label=method, **style)
@@ -88,12 +90,11 @@ def accuracy_vs_speedup(
             elinewidth=1,
             alpha=0.4,
         )
-        ends = points.iloc[[0, -1]].drop_duplicates()
-        for x, y, ratio in zip(ends.value_speed, ends.value, ends.retention_ratio, strict=True):
-            axes.annotate(f"{100 * ratio:g}", (x, y), (4, 4), textcoords="offset points", fontsize=7, color=_GREY)
+        ends += points.iloc[[0, -1]][["value_speed", "value", "retention_ratio"]].itertuples(index=False, name=None)
     axes.set_xlabel(f"{metric.removesuffix('_speedup')} speed-up over dense, ×  (labels: retention ratio, %)")
     axes.set_ylabel("accuracy, %")
     _finish(figure, axes, both)
+    _label(figure, axes, ends)
     return figure
 
 
@@ -214,6 +215,18 @@ def _look(i: int) -> tuple[str, str]:
 
 def _errors(value: pd.Series, low: pd.Series, high: pd.Series) -> list[pd.Series]:
     return [(value - low).clip(lower=0), (high - value).clip(lower=0)]
+
+
+def _label(figure: Figure, axes: Axes, points: Iterable[tuple[float, float, float]]) -> None:
+    """Write ratios beside points `(x, y, ratio)`, in percent, but none over another."""
+    figure.draw_without_rendering()  # the layout, which says what is near
+    width, height = (points * figure.dpi / 72 for points in (14, 8))  # of a label, in pixels
+    taken: list[tuple[float, float]] = []
+    for x, y, ratio in points:
+        right, up = axes.transData.transform((x, y)).tolist()
+        if all(abs(right - r) >= width or abs(up - u) >= height for r, u in taken):
+            taken.append((right, up))
+            axes.annotate(f"{100 * ratio:g}", (x, y), (4, 4), textcoords="offset points", fontsize=7, color=_GREY)
 
 
 def _axes() -> tuple[Figure, Axes]:

@@ -1,3 +1,4 @@
+import itertools
 import subprocess
 import sys
 
@@ -48,6 +49,16 @@ def test_scatter_pairs_speed_and_accuracy(rows):
     drawn = lines(accuracy_vs_speedup(rows))
     assert drawn["ours"].get_xdata().tolist() == [1.8, 3.0]
     assert drawn["ours"].get_ydata().tolist() == pytest.approx([100 * 8 / 12, 100 * 7 / 12])
+
+
+def test_labels_do_not_cover_each_other(rows):
+    copies = [rows[rows.method == "ours"].assign(method=f"ours {n}") for n in range(3)]
+    figure = accuracy_vs_speedup(pd.concat([rows, *copies]))
+    figure.draw_without_rendering()
+    labels = figure.axes[0].texts
+    assert sorted(label.get_text() for label in labels) == ["25", "25", "50"]  # ours, three copies upon it, and random
+    boxes = [label.get_window_extent() for label in labels]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 def test_methods_stand_by_what_they_keep(rows):
