@@ -89,6 +89,7 @@ def test_a_sweep_shares_one_pass(tmp_path: Path) -> None:
     done = mmg_bench(*sweep)
     assert done.returncode == 0, done.stderr
     assert "embedded: 6 questions, 5 cells" in done.stdout
+    assert 1 < done.stderr.count("answer") < 15  # states of the bar: in a log, none for each of 30 answers
     rows = read_rows(tmp_path / "rows.csv")
     cells = {(r.method, r.retention_ratio) for r in rows.itertuples()}
     assert cells == {("dense", 1.0), *((m, r) for m in ("mmg_vid", "random") for r in (0.1, 0.25))}
