@@ -46,7 +46,7 @@ lock: $(READY)  ## pin the newest packages that pyproject.toml allows
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--upgrade --quiet --custom-compile-command "make lock" -o requirements.lock
 
-train-embedded: $(READY)  ## train the embedded model again (hours on two cores, minutes on a GPU); resumes
+train-embedded: $(READY)  ## train the embedded model again (an hour or more on two cores); resumes
 	$(BIN)/python scripts/train_embedded.py $(ARGS)
 
 clean:  ## remove the environment and everything that runs wrote
