@@ -353,6 +353,8 @@ class _Splice:
             tokens = replace(tokens, joint_query=source.joint_query(ids[place.row, place.end :]))
         pruned = method.prune(tokens)
         elapsed.stop()
+        if not isinstance(pruned, PrunedTokens):
+            raise TypeError(f"{method.name}.select returned {type(pruned).__name__}: it must return PrunedTokens")
         outcome = pruned, elapsed
         if self.encoded is not None and not method.needs & QUESTION_FIELDS:
             self.pruned[video] = outcome

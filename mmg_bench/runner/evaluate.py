@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mmg_bench.benchmarks.lmms import Benchmark, Question
-from mmg_bench.benchmarks.video import read_clip
+from mmg_bench.benchmarks.lmms import Benchmark, BenchmarkError, Question
+from mmg_bench.benchmarks.video import VideoError, read_clip
 from mmg_bench.cells import Cell, needs_of
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import Encoded, VideoLLM
 from mmg_bench.options import check_whole
 from mmg_bench.runner.records import Record, RecordFile, read_records
+
+_LIBRARIES = {"torch", "transformers", "lmms_eval", "numpy"}
+"""Folders of code in which a fault comes to light, but seldom lies."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,17 @@ class _Pass:
             video=question.video,
             skill=question.skill,
             target=question.target,
-            error=None if error is None else f"{type(error).__name__}: {error}",
+            error=None if error is None else _told(error),
             provenance=self.provenance,
             **{**unknown, **outcome},
         )
+
+
+def _told(error: Exception) -> str:
+    """A fault in one line: its kind, its message, and where it was raised if that does not name the remedy."""
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, VideoError | BenchmarkError):
+        return text
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not _LIBRARIES & set(Path(frame.filename).parts)]
+    return f"{text} ({Path(own[-1].filename).name}:{own[-1].lineno}, in {own[-1].name})" if own else text

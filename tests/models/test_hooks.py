@@ -222,6 +222,25 @@ class Zeroed(Method):
         return PrunedTokens(torch.zeros_like(tokens.flat[:1]), torch.tensor([0]))
 
 
+@dataclass(frozen=True)
+class Bare(Method):
+    """Returns features alone."""
+
+    name: ClassVar[str] = "bare"
+
+    def select(self, tokens: VideoTokens) -> PrunedTokens:
+        return tokens.flat  # type: ignore[return-value]
+
+
+def test_what_a_method_returns_is_checked(tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor]) -> None:
+    with (
+        Bare()(tiny[0]),
+        torch.no_grad(),
+        pytest.raises(TypeError, match=r"bare\.select returned Tensor: it must return"),
+    ):
+        tiny[0](**inputs)
+
+
 def test_merged_features_enter_the_model(tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor]) -> None:
     model, _ = tiny
     seen = []

@@ -226,11 +226,13 @@ def test_one_faulty_answer_spoils_no_other(
 
     monkeypatch.setattr(VideoLLM, "generate", fails_on_rings)
     records = [r for r in evaluate(llm, benchmark, CELLS, tmp_path, "p") if r.video != "v2"]
+    line = fails_on_rings.__code__.co_firstlineno + 2
+    place = f"RuntimeError: out of memory (test_evaluate.py:{line}, in fails_on_rings)"
     assert {r.question: r.error for r in records} == {
         "0-0": None,
-        "0-1": "RuntimeError: out of memory",
+        "0-1": place,
         "1-0": None,
-        "1-1": "RuntimeError: out of memory",
+        "1-1": place,
     }
 
 
