@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from mmg_bench import cli
@@ -168,3 +169,13 @@ def test_what_only_tells(
 ) -> None:
     assert called(monkeypatch, *command.split()) == 0
     assert says in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("command", "profile"), [("table", "paper"), ("table table=efficiency", "gpu")])
+def test_a_profile_for_a_gpu_does_not_run_on_a_cpu_unasked(
+    command: str, profile: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert called(monkeypatch, *command.split(), f"profile={profile}") == 2
+    says = f"mmg-bench: profile={profile} is for a GPU, and torch sees none here: choose another profile, or set model."
+    assert capsys.readouterr().err.startswith(f"{says}llava_onevision_7b.device=cpu to run it all the same")

@@ -14,6 +14,7 @@ def choose(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The profile that a composed table asks for, with its name; says which, why, and what the others lack."""
     profiles, spec, wanted = named(config), config["table"], config["profile"]
     if wanted != "auto":
+        _check_device(config, wanted, profiles[wanted])
         print(f"Profile {wanted}: asked for.", flush=True)
         return wanted, profiles[wanted]
     for name, profile in profiles.items():
@@ -24,6 +25,19 @@ def choose(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         print(f"Profile {name} ({what(profile)}) is passed over. Missing here:", *missing, sep="\n  - ")
         print(f"  Then:  mmg-bench table table={spec['name']} profile={name}\n", flush=True)
     raise ValueError(f"no profile of table {spec['name']!r} can run here; what each lacks is listed above")
+
+
+def _check_device(config: dict[str, Any], name: str, profile: dict[str, Any]) -> None:
+    """Raise ValueError where a profile for a GPU would run on the CPU, for hours, without being told so."""
+    if not profile.get("needs_gpu", False):
+        return
+    for option, _, model, _ in workloads(config, profile):
+        spec = specs.model_spec(model)
+        if spec.device == "auto" and spec.torch_device.type == "cpu":
+            raise ValueError(
+                f"profile={name} is for a GPU, and torch sees none here: choose another profile, or set "
+                f"model.{option}.device=cpu to run it all the same"
+            )
 
 
 def named(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -65,5 +79,7 @@ def checks(config: dict[str, Any], profile: dict[str, Any]) -> list[Check]:
     described = [(specs.benchmark_spec(benchmark), benchmark) for benchmark in benchmarks]
     for name, _, model, methods in workloads(config, profile):
         needs = {cell.label: cell.method.needs for cell in specs.table_cells(methods, [0.5])}
-        found += check_all(model, specs.model_spec(model), described, profile["needs_gpu"], needs, f"model.{name}")
+        found += check_all(
+            model, specs.model_spec(model), described, profile.get("needs_gpu", False), needs, f"model.{name}"
+        )
     return list(dict.fromkeys(found))

@@ -120,7 +120,9 @@ def run(out: Path) -> int:
 
 
 def table(out: Path) -> int:
-    return evaluation.table(cfg.composed("table", ["profile=paper", f"output_dir={out}"]))
+    return evaluation.table(
+        cfg.composed("table", ["profile=paper", "model.llava_onevision_7b.device=cpu", f"output_dir={out}"])
+    )
 
 
 def timed(out: Path) -> int:
