@@ -31,7 +31,7 @@ def doctor(config: DictConfig) -> int:
         for profile in profiles.values():
             for _, _, model, _ in workloads(plain, profile):
                 spec = specs.model_spec(model)
-                if settings is not None and not profile.get("needs_gpu", False):  # of one that does, a line says so
+                if settings is not None and not profile["needs_gpu"]:  # of one that does, a line says so
                     check_engine(settings, spec)
         return min(
             _show(f"Table {plain['table']['name']}, profile {name}: {what(profile)}", checks(plain, profile))

@@ -29,7 +29,7 @@ def choose(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def _check_device(config: dict[str, Any], name: str, profile: dict[str, Any]) -> None:
     """Raise ValueError where a profile for a GPU would run on the CPU, for hours, without being told so."""
-    if not profile.get("needs_gpu", False):
+    if not profile["needs_gpu"]:
         return
     for option, _, model, _ in workloads(config, profile):
         spec = specs.model_spec(model)
@@ -44,7 +44,7 @@ def named(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The profile that a composed table asks for, or for `auto` all of them in order, by name."""
     cfg.check_changes(config)
     spec, wanted = config["table"], config["profile"]
-    profiles: dict[str, dict[str, Any]] = spec["profiles"]
+    profiles = {name: {"needs_gpu": False, **profile} for name, profile in spec["profiles"].items()}
     if wanted not in ("auto", *profiles):
         raise ValueError(f"table {spec['name']!r} has no profile {wanted!r}; choose auto or {', '.join(profiles)}")
     return profiles if wanted == "auto" else {wanted: profiles[wanted]}
@@ -79,7 +79,5 @@ def checks(config: dict[str, Any], profile: dict[str, Any]) -> list[Check]:
     described = [(specs.benchmark_spec(benchmark), benchmark) for benchmark in benchmarks]
     for name, _, model, methods in workloads(config, profile):
         needs = {cell.label: cell.method.needs for cell in specs.table_cells(methods, [0.5])}
-        found += check_all(
-            model, specs.model_spec(model), described, profile.get("needs_gpu", False), needs, f"model.{name}"
-        )
+        found += check_all(model, specs.model_spec(model), described, profile["needs_gpu"], needs, f"model.{name}")
     return list(dict.fromkeys(found))

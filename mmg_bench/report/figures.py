@@ -220,7 +220,7 @@ def _errors(value: pd.Series, low: pd.Series, high: pd.Series) -> list[pd.Series
 def _label(figure: Figure, axes: Axes, points: Iterable[tuple[float, float, float]]) -> None:
     """Write ratios beside points `(x, y, ratio)`, in percent, but none over another."""
     figure.draw_without_rendering()  # the layout, which says what is near
-    width, height = (points * figure.dpi / 72 for points in (14, 8))  # of a label, in pixels
+    width, height = (size * figure.dpi / 72 for size in (14, 8))  # of a label, in pixels
     taken: list[tuple[float, float]] = []
     for x, y, ratio in points:
         right, up = axes.transData.transform((x, y)).tolist()
