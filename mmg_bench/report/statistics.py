@@ -2,7 +2,7 @@
 
 Questions about one video are not independent, so the bootstrap draws whole videos. All functions are pure: the same
 scores give the same result to the last digit, in any order of the questions. Scores are in 0..1, NaN where a question
-failed; percentages are in 0..100. A quantity that is not defined (accuracy of no question, percent kept of a dense
+failed; percentages are in 0..100. A quantity that is not defined (accuracy or p of no question, percent kept of a dense
 accuracy of 0, the interval of a single video) is NaN.
 """
 
@@ -150,7 +150,7 @@ def compare(
         kept_percent=Estimate(float(kept[0]), *bootstrap.interval(kept[1:]), n, n_errors),
         flips_lost=lost,
         flips_won=won,
-        p_mcnemar=mcnemar(lost, won),
+        p_mcnemar=mcnemar(lost, won) if n else math.nan,
     )
 
 

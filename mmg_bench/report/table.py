@@ -409,6 +409,8 @@ def mean_lines(benchmarks: Sequence[str]) -> list[str]:
 
 def p_value(p: float) -> str:
     """A p as tables show it."""
+    if math.isnan(p):
+        return NONE
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import traceback
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from mmg_bench.models.loading import Encoded, VideoLLM
 from mmg_bench.options import check_whole
 from mmg_bench.runner.records import Record, RecordFile, read_records
 
+PATIENCE = 5
+"""Videos about which all of a cell's answers in a row fail alike before its other questions are not asked."""
 _LIBRARIES = {"torch", "transformers", "lmms_eval", "numpy"}
 """Folders of code in which a fault comes to light, but seldom lies."""
 
@@ -47,7 +49,8 @@ def evaluate(
 ) -> list[Record]:
     """Answer every question in every cell, appending to `folder`; what is recorded there already is not done again.
 
-    Questions that failed in an earlier call are tried again. Faults of one question become records with `error` set.
+    Questions that failed in an earlier call are tried again. Faults of one question become records with `error` set. A
+    cell that does nothing but fail is given up (`PATIENCE`): the rest of its questions become such records unasked.
     Returns the records of the cells asked for.
     """
     shard = shard or Shard()
@@ -82,10 +85,23 @@ Work = dict[str, tuple[Cell, list[Question]]]
 
 
 @dataclass
+class _Faults:
+    """The faults of a cell since its last answer, as far as they are alike and lie with no video."""
+
+    last: tuple[str, str]
+    """Kind and place."""
+    videos: set[str]
+
+
+@dataclass
 class _Pass:
     llm: VideoLLM
     benchmark: Benchmark
     provenance: str
+    faults: dict[str, _Faults] = field(default_factory=dict)
+    """By the cell's key."""
+    given_up: dict[str, str] = field(default_factory=dict)
+    """Key of a cell that does nothing but fail -> why."""
 
     def key(self, cell: Cell) -> str:
         spec = self.llm.spec
@@ -104,10 +120,13 @@ class _Pass:
         files: dict[Path, Work] = {}
         for key, (cell, questions) in work.items():
             for question in questions:
+                if key in self.given_up:
+                    yield self.record(key, cell, question, error=self.given_up[key])
+                    continue
                 try:
                     path = self.benchmark.video_path(question)
                 except Exception as error:
-                    yield self.record(key, cell, question, error=error)
+                    yield self.record(key, cell, question, error=_told(error))
                 else:
                     files.setdefault(path, {}).setdefault(key, (cell, []))[1].append(question)
         for path, part in files.items():
@@ -122,7 +141,7 @@ class _Pass:
         except Exception as error:  # the video's fault must not end the run
             for key, (cell, questions) in work.items():
                 for question in questions:
-                    yield self.record(key, cell, question, error=error)
+                    yield self.record(key, cell, question, error=self.fault(key, cell, question, error))
             return
         for key, (cell, questions) in work.items():
             yield from self.cell(key, cell, questions, encoded)
@@ -136,8 +155,9 @@ class _Pass:
                     text = self.llm.generate(inputs, encoded, question.generation)
                     score = self.benchmark.score(question, text)
                 except Exception as error:
-                    yield self.record(key, cell, question, error=error)
+                    yield self.record(key, cell, question, error=self.fault(key, cell, question, error))
                     continue
+                self.faults.pop(key, None)
                 yield self.record(
                     key,
                     cell,
@@ -150,9 +170,21 @@ class _Pass:
                     stages=run.stages,
                 )
 
-    def record(
-        self, key: str, cell: Cell, question: Question, error: Exception | None = None, **outcome: Any
-    ) -> Record:
+    def fault(self, key: str, cell: Cell, question: Question, error: Exception) -> str:
+        """What to say of a fault; and the cell is given up if it has done nothing but fail so for long enough."""
+        told = _told(error)
+        if not isinstance(error, VideoError) and key not in self.given_up:
+            kind = type(error).__name__, _place(error)
+            if (faults := self.faults.get(key)) is None or faults.last != kind:
+                faults = self.faults[key] = _Faults(kind, set())
+            faults.videos.add(question.video)
+            if len(faults.videos) == PATIENCE:
+                why = f"the answers about {PATIENCE} videos in a row failed alike ({told})"
+                self.given_up[key] = f"not asked: {why}"
+                tqdm.write(f"{cell.label} at R = {cell.method.retention_ratio:g} is asked no more: {why}")
+        return told
+
+    def record(self, key: str, cell: Cell, question: Question, error: str | None = None, **outcome: Any) -> Record:
         """A record of an answer, or of the fault that stands in its place."""
         unknown = dict.fromkeys(("prediction", "score", "realised_tokens", "total_tokens", "prompt_tokens", "stages"))
         return Record(
@@ -167,7 +199,7 @@ class _Pass:
             video=question.video,
             skill=question.skill,
             target=question.target,
-            error=None if error is None else _told(error),
+            error=error,
             provenance=self.provenance,
             **{**unknown, **outcome},
         )
@@ -176,8 +208,12 @@ class _Pass:
 def _told(error: Exception) -> str:
     """A fault in one line: its kind, its message, and where it was raised if that does not name the remedy."""
     text = f"{type(error).__name__}: {error}"
-    if isinstance(error, VideoError | BenchmarkError):
-        return text
+    place = "" if isinstance(error, VideoError | BenchmarkError) else _place(error)
+    return f"{text} ({place})" if place else text
+
+
+def _place(error: Exception) -> str:
+    """Where a fault was raised, the libraries' own code apart; empty where that is all there is."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not _LIBRARIES & set(Path(frame.filename).parts)]
-    return f"{text} ({Path(own[-1].filename).name}:{own[-1].lineno}, in {own[-1].name})" if own else text
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno}, in {own[-1].name}" if own else ""

@@ -6,6 +6,7 @@ import pytest
 
 from mmg_bench.report import statistics
 from mmg_bench.report.statistics import Bootstrap, accuracy, compare, mcnemar
+from mmg_bench.report.table import p_value
 
 FAST = Bootstrap(n_boot=1000)
 
@@ -164,6 +165,10 @@ def test_percent_kept_of_nothing_is_not_a_number():
 def test_all_failed_is_not_a_number_and_not_zero():
     estimate = accuracy([math.nan, math.nan], ["a", "b"], bootstrap=FAST)
     assert math.isnan(estimate.value)
+    pair = compare([math.nan, math.nan], [1, 0], ["a", "b"], bootstrap=FAST)
+    assert (pair.difference.n, pair.difference.n_errors) == (0, 2)
+    assert math.isnan(pair.p_mcnemar)
+    assert p_value(pair.p_mcnemar) == "–"
     assert (estimate.n, estimate.n_errors) == (0, 2)
 
 

@@ -19,10 +19,12 @@ from mmg_bench.benchmarks.embedded.render import write_video
 from mmg_bench.benchmarks.embedded.world import make_world
 from mmg_bench.benchmarks.lmms import BenchmarkError, Question
 from mmg_bench.cells import make_cell
+from mmg_bench.methods.random import Random
 from mmg_bench.models.loading import ModelSpec, VideoLLM
 from mmg_bench.runner import evaluate as runner
 from mmg_bench.runner.evaluate import Shard, evaluate
 from mmg_bench.runner.records import read_records
+from mmg_bench.tokens import PrunedTokens, VideoTokens
 
 CELLS = [make_cell("dense", 1.0), make_cell("mmg_vid", 0.25), make_cell("random", 0.1, "contiguous")]
 
@@ -225,7 +227,10 @@ def test_one_faulty_answer_spoils_no_other(
         return generate(self, inputs, *rest)
 
     monkeypatch.setattr(VideoLLM, "generate", fails_on_rings)
-    records = [r for r in evaluate(llm, benchmark, CELLS, tmp_path, "p") if r.video != "v2"]
+    monkeypatch.setattr(runner, "PATIENCE", 2)  # which an answer between the faults renews
+    records = evaluate(llm, benchmark, CELLS, tmp_path, "p")
+    assert all("v2.mp4" in str(r.error) for r in records if r.video == "v2")
+    records = [r for r in records if r.video != "v2"]
     line = fails_on_rings.__code__.co_firstlineno + 2
     place = f"RuntimeError: out of memory (test_evaluate.py:{line}, in fails_on_rings)"
     assert {r.question: r.error for r in records} == {
@@ -234,6 +239,38 @@ def test_one_faulty_answer_spoils_no_other(
         "1-0": None,
         "1-1": place,
     }
+
+
+def test_a_cell_that_does_nothing_but_fail_is_given_up(
+    llm: VideoLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark: Any = ThreeVideos(tmp_path)
+    damaged = ["2-0", "2-1"]  # their video is: no fault of the cell
+    benchmark.questions = benchmark.questions[4:] + benchmark.questions[:4]
+    selected: list[int] = []
+
+    def fails(self: Random, tokens: VideoTokens) -> PrunedTokens:
+        selected.append(tokens.total)
+        raise RuntimeError(f"fault {len(selected)}")
+
+    monkeypatch.setattr(Random, "select", fails)
+    monkeypatch.setattr(runner, "PATIENCE", 1)
+    records = {(r.method, r.question): r for r in evaluate(llm, benchmark, CELLS, tmp_path / "out", "p")}
+    random = CELLS[2].label
+    assert all("v2.mp4" in str(records[random, name].error) for name in damaged)
+    assert [records[random, name].error for name in ("0-0", "0-1")] == [
+        f"RuntimeError: fault {n} (test_evaluate.py:{fails.__code__.co_firstlineno + 2}, in fails)" for n in (1, 2)
+    ]
+    why = f"the answers about 1 videos in a row failed alike ({records[random, '0-0'].error})"
+    assert [records[random, name].error for name in ("1-0", "1-1")] == [f"not asked: {why}"] * 2
+    assert len(selected) == 2
+    assert f"{random} at R = 0.1 is asked no more: {why}" in capsys.readouterr().out
+    others = [r for (method, _), r in records.items() if method != random and r.video != "v2"]
+    assert len(others) == 8
+    assert all(r.error is None for r in others)
+    monkeypatch.undo()
+    again = evaluate(llm, benchmark, CELLS, tmp_path / "out", "p")
+    assert {r.question for r in again if r.error is not None} == set(damaged)
 
 
 def test_shards_divide_the_videos(llm: VideoLLM, benchmark: Any, tmp_path: Path) -> None:
