@@ -23,6 +23,7 @@ mmg-bench: training-free visual-token pruning for video LLMs, measured
   mmg-bench methods [NAME]     list the pruning methods and their parameters, or say what one of them does
   mmg-bench bench-methods      time the methods themselves, without a model
   mmg-bench new-method NAME    write the file, config, test and docs page of a new method into this checkout
+  mmg-bench check-method NAME  hold a method, also one of another package, to what every method must do
 
 Options are Hydra overrides; `mmg-bench run --help` explains each and lists the choices of each group.
 
@@ -74,6 +75,7 @@ def main() -> None:
         "methods": _methods,
         "bench-methods": _bench_methods,
         "new-method": _new_method,
+        "check-method": _check_method,
     }
     if command in ("-h", "--help", "help"):
         print(HELP)
@@ -162,6 +164,19 @@ def _new_method(arguments: list[str]) -> int:
         return 0
 
     return _guarded(write)
+
+
+def _check_method(arguments: list[str]) -> int:
+    usage = "mmg-bench check-method NAME [option=value]: tries a method, with some of its options, on made-up videos"
+    if _HELP_FLAGS & set(arguments):
+        print(usage)
+        return 0
+    name, *options = arguments or [""]
+    if not name or "=" in name or any(option.startswith("-") for option in options):
+        print(f"usage: {usage}", file=sys.stderr)
+        sys.exit(2)
+    overrides = [f"method={name}", *(f"method.{option.removeprefix('method.')}" for option in options)]
+    return _configured("run", overrides, lambda configs: _command("check_method").check_method(configs[0]["method"]))
 
 
 def _command(module: str) -> Any:

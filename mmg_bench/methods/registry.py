@@ -56,6 +56,11 @@ def method_class(name: str) -> type[Method]:
                 raise ValueError(
                     f"entry point {entry.value!r} of method {name!r} is not a subclass of mmg_bench.methods.Method"
                 )
+            if getattr(loaded, "name", None) != name:
+                raise ValueError(
+                    f"entry point {entry.value!r} registers method {name!r}, and the class has name = "
+                    f"{getattr(loaded, 'name', None)!r}: give both one name"
+                )
             return loaded
     raise ValueError(f"unknown method {name!r}; the registered methods are: {', '.join(method_names())}")
 

@@ -135,6 +135,17 @@ def _forget(cache: Any) -> None:
             vars(cache).pop(name, None)
 
 
+def _check_pruned(pruned: Any, method: Method, tokens: VideoTokens) -> None:
+    """Raise unless `pruned` is what the method promises to leave: another budget would compare unlike things."""
+    if not isinstance(pruned, PrunedTokens):
+        raise TypeError(f"{method.name}.select returned {type(pruned).__name__}: it must return PrunedTokens")
+    if method.exact and len(pruned) != method.budget(tokens):
+        raise ValueError(
+            f"{method.name} kept {len(pruned)} of {tokens.total} tokens at retention_ratio={method.retention_ratio:g}: "
+            f"keep round(R * T * N) = {method.budget(tokens)}, or set exact = False in the class"
+        )
+
+
 class _Splice:
     """The hooks and what they share."""
 
@@ -353,8 +364,7 @@ class _Splice:
             tokens = replace(tokens, joint_query=source.joint_query(ids[place.row, place.end :]))
         pruned = method.prune(tokens)
         elapsed.stop()
-        if not isinstance(pruned, PrunedTokens):
-            raise TypeError(f"{method.name}.select returned {type(pruned).__name__}: it must return PrunedTokens")
+        _check_pruned(pruned, method, tokens)
         outcome = pruned, elapsed
         if self.encoded is not None and not method.needs & QUESTION_FIELDS:
             self.pruned[video] = outcome

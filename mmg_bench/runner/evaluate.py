@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from tqdm import tqdm
 from mmg_bench.benchmarks.lmms import Benchmark, BenchmarkError, Question
 from mmg_bench.benchmarks.video import VideoError, read_clip
 from mmg_bench.cells import Cell, needs_of
+from mmg_bench.faults import place_of, told
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import Encoded, VideoLLM
 from mmg_bench.options import check_whole
@@ -21,8 +21,8 @@ from mmg_bench.runner.records import Record, RecordFile, read_records
 
 PATIENCE = 5
 """Videos about which all of a cell's answers in a row fail alike before its other questions are not asked."""
-_LIBRARIES = {"torch", "transformers", "lmms_eval", "numpy"}
-"""Folders of code in which a fault comes to light, but seldom lies."""
+_PLAIN = (VideoError, BenchmarkError)
+"""Faults whose messages name the remedy."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class _Pass:
                 try:
                     path = self.benchmark.video_path(question)
                 except Exception as error:
-                    yield self.record(key, cell, question, error=_told(error))
+                    yield self.record(key, cell, question, error=told(error, _PLAIN))
                 else:
                     files.setdefault(path, {}).setdefault(key, (cell, []))[1].append(question)
         for path, part in files.items():
@@ -172,17 +172,17 @@ class _Pass:
 
     def fault(self, key: str, cell: Cell, question: Question, error: Exception) -> str:
         """What to say of a fault; and the cell is given up if it has done nothing but fail so for long enough."""
-        told = _told(error)
+        text = told(error, _PLAIN)
         if not isinstance(error, VideoError) and key not in self.given_up:
-            kind = type(error).__name__, _place(error)
+            kind = type(error).__name__, place_of(error)
             if (faults := self.faults.get(key)) is None or faults.last != kind:
                 faults = self.faults[key] = _Faults(kind, set())
             faults.videos.add(question.video)
             if len(faults.videos) == PATIENCE:
-                why = f"the answers about {PATIENCE} videos in a row failed alike ({told})"
+                why = f"the answers about {PATIENCE} videos in a row failed alike ({text})"
                 self.given_up[key] = f"not asked: {why}"
                 tqdm.write(f"{cell.label} at R = {cell.method.retention_ratio:g} is asked no more: {why}")
-        return told
+        return text
 
     def record(self, key: str, cell: Cell, question: Question, error: str | None = None, **outcome: Any) -> Record:
         """A record of an answer, or of the fault that stands in its place."""
@@ -203,17 +203,3 @@ class _Pass:
             provenance=self.provenance,
             **{**unknown, **outcome},
         )
-
-
-def _told(error: Exception) -> str:
-    """A fault in one line: its kind, its message, and where it was raised if that does not name the remedy."""
-    text = f"{type(error).__name__}: {error}"
-    place = "" if isinstance(error, VideoError | BenchmarkError) else _place(error)
-    return f"{text} ({place})" if place else text
-
-
-def _place(error: Exception) -> str:
-    """Where a fault was raised, the libraries' own code apart; empty where that is all there is."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not _LIBRARIES & set(Path(frame.filename).parts)]
-    return f"{Path(own[-1].filename).name}:{own[-1].lineno}, in {own[-1].name}" if own else ""

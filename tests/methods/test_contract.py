@@ -1,10 +1,12 @@
 """What every registered method must do, whatever its algorithm. A new method is tested here without being named."""
 
-from collections.abc import Iterator
+import inspect
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import third_party
@@ -17,19 +19,19 @@ from torch import Tensor
 import mmg_bench
 from mmg_bench import config as cfg
 from mmg_bench import specs
+from mmg_bench.commands.check_method import building, check_method
+from mmg_bench.contract import CHECKS, DTYPES, check_pruned, tensors, video
 from mmg_bench.methods import Method
+from mmg_bench.methods.random import Random
 from mmg_bench.methods.registry import get_method, method_class, method_names
-from mmg_bench.tokens import OPTIONAL_FIELDS, LayerTokens, PrunedTokens, Selection, VideoTokens
+from mmg_bench.tokens import OPTIONAL_FIELDS, PrunedTokens, Selection, VideoTokens, keep
 
 CONFIGS = Path(mmg_bench.__file__).parents[1] / "configs" / "method"
-DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 PACKAGE = TemporaryDirectory()
 """Where a third party's package is, whose method comes in by its entry point and has to do what all others do."""
 third_party.write(Path(PACKAGE.name))
 with third_party.installed(Path(PACKAGE.name)):
     NAMES = method_names()
-# The only fixed ratio; every other method takes any.
-RATIO = {"dense": 1.0}
 
 every_method = pytest.mark.parametrize("name", NAMES)
 
@@ -45,59 +47,6 @@ def test_third_parties_are_among_the_methods():
     assert method_class(third_party.NAME).__module__ == "someones_methods"
 
 
-def build(name: str, ratio: float = 0.3) -> Method:
-    return get_method(name, retention_ratio=RATIO.get(name, ratio))
-
-
-def video(
-    frames: int = 8, grid: tuple[int, int] = (4, 5), width: int = 16, seed: int = 0, dtype: torch.dtype = torch.float32
-) -> VideoTokens:
-    """Scenes that drift, with every optional field filled at random."""
-    g = torch.Generator().manual_seed(seed)
-    tokens = grid[0] * grid[1]
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g)
-
-    def weights(*shape: int) -> Tensor:
-        return (normal(*shape) * 2).softmax(-1)
-
-    scene = torch.arange(frames) * 3 // frames
-    x = normal(3, 1, width)[scene] + normal(3, tokens, width)[scene] + 0.4 * normal(frames, tokens, width)
-    optional = {
-        "attention": weights(frames, tokens),
-        "keys": normal(frames, tokens, 6),
-        "probe_attention": weights(frames, tokens),
-        "cls_attention": weights(frames, tokens),
-        "frame_features": normal(3, 12)[scene] + 0.3 * normal(frames, 12),
-        "query": normal(7, width),
-        "joint_features": normal(frames, tokens, 10),
-        "joint_query": normal(2, 10),
-    }
-    assert set(optional) == set(OPTIONAL_FIELDS)
-    return VideoTokens(x.to(dtype), grid, **{k: v.to(dtype) for k, v in optional.items()})
-
-
-def tensors(tokens: VideoTokens) -> dict[str, Tensor]:
-    return {f.name: v for f in fields(tokens) if isinstance(v := getattr(tokens, f.name), Tensor)}
-
-
-def assert_valid(pruned: PrunedTokens, method: Method, tokens: VideoTokens) -> None:
-    count = pruned.positions.shape[0]
-    assert pruned.positions.dtype == torch.int64
-    assert pruned.features.shape == (count, tokens.features.shape[2])
-    assert pruned.features.dtype == tokens.features.dtype
-    assert pruned.features.isfinite().all()
-    assert 1 <= count <= tokens.total
-    positions = pruned.positions.tolist()
-    if method.exact:
-        assert count == max(1, round(method.retention_ratio * tokens.total)) == method.budget(tokens)
-        assert len(set(positions)) == count
-    assert positions == sorted(positions)
-    assert positions[0] >= 0
-    assert positions[-1] < tokens.total
-
-
 @every_method
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
@@ -109,172 +58,130 @@ def test_any_size_and_ratio(name, data):
         data.draw(st.integers(0, 1000), "seed"),
         data.draw(st.sampled_from(DTYPES), "dtype"),
     )
-    method = build(name, data.draw(st.one_of(st.sampled_from([1e-6, 0.1, 0.25, 1.0]), st.floats(1e-3, 1)), "ratio"))
-    assert_valid(method.prune(tokens), method, tokens)
+    ratio = data.draw(st.one_of(st.sampled_from([1e-6, 0.1, 0.25, 1.0]), st.floats(1e-3, 1)), "ratio")
+    check_pruned(building(name)(ratio), tokens)
 
 
 @every_method
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_dtypes(name, dtype):
-    tokens = video(dtype=dtype)
-    method = build(name)
-    assert_valid(method.prune(tokens), method, tokens)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_contract(name, check):
+    check(building(name))
 
 
-@every_method
-@pytest.mark.parametrize("shape", [(1, (4, 5)), (6, (1, 1)), (1, (1, 1)), (2, (1, 2)), (5, (7, 1))], ids=str)
-@pytest.mark.parametrize("ratio", [1e-6, 0.5, 1.0])
-def test_small_videos(name, shape, ratio):
-    tokens = video(*shape)
-    method = build(name, ratio)
-    assert_valid(method.prune(tokens), method, tokens)
+@dataclass(frozen=True)
+class First(Method):
+    """Keeps the first tokens of the video, as the contract wants it; those below break it in one way each."""
+
+    name: ClassVar[str] = "first"
+
+    def select(self, tokens: VideoTokens) -> PrunedTokens:
+        return keep(tokens, torch.arange(self.budget(tokens)))
 
 
-@every_method
-@pytest.mark.parametrize("value", [0.0, 1.0, -3.7])
-def test_constant_features(name, value):
-    tokens = video()
-    flat = replace(tokens, **{k: torch.full_like(v, value) for k, v in tensors(tokens).items() if "attention" not in k})
-    method = build(name)
-    assert_valid(method.prune(flat), method, flat)
+def _first(**changes: Any) -> type[Method]:
+    """A method like First, with other attributes."""
+    return type("Broken", (First,), {"__doc__": "A method.", **changes})
 
 
-@every_method
-def test_deterministic(name):
-    tokens, method = video(), build(name)
-    first = method.prune(tokens)
-    torch.manual_seed(123)
-    torch.rand(3)
-    second = build(name).prune(video())
-    assert torch.equal(first.positions, second.positions)
-    assert torch.equal(first.features, second.features)
+def _select(change: Callable[[VideoTokens, PrunedTokens], PrunedTokens]) -> type[Method]:
+    """A method that leaves a change of what First does."""
+    return _first(select=lambda self, tokens: change(tokens, First.select(self, tokens)))
 
 
-@every_method
-def test_features_may_require_a_gradient(name):
-    """As they do in a model that is called without `torch.no_grad`."""
-    tokens = video()
-    graded = replace(tokens, features=tokens.features.clone().requires_grad_())
-    assert torch.equal(build(name).prune(graded).positions, build(name).prune(tokens).positions)
+def _drop_one(tokens: VideoTokens, pruned: PrunedTokens) -> PrunedTokens:
+    return PrunedTokens(pruned.features[:-1], pruned.positions[:-1])
 
 
-@every_method
-def test_input_is_left_alone(name):
-    tokens = video()
-    before = {k: v.clone() for k, v in tensors(tokens).items()}
-    pruned = build(name).prune(tokens)
-    for field, value in tensors(tokens).items():
-        assert torch.equal(value, before[field]), field
-    assert not set(vars(pruned)) - {"features", "positions", "notes", "state"}
+def _double(tokens: VideoTokens, pruned: PrunedTokens) -> PrunedTokens:
+    return PrunedTokens(pruned.features[[*range(len(pruned) - 1), 0]], pruned.positions[[0, *range(len(pruned) - 1)]])
 
 
-@every_method
-@pytest.mark.parametrize("ratio", [0.15, 0.3])
-def test_order_of_channels_does_not_matter(name, ratio):
-    """Distances, norms and cosines do not know the order of channels. No two tokens of this video tie."""
-    tokens = video(width=24)
-    order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
-    assert tokens.query is not None
-    shuffled = replace(tokens, features=tokens.features[..., order], query=tokens.query[..., order])
-    method = build(name, ratio)
-    one, other = method.prune(tokens), method.prune(shuffled)
-    assert torch.equal(one.positions, other.positions)
-    torch.testing.assert_close(one.features[:, order], other.features, atol=1e-4, rtol=1e-4)
+def _spoil(tokens: VideoTokens, pruned: PrunedTokens) -> PrunedTokens:
+    tokens.features.neg_()
+    return pruned
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "dense"])
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_values_that_are_not_finite_are_refused(name, bad):
-    tokens, method = video(), build(name)
-    for field in ("features", *method.needs):
-        broken = getattr(tokens, field).clone()
-        broken.view(-1)[-1] = bad
-        with pytest.raises(ValueError, match=f"VideoTokens.{field} holds NaN or infinite values: {name}"):
-            method.prune(replace(tokens, **{field: broken}))
+def _flat_is_nan(tokens: VideoTokens, pruned: PrunedTokens) -> PrunedTokens:
+    """As by dividing by a spread."""
+    return PrunedTokens(pruned.features / float((tokens.flat - tokens.flat[0]).abs().sum() > 0), pruned.positions)
+
+
+def _by(key: Callable[[VideoTokens], Tensor]) -> type[Method]:
+    """A method that keeps the tokens of the highest `key`."""
+    return _first(select=lambda self, tokens: keep(tokens, key(tokens).argsort(stable=True)[: self.budget(tokens)]))
+
+
+def _stage(**changes: Any) -> type[Method]:
+    """A method with one stage inside the model."""
+    return _first(layers=lambda self, depth: (2,), **changes)
+
+
+BROKEN = {
+    r"kept 47 of a video .* keep round\(R \* T \* N\) = 48": _select(_drop_one),
+    "each may stand there once": _select(_double),
+    "must return PrunedTokens": _first(select=lambda self, tokens: tokens.flat),
+    r"positions .* are \[48\] int32": _select(lambda _, p: PrunedTokens(p.features, p.positions.int())),
+    r"positions .* must ascend": _select(lambda _, p: PrunedTokens(p.features.flip(0), p.positions.flip(0))),
+    r"features .* float32: they must be": _select(lambda _, p: PrunedTokens(p.features.float(), p.positions)),
+    "at least 1": _first(exact=False, select=lambda self, tokens: keep(tokens, torch.arange(0))),
+    "hold NaN or infinite values, and the video has none": _select(_flat_is_nan),
+    "a second time, and with another global seed": _by(lambda tokens: torch.rand(tokens.total)),
+    "Can't call numpy": _by(lambda tokens: torch.from_numpy(tokens.flat.float().numpy().sum(1).copy())),
+    "VideoTokens.features was changed": _select(_spoil),
+    "channels come in another order": _by(lambda tokens: tokens.flat[:, 0]),
+    "nan in VideoTokens.features is not refused": _first(finds_faults=True),
+    "without the fields that `needs` does not name": _by(
+        lambda tokens: tokens.flat[:, 0] * 0 if tokens.attention is None else tokens.attention.flatten()
+    ),
+    "names layers": _stage(),
+    "each once": _stage(select_inside=lambda self, t: Selection(torch.zeros(2, dtype=torch.int64))),
+    "chose other tokens a second time": _stage(
+        select_inside=lambda self, t: Selection(torch.randperm(len(t.positions))[: len(t.positions) // 2 + 1])
+    ),
+    r"index runs from 0 to \d+ of": _stage(select_inside=lambda self, t: Selection(torch.arange(len(t.positions) + 1))),
+    "or no numbers": _stage(select_inside=lambda self, t: Selection(torch.arange(1), t.features[:1] * torch.nan)),
+    "no docstring": _first(__doc__=None),
+    "retention_ratio=0 is not refused": _first(__post_init__=lambda self: None),
+}
+
+
+def test_a_good_method_passes():
+    for check in CHECKS:
+        check(First)
+
+
+@pytest.mark.parametrize("says", BROKEN)
+def test_what_breaks_the_contract_is_told(says):
+    messages = []
+    for check in CHECKS:
+        try:
+            check(BROKEN[says])
+        except Exception as error:
+            messages.append(str(error))
+    assert any(re.search(says, message) for message in messages), messages
+
+
+def test_the_command_tells_every_check(capsys, monkeypatch):
+    assert check_method({"name": "sparsevlm", "version": 2}) == 0
+    assert capsys.readouterr().out.endswith(f"sparsevlm passes all {len(CHECKS)}\n")
+    monkeypatch.setattr(Random, "select", lambda self, tokens: tokens.nothing)
+    assert check_method({"name": "random"}) == len(CHECKS) - 2  # documented, and NaN is refused before
+    out = capsys.readouterr().out
+    assert "  ok      documented " in out
+    assert "  FAILED  dtypes               AttributeError: " in out
+    assert f"(test_contract.py:{inspect.currentframe().f_lineno - 5}, in <lambda>)" in out
 
 
 def test_dense_does_not_look_at_values():
     tokens = video()
     broken = tokens.features.clone()
     broken[0, 0, 0] = torch.nan
-    torch.testing.assert_close(
-        build("dense").prune(replace(tokens, features=broken)).features[0], broken[0, 0], equal_nan=True
-    )
+    pruned = get_method("dense", retention_ratio=1.0).prune(replace(tokens, features=broken))
+    torch.testing.assert_close(pruned.features[0], broken[0, 0], equal_nan=True)
 
 
-@every_method
-def test_needs_are_what_is_read(name):
-    """With the declared fields alone the result is the same; without one of them, a clear error."""
-    tokens, method = video(), build(name)
-    bare = replace(tokens, **{f: None for f in OPTIONAL_FIELDS if f not in method.needs})
-    assert torch.equal(method.prune(bare).positions, method.prune(tokens).positions)
-    for field in method.needs:
-        with pytest.raises(ValueError, match=f"{name} needs {field}"):
-            method.prune(replace(tokens, **{field: None}))
-
-
-@dataclass(frozen=True)
-class FakeAttention:
-    """Random softmax rows over the tokens that are left."""
-
-    tokens: int
-    text: int
-    dtype: torch.dtype
-
-    def __call__(
-        self, rows: Tensor | None = None, *, own: bool = False, rotary: bool = True, causal: bool = True
-    ) -> Tensor:
-        g = torch.Generator().manual_seed(self.tokens)
-        count = 1 if rows is None else len(rows)
-        return (2 * torch.randn(4, count, self.tokens, generator=g)).softmax(-1)
-
-    def phases(self) -> tuple[Tensor, Tensor]:
-        g = torch.Generator().manual_seed(1)
-        return torch.rand(self.text, 8, generator=g) + 0.5, torch.rand(self.tokens, 8, generator=g) + 0.5
-
-
-def through_the_layers(method: Method, tokens: VideoTokens, depth: int = 28) -> list[tuple[LayerTokens, Selection]]:
-    """What the method does at each of its layers, from what it leaves before the first."""
-    pruned = method.prune(tokens)
-    features, positions, state, text = pruned.features, pruned.positions, pruned.state, tokens.query
-    assert text is not None
-    out = []
-    for stage in range(len(method.layers(depth))):
-        attention = FakeAttention(len(positions), len(text), features.dtype)
-        before = LayerTokens(features, positions, text, tokens.total, stage, attention, state)
-        chosen = method.prune_inside(before)
-        out.append((before, chosen))
-        features = features[chosen.index] if chosen.features is None else chosen.features
-        positions, state = positions[chosen.index], chosen.state
-    return out
-
-
-@every_method
-@pytest.mark.parametrize("shape", [(8, (4, 5)), (1, (4, 5)), (6, (1, 1)), (1, (1, 1))], ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_inside_the_model(name, shape, dtype):
-    """Stages leave distinct tokens of those they are given, at least one, in their dtype, and change no input."""
-    method, tokens = build(name), video(*shape, dtype=dtype)
-    for (before, chosen), (again, same) in zip(
-        through_the_layers(method, tokens), through_the_layers(method, video(*shape, dtype=dtype)), strict=True
-    ):
-        assert torch.equal(before.features, again.features)
-        assert torch.equal(chosen.index, same.index)
-        assert chosen.index.dtype == torch.int64
-        assert 1 <= len(chosen.index) == len(chosen.index.unique()) <= len(before.positions)
-        assert 0 <= int(chosen.index.min()) <= int(chosen.index.max()) < len(before.positions)
-        if chosen.features is not None:
-            assert chosen.features.shape == (len(chosen.index), before.features.shape[1])
-            assert chosen.features.isfinite().all()
-            if dtype == torch.float32:
-                assert torch.equal(chosen.features, same.features)
-
-
-@every_method
-@pytest.mark.parametrize("ratio", [0, -0.1, 1.01, float("nan"), "half", True])
-def test_retention_ratio_is_checked(name, ratio):
-    with pytest.raises(ValueError, match=f"{method_class(name).__name__}.retention_ratio="):
-        method_class(name)(retention_ratio=ratio)
+def test_made_up_videos_have_every_optional_field():
+    assert set(tensors(video())) == {"features", *OPTIONAL_FIELDS}
 
 
 @every_method
@@ -284,12 +191,8 @@ def test_unknown_parameters_are_named(name):
 
 
 @every_method
-def test_class_is_documented(name):
-    cls = method_class(name)
-    assert cls.name == name
-    assert cls.__doc__
-    assert not cls.__doc__.startswith(cls.__name__ + "("), "the dataclass's own signature is no docstring"
-    assert next(f.name for f in fields(cls)) == "retention_ratio"
+def test_name_is_the_registered_one(name):
+    assert method_class(name).name == name
 
 
 @every_method

@@ -166,6 +166,7 @@ class Uneven(Method):
     """Keeps another number of tokens of each video: the rows of a batch become unequal."""
 
     name: ClassVar[str] = "uneven"
+    exact: ClassVar[bool] = False
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
         count = 5 if tokens.features.sum() > self.retention_ratio else 9
@@ -217,6 +218,7 @@ class Zeroed(Method):
     """Keeps token 0 only, with features of its own."""
 
     name: ClassVar[str] = "zeroed"
+    exact: ClassVar[bool] = False
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
         return PrunedTokens(torch.zeros_like(tokens.flat[:1]), torch.tensor([0]))
@@ -238,6 +240,22 @@ def test_what_a_method_returns_is_checked(tiny: tuple[Any, Any], inputs: dict[st
         torch.no_grad(),
         pytest.raises(TypeError, match=r"bare\.select returned Tensor: it must return"),
     ):
+        tiny[0](**inputs)
+
+
+@dataclass(frozen=True)
+class Greedy(Method):
+    """Keeps one token more than it promises."""
+
+    name: ClassVar[str] = "greedy"
+
+    def select(self, tokens: VideoTokens) -> PrunedTokens:
+        return keep(tokens, torch.arange(self.budget(tokens) + 1))
+
+
+def test_a_promised_budget_is_kept(tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor]) -> None:
+    says = r"greedy kept 25 of 96 tokens at retention_ratio=0.25: keep round\(R \* T \* N\) = 24, or set exact = False"
+    with Greedy()(tiny[0]), torch.no_grad(), pytest.raises(ValueError, match=says):
         tiny[0](**inputs)
 
 
@@ -303,6 +321,7 @@ class AfterTheQuestion(Method):
     """Needs the question."""
 
     name: ClassVar[str] = "after_the_question"
+    exact: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset({"query"})
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:

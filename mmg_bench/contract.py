@@ -1,0 +1,299 @@
+"""What every pruning method must do, whatever its algorithm: checks for the tests here and for methods of one's own.
+
+Each check takes a way to build the method at a retention ratio, tries it on small made-up videos, and raises
+ContractError, saying what was asked, what came and what to do. `mmg-bench check-method` runs them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmg_bench.methods.base import Method
+from mmg_bench.tokens import OPTIONAL_FIELDS, LayerTokens, PrunedTokens, Selection, VideoTokens
+
+Build = Callable[[float], Method]
+"""A method at a retention ratio."""
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+SMALL = ((1, (4, 5)), (6, (1, 1)), (1, (1, 1)), (2, (1, 2)), (5, (7, 1)))
+"""Frames and grid of videos at the edge."""
+DEPTH = 28
+"""Layers of the language model in which methods that prune there are tried."""
+
+
+class ContractError(ValueError):
+    """A method that does not do what every method must."""
+
+
+def video(
+    frames: int = 8, grid: tuple[int, int] = (4, 5), width: int = 16, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> VideoTokens:
+    """Three scenes that drift, with every optional field filled at random."""
+    g = torch.Generator().manual_seed(seed)
+    tokens = grid[0] * grid[1]
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g)
+
+    def weights(*shape: int) -> Tensor:
+        return (normal(*shape) * 2).softmax(-1)
+
+    scene = torch.arange(frames) * 3 // frames
+    x = normal(3, 1, width)[scene] + normal(3, tokens, width)[scene] + 0.4 * normal(frames, tokens, width)
+    optional = {
+        "attention": weights(frames, tokens),
+        "keys": normal(frames, tokens, 6),
+        "probe_attention": weights(frames, tokens),
+        "cls_attention": weights(frames, tokens),
+        "frame_features": normal(3, 12)[scene] + 0.3 * normal(frames, 12),
+        "query": normal(7, width),
+        "joint_features": normal(frames, tokens, 10),
+        "joint_query": normal(2, 10),
+    }
+    return VideoTokens(x.to(dtype), grid, **{k: v.to(dtype) for k, v in optional.items()})
+
+
+def tensors(tokens: VideoTokens) -> dict[str, Tensor]:
+    """The tensors of a video, by the names of their fields."""
+    return {f.name: v for f in fields(tokens) if isinstance(v := getattr(tokens, f.name), Tensor)}
+
+
+def check_pruned(method: Method, tokens: VideoTokens) -> None:
+    """Prune a video, and look at what is left of it."""
+    pruned = method.prune(tokens)
+    where = f"of a video [T={tokens.frames}, N={tokens.tokens_per_frame}, D={tokens.features.shape[2]}]"
+    where += f" in {_named(tokens.features.dtype)} at retention_ratio={method.retention_ratio:g}"
+    if not isinstance(pruned, PrunedTokens):
+        raise ContractError(f"select returned {type(pruned).__name__}: it must return PrunedTokens")
+    positions, features = pruned.positions, pruned.features
+    if positions.dtype != torch.int64 or positions.dim() != 1:
+        raise ContractError(f"positions {where} are {_described(positions)}: they must be [K] int64")
+    count, budget = len(positions), method.budget(tokens)
+    if method.exact and count != budget:
+        raise ContractError(f"kept {count} {where}: keep round(R * T * N) = {budget}, or set exact = False")
+    if not 1 <= count <= tokens.total:
+        raise ContractError(f"kept {count} {where}: at least 1 and at most all {tokens.total} tokens must be left")
+    if features.shape != (count, tokens.features.shape[2]) or features.dtype != tokens.features.dtype:
+        raise ContractError(
+            f"features {where} are {_described(features)}: they must be [{count}, {tokens.features.shape[2]}] in the "
+            "dtype of the video's"
+        )
+    if not features.isfinite().all():
+        raise ContractError(f"features {where} hold NaN or infinite values, and the video has none")
+    flat = positions.tolist()
+    if flat != sorted(flat) or flat[0] < 0 or flat[-1] >= tokens.total:
+        raise ContractError(f"positions {where} are {flat}: they must ascend within 0..{tokens.total - 1}")
+    if method.exact and len(set(flat)) < count:
+        raise ContractError(f"positions {where} are {flat}: each may stand there once, or set exact = False")
+
+
+def any_size_and_ratio(build: Build) -> None:
+    """Any T, N, D >= 1, dtype and retention ratio."""
+    g = torch.Generator().manual_seed(0)
+    for seed in range(40):
+        frames, height, tall, width = (int(torch.randint(1, n, (), generator=g)) for n in (10, 6, 6, 9))
+        ratio = (1e-6, 0.1, 0.25, 1.0, float(torch.rand((), generator=g)) or 1.0)[seed % 5]
+        check_pruned(build(ratio), video(frames, (height, tall), width, seed, DTYPES[seed % len(DTYPES)]))
+
+
+def dtypes(build: Build) -> None:
+    """What is left has the dtype of the video, be it half precision or double."""
+    for dtype in DTYPES:
+        check_pruned(build(0.3), video(dtype=dtype))
+
+
+def small_videos(build: Build) -> None:
+    """Single frames and tokens, at extreme ratios."""
+    for (frames, grid), ratio in product(SMALL, (1e-6, 0.5, 1.0)):
+        check_pruned(build(ratio), video(frames, grid))
+
+
+def constant_features(build: Build) -> None:
+    """Videos in which all tokens are equal."""
+    tokens = video()
+    for value in (0.0, 1.0, -3.7):
+        flat = {k: torch.full_like(v, value) for k, v in tensors(tokens).items() if "attention" not in k}
+        check_pruned(build(0.3), _with(tokens, **flat))
+
+
+def deterministic(build: Build) -> None:
+    """The same tokens of the same video, whatever was drawn at random in between."""
+    first = build(0.3).prune(video())
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(123)
+        _check_same(first, build(0.3).prune(video()), "a second time, and with another global seed")
+
+
+def gradients(build: Build) -> None:
+    """Features that require a gradient, as they do in a model that is called without `torch.no_grad`."""
+    tokens = video()
+    graded = replace(tokens, features=tokens.features.clone().requires_grad_())
+    _check_same(build(0.3).prune(tokens), build(0.3).prune(graded), "with features that require a gradient")
+
+
+def input_left_alone(build: Build) -> None:
+    """No tensor of the video is changed."""
+    tokens = video()
+    before = {k: v.clone() for k, v in tensors(tokens).items()}
+    build(0.3).prune(tokens)
+    if changed := [k for k, v in tensors(tokens).items() if not torch.equal(v, before[k])]:
+        raise ContractError(f"VideoTokens.{changed[0]} was changed: work on a copy")
+
+
+def order_of_channels(build: Build) -> None:
+    """Distances, norms and cosines do not know the order of channels. No two tokens of this video tie."""
+    tokens = video(width=24)
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
+    query = None if tokens.query is None else tokens.query[..., order]
+    shuffled = replace(tokens, features=tokens.features[..., order], query=query)
+    for ratio in (0.15, 0.3):
+        one, other = build(ratio).prune(tokens), build(ratio).prune(shuffled)
+        within = one.features[:, order]
+        if not torch.equal(one.positions, other.positions) or not torch.allclose(within, other.features, 1e-4, 1e-4):
+            raise ContractError("other tokens are left when the channels come in another order")
+
+
+def bad_values(build: Build) -> None:
+    """NaN and infinite values are refused by name (but by `dense`, which looks at no value)."""
+    tokens, method = video(), build(0.3)
+    if method.name == "dense":
+        return
+    for bad, name in product((torch.nan, torch.inf, -torch.inf), ("features", *sorted(method.needs))):
+        broken = tensors(tokens)[name].clone()
+        broken.view(-1)[-1] = bad
+        says = f"VideoTokens.{name} holds NaN or infinite values: {method.name}"
+        _check_refused(method, _with(tokens, **{name: broken}), says, f"{bad} in VideoTokens.{name}")
+
+
+def needs(build: Build) -> None:
+    """`needs` names all that is read: without the rest the result is the same, without one of them an error says so."""
+    tokens, method = video(), build(0.3)
+    bare = _with(tokens, **{name: None for name in OPTIONAL_FIELDS if name not in method.needs})
+    _check_same(method.prune(tokens), method.prune(bare), "without the fields that `needs` does not name")
+    for name in method.needs:
+        _check_refused(method, _with(tokens, **{name: None}), f"{method.name} needs {name}", f"no {name}")
+
+
+def inside_the_model(build: Build) -> None:
+    """Stages leave distinct tokens of those they are given, at least one, in their dtype, the same each time."""
+    for (frames, grid), dtype in product(((8, (4, 5)), *SMALL[:3]), DTYPES):
+        twice = [stages(build(0.3), video(frames, grid, dtype=dtype)) for _ in range(2)]
+        for (before, chosen), (again, same) in zip(*twice, strict=True):
+            n, index, layer = len(before.positions), chosen.index, f"stage {before.stage} in {_named(dtype)}"
+            if not (torch.equal(before.features, again.features) and torch.equal(index, same.index)):
+                raise ContractError(f"{layer} chose other tokens a second time")
+            if index.dtype != torch.int64 or not 1 <= len(index) == len(index.unique()):
+                raise ContractError(
+                    f"{layer}: index {_described(index)} must be int64, of one token or more, each once"
+                )
+            if int(index.min()) < 0 or int(index.max()) >= n:
+                raise ContractError(f"{layer}: index runs from {int(index.min())} to {int(index.max())} of {n} tokens")
+            if (left := chosen.features) is not None:
+                if left.shape != (len(index), before.features.shape[1]) or not left.isfinite().all():
+                    raise ContractError(
+                        f"{layer}: features are {_described(left)} for {len(index)} tokens, or no numbers"
+                    )
+                if dtype == torch.float32 and (same.features is None or not torch.equal(left, same.features)):
+                    raise ContractError(f"{layer} merged to other features a second time")
+
+
+def documented(build: Build) -> None:
+    """A docstring, `retention_ratio` as the first parameter, and a check of its range."""
+    cls = type(build(1.0))
+    if not cls.__doc__ or cls.__doc__.startswith(cls.__name__ + "("):  # the dataclass's own
+        raise ContractError(f"{cls.__name__} has no docstring: the first line of it is what `mmg-bench methods` shows")
+    if fields(cls)[0].name != "retention_ratio":
+        raise ContractError(f"{cls.__name__}'s first parameter is {fields(cls)[0].name}: it must be retention_ratio")
+    for ratio in (0, -0.1, 1.01, float("nan"), "half", True):
+        try:
+            cls(retention_ratio=ratio)  # type: ignore[arg-type]
+        except ValueError as error:
+            if f"{cls.__name__}.retention_ratio=" in str(error):
+                continue
+        raise ContractError(
+            f"retention_ratio={ratio!r} is not refused by its name: call super().__post_init__() in __post_init__"
+        )
+
+
+CHECKS: tuple[Callable[[Build], None], ...] = (
+    documented,
+    any_size_and_ratio,
+    dtypes,
+    small_videos,
+    constant_features,
+    deterministic,
+    gradients,
+    input_left_alone,
+    order_of_channels,
+    bad_values,
+    needs,
+    inside_the_model,
+)
+
+
+@dataclass(frozen=True)
+class RandomAttention:
+    """Random softmax rows over the tokens that are left."""
+
+    tokens: int
+    text: int
+
+    def __call__(
+        self, rows: Tensor | None = None, *, own: bool = False, rotary: bool = True, causal: bool = True
+    ) -> Tensor:
+        """`[4 heads, R, n]`."""
+        g = torch.Generator().manual_seed(self.tokens)
+        count = 1 if rows is None else len(rows)
+        return (2 * torch.randn(4, count, self.tokens, generator=g)).softmax(-1)
+
+    def phases(self) -> tuple[Tensor, Tensor]:
+        """`[L, 8]` and `[n, 8]`."""
+        g = torch.Generator().manual_seed(1)
+        return torch.rand(self.text, 8, generator=g) + 0.5, torch.rand(self.tokens, 8, generator=g) + 0.5
+
+
+def stages(method: Method, tokens: VideoTokens) -> Iterator[tuple[LayerTokens, Selection]]:
+    """What the method does at each of its layers inside a model, from what it leaves before the first."""
+    pruned = method.prune(tokens)
+    features, positions, state, text = pruned.features, pruned.positions, pruned.state, tokens.query
+    if text is None:
+        raise ValueError("VideoTokens.query is None: stages inside the model look at the text")
+    for stage in range(len(method.layers(DEPTH))):
+        attention = RandomAttention(len(positions), len(text))
+        before = LayerTokens(features, positions, text, tokens.total, stage, attention, state)
+        chosen = method.prune_inside(before)
+        yield before, chosen
+        features = features[chosen.index] if chosen.features is None else chosen.features
+        positions, state = positions[chosen.index], chosen.state
+
+
+def _with(tokens: VideoTokens, **changes: Any) -> VideoTokens:
+    return replace(tokens, **changes)
+
+
+def _check_same(one: PrunedTokens, other: PrunedTokens, when: str) -> None:
+    if not (torch.equal(one.positions, other.positions) and torch.equal(one.features, other.features)):
+        raise ContractError(f"other tokens are left {when}")
+
+
+def _check_refused(method: Method, tokens: VideoTokens, says: str, what: str) -> None:
+    try:
+        method.prune(tokens)
+    except ValueError as error:
+        if says in str(error):
+            return
+        raise ContractError(f"{what} is refused with {str(error)!r}: the message must say {says!r}") from error
+    raise ContractError(f"{what} is not refused: leave `prune` and `finds_faults` as they are, or raise {says!r}")
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)} {_named(tensor.dtype)}"
