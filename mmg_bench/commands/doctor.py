@@ -32,7 +32,7 @@ def doctor(config: DictConfig) -> int:
             return _table(plain, settings)
     model, benchmark = plain["model"], plain["benchmark"]
     spec = specs.model_spec(model)
-    on_gpu = bool(model.get("gpu_gb")) and model["device"] != "cpu"
+    on_gpu = bool(model.get("gpu_gb")) and spec.device != "cpu"
     if settings is not None:
         check_engine(settings, spec)
     cell = specs.cell(plain["method"], plain["retention_ratio"], plain["positions"])

@@ -20,6 +20,8 @@ from mmg_bench.models.siglip import FIELDS
 from mmg_bench.models.siglip import lacks as siglip_lacks
 
 SHOWN = 3  # missing files that are named
+EMBEDDED = ("mmg_embedded",)
+"""The task whose questions and videos come with the package."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def _gpu(model: Mapping[str, Any], spec: ModelSpec) -> Iterator[Check]:
     import torch
 
     need = model.get("gpu_gb") or 0
-    what = f"GPU with {need:g} GB for {model['name']}"
+    what = f"GPU with {need:g} GB for {spec.name}"
     if not torch.cuda.is_available():
         yield Check(what, "torch sees no CUDA device", "run on a machine with an NVIDIA GPU and its driver")
         return
@@ -191,8 +193,10 @@ def _in_cache(what: str, spec: ModelSpec, option: str, pin: str, size: float | N
 def _data(spec: BenchmarkSpec, config: Mapping[str, Any]) -> Check:
     """Annotations and videos: first whether there are any, then, by the task's own code, whether they are complete."""
     what = f"data of {spec.name}"
-    if config["dataset"] is None:
+    if spec.tasks == EMBEDDED:  # made where they are not there
         return Check(what)
+    if config.get("dataset") is None:
+        return _own_data(spec, what)
     fetch = (
         f"while online: hf auth login, then mmg-bench run benchmark={spec.name} limit=1, which fetches and unpacks "
         f"{config['dataset']} ({_size(config.get('download_gb'))})"
@@ -210,6 +214,17 @@ def _data(spec: BenchmarkSpec, config: Mapping[str, Any]) -> Check:
         return Check(what, str(error), f"move {videos} away, then, {fetch}")
     what += f": {count} questions"
     return Check(what, _some("videos missing:", lost), f"copy them into {videos}; or move it away, then, {fetch}")
+
+
+def _own_data(spec: BenchmarkSpec, what: str) -> Check:
+    """Of a benchmark of one's own, which nothing can fetch."""
+    try:
+        benchmark = Benchmark(spec)
+        count, lost = len(benchmark.questions), benchmark.missing_videos()
+    except Exception as error:  # a task's own code raises what it likes
+        return Check(what, f"{error}", "correct benchmark.tasks, benchmark.include_path, or the task's files")
+    fix = "put them where the task's doc_to_visual says"
+    return Check(f"{what}: {count} questions", _some("videos missing:", lost), fix)
 
 
 def _hf_home() -> Path:
