@@ -55,13 +55,16 @@ class MMGBench(lmms):
         if str(batch_size) != "1":
             raise ValueError(f"batch_size={batch_size}: videos are answered one question at a time; leave it at 1")
         from mmg_bench.models.loading import VideoLLM, check_hub
+        from mmg_bench.options import called
 
         self.cell = _cell(method, retention_ratio, positions, options)
-        spec = _model_spec(str(pretrained), device, options)
-        check_hub(spec, self.cell.method.needs)
-        self.llm = VideoLLM(spec)
-        self.llm.prepare(self.cell.method.needs)
-        self.llm.adapter.check(self.cell.method.needs, self.cell.label)
+        needs = self.cell.method.needs
+        with called(lambda _, option: "pretrained" if option == "path" else option):
+            spec = _model_spec(str(pretrained), device, options)
+            check_hub(spec, {self.cell.label: needs})
+            self.llm = VideoLLM(spec)
+            self.llm.prepare(needs)
+        self.llm.adapter.check(needs, self.cell.label)
 
     @property
     def device(self) -> torch.device:

@@ -116,6 +116,14 @@ def called(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
         ("doctor limit=foo", "limit='foo': it must be a whole number"),
         ("doctor workers=abc", "workers='abc': it must be auto or a positive number"),
         ("doctor table=efficiency profile=cpu measure.engine=graphs", "measure.engine=graphs needs a CUDA device"),
+        ("run model=qwen2_5_vl_7b method=visionzip", "models of type 'qwen2_5_vl' do not supply attention, keys"),
+        ("measure model=qwen2_5_vl_7b method=visionzip", "visionzip: models of type 'qwen2_5_vl' do not supply atten"),
+        ("measure model=qwen2_5_vl_7b weights=random method=visionzip", "visionzip: models of type 'qwen2_5_vl' do no"),
+        ("measure frames=0", "mmg-bench: frames=0: it must be a whole number"),
+        ("measure model.dtype=int9", "mmg-bench: model.dtype='int9': choose"),
+        ("table profile=embedded model.embedded.dtype=int9", "model.embedded.dtype='int9': choose"),
+        ("table profile=embedded model.embedded.path=/nowhere", "folder; set model.embedded.path to one, or to a hub"),
+        ("doctor table=table1 profile=embedded model.embedded.frames=0", "mmg-bench: model.embedded.frames=0: it must"),
         ("bench-methods methods=[]", "methods=[]: give one or several"),
         ("bench-methods seconds=null", "seconds=None: it must be a number, at least 0"),
         ("bench-methods frames=all", "frames='all': it must be a whole number, at least 1"),
@@ -141,6 +149,39 @@ def test_what_a_run_cannot_do_is_said_before_a_model_is_loaded(options: str, mon
 
     monkeypatch.setattr("mmg_bench.models.loading.VideoLLM.__init__", load)
     assert called(monkeypatch, "run", *options.split()) == 2
+
+
+@pytest.mark.parametrize("command", ["run", "measure"])
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (
+            '{"model_type": "llama"}',
+            "(model_type 'llama'): transformers has no model of this type that is shown videos",
+        ),
+        ('{"model_type": "llava"}', "(model_type 'llava'): it has no config.video_token_id; supported: llava_onevisi"),
+        ('{"model_type": ', "config.json cannot be read (Expecting value: "),
+        ('{"model_type": "qwen2_5_vl", "text_config": 7}', "is damaged: "),
+    ],
+)
+def test_a_folder_that_is_not_served_is_named_before_it_is_loaded(
+    command: str,
+    config: str,
+    says: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def load(*_: object) -> None:
+        pytest.fail("a model is loaded")
+
+    monkeypatch.setattr("mmg_bench.models.loading.VideoLLM.__init__", load)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    (folder / "config.json").write_text(config)
+    assert called(monkeypatch, command, f"model.path={folder}") == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert len(error.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

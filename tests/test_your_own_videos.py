@@ -27,12 +27,41 @@ def given(command: str, monkeypatch: pytest.MonkeyPatch) -> object:
     return ended.value.code
 
 
-def test_it_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert list(FILES) == ["mine/questions.jsonl", "mine/task.yaml", "mine/utils.py", "mine/benchmark/mine.yaml"]
+def write_files() -> None:
     for name, text in FILES.items():
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(text)
+
+
+def test_the_doctor_says_what_of_them_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    write_files()
+
+    def told(change: str = "") -> str:
+        options = COMMANDS[0].partition("retention_ratio")[2].partition(" ")[2]
+        status = given(f"mmg-bench doctor {options} {change}", monkeypatch)
+        said = capsys.readouterr().out
+        assert status == ("MISSING" in said)
+        return said
+
+    assert "MISSING data of mine: 4 questions: videos missing: first.mp4, second.mp4\n      -> put them where" in told()
+    exec(SCRIPT[0], {})
+    assert "  ok      data of mine: 4 questions\n" in told()
+    assert "MISSING data of mine: benchmark 'mine' has 4 questions here, not 7" in told("benchmark.questions=7")
+    assert "MISSING data of mine: task 'mine' has no column 'film'" in told("benchmark.video=film")
+    assert "MISSING data of mine: " in told("benchmark.tasks=yours")
+    Path("mine/questions.jsonl").unlink()
+    assert "questions.jsonl" in (said := told())
+    assert "-> correct benchmark.tasks, benchmark.include_path, or the task's files" in said
+
+
+def test_it_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert list(FILES) == ["mine/questions.jsonl", "mine/task.yaml", "mine/utils.py", "mine/benchmark/mine.yaml"]
+    write_files()
     (script,) = SCRIPT
     exec(script, {})
     by_options, by_file = COMMANDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -10,8 +11,8 @@ from mmg_bench import config as cfg
 from mmg_bench import specs
 from mmg_bench.commands.evaluation import timing
 from mmg_bench.commands.profiles import checks, named, what, workloads
-from mmg_bench.measure.latency import check_engine
-from mmg_bench.options import check_whole
+from mmg_bench.measure.latency import LatencySettings, check_engine
+from mmg_bench.options import called, check_whole, of_table
 from mmg_bench.runner.requirements import Check, check_all
 from mmg_bench.runner.workers import workers_for
 
@@ -27,25 +28,30 @@ def doctor(config: DictConfig) -> int:
     if plain["limit"] is not None:
         check_whole("limit", plain["limit"], 1, ", or null for every question")
     if "table" in plain:
-        profiles = named(plain)
-        for profile in profiles.values():
-            for _, _, model, _ in workloads(plain, profile):
-                spec = specs.model_spec(model)
-                if settings is not None and not profile["needs_gpu"]:  # of one that does, a line says so
-                    check_engine(settings, spec)
-        return min(
-            _show(f"Table {plain['table']['name']}, profile {name}: {what(profile)}", checks(plain, profile))
-            for name, profile in profiles.items()
-        )
+        with called(of_table):
+            return _table(plain, settings)
     model, benchmark = plain["model"], plain["benchmark"]
     spec = specs.model_spec(model)
-    on_gpu = bool(model.get("gpu_gb")) and model["device"] != "cpu"
+    on_gpu = bool(model.get("gpu_gb")) and spec.device != "cpu"
     if settings is not None:
         check_engine(settings, spec)
     cell = specs.cell(plain["method"], plain["retention_ratio"], plain["positions"])
     described = [(specs.benchmark_spec(benchmark), benchmark)]
     found = check_all(model, spec, described, on_gpu, {cell.label: cell.method.needs})
     return _show(f"This run: {model['name']} on {benchmark['name']}", found)
+
+
+def _table(plain: dict[str, Any], settings: LatencySettings | None) -> int:
+    profiles = named(plain)
+    for profile in profiles.values():
+        for _, _, model, _ in workloads(plain, profile):
+            spec = specs.model_spec(model)
+            if settings is not None and not profile["needs_gpu"]:  # of one that does, a line says so
+                check_engine(settings, spec)
+    return min(
+        _show(f"Table {plain['table']['name']}, profile {name}: {what(profile)}", checks(plain, profile))
+        for name, profile in profiles.items()
+    )
 
 
 def _show(title: str, found: Sequence[Check]) -> int:

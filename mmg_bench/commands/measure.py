@@ -27,8 +27,9 @@ from mmg_bench.measure.efficiency import CellResult, Value, measure_efficiency
 from mmg_bench.measure.latency import LatencySettings, check_engine, within_memory
 from mmg_bench.measure.roofline import Ceilings, measure_ceilings
 from mmg_bench.measure.workload import PIXELS, Workload, random_prompt, standard_video
-from mmg_bench.models.loading import ModelSpec, VideoLLM, check_hub
-from mmg_bench.options import check_number, check_path, check_text, check_whole
+from mmg_bench.models.geometry import GEOMETRIES
+from mmg_bench.models.loading import ModelError, ModelSpec, VideoLLM, check_hub, folder_of
+from mmg_bench.options import called, check_number, check_path, check_text, check_whole
 from mmg_bench.report.answers import ALL, NO_BENCHMARK
 from mmg_bench.report.efficiency import efficiency_layout
 from mmg_bench.report.rows import Measurement, pending_rows, result_rows
@@ -74,7 +75,16 @@ class Job:
 
 def measure(configs: Sequence[DictConfig]) -> int:
     """Measure what measure.yaml composes, all of one model together."""
-    plain = [cfg.plain(c) for c in configs]
+    with called(_of_measure):
+        return _measure([cfg.plain(c) for c in configs])
+
+
+def _of_measure(model: str, option: str) -> str:
+    """What `mmg-bench measure` calls an option of its model: two it has of its own."""
+    return option if option in ("weights", "frames") else f"model.{option}"
+
+
+def _measure(plain: Sequence[dict[str, Any]]) -> int:
     of_unit = ("model", "weights", "frames", "batch_size")
     apart = (*of_unit, "method", "retention_ratio", "positions", "output_dir")
     conditions = [{k: v for k, v in c.items() if k not in apart} for c in plain]
@@ -169,7 +179,7 @@ def _do(job: Job) -> int:
     todo = [(key, unit, entry) for key, (unit, entry) in plans.items() if not done.get(key, {}).get("whole")]
     groups = [list(group) for _, group in groupby(todo, key=lambda item: replace(item[1].model, frames=1))]
     for group in groups:
-        check_hub(group[0][1].model, needs_of(cell for _, unit, _ in group for cell in unit.cells))
+        _check(group[0][1].model, [cell for _, unit, _ in group for cell in unit.cells])
     failed = 0
     for group in groups:
         try:
@@ -187,6 +197,18 @@ def _do(job: Job) -> int:
     whole = _rows(job, [done[key] for key in plans if key in done])
     publish(*whole, job.folder if failed else job.results, efficiency_layout)
     return failed
+
+
+def _check(spec: ModelSpec, cells: Sequence[Cell]) -> None:
+    """As `check_hub`; where weights are out of reach that speed does not depend on, the error says so."""
+    needs = {cell.label: cell.method.needs for cell in cells}
+    try:
+        check_hub(spec, needs)
+    except ModelError as error:
+        if spec.weights == "random" or spec.name not in GEOMETRIES or folder_of(spec.path) or spec.device_map:
+            raise
+        check_hub(replace(spec, weights="random"), needs)  # SigLIP's checkpoint is needed all the same
+        raise ModelError(f"{error}; or set {spec.option('weights')}=random: speed does not depend on them") from error
 
 
 def _done(path: Path) -> dict[str, dict[str, Any]]:

@@ -77,7 +77,7 @@ def checks(config: dict[str, Any], profile: dict[str, Any]) -> list[Check]:
     found: list[Check] = []
     benchmarks = [cfg.changed(config, "benchmark", name) for name in profile.get("benchmarks", ())]
     described = [(specs.benchmark_spec(benchmark), benchmark) for benchmark in benchmarks]
-    for name, _, model, methods in workloads(config, profile):
+    for _, _, model, methods in workloads(config, profile):
         needs = {cell.label: cell.method.needs for cell in specs.table_cells(methods, [0.5])}
-        found += check_all(model, specs.model_spec(model), described, profile["needs_gpu"], needs, f"model.{name}")
+        found += check_all(model, specs.model_spec(model), described, profile["needs_gpu"], needs)
     return list(dict.fromkeys(found))

@@ -5,9 +5,11 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from mmg_bench.commands import evaluation, measure
+from mmg_bench.options import called, of_table
 
 
 def table(config: DictConfig) -> int:
     """Make a table of accuracy, or one of speed: the profiles of the latter name workloads, not benchmarks."""
     of_speed = all("workloads" in profile for profile in config.table.profiles.values())
-    return measure.table(config) if of_speed else evaluation.table(config)
+    with called(of_table):
+        return measure.table(config) if of_speed else evaluation.table(config)

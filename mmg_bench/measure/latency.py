@@ -113,7 +113,7 @@ def check_engine(settings: LatencySettings, spec: ModelSpec) -> None:
     engine = settings.engine
     if settings.sdpa != "auto" and spec.attn_implementation != "sdpa":
         raise ValueError(
-            f"measure.sdpa={settings.sdpa} is a kernel of model.attn_implementation=sdpa, which is "
+            f"measure.sdpa={settings.sdpa} is a kernel of {spec.option('attn_implementation')}=sdpa, which is "
             f"{spec.attn_implementation!r}: leave one of the two out"
         )
     if settings.sdpa in ("cudnn", "efficient") and spec.torch_device.type != "cuda":
@@ -122,8 +122,8 @@ def check_engine(settings: LatencySettings, spec: ModelSpec) -> None:
         raise ValueError(f"measure.engine=graphs needs a CUDA device, not {spec.torch_device}: leave it at stock")
     if engine != "stock" and spec.device_map is not None:
         raise ValueError(
-            f"measure.engine={engine} runs a model on one device, and model.device_map={spec.device_map!r} spreads its "
-            "layers: leave one of the two out"
+            f"measure.engine={engine} runs a model on one device, and {spec.option('device_map')}={spec.device_map!r} "
+            "spreads its layers: leave one of the two out"
         )
 
 

@@ -49,6 +49,11 @@ class Adapter(ABC):
         return frozenset()
 
     @property
+    def from_siglip(self) -> frozenset[str]:
+        """Those that it can fill beside, once the model has its original SigLIP checkpoint."""
+        return frozenset()
+
+    @property
     def timed(self) -> bool:
         """Whether prompts or position ids hold the times of frames, so that preprocessing must be told them."""
         return False
@@ -155,9 +160,12 @@ class Adapter(ABC):
         """What `model` lacks for this adapter, for an error; None when it has everything."""
         return None
 
-    def check(self, needs: Collection[str], who: str) -> None:
-        """Raise UnsupportedModelError when the family cannot supply what `who` needs."""
-        missing = sorted(set(needs) - self.supplies - {"query"})
+    def check(self, needs: Collection[str], who: str, *, siglip: bool = False) -> None:
+        """Raise UnsupportedModelError when the family cannot supply what `who` needs.
+
+        `siglip`: whether the model will have its SigLIP checkpoint, though it is not loaded yet.
+        """
+        missing = sorted(set(needs) - self.supplies - {"query"} - (self.from_siglip if siglip else set()))
         if missing:
             raise UnsupportedModelError(f"{who}: {self._lacks(missing)}")
 
@@ -183,6 +191,13 @@ def fresh(arguments: dict[str, Any]) -> dict[str, Any]:
     return {**arguments, "mm_encoder_outputs": outputs}
 
 
+def unserved(what: str, kind: object, fault: str) -> UnsupportedModelError:
+    """The error for a model of a type that no adapter serves."""
+    return UnsupportedModelError(
+        f"no adapter for {what} (model_type {kind!r}): {fault}; supported: {', '.join(FAMILIES)}"
+    )
+
+
 def adapter_for(model: Any) -> Adapter:
     """The adapter of `model`. Raises UnsupportedModelError, naming the supported families, when there is none."""
     config = getattr(model, "config", None)
@@ -190,8 +205,5 @@ def adapter_for(model: Any) -> Adapter:
     module, name = FAMILIES.get(kind, FALLBACK).split(":")
     adapter: type[Adapter] = getattr(importlib.import_module(module), name)
     if kind not in FAMILIES and (lacking := adapter.lacking(model)):
-        raise UnsupportedModelError(
-            f"no adapter for {type(model).__name__} (model_type {kind!r}): it has no {lacking}; "
-            f"supported: {', '.join(FAMILIES)}"
-        )
+        raise unserved(type(model).__name__, kind, f"it has no {lacking}")
     return adapter(model)

@@ -123,6 +123,16 @@ GEOMETRIES = {
     "qwen2_5_vl_7b": _qwen2_5_vl(_QWEN2_5_VL_TEXT, _QWEN2_5_VL_TOWER),
 }
 """Name of a model's configuration -> its architecture."""
+TYPES = {
+    "llava-hf/llava-onevision-qwen2-0.5b-ov-hf": "llava_onevision",
+    "llava-hf/llava-onevision-qwen2-7b-ov-hf": "llava_onevision",
+    "llava-hf/llava-onevision-qwen2-72b-ov-hf": "llava_onevision",
+    "Qwen/Qwen2.5-VL-7B-Instruct": "qwen2_5_vl",
+    "Qwen/Qwen3-VL-8B-Instruct": "qwen3_vl",
+    "OpenGVLab/InternVL3-8B-hf": "internvl",
+    "HuggingFaceTB/SmolVLM2-2.2B-Instruct": "smolvlm",
+}
+"""Hub id that a model's configuration names -> model_type of the checkpoint: known before any of it is downloaded."""
 
 
 def named(name: str) -> tuple[Any, Any]:

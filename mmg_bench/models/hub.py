@@ -1,23 +1,38 @@
-"""Checkpoints of the hub: what of them lies in the local cache, and whether the rest can be fetched."""
+"""Checkpoints of the hub: what of them lies in the local cache, and whether the rest can be fetched. And their kind."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """What a `config.json` holds. Raises ValueError, naming the file, where it is none."""
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read ({str(error).splitlines()[0]})") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} is no configuration")
+    return config
+
+
+def cached(repo: str, name: str, revision: str | None) -> Path | None:
+    """A file of a checkpoint in the local hub cache; None where it is not there. ValueError: no such id."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, name, constants.HF_HUB_CACHE, revision)
+    return Path(found) if isinstance(found, str) else None
 
 
 def not_cached(repo: str, revision: str | None) -> list[str]:
     """Files of a checkpoint that the local hub cache lacks."""
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    def cached(name: str) -> str | None:
-        found = try_to_load_from_cache(repo, name, constants.HF_HUB_CACHE, revision)
-        return found if isinstance(found, str) else None
 
     def lacking(weights: str) -> list[str]:
-        index = cached(f"{weights}.index.json")
-        names = [weights] if index is None else sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
-        return [name for name in ("config.json", *names) if cached(name) is None]
+        index = cached(repo, f"{weights}.index.json", revision)
+        names = [weights] if index is None else sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        return [name for name in ("config.json", *names) if cached(repo, name, revision) is None]
 
     found = lacking("model.safetensors")
     return found if lacking("pytorch_model.bin") else []

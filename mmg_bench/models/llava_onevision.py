@@ -23,7 +23,11 @@ class LlavaOnevision(Adapter):
 
     @property
     def supplies(self) -> frozenset[str]:
-        return _FROM_ATTENTION | siglip.FIELDS if siglip.attached(self.model) else _FROM_ATTENTION
+        return _FROM_ATTENTION | self.from_siglip if siglip.attached(self.model) else _FROM_ATTENTION
+
+    @property
+    def from_siglip(self) -> frozenset[str]:
+        return siglip.FIELDS
 
     @property
     def multimodal(self) -> nn.Module:

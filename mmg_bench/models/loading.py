@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from mmg_bench.files import digest_of
 from mmg_bench.models import llava_video, siglip
-from mmg_bench.models.adapter import Adapter, adapter_for, fresh
-from mmg_bench.models.hub import check_reachable, not_cached
-from mmg_bench.options import check_text, check_whole, device_of, dtype_of, make_current
+from mmg_bench.models.adapter import Adapter, UnsupportedModelError, adapter_for, fresh, unserved
+from mmg_bench.models.hub import cached, check_reachable, not_cached, read_config
+from mmg_bench.options import check_text, check_whole, device_of, dtype_of, make_current, of_model
 from mmg_bench.tokens import VideoTokens
 
 if TYPE_CHECKING:
@@ -71,20 +71,26 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         if self.weights not in ("pretrained", "random"):
-            raise ValueError(f"model.weights={self.weights!r}: choose pretrained or random")
+            raise ValueError(f"{self.option('weights')}={self.weights!r}: choose pretrained or random")
         if self.weights == "random" and self.device_map is not None:
-            raise ValueError(f"model.device_map={self.device_map!r}: random weights go to one device; set it to null")
-        check_text("model.name", self.name)
-        check_text("model.path", self.path)
-        check_whole("model.frames", self.frames, 1)
-        dtype_of("model.dtype", self.dtype)
+            given = f"{self.option('device_map')}={self.device_map!r}"
+            raise ValueError(f"{given}: random weights go to one device; set it to null")
+        check_text(self.option("name"), self.name)
+        check_text(self.option("path"), self.path)
+        check_whole(self.option("frames"), self.frames, 1)
+        dtype_of(self.option("dtype"), self.dtype)
         if self.attn_implementation not in ATTENTIONS and "/" not in str(self.attn_implementation):  # a hub kernel's
-            raise ValueError(f"model.attn_implementation={self.attn_implementation!r}: choose {', '.join(ATTENTIONS)}")
+            given = f"{self.option('attn_implementation')}={self.attn_implementation!r}"
+            raise ValueError(f"{given}: choose {', '.join(ATTENTIONS)}")
+
+    def option(self, name: str) -> str:
+        """What one of the fields above is called in the command that runs, for messages."""
+        return of_model(self.name, name)
 
     @property
     def torch_device(self) -> torch.device:
         """The device that `auto` stands for, or the one named. Raises ValueError where there is none."""
-        return device_of("model.device", self.device)
+        return device_of(self.option("device"), self.device)
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,7 @@ class VideoLLM:
         source = self.spec.siglip
         if source is None or self._siglip is not None or not siglip.FIELDS & set(needs):
             return
-        with _explained("the SigLIP checkpoint", source, folder_of(source), "model.siglip"):
+        with _explained("the SigLIP checkpoint", source, folder_of(source), self.spec.option("siglip")):
             attached = siglip.attach(self.model, source, self.processor.tokenizer, self.spec.siglip_revision)
         self._siglip = _identity("siglip", source, attached.revision)
 
@@ -245,19 +251,22 @@ def _identity(name: str, path: str, revision: str | None) -> str:
 
 def _load(spec: ModelSpec) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils import cached_file
 
     folder = folder_of(spec.path)
     if folder is not None:
-        check_folder(folder)
+        check_folder(folder, spec.option("path"))
     if lacking := attention_lacks(spec.attn_implementation):
-        raise ModelError(
-            f"model.attn_implementation={spec.attn_implementation!r} cannot run here, which lacks {lacking}: install "
-            "it, or take sdpa"
-        )
+        given = f"{spec.option('attn_implementation')}={spec.attn_implementation!r}"
+        raise ModelError(f"{given} cannot run here, which lacks {lacking}: install it, or take sdpa")
     if spec.weights == "random":
         return _random(spec, folder)
     source = spec.path if folder is None else str(folder)
-    with _explained(f"model {spec.name!r}", source, folder, "model.path"):
+    if folder is None:  # its kind is seen before gigabytes are fetched
+        with _explained(f"model {spec.name!r}", source, folder, spec.option("path")):
+            cached_file(source, "config.json", revision=spec.revision)
+        bare_adapter(spec)
+    with _explained(f"model {spec.name!r}", source, folder, spec.option("path")):
         processor = AutoProcessor.from_pretrained(source, revision=spec.revision)
         model, loaded = AutoModelForImageTextToText.from_pretrained(
             source,
@@ -323,38 +332,76 @@ def _random(spec: ModelSpec, folder: Path | None) -> tuple[Any, Any]:
     return random_model(config, dtype, spec.attn_implementation, spec.torch_device), processor
 
 
-def bare_adapter(spec: ModelSpec) -> Adapter:
+def bare_adapter(spec: ModelSpec) -> Adapter | None:
     """The adapter of the model that is meant, without its weights: what its family can do. Nothing is downloaded.
 
-    Raises OSError where the model's configuration is not on this machine, and ValueError where it is of no known kind.
+    None where its configuration is neither on this machine nor known without a download. Raises UnsupportedModelError
+    where no adapter serves its family, and ModelError where its configuration is damaged.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText
 
-    from mmg_bench.models.geometry import named
+    try:
+        config = _config(spec)
+        if config is None:
+            return None
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config)
+        if getattr(config, "mmg_family", None) == llava_video.FAMILY:
+            llava_video.attach(model, SimpleNamespace())  # no processor: nothing is prepared
+        return adapter_for(model)
+    except UnsupportedModelError:
+        raise
+    except Exception as error:  # a wrong entry of a configuration shows as one of many kinds
+        raise ModelError(
+            f"the configuration of model {spec.name!r} ({spec.path}) is damaged: {_first_line(error)}; copy the "
+            f"checkpoint's config.json again, or set {spec.option('path')} to another"
+        ) from error
 
-    folder = folder_of(spec.path)
-    if spec.weights == "random" and folder is None:
-        config, _ = named(spec.name)
+
+def _config(spec: ModelSpec) -> Any | None:
+    """The configuration of the model that is meant, as far as it is known here; of its type, if only that is."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as SEEING
+
+    from mmg_bench.models.geometry import GEOMETRIES, TYPES
+
+    folder, file = folder_of(spec.path), None
+    if folder is not None:
+        file = folder / "config.json"
+    elif spec.weights == "random":
+        known = GEOMETRIES.get(spec.name)
+        return None if known is None else AutoConfig.for_model(**known.config)
     else:
-        source, revision = (spec.path, spec.revision) if folder is None else (str(folder), None)
-        config = AutoConfig.from_pretrained(source, revision=revision, local_files_only=True)
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
-    if getattr(config, "mmg_family", None) == llava_video.FAMILY:
-        llava_video.attach(model, SimpleNamespace())  # no processor: nothing is prepared
-    return adapter_for(model)
+        with contextlib.suppress(ValueError):  # no hub id: loading says so
+            file = cached(spec.path, "config.json", spec.revision)
+    if file is None or not file.is_file():
+        return AutoConfig.for_model(TYPES[spec.path]) if spec.path in TYPES else None
+    kind = read_config(file).get("model_type")
+    if kind not in SEEING:
+        raise unserved(spec.path, kind, "transformers has no model of this type that is shown videos")
+    return AutoConfig.from_pretrained(str(file.parent))
 
 
-def check_hub(spec: ModelSpec, needs: Collection[str]) -> None:
-    """Raise ModelError where a checkpoint of the hub is needed that is not in its cache, and the hub is out of reach.
+def check_hub(spec: ModelSpec, needs: Collection[str] | Mapping[str, Collection[str]]) -> None:
+    """Raise an error for what would end a command with this model, and is known before it is loaded or downloaded.
 
-    `needs`: fields that methods ask for. Loading would find out too, after minutes of trying; nothing is downloaded.
+    UnsupportedModelError: no adapter serves its family, or the family does not supply what methods need. ModelError:
+    a checkpoint of the hub is needed that is not in its cache, and the hub is out of reach (loading would find out
+    too, after minutes of trying); or one is damaged.
+    `needs`: fields that methods ask for, or those of each method, by its label.
     """
+    by_method = needs if isinstance(needs, Mapping) else {spec.name: needs}
+    if (adapter := bare_adapter(spec)) is not None:
+        for label, fields_of_it in by_method.items():
+            adapter.check(fields_of_it, label, siglip=spec.siglip is not None)
     wanted = []
     if spec.weights != "random":
-        wanted.append((f"model {spec.name!r}", spec.path, spec.revision, "model.path"))
-    if spec.siglip is not None and siglip.FIELDS & set(needs):
-        wanted.append(("the SigLIP checkpoint", spec.siglip, spec.siglip_revision, "model.siglip"))
+        wanted.append((f"model {spec.name!r}", spec.path, spec.revision, spec.option("path")))
+    if spec.siglip is not None and any(siglip.FIELDS & set(fields_of_it) for fields_of_it in by_method.values()):
+        wanted.append(("the SigLIP checkpoint", spec.siglip, spec.siglip_revision, spec.option("siglip")))
+        folder = folder_of(spec.siglip)
+        if folder is not None and (fault := siglip.lacks(folder)):
+            raise ModelError(f"{spec.option('siglip')}={spec.siglip}: {fault}; name the tower's original checkpoint")
     for what, source, revision, option in wanted:
         folder = folder_of(source)
         with _explained(what, source, folder, option):
@@ -362,10 +409,10 @@ def check_hub(spec: ModelSpec, needs: Collection[str]) -> None:
                 check_reachable(source, revision)
 
 
-def check_folder(folder: Path) -> None:
-    """Raise ModelError, naming what is missing, unless `folder` is a complete checkpoint."""
+def check_folder(folder: Path, option: str) -> None:
+    """Raise ModelError, naming what is missing, unless `folder`, which `option` names, is a complete checkpoint."""
     if not folder.is_dir():
-        raise ModelError(f"{folder}: no such checkpoint folder; set model.path to one, or to a hub id")
+        raise ModelError(f"{folder}: no such checkpoint folder; set {option} to one, or to a hub id")
     missing = [name for name in _NEEDED if not any((folder / n).is_file() for n in (name, *_OLDER_NAMES.get(name, ())))]
     if not any(folder.glob("*.safetensors")):
         missing.append("model.safetensors")

@@ -11,10 +11,13 @@ import weakref
 from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from mmg_bench.models.hub import read_config
 
 TOWER_FIELDS = frozenset({"probe_attention", "frame_features", "joint_features"})
 """Optional fields of `VideoTokens` that the head makes of the tower's hidden states."""
@@ -92,6 +95,19 @@ class Siglip:
         words += [self.tokenizer.pad_token_id] * (-len(words) % window)
         batch = torch.tensor(words, device=self.text_tower.device).view(-1, window)
         return self.text_tower(input_ids=batch).pooler_output.to(ids.device)
+
+
+def lacks(folder: Path) -> str | None:
+    """Why a folder is no SigLIP checkpoint, as far as names and configuration tell; None where it seems to be one."""
+    if not folder.is_dir():
+        return f"{folder}: no such checkpoint folder"
+    if not any(folder.glob("*.safetensors")):
+        return "the folder holds no weights"
+    try:
+        kind = read_config(folder / "config.json").get("model_type")
+    except ValueError as error:
+        return str(error)
+    return None if kind == "siglip" else f"it is a checkpoint of type {kind!r}, not siglip"
 
 
 def attach(model: nn.Module, source: str, reader: Any = None, revision: str | None = None) -> Siglip:

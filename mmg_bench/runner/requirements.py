@@ -13,11 +13,15 @@ from typing import Any
 
 from mmg_bench.benchmarks.lmms import Benchmark, BenchmarkError, BenchmarkSpec
 from mmg_bench.models.adapter import UnsupportedModelError
+from mmg_bench.models.geometry import GEOMETRIES
 from mmg_bench.models.hub import not_cached
 from mmg_bench.models.loading import ModelError, ModelSpec, attention_lacks, bare_adapter, check_folder, folder_of
 from mmg_bench.models.siglip import FIELDS
+from mmg_bench.models.siglip import lacks as siglip_lacks
 
 SHOWN = 3  # missing files that are named
+EMBEDDED = ("mmg_embedded",)
+"""The task whose questions and videos come with the package."""
 
 
 @dataclass(frozen=True)
@@ -40,24 +44,22 @@ def check_all(
     benchmarks: Sequence[tuple[BenchmarkSpec, Mapping[str, Any]]],
     needs_gpu: bool,
     needs: Mapping[str, Collection[str]] | None = None,
-    option: str = "model",
 ) -> list[Check]:
     """Everything that a model needs to answer benchmarks (each with the configuration that it was made from).
 
-    `needs`: optional fields of `VideoTokens` that each method asks for, by its label. `option`: the section of the
-    options in which the model is configured.
+    `needs`: optional fields of `VideoTokens` that each method asks for, by its label.
     """
     needs = needs or {}
-    downloads = list(_weights(model, {field for fields in needs.values() for field in fields}, option))
+    downloads = list(_weights(model, spec, {field for fields in needs.values() for field in fields}))
     downloads += [(_data(spec, config), config.get("disk_gb")) for spec, config in benchmarks]
     wanted = [gigabytes for check, gigabytes in downloads if check.missing is not None]
     return [
         _packages(),
         _decoding(),
-        *_settings(spec, option),
-        *(_gpu(model, spec, option) if needs_gpu else ()),
+        *_settings(spec),
+        *(_gpu(model, spec) if needs_gpu else ()),
         *(check for check, _ in downloads),
-        *_methods(spec, needs, option),
+        *_methods(spec, needs),
         *_disk(wanted),
     ]
 
@@ -95,40 +97,46 @@ def _decoding() -> Check:
     return Check("decoding of H.264 video")
 
 
-def _settings(spec: ModelSpec, option: str) -> Iterator[Check]:
+def _settings(spec: ModelSpec) -> Iterator[Check]:
     """What of the settings cannot be had here; nothing where all can."""
     if lacking := attention_lacks(spec.attn_implementation):
-        fix = f"install it, or {option}.attn_implementation=sdpa"
+        fix = f"install it, or {spec.option('attn_implementation')}=sdpa"
         yield Check(f"attention {spec.attn_implementation}", f"this machine lacks {lacking}", fix)
     try:
         _ = spec.torch_device
     except ValueError as error:
-        yield Check(f"device {spec.device}", str(error), f"{option}.device=auto")
+        yield Check(f"device {spec.device}", str(error), f"{spec.option('device')}=auto")
 
 
-def _methods(spec: ModelSpec, needs: Mapping[str, Collection[str]], option: str) -> Iterator[Check]:
-    """Methods that read what the model's family does not supply; none while its configuration is not at hand."""
+def _methods(spec: ModelSpec, needs: Mapping[str, Collection[str]]) -> Iterator[Check]:
+    """A family that is not served, and methods that read what it does not supply; none of what is not known here."""
+    other = f"take another model ({spec.option('path')})"
     try:
         adapter = bare_adapter(spec)
     except UnsupportedModelError as error:
-        yield Check(f"the family of {spec.name}", str(error), f"take another model ({option})")
+        yield Check(f"the family of {spec.name}", str(error), other)
         return
-    except (OSError, ValueError) as error:
-        if spec.weights == "random":
-            yield Check(f"the architecture of {spec.name}", str(error), f"set {option}.path to a checkpoint folder")
-        return  # else the line of the weights says what is missing
+    except ModelError as error:
+        yield Check(f"the configuration of {spec.name}", str(error), "copy it again, or take another model")
+        return
+    if adapter is None:  # else the line of the weights says what is missing
+        if spec.weights == "random" and folder_of(spec.path) is None:
+            fault = f"the architecture of {spec.name!r} is not known without a download; known: {', '.join(GEOMETRIES)}"
+            fix = f"set {spec.option('path')} to a checkpoint folder"
+            yield Check(f"the architecture of {spec.name}", fault, fix)
+        return
     for label, fields in needs.items():
         try:
-            adapter.check(set(fields) - (FIELDS if spec.siglip is not None else set()), label)
+            adapter.check(fields, label, siglip=spec.siglip is not None)
         except UnsupportedModelError as error:
-            yield Check(f"what {label} reads", str(error), f"leave it out, or take another model ({option})")
+            yield Check(f"what {label} reads", str(error), f"leave it out, or {other}")
 
 
-def _gpu(model: Mapping[str, Any], spec: ModelSpec, option: str) -> Iterator[Check]:
+def _gpu(model: Mapping[str, Any], spec: ModelSpec) -> Iterator[Check]:
     import torch
 
     need = model.get("gpu_gb") or 0
-    what = f"GPU with {need:g} GB for {model['name']}"
+    what = f"GPU with {need:g} GB for {spec.name}"
     if not torch.cuda.is_available():
         yield Check(what, "torch sees no CUDA device", "run on a machine with an NVIDIA GPU and its driver")
         return
@@ -141,55 +149,54 @@ def _gpu(model: Mapping[str, Any], spec: ModelSpec, option: str) -> Iterator[Che
     free, total = (sum(b) / 1e9 for b in zip(*map(torch.cuda.mem_get_info, devices), strict=True))
     lacks = f"{free:.0f} of its {total:.0f} GB are free" if free < need else None
     yield Check(
-        what, lacks, f"end what else runs on it, take a larger GPU ({option}.device=cuda:1), or a smaller model"
+        what, lacks, f"end what else runs on it, take a larger GPU ({spec.option('device')}=cuda:1), or a smaller model"
     )
 
 
-def _weights(model: Mapping[str, Any], needs: Collection[str], option: str) -> Iterator[tuple[Check, float | None]]:
+def _weights(model: Mapping[str, Any], spec: ModelSpec, needs: Collection[str]) -> Iterator[tuple[Check, float | None]]:
     """The model's checkpoint, and that of SigLIP where a method needs it; each with the size of its download."""
-    size, path = model.get("download_gb"), model["path"]
-    if model.get("weights") != "random":
-        what = f"weights of {model['name']} ({path})"
-        folder = folder_of(path)
+    size, folder = model.get("download_gb"), folder_of(spec.path)
+    what = f"weights of {spec.name} ({spec.path})"
+    if folder is not None:
+        yield _in_folder(what, folder, spec.option("path")), 0
+    elif spec.weights != "random":
+        yield _in_cache(what, spec, "path", "revision", size), size
+    if spec.siglip is not None and FIELDS & set(needs):
+        what, folder = f"SigLIP's pooling head and text tower ({spec.siglip})", folder_of(spec.siglip)
         if folder is None:
-            yield _in_cache(what, option, "path", path, ("revision", model.get("revision")), size), size
+            yield _in_cache(what, spec, "siglip", "siglip_revision", None), None
         else:
-            yield _in_folder(what, folder, option), size
-    extra = model.get("siglip")
-    if extra is not None and FIELDS & set(needs):
-        what, folder = f"SigLIP's pooling head and text tower ({extra})", folder_of(extra)
-        if folder is None:
-            revision = "siglip_revision", model.get("siglip_revision")
-            yield _in_cache(what, option, "siglip", extra, revision, None), None
-        else:
-            lost = None if any(folder.glob("*.safetensors")) else "the folder holds no weights"
-            yield Check(what, lost, f"correct {option}.siglip"), None
+            yield Check(what, siglip_lacks(folder), f"correct {spec.option('siglip')}"), 0
 
 
 def _in_folder(what: str, folder: Path, option: str) -> Check:
     try:
-        check_folder(folder)
+        check_folder(folder, option)
     except ModelError as error:
-        return Check(what, str(error), f"copy the checkpoint folder again, or set {option}.path")
+        return Check(what, str(error), f"copy the checkpoint folder again, or set {option}")
     return Check(what)
 
 
-def _in_cache(
-    what: str, section: str, option: str, repo: str, pin: tuple[str, str | None], size: float | None
-) -> Check:
-    """Whether a repository, named by one option of a section and its commit by another, is in the hub cache."""
-    (pinned, revision), at, other = pin, "", ""
+def _in_cache(what: str, spec: ModelSpec, option: str, pin: str, size: float | None) -> Check:
+    """Whether a repository, named by one option of a model and its commit by another, is in the hub cache."""
+    repo, revision, at, other = getattr(spec, option), getattr(spec, pin), "", ""
+    try:
+        lacking = not_cached(repo, revision)
+    except ValueError as error:  # no id of a repository
+        return Check(what, str(error).splitlines()[0], f"set {spec.option(option)} to a hub id or a folder")
     if revision is not None:
-        at, other = f" --revision {revision}", f"; {section}.{pinned}=null takes the newest commit in the cache"
-    fix = f"hf download {repo}{at} ({_size(size)}), or set {section}.{option} to a folder{other}"
-    return Check(what, _some("the hub cache lacks", not_cached(repo, revision)), fix)
+        at, other = f" --revision {revision}", f"; {spec.option(pin)}=null takes the newest commit in the cache"
+    fix = f"hf download {repo}{at} ({_size(size)}), or set {spec.option(option)} to a folder{other}"
+    return Check(what, _some("the hub cache lacks", lacking), fix)
 
 
 def _data(spec: BenchmarkSpec, config: Mapping[str, Any]) -> Check:
     """Annotations and videos: first whether there are any, then, by the task's own code, whether they are complete."""
     what = f"data of {spec.name}"
-    if config["dataset"] is None:
+    if spec.tasks == EMBEDDED:  # made where they are not there
         return Check(what)
+    if config.get("dataset") is None:
+        return _own_data(spec, what)
     fetch = (
         f"while online: hf auth login, then mmg-bench run benchmark={spec.name} limit=1, which fetches and unpacks "
         f"{config['dataset']} ({_size(config.get('download_gb'))})"
@@ -207,6 +214,17 @@ def _data(spec: BenchmarkSpec, config: Mapping[str, Any]) -> Check:
         return Check(what, str(error), f"move {videos} away, then, {fetch}")
     what += f": {count} questions"
     return Check(what, _some("videos missing:", lost), f"copy them into {videos}; or move it away, then, {fetch}")
+
+
+def _own_data(spec: BenchmarkSpec, what: str) -> Check:
+    """Of a benchmark of one's own, which nothing can fetch."""
+    try:
+        benchmark = Benchmark(spec)
+        count, lost = len(benchmark.questions), benchmark.missing_videos()
+    except Exception as error:  # a task's own code raises what it likes
+        return Check(what, f"{error}", "correct benchmark.tasks, benchmark.include_path, or the task's files")
+    fix = "put them where the task's doc_to_visual says"
+    return Check(f"{what}: {count} questions", _some("videos missing:", lost), fix)
 
 
 def _hf_home() -> Path:

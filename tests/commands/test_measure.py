@@ -278,10 +278,10 @@ def test_a_table_of_speed_lists_what_is_pending_and_survives_a_broken_model(
         (["batch_size=0"], "batch_size=0"),
         (["text_tokens=0"], "text_tokens=0"),
         (["text_tokens=abc"], "text_tokens='abc': it must be a whole number"),
-        (["frames=abc"], "model.frames='abc': it must be a whole number"),
+        (["frames=abc"], "^frames='abc': it must be a whole number"),
         (["model.device=cuda:99"], "model.device='cuda:99': torch sees"),
         (["video=/nowhere.mp4"], "video='/nowhere.mp4': no such video"),
-        (["weights=none"], "model.weights='none'"),
+        (["weights=none"], "^weights='none'"),
         (["method=fastvid"], "fastvid: models of type 'llava_onevision' do not supply"),
     ],
 )

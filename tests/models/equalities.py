@@ -44,6 +44,14 @@ def lacking(model: Any, label: str) -> list[str]:
     return sorted(method_of(label, 0.5).needs - adapter_for(model).supplies - {"query"})
 
 
+def mark(model: Any, label: str) -> str:
+    """What the table says of a method on a family."""
+    lacks = set(lacking(model, label))
+    if not lacks:
+        return "="
+    return "siglip" if lacks <= adapter_for(model).from_siglip else "–"
+
+
 def table(builders: dict[str, Callable[[], tuple[Any, Any]]]) -> str:
     """Families in columns, methods in lines, as Markdown."""
     models = {name: builder()[0] for name, builder in builders.items()}
@@ -53,6 +61,6 @@ def table(builders: dict[str, Callable[[], tuple[Any, Any]]]) -> str:
         "| dense | " + " | ".join("stock" for _ in models) + " |",
     ]
     for label in METHODS:
-        cells = ["–" if lacking(model, label) else "=" for model in models.values()]
+        cells = [mark(model, label) for model in models.values()]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

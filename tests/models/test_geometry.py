@@ -12,7 +12,8 @@ from mmg_bench import config as cfg
 from mmg_bench.benchmarks.video import Timing
 from mmg_bench.measure.flops import TextGeometry, flops_gqa
 from mmg_bench.models.geometry import GEOMETRIES
-from mmg_bench.models.loading import ModelSpec, VideoLLM
+from mmg_bench.models.loading import ModelSpec, VideoLLM, bare_adapter, folder_of
+from mmg_bench.specs import model_spec
 from prompts import random_video
 
 
@@ -70,6 +71,17 @@ def test_published_sizes_of_qwen2_5_vl() -> None:
 def test_every_architecture_has_the_configuration_of_its_name() -> None:
     for name in GEOMETRIES:
         assert cfg.load("model", name)["name"] == name
+
+
+def test_every_checkpoint_of_a_configuration_has_its_type(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for name in cfg.names("model"):
+        spec = model_spec(cfg.load("model", name))
+        adapter = bare_adapter(spec)
+        if adapter is None:
+            assert folder_of(spec.path) is not None  # of no checkpoint of the hub
+        else:
+            assert name == "embedded" or name.startswith(adapter.model.config.model_type)
 
 
 def test_random_weights_of_a_folder(tiny_folder: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from mmg_bench import config as cfg
 from mmg_bench.commands import evaluation, measure
+from mmg_bench.models.adapter import UnsupportedModelError
 from mmg_bench.models.loading import ModelError, ModelSpec, VideoLLM, check_hub
 
 REPO = "nobody/no-such-model"
@@ -70,8 +71,8 @@ def spec(**changes: Any) -> ModelSpec:
 def fill(cache: Path, repo: str, revision: str, weights: str = "model.safetensors") -> None:
     snapshot = cache / f"models--{repo.replace('/', '--')}" / "snapshots" / revision
     snapshot.mkdir(parents=True)
-    for name in ("config.json", weights):
-        (snapshot / name).touch()
+    (snapshot / "config.json").write_text('{"model_type": "llava_onevision"}')
+    (snapshot / weights).touch()
 
 
 def test_the_hub_is_asked_once(nothing_answers: list[str]) -> None:
@@ -105,6 +106,31 @@ def test_siglip_is_asked_for_where_a_method_needs_it(nothing_answers: list[str],
         check_hub(model, {"frame_features"})
     fill(cache, "nobody/siglip", "abc")
     check_hub(model, {"frame_features"})
+
+
+def test_siglip_in_a_folder_is_seen_to_be_one(tmp_path: Path) -> None:
+    with pytest.raises(
+        ModelError, match=r"model\.siglip=/nowhere: /nowhere: no such checkpoint folder; name the tower's"
+    ):
+        check_hub(spec(weights="random", siglip="/nowhere"), {"frame_features"})
+    check_hub(spec(weights="random", siglip="/nowhere"), {"attention"})
+
+
+def test_the_kind_of_a_checkpoint_is_seen_before_its_weights_are_fetched(cache: Path) -> None:
+    commit = "1" * 40
+    fill(cache, REPO, commit)
+    snapshot = cache / f"models--{REPO.replace('/', '--')}" / "snapshots" / commit
+    (snapshot / "config.json").write_text('{"model_type": "llava"}')
+    (snapshot / "model.safetensors").unlink()
+    with pytest.raises(UnsupportedModelError, match=r"model_type 'llava'"):
+        VideoLLM(spec(revision=commit, device="cpu"))
+
+
+@pytest.mark.parametrize(("name", "helps"), [("llava_onevision_0_5b", True), ("smolvlm2_2_2b", False)])
+def test_speed_can_do_without_the_weights(name: str, helps: bool, nothing_answers: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"set model\.path to a complete") as error:
+        measure.measure(cfg.sweep("measure", [f"model={name}", "video=random", f"output_dir={tmp_path}/out"]))
+    assert str(error.value).endswith("; or set weights=random: speed does not depend on them") == helps
 
 
 def test_an_id_that_cannot_be_one_is_named() -> None:

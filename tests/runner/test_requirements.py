@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import namedtuple
 from dataclasses import replace
@@ -112,8 +113,8 @@ def test_weights_of_the_hub(home: Path) -> None:
     (repo / "refs" / "main").write_text("abc")
     shards = [f"model-{i}.safetensors" for i in range(6)]
     (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict(enumerate(shards))}))
-    for name in ("config.json", shards[0]):
-        (snapshot / name).touch()
+    (snapshot / "config.json").write_text('{"model_type": "llava_onevision"}')
+    (snapshot / shards[0]).touch()
     newest = {**SEVEN_B, "revision": None}
     (line, *_) = missing(newest, of("embedded"))
     assert "the hub cache lacks model-1.safetensors, model-2.safetensors, model-3.safetensors and 2 more\n" in line
@@ -135,6 +136,45 @@ def test_weights_in_a_folder(tiny_folder: Path, tmp_path: Path) -> None:
     assert "copy is no complete checkpoint: tokenizer.json missing" in line
     (line, *_) = missing({**SEVEN_B, "path": "/nowhere"}, of("embedded"))
     assert "/nowhere: no such checkpoint folder" in line
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (
+            '{"model_type": "llama"}',
+            r"the family of .* \(model_type 'llama'\): .*; supported: llava_onevision, llava_video",
+        ),
+        (
+            '{"model_type": "llava"}',
+            r"the family of .* \(model_type 'llava'\): it has no config.video_token_id; suppor",
+        ),
+        ('{"vision_config": {}}', r"the family of .* \(model_type None\): "),
+        ('{"model_type": ', r"the configuration of .*config.json cannot be read \(Expecting value"),
+        ("[]", r"the configuration of .*config.json is no configuration"),
+        ('{"model_type": "qwen2_5_vl", "text_config": 7}', r"the configuration of .* is damaged"),
+    ],
+)
+def test_a_family_that_is_not_served_is_named(tiny_folder: Path, tmp_path: Path, config: str, says: str) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "copy")
+    (folder / "config.json").write_text(config)
+    (line,) = missing({**SEVEN_B, "path": str(folder)}, of("embedded"))
+    assert re.match(says, line)
+
+
+def test_an_id_that_cannot_be_one_is_named(home: Path) -> None:
+    (line, *_) = missing({**SEVEN_B, "path": "a/b/c"}, of("embedded"))
+    assert line.startswith("weights of llava_onevision_7b (a/b/c): Repo id must be in the form")
+    assert line.endswith("-> set model.path to a hub id or a folder")
+
+
+def test_siglip_does_not_serve_every_family(home: Path) -> None:
+    model = {**load("model", "qwen2_5_vl_7b"), "siglip": "nobody/siglip"}
+    needs = {"fastvid": cell({"name": "fastvid"}, 0.5).method.needs}
+    found = [str(c) for c in check_all(model, model_spec(model), [], False, needs) if "reads" in c.what]
+    assert [line.partition(" (")[0] for line in found] == [
+        "what fastvid reads: fastvid: models of type 'qwen2_5_vl' do not supply frame_features, probe_attention"
+    ]
 
 
 def test_random_weights_need_no_download(home: Path) -> None:
@@ -164,7 +204,15 @@ def test_the_siglip_checkpoint_is_asked_for_only_by_methods_that_need_it(home: P
     (line,) = lacks({**model, "siglip": str(tmp_path)}, "frame_features")
     assert "the folder holds no weights" in line
     (tmp_path / "model.safetensors").touch()
+    (line,) = lacks({**model, "siglip": str(tmp_path)}, "frame_features")
+    assert "config.json cannot be read" in line
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    (line,) = lacks({**model, "siglip": str(tmp_path)}, "frame_features")
+    assert "it is a checkpoint of type 'clip', not siglip\n      -> correct model.siglip" in line
+    (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
     assert lacks({**model, "siglip": str(tmp_path)}, "frame_features") == []
+    (line,) = lacks({**model, "siglip": "/nowhere"}, "frame_features")
+    assert "/nowhere: no such checkpoint folder" in line
     (line,) = lacks({**model, "siglip": None}, "frame_features")
     assert line.startswith("what some method reads: some method: models of type 'llava_onevision' do not supply frame_")
 
@@ -190,7 +238,9 @@ def test_what_cannot_run_here_is_named(home: Path, monkeypatch: pytest.MonkeyPat
         ("qwen2_5_vl_7b", {"weights": "random"}, ["visionzip"]),
         ("llava_onevision_7b", {"weights": "random"}, []),  # its configuration names a SigLIP checkpoint
         ("llava_onevision_7b", {"weights": "random", "siglip": None}, ["fastvid"]),
-        ("qwen3_vl_8b", {}, []),  # its configuration is not at hand
+        ("qwen2_5_vl_7b", {}, ["visionzip"]),  # its type is known before it is downloaded
+        ("qwen3_vl_8b", {}, ["visionzip"]),
+        ("qwen3_vl_8b", {"path": "nobody/other"}, []),  # its configuration is not at hand
     ],
 )
 def test_methods_that_read_what_the_family_does_not_supply_are_named(
