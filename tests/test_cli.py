@@ -57,6 +57,15 @@ def test_methods_are_listed() -> None:
     assert "tau=0.95" in done.stdout
 
 
+def test_a_method_is_held_to_the_contract() -> None:
+    done = mmg_bench("check-method", "prumerge", "plus=true")
+    assert done.returncode == 0
+    assert "prumerge passes all" in done.stdout
+    wrong = mmg_bench("check-method", "prumerge", "plus=7")
+    assert wrong.returncode == 2
+    assert "PruMerge.plus=7" in wrong.stderr
+
+
 def test_whoever_has_read_enough_may_close_the_pipe() -> None:
     process = subprocess.Popen([*COMMAND, "methods"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None

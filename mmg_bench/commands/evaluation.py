@@ -181,7 +181,7 @@ def _check(job: Job) -> None:
         specs.benchmark_spec(benchmark)
     if job.latency is not None:
         check_engine(job.latency, spec)
-    check_hub(spec, needs_of(job.cells))
+    check_hub(spec, {cell.label: cell.method.needs for cell in job.cells})
 
 
 def _carry_out(job: Job) -> Iterator[Outcome]:

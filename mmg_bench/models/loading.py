@@ -382,22 +382,21 @@ def _config(spec: ModelSpec) -> Any | None:
     return AutoConfig.from_pretrained(str(file.parent))
 
 
-def check_hub(spec: ModelSpec, needs: Collection[str] | Mapping[str, Collection[str]]) -> None:
+def check_hub(spec: ModelSpec, needs: Mapping[str, Collection[str]]) -> None:
     """Raise an error for what would end a command with this model, and is known before it is loaded or downloaded.
 
     UnsupportedModelError: no adapter serves its family, or the family does not supply what methods need. ModelError:
     a checkpoint of the hub is needed that is not in its cache, and the hub is out of reach (loading would find out
     too, after minutes of trying); or one is damaged.
-    `needs`: fields that methods ask for, or those of each method, by its label.
+    `needs`: fields that each method asks for, by its label.
     """
-    by_method = needs if isinstance(needs, Mapping) else {spec.name: needs}
     if (adapter := bare_adapter(spec)) is not None:
-        for label, fields_of_it in by_method.items():
-            adapter.check(fields_of_it, label, siglip=spec.siglip is not None)
+        for label, fields in needs.items():
+            adapter.check(fields, label, siglip=spec.siglip is not None)
     wanted = []
     if spec.weights != "random":
         wanted.append((f"model {spec.name!r}", spec.path, spec.revision, spec.option("path")))
-    if spec.siglip is not None and any(siglip.FIELDS & set(fields_of_it) for fields_of_it in by_method.values()):
+    if spec.siglip is not None and any(siglip.FIELDS & set(fields) for fields in needs.values()):
         wanted.append(("the SigLIP checkpoint", spec.siglip, spec.siglip_revision, spec.option("siglip")))
         folder = folder_of(spec.siglip)
         if folder is not None and (fault := siglip.lacks(folder)):

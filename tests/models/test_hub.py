@@ -77,43 +77,43 @@ def fill(cache: Path, repo: str, revision: str, weights: str = "model.safetensor
 
 def test_the_hub_is_asked_once(nothing_answers: list[str]) -> None:
     with pytest.raises(ModelError, match=rf"model 'x' {LACKS}.*set model\.path to a complete checkpoint folder"):
-        check_hub(spec(), ())
+        check_hub(spec(), {})
     assert len(nothing_answers) == 1
     assert nothing_answers[0].endswith(f"{REPO}/resolve/main/config.json")
 
 
 def test_whatever_the_hub_answers_is_left_to_loading(asked: list[str]) -> None:
-    check_hub(spec(revision="abc"), ())
+    check_hub(spec(revision="abc"), {})
     assert [url.rpartition("/resolve/")[2] for url in asked] == ["abc/config.json"]
 
 
 def test_what_is_at_hand_is_not_asked_for(asked: list[str], cache: Path, tiny_folder: Path) -> None:
     fill(cache, REPO, "abc")
-    check_hub(spec(revision="abc"), ())
+    check_hub(spec(revision="abc"), {})
     fill(cache, REPO, "old", "pytorch_model.bin")
-    check_hub(spec(revision="old"), ())
-    check_hub(spec(weights="random"), ())
+    check_hub(spec(revision="old"), {})
+    check_hub(spec(weights="random"), {})
     for folder in ("embedded", str(tiny_folder), "/nowhere"):
-        check_hub(spec(path=folder), ())
+        check_hub(spec(path=folder), {})
     assert asked == []
 
 
 def test_siglip_is_asked_for_where_a_method_needs_it(nothing_answers: list[str], cache: Path) -> None:
     model = spec(weights="random", siglip="nobody/siglip", siglip_revision="abc")
-    check_hub(model, {"attention"})
+    check_hub(model, {"method": {"attention"}})
     assert nothing_answers == []
     with pytest.raises(ModelError, match=r"SigLIP checkpoint cannot be loaded from 'nobody/siglip'.*set model\.siglip"):
-        check_hub(model, {"frame_features"})
+        check_hub(model, {"method": {"frame_features"}})
     fill(cache, "nobody/siglip", "abc")
-    check_hub(model, {"frame_features"})
+    check_hub(model, {"method": {"frame_features"}})
 
 
 def test_siglip_in_a_folder_is_seen_to_be_one(tmp_path: Path) -> None:
     with pytest.raises(
         ModelError, match=r"model\.siglip=/nowhere: /nowhere: no such checkpoint folder; name the tower's"
     ):
-        check_hub(spec(weights="random", siglip="/nowhere"), {"frame_features"})
-    check_hub(spec(weights="random", siglip="/nowhere"), {"attention"})
+        check_hub(spec(weights="random", siglip="/nowhere"), {"method": {"frame_features"}})
+    check_hub(spec(weights="random", siglip="/nowhere"), {"method": {"attention"}})
 
 
 def test_the_kind_of_a_checkpoint_is_seen_before_its_weights_are_fetched(cache: Path) -> None:
@@ -137,7 +137,7 @@ def test_an_id_that_cannot_be_one_is_named() -> None:
     with pytest.raises(
         ModelError, match=r"'a/b/c': .*Repo id must be .*; download it while online .*, or set model\.path"
     ):
-        check_hub(spec(path="a/b/c"), ())
+        check_hub(spec(path="a/b/c"), {})
 
 
 def run(out: Path) -> int:
