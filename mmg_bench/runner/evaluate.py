@@ -131,12 +131,13 @@ class _Pass:
         """The questions about one encoded video in one cell."""
         with pruning(self.llm.model, cell.method, cell.positions, encoded=encoded.tokens) as run:
             for question in questions:
+                text = None
                 try:
                     inputs = self.llm.tokenize(question.prompt, encoded.texts)
                     text = self.llm.generate(inputs, encoded, question.generation)
                     score = self.benchmark.score(question, text)
-                except Exception as error:
-                    yield self.record(key, cell, question, error=error)
+                except Exception as error:  # with the answer, if it is the scoring that failed
+                    yield self.record(key, cell, question, error=error, prediction=text)
                     continue
                 yield self.record(
                     key,
