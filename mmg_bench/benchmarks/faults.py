@@ -92,8 +92,8 @@ def why_not_loaded(name: str, error: BaseException, settings: Mapping[str, Any],
     if any(frame.name == "download" for frame in traceback.extract_tb(error.__traceback__)):
         fault = next(filter(None, map(bad_json, _json_files(own))), told(error.__cause__ or error, folder))
         remedy = f"correct dataset_path or dataset_kwargs in {own}, or the files that they name"
-        else_where = "" if is_local(settings) else f"; or {download}"
-        return f"the data of task {name!r} cannot be loaded ({fault}): {remedy}{else_where}"
+        or_else = "" if is_local(settings) else f"; or {download}"
+        return f"the data of task {name!r} cannot be loaded ({fault}): {remedy}{or_else}"
     return f"task {name!r}: {fault}: correct {own}, or the files that it names"
 
 
