@@ -8,13 +8,14 @@ import os
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mmg_bench.benchmarks.faults import BenchmarkError, is_local, told, unreadable, why_not_loaded
 from mmg_bench.options import check_path, check_text, check_whole
 
 SCORE_FIELDS = ("score", "correct", "rating")
@@ -24,8 +25,8 @@ ANSWER_FIELDS = (("pred_answer", "answer"), ("parsed_pred", "answer"), ("pred", 
 AVERAGES = ("questions", "skills")
 
 
-class BenchmarkError(ValueError):
-    """A benchmark that cannot be run as configured; the message names what is wrong and the remedy."""
+class _MissingVideo(BenchmarkError):
+    """A task found that a video is not there."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,15 @@ class BenchmarkSpec:
             )
         if self.data is not None and not Path(self.data).expanduser().is_dir():
             raise ValueError(f"benchmark.data={self.data!r}: no such folder; null takes the hub's data set")
+
+    @property
+    def code(self) -> Path:
+        """Folder with the code of the tasks."""
+        if self.include_path is not None:
+            return Path(self.include_path).expanduser()
+        import lmms_eval.tasks
+
+        return Path(lmms_eval.tasks.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -128,16 +138,27 @@ class Benchmark:
                             f"task {name!r} has no column {column!r}; it has {', '.join(doc)}: correct the config"
                         )
                 number = str(doc_id) if self.spec.question is None else str(doc[self.spec.question])
+                prompt, target = self._asked(task, doc, f"question {number!r} of task {name!r}")
                 yield Question(
                     id=number if len(self._tasks) == 1 else f"{name}/{number}",
                     video=str(doc[self.spec.video]),
                     skill=name if self.spec.skill is None else str(doc[self.spec.skill]),
                     task=name,
                     doc_id=doc_id,
-                    prompt=task.fewshot_context(doc, 0),
-                    target=str(task.doc_to_target(doc)),
+                    prompt=prompt,
+                    target=target,
                     generation=dict(task.config.generation_kwargs),
                 )
+
+    def _asked(self, task: Any, doc: dict[str, Any], what: str) -> tuple[str, str]:
+        """The prompt of a document, and its target."""
+        try:
+            prompt, target = task.fewshot_context(doc, 0), task.doc_to_target(doc)
+        except Exception as error:
+            raise BenchmarkError(f"{what}: {told(error, self.spec.code)}") from error
+        if not isinstance(prompt, str):
+            raise BenchmarkError(f"{what}: doc_to_text gave {prompt!r}, which is no text")
+        return prompt, str(target)
 
     def video_path(self, question: Question) -> Path:
         """The question's video file, which need not exist. Raises BenchmarkError where the task says it is missing."""
@@ -145,7 +166,9 @@ class Benchmark:
         try:
             visuals = task.doc_to_visual(task.eval_docs[question.doc_id])
         except (SystemExit, FileNotFoundError) as missing:  # several tasks call sys.exit for one missing video
-            raise BenchmarkError(f"question {question.id!r}: {missing}") from None
+            raise _MissingVideo(f"question {question.id!r}: {missing}") from None
+        except Exception as error:
+            raise BenchmarkError(f"question {question.id!r}: {told(error, self.spec.code)}") from error
         return single_video(visuals, f"question {question.id!r}: task {question.task!r}")
 
     def missing_videos(self) -> list[str]:
@@ -162,7 +185,7 @@ class Benchmark:
     def _missing_video(self, question: Question) -> str | None:
         try:
             path = self.video_path(question)
-        except BenchmarkError:
+        except _MissingVideo:
             return question.video
         return None if path.exists() else path.name
 
@@ -174,11 +197,14 @@ class Benchmark:
             answers: Any = [[text]]
             for step in task._filters[0].filters:
                 answers = step.apply(answers, task.task_docs)
+            doc = task.eval_docs_no_media[question.doc_id]
             try:
-                results = task.process_results(task.eval_docs_no_media[question.doc_id], list(answers))
+                results = _once(type(task).process_results)(task, doc, list(answers))
             except Exception as error:
-                raise _cause(error) from error
+                raise BenchmarkError(f"{what}: {told(error, self.spec.code)}") from error
         metrics = [m["metric"] for m in task.config.metric_list]
+        if not isinstance(results, Mapping):
+            raise BenchmarkError(f"{what}: process_results gave {results!r}, not a dict with one of {metrics}")
         for metric in metrics:
             if metric in results:
                 return _as_score(results[metric], f"metric {metric!r} of {what}")
@@ -187,7 +213,7 @@ class Benchmark:
 
 def single_video(visuals: Any, who: str) -> Path:
     """The one video file among what a task shows the model. Raises BenchmarkError for anything else."""
-    if len(visuals) != 1 or not isinstance(visuals[0], str | Path):
+    if not isinstance(visuals, list | tuple) or len(visuals) != 1 or not isinstance(visuals[0], str | Path):
         raise BenchmarkError(f"{who} gives no single video file: {visuals!r}")
     return Path(visuals[0])
 
@@ -234,30 +260,57 @@ def _load_tasks(spec: BenchmarkSpec) -> dict[str, Any]:
     # read by the tasks' own code, where each task falls back to another folder
     os.environ["HF_HOME"] = str(Path(os.environ.get("HF_HOME", HF_HOME)).expanduser())
     from lmms_eval.tasks import TaskManager
+    from lmms_eval.utils import load_yaml_config
 
     # indexing every task that lmms-eval ships takes long: not needed once their files are found
     folders = [str(Path(spec.include_path).expanduser())] if spec.include_path else _task_folders(spec.tasks)
-    manager = TaskManager(include_path=folders, include_defaults=not folders)
+    try:
+        manager = TaskManager(include_path=folders, include_defaults=not folders)
+    except Exception as error:
+        if spec.include_path is None:
+            raise
+        raise BenchmarkError(
+            f"benchmark.include_path={spec.include_path!r}: lmms-eval reads each yaml file there, and cannot read one: "
+            f"{unreadable(spec.code, error)}: correct it, or move it elsewhere"
+        ) from error
     override = {} if spec.data is None else {"dataset_path": str(Path(spec.data).expanduser())}
     tasks = {}
     for name in spec.tasks:
         if name not in manager.all_subtasks:
             raise BenchmarkError(_no_such_task(name, spec, manager))
+        file = manager.task_index[name]["yaml_path"]
+        settings = {**load_yaml_config(file, mode="simple"), **override}
         try:
-            changes = {**override, **_leaving_links(_settings(name, manager))}
-            loaded = manager.load_config({"task": name, **changes}) if changes else manager.load_task_or_group(name)
+            changes = {**override, **_leaving_links(settings)}
+            with _loading_once() if is_local(settings) else nullcontext():
+                (task,) = manager.load_config({"task": name, **changes}).values()
         except (Exception, SystemExit) as error:
-            raise BenchmarkError(_why_not(name, _cause(error), manager)) from error
-        _check(name, loaded[name])
-        tasks[name] = loaded[name]
+            own = None if spec.include_path is None else Path(file)
+            code = Path(file).parent if own is None else spec.code
+            raise BenchmarkError(why_not_loaded(name, error, settings, code, own)) from error
+        _check(name, task)
+        if spec.include_path is not None:
+            _check_columns(name, task)
+        tasks[name] = task
     return tasks
 
 
-def _settings(name: str, manager: Any) -> dict[str, Any]:
-    """What the file of a task says."""
-    from lmms_eval.utils import load_yaml_config
+def _once(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method without lmms-eval's four more attempts, two seconds apart, of what fails: a bug does not pass."""
+    return method.__wrapped__ if hasattr(method, "retry") else method  # type: ignore[attr-defined]
 
-    return load_yaml_config(manager.task_index[name]["yaml_path"], mode="simple")
+
+@contextmanager
+def _loading_once() -> Iterator[None]:
+    """Within it lmms-eval tries once to load data: files of this machine are there or not."""
+    from lmms_eval.api.task import ConfigurableTask
+
+    download = ConfigurableTask.download
+    ConfigurableTask.download = _once(download)
+    try:
+        yield
+    finally:
+        ConfigurableTask.download = download
 
 
 def _leaving_links(settings: dict[str, Any]) -> dict[str, Any]:
@@ -266,8 +319,10 @@ def _leaving_links(settings: dict[str, Any]) -> dict[str, Any]:
     lmms-eval makes that anew whenever it loads the task, so that the videos are gone for another process meanwhile, and
     asks the hub where it shall lead to, also when the user made the link.
     """
-    options = settings.get("dataset_kwargs") or {}
-    if not options.get("create_link") or not Path(os.environ["HF_HOME"], options["cache_dir"]).exists():
+    options = settings.get("dataset_kwargs")
+    if not isinstance(options, dict) or not options.get("create_link"):
+        return {}
+    if not Path(os.environ["HF_HOME"], options["cache_dir"]).exists():
         return {}
     return {"dataset_kwargs": {**options, "create_link": False}}
 
@@ -305,19 +360,12 @@ def _check(name: str, task: Any) -> None:
             )
 
 
-def _cause(error: BaseException) -> BaseException:
-    """What lmms-eval failed of, without its wrapping by retries."""
-    from tenacity import RetryError
-
-    return (error.last_attempt.exception() or error) if isinstance(error, RetryError) else error
-
-
-def _why_not(name: str, error: BaseException, manager: Any) -> str:
-    config = _settings(name, manager)
-    split = config.get("test_split") or config.get("validation_split")
-    if isinstance(error, KeyError) and error.args[:1] == (split,):
-        return f"the data of task {name!r} has no split {split!r}: download it again, or correct benchmark.data"
-    return (
-        f"the data of task {name!r} cannot be loaded ({type(error).__name__}: {error}); download it, or point "
-        "HF_HOME at a folder that holds it (docs/reproducing.md); `mmg-bench doctor` tells what is missing"
-    )
+def _check_columns(name: str, task: Any) -> None:
+    """Raise BenchmarkError where lmms-eval would take the name of a column that is not there for a text to ask."""
+    for key in ("doc_to_text", "doc_to_target"):
+        value = getattr(task.config, key)
+        if isinstance(value, str) and value.isidentifier() and value not in task.features:
+            raise BenchmarkError(
+                f"task {name!r} has {key}: {value}, and its data no such column; it has {', '.join(task.features)}: "
+                f'correct its yaml file; if the word itself is meant, write "{{{{{value!r}}}}}"'
+            )

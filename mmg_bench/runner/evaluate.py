@@ -150,12 +150,14 @@ class _Pass:
         """The questions about one encoded video in one cell."""
         with pruning(self.llm.model, cell.method, cell.positions, encoded=encoded.tokens) as run:
             for question in questions:
+                text = None
                 try:
                     inputs = self.llm.tokenize(question.prompt, encoded.texts)
                     text = self.llm.generate(inputs, encoded, question.generation)
                     score = self.benchmark.score(question, text)
-                except Exception as error:
-                    yield self.record(key, cell, question, error=self.fault(key, cell, question, error))
+                except Exception as error:  # with the answer, if it is the scoring that failed
+                    told_of = self.fault(key, cell, question, error)
+                    yield self.record(key, cell, question, error=told_of, prediction=text)
                     continue
                 self.faults.pop(key, None)
                 yield self.record(

@@ -31,7 +31,7 @@ class Record:
     skill: str
     target: str
     prediction: str | None
-    """The generated text; None when the question failed."""
+    """The generated text, also of a question that failed in scoring; None when it failed before."""
     score: float | None
     """Score in 0..1 by the benchmark's own scorer; None when the question failed."""
     error: str | None

@@ -322,6 +322,15 @@ def test_annotations_that_are_not_there(folder: Path, tmp_path: Path, monkeypatc
         Benchmark(spec(folder, "mlvu", data=str(tmp_path)))
 
 
+def test_annotations_of_another_version(folder: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(folder / "data" / "videomme", tmp_path / "another")  # a cache tells folders apart by name
+    (file,) = data.glob("*/*.json")
+    file.write_text(file.read_text().replace('"options"', '"the_choices"'))
+    place = r"doc_to_text raised KeyError: 'options' \(/.*/videomme/utils\.py:\d+, in \w+\)"
+    with pytest.raises(BenchmarkError, match=rf"data of task 'videomme' cannot be loaded \({place}\); download it"):
+        Benchmark(spec(folder, "videomme", data=str(data)))
+
+
 def test_ids_that_are_not_unique(folder: Path) -> None:
     with pytest.raises(
         BenchmarkError, match=r"several questions with one id, such as 'plotQA': set benchmark.question=null"

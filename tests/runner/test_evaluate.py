@@ -273,6 +273,29 @@ def test_a_cell_that_does_nothing_but_fail_is_given_up(
     assert {r.question for r in again if r.error is not None} == set(damaged)
 
 
+def test_the_answer_is_kept_where_the_scoring_fails(
+    llm: VideoLLM, benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails_on_rings(question: Question, text: str) -> float:
+        if "ring" in question.prompt:
+            raise BenchmarkError("no score")
+        return 1.0
+
+    whole = {(r.cell, r.question): r.prediction for r in evaluate(llm, benchmark, CELLS, tmp_path / "whole", "p")}
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark, "score", fails_on_rings)
+        records = evaluate(llm, benchmark, CELLS, tmp_path, "p")
+    assert {(r.cell, r.question): r.prediction for r in records} == whole
+    failed = [r for r in records if r.error == "BenchmarkError: no score"]
+    assert {r.question for r in failed} == {"0-1", "1-1"}
+    assert {r.score for r in failed} == {None}
+    again = evaluate(llm, benchmark, CELLS, tmp_path, "p")  # such a question counts as one without an answer
+    assert {r.question for r in again if r.error is not None} == {"2-0", "2-1"}
+    monkeypatch.setattr(VideoLLM, "generate", lambda *_: 1 / 0)  # before there is an answer, none is recorded
+    records = evaluate(llm, benchmark, CELLS, tmp_path / "none", "p")
+    assert {r.prediction for r in records} == {None}
+
+
 def test_shards_divide_the_videos(llm: VideoLLM, benchmark: Any, tmp_path: Path) -> None:
     first = evaluate(llm, benchmark, CELLS[:1], tmp_path, "p", Shard(0, 2))
     assert {r.video for r in first} == {"v0", "v2"}

@@ -1,0 +1,148 @@
+"""What is wrong with an lmms-eval task, in one line: the fault, where it was raised, and the remedy."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+_SETTINGS = ("doc_to_text", "doc_to_target", "doc_to_choice", "doc_to_visual", "process_results")
+"""Settings of a task that may be functions, which lmms-eval calls in methods of the same names."""
+
+
+class BenchmarkError(ValueError):
+    """A benchmark that cannot be run as configured; the message names what is wrong and the remedy."""
+
+
+def told(error: BaseException, folder: Path) -> str:
+    """A fault: in which setting of the task, of what kind, and where it was raised in the code below `folder`."""
+    frames = traceback.extract_tb(error.__traceback__)
+    setting = next((f"{frame.name} raised " for frame in frames if frame.name in _SETTINGS), "")
+    message = " ".join(str(error).split()) or frames[-1].line  # an assertion often has no other text
+    place = _place(error, folder)
+    if place and isinstance(error, SyntaxError):
+        message = error.msg  # the whole has the place, without the folder
+    return f"{setting}{type(error).__name__}: {message}{place and f' ({place})'}"
+
+
+def _place(error: BaseException, folder: Path) -> str:
+    """Where code below a folder raised an error, or called what did; empty where none was running."""
+    if isinstance(error, SyntaxError) and error.filename is not None and _is_below(error.filename, folder):
+        return f"{error.filename}:{error.lineno}"
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_below(frame.filename, folder)]
+    if not own:
+        return ""
+    function = "" if own[-1].name == "<module>" else f", in {own[-1].name}"
+    return f"{own[-1].filename}:{own[-1].lineno}{function}"
+
+
+def _is_below(file: str, folder: Path) -> bool:
+    """Whether code lies in a file of a folder; an environment's packages in the same folder are others' code."""
+    path, root = Path(file), folder.resolve()
+    if not path.is_absolute() or not path.resolve().is_relative_to(root):  # `<template>` is no file
+        return False
+    return "site-packages" not in path.resolve().relative_to(root).parts
+
+
+def unreadable(folder: Path, error: BaseException) -> str:
+    """The yaml file below a folder that lmms-eval failed to read with `error`, and the line in it."""
+    from lmms_eval.utils import load_yaml_config
+
+    for file in sorted(folder.rglob("*.yaml")):
+        try:
+            settings = load_yaml_config(str(file), mode="simple")
+        except Exception as fault:
+            mark = getattr(fault, "problem_mark", None)
+            if mark is not None:
+                return f"{mark.name}:{mark.line + 1}: {getattr(fault, 'problem', fault)}"
+            if not isinstance(fault, AssertionError | AttributeError):  # for an empty file, and for one of mere text
+                return f"{file}: {told(fault, folder)}"
+            settings = None
+        if not isinstance(settings, dict):
+            return f"{file}: it has no settings"
+    return told(error, folder)
+
+
+def why_not_loaded(name: str, error: BaseException, settings: Mapping[str, Any], folder: Path, own: Path | None) -> str:
+    """Why a task cannot be loaded, and the remedy. `own` is the yaml file of a task that lmms-eval does not ship.
+
+    All of such a task is the user's to correct; of lmms-eval's own tasks the data are, and the packages they need.
+    """
+    error = _cause(error)
+    fault, place = told(error, folder), _place(error, folder)
+    split = settings.get("test_split") or settings.get("validation_split")
+    no_split = f"the data of task {name!r} has no split {split!r}"
+    lacks_split = isinstance(error, KeyError) and error.args[:1] == (split,) and not place
+    download = (
+        "download it, or point HF_HOME at a folder that holds it (docs/reproducing.md); `mmg-bench doctor` tells what "
+        "is missing"
+    )
+    if own is None and lacks_split:
+        return f"{no_split}: download it again, or correct benchmark.data"
+    if own is None and isinstance(error, ImportError):
+        return f"task {name!r} cannot be loaded ({fault}): install what it needs"
+    if own is None:
+        return f"the data of task {name!r} cannot be loaded ({fault}); {download}"
+    if place:
+        return f"task {name!r}: {fault}: correct it there"
+    if lacks_split:
+        return f"{no_split}: correct {own}"
+    if any(frame.name == "download" for frame in traceback.extract_tb(error.__traceback__)):
+        fault = next(filter(None, map(bad_json, _json_files(own))), told(error.__cause__ or error, folder))
+        remedy = f"correct dataset_path or dataset_kwargs in {own}, or the files that they name"
+        or_else = "" if is_local(settings) else f"; or {download}"
+        return f"the data of task {name!r} cannot be loaded ({fault}): {remedy}{or_else}"
+    return f"task {name!r}: {fault}: correct {own}, or the files that it names"
+
+
+def is_local(settings: Mapping[str, Any]) -> bool:
+    """Whether a task's questions are files of this machine, not of the hub."""
+    path = str(settings.get("dataset_path"))
+    return "/" not in path or Path(path).exists()  # datasets calls its readers by one word, such as json
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What lmms-eval failed of, without its wrapping by retries."""
+    from tenacity import RetryError
+
+    return (error.last_attempt.exception() or error) if isinstance(error, RetryError) else error
+
+
+def _json_files(task: Path) -> list[Path]:
+    """Files of this machine that a task's yaml file has read as JSON."""
+    from lmms_eval.utils import load_yaml_config
+
+    settings = load_yaml_config(str(task), mode="full")
+    named = settings.get("dataset_kwargs") if settings.get("dataset_path") == "json" else None
+    return [Path(file) for file in _texts(named) if Path(file).is_file()]
+
+
+def _texts(value: Any) -> Iterable[str]:
+    if isinstance(value, str):
+        return [value]
+    within = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for part in within for text in _texts(part)]
+
+
+def bad_json(file: Path) -> str | None:
+    """The first fault of a file that should hold a JSON text or one a line, as `file:line: fault`."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:  # compressed, or of another kind
+        return None
+    if not text.strip():
+        return f"{file}: it is empty"
+    try:
+        json.loads(text)
+        return None
+    except json.JSONDecodeError as fault:
+        if text.lstrip().startswith("["):
+            return f"{file}:{fault.lineno}: {fault.msg}"
+    for number, line in enumerate(text.split("\n"), start=1):
+        try:
+            json.loads(line.strip() or "null")
+        except json.JSONDecodeError as fault:
+            return f"{file}:{number}: {fault.msg}"
+    return None

@@ -1,0 +1,228 @@
+"""A user's own task that is broken: the file, the line and the fault are named at once, in one line."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from mmg_bench.benchmarks.faults import bad_json, why_not_loaded
+from mmg_bench.benchmarks.lmms import Benchmark, BenchmarkError, BenchmarkSpec
+from test_your_own_videos import FILES
+
+TASK, UTILS, QUESTIONS = (f"mine/{name}" for name in ("task.yaml", "utils.py", "questions.jsonl"))
+HERE = "HERE = Path(__file__).parent\n"
+PROMPT = '"{{question}} Answer with one word."'
+Changes = tuple[tuple[str, str, str], ...]
+"""File, what stands in it, and what stands there instead; all of the file where that is empty."""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The page's task in `mine` below the working directory; and nothing waits."""
+
+    def waits(seconds: float) -> None:
+        raise AssertionError(f"waits {seconds} s")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "sleep", waits)
+    Path("mine").mkdir()
+    for name in (TASK, UTILS, QUESTIONS):
+        Path(name).write_text(FILES[name])
+    return tmp_path
+
+
+def change(*changes: tuple[str, str, str]) -> None:
+    for file, old, new in changes:
+        text = Path(file).read_text()
+        assert old in text
+        Path(file).write_text(text.replace(old, new) if old else new)
+
+
+def mine() -> Benchmark:
+    spec = BenchmarkSpec("mine", ("mine",), video="video", question="question_id", skill="skill", include_path="mine")
+    return Benchmark(spec)
+
+
+def said() -> str:
+    with pytest.raises(BenchmarkError) as raised:
+        _ = mine().questions
+    (line,) = str(raised.value).splitlines()
+    return line
+
+
+def function(setting: str, old: str, body: str) -> Changes:
+    """A setting of the task as a function, which begins in the fourth line of utils.py."""
+    return (
+        (TASK, f"{setting}: {old}", f"{setting}: !function utils.own"),
+        (UTILS, HERE, f"{HERE}def own(doc):\n    {body}\n"),
+    )
+
+
+PROCESS_DOCS = ((TASK, "test_split: test", "test_split: test\nprocess_docs: !function utils.own"),)
+CODE: list[tuple[Changes, str]] = [
+    (((UTILS, HERE, f"{HERE}def (:\n"),), "SyntaxError: invalid syntax ({}:4)"),
+    (((UTILS, HERE, f"{HERE}import no_such\n"),), "ModuleNotFoundError: No module named 'no_such' ({}:4)"),
+    (((UTILS, HERE, f"{HERE}float('x')\n"),), "ValueError: could not convert string to float: 'x' ({}:4)"),
+    (((UTILS, HERE, f"{HERE}import json\njson.loads('x')\n"),), "JSONDecodeError: Expecting value: .*({}:5)"),
+    (((UTILS, HERE, f"{HERE}raise SystemExit\n"),), "SystemExit: raise SystemExit ({}:4)"),
+    (function("doc_to_text", PROMPT, "return doc['q']"), "doc_to_text raised KeyError: 'q' ({}:5, in own)"),
+    (function("doc_to_target", "answer", "return doc['a']"), "doc_to_target raised KeyError: 'a' ({}:5, in own)"),
+    (
+        function("test_split", "test", "return 1 / 0")[1:] + PROCESS_DOCS,
+        "ZeroDivisionError: division by zero ({}:5, in own)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "fault"), CODE)
+def test_a_fault_in_the_code(changes: Changes, fault: str, folder: Path) -> None:
+    change(*changes)
+    place = fault.format(folder / UTILS)
+    pattern = re.escape(f"task 'mine': {place}: correct it there").replace(re.escape(".*"), ".*")
+    assert re.fullmatch(pattern, said())
+
+
+YAML = [
+    ((TASK, "utils.process_results", "utils.nothing"), "AttributeError: module 'utils' has no attribute 'nothing'"),
+    ((TASK, "utils.process_results", "others.f"), r"ImportError: .*'f' from .*Tried relative path 'mine/others.py'.*"),
+    ((TASK, "{{question}}", "{{questoin}}"), "doc_to_text raised UndefinedError: 'questoin' is undefined"),
+    ((TASK, "{{question}}", "{{question"), "doc_to_text raised TemplateSyntaxError: expected token .*"),
+    ((TASK, "target: answer", 'target: "{{answr}}"'), "doc_to_target raised UndefinedError: 'answr' is undefined"),
+    ((TASK, "test_split: test\n", "test_splt: test\n"), "TypeError: TaskConfig.*argument 'test_splt'"),
+    ((TASK, "- metric: right", "- metrc: right"), 'AssertionError: assert "metric" in metric_config'),
+]
+
+
+@pytest.mark.parametrize(("changed", "fault"), YAML)
+def test_a_fault_in_the_yaml_file(changed: tuple[str, str, str], fault: str) -> None:
+    change(changed)
+    assert re.fullmatch(rf"task 'mine': {fault}: correct mine/task\.yaml, or the files that it names", said())
+
+
+def test_a_column_that_would_be_taken_for_a_word() -> None:
+    has = "and its data no such column; it has question_id, video, skill, question, answer: correct its yaml file"
+    change((TASK, "doc_to_target: answer", "doc_to_target: answr"))
+    assert f"task 'mine' has doc_to_target: answr, {has}" in said()
+    change((TASK, PROMPT, "questoin"))
+    assert f"task 'mine' has doc_to_text: questoin, {has}; if the word itself is meant" in said()
+    change((TASK, "questoin", "\"{{'questoin'}}\""), (TASK, "answr", "\"{{'answr'}}\""))
+    assert {(q.prompt, q.target) for q in mine().questions} == {("questoin", "answr")}
+
+
+def test_a_prompt_that_fails_for_a_later_question(folder: Path) -> None:
+    change(*function("doc_to_text", PROMPT, "return {'colour': 'Which?'}[doc['skill']]"))
+    fault = f"doc_to_text raised KeyError: 'count' ({folder / UTILS}:5, in own)"
+    assert said() == f"question 'first-2' of task 'mine': {fault}"
+    change((UTILS, "return {", "{"))
+    change((UTILS, "[doc['skill']]", ""))
+    assert said() == "question 'first-1' of task 'mine': doc_to_text gave None, which is no text"
+
+
+DATA = [
+    (
+        (QUESTIONS, '"question_id": "first-2",', '"question_id": "first-2"'),
+        r".*mine/questions.jsonl:2: Expecting ','.*",
+    ),
+    ((QUESTIONS, "", "[{},\n{}\n"), r".*mine/questions\.jsonl:3: Expecting ',' delimiter"),
+    ((QUESTIONS, "", "\n"), r".*mine/questions\.jsonl: it is empty"),
+    ((TASK, "data_files:", "data_file:"), "TypeError: .* unexpected keyword argument 'data_file'"),
+    ((TASK, "!function utils.QUESTIONS", "question.jsonl"), "FileNotFoundError: Unable to find '.*/question.jsonl'"),
+]
+
+
+@pytest.mark.parametrize(("changed", "fault"), DATA)
+def test_a_fault_in_the_data(changed: tuple[str, str, str], fault: str) -> None:
+    change(changed)
+    remedy = r"correct dataset_path or dataset_kwargs in mine/task\.yaml, or the files that they name"
+    assert re.fullmatch(rf"the data of task 'mine' cannot be loaded \({fault}\): {remedy}", said())
+
+
+def test_questions_that_are_not_there() -> None:
+    Path(QUESTIONS).unlink()
+    assert "FileNotFoundError: Unable to find" in said()
+    assert "download" not in said()
+
+
+def test_a_split_that_is_not_there() -> None:
+    change((TASK, "test_split: test", "test_split: val"))
+    assert said() == "the data of task 'mine' has no split 'val': correct mine/task.yaml"
+
+
+def test_data_of_the_hub_are_tried_again_and_may_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    change((TASK, "dataset_path: json", "dataset_path: nobody/nothing"))
+    assert re.search(r"correct dataset_path .* in mine/task\.yaml, .*; or download it, or point HF_HOME", said())
+    assert waited == [2, 2, 2, 2]
+
+
+READ = "benchmark.include_path='mine': lmms-eval reads each yaml file there, and cannot read one: "
+BROKEN = [
+    ("task: [a\nb: c\n", "2: expected ',' or ']', but got ':'"),
+    ("a: 1\n\tb: 2\n", "2: found character '\\t' that cannot start any token"),
+    ("a: !fuction utils.f\n", "1: could not determine a constructor for the tag '!fuction'"),
+    ("", " it has no settings"),
+    ("some text\n", " it has no settings"),
+    ("include: base\n", " FileNotFoundError: [Errno 2] No such file or directory: 'mine/base'"),
+]
+
+
+@pytest.mark.parametrize(("text", "fault"), BROKEN)
+def test_a_yaml_file_that_cannot_be_read(text: str, fault: str) -> None:
+    Path("mine/other.yaml").write_text(text)
+    assert said() == f"{READ}mine/other.yaml:{fault}: correct it, or move it elsewhere"
+
+
+def test_a_fault_in_showing_the_video(folder: Path) -> None:
+    change((UTILS, 'doc["video"]', 'doc["vidoe"]'))
+    benchmark = mine()
+    fault = re.escape(f"': doc_to_visual raised KeyError: 'vidoe' ({folder / UTILS}:8, in doc_to_visual)")
+    with pytest.raises(BenchmarkError, match=rf"question 'first-1{fault}"):
+        benchmark.video_path(benchmark.questions[0])
+    with pytest.raises(BenchmarkError, match=fault):  # not taken for a video that is missing
+        benchmark.missing_videos()
+    change((UTILS, 'return [str(HERE / "videos" / doc["vidoe"])]', "pass"))
+    with pytest.raises(BenchmarkError, match=r"task 'mine' gives no single video file: None"):
+        mine().video_path(benchmark.questions[0])
+
+
+def test_a_fault_in_scoring_is_told_at_once(folder: Path) -> None:
+    change(
+        (UTILS, "return {", 'Path("calls").open("a").write("x")\n    return {'), (UTILS, 'doc["answer"]', 'doc["a"]')
+    )
+    benchmark = mine()
+    fault = f"process_results raised KeyError: 'a' ({folder / UTILS}:13, in process_results)"
+    with pytest.raises(BenchmarkError, match=re.escape(f"question 'first-1' of task 'mine': {fault}")):
+        benchmark.score(benchmark.questions[0], "blue")
+    assert Path("calls").read_text() == "x"
+    change((UTILS, "return {", "{"))
+    change((UTILS, 'doc["a"]', '""'))
+    with pytest.raises(BenchmarkError, match=r"process_results gave None, not a dict with one of \['right'\]"):
+        mine().score(benchmark.questions[0], "blue")
+
+
+def test_code_of_others_in_the_folder_is_not_the_users(folder: Path) -> None:
+    packages = folder / "mine/.venv/site-packages"
+    packages.mkdir(parents=True)
+    (packages / "theirs.py").write_text("def fails():\n    raise OSError('theirs')\n")
+    change((UTILS, HERE, f"{HERE}import sys\nsys.path.append({str(packages)!r})\nimport theirs\ntheirs.fails()\n"))
+    assert said() == f"task 'mine': OSError: theirs ({folder / UTILS}:7): correct it there"
+
+
+def test_a_package_that_a_task_of_lmms_eval_needs(folder: Path) -> None:
+    error = ModuleNotFoundError("No module named 'spacy'")
+    text = why_not_loaded("theirs", error, {}, folder, None)
+    assert (
+        text == "task 'theirs' cannot be loaded (ModuleNotFoundError: No module named 'spacy'): install what it needs"
+    )
+
+
+def test_json_that_is_good(tmp_path: Path) -> None:
+    for text in ('{"a": "x\u2028y"}\n\n{"a": 2}\n', '[{"a": 1}]', '{\n"a": 1}'):
+        (tmp_path / "good").write_text(text, encoding="utf-8")
+        assert bad_json(tmp_path / "good") is None
+    (tmp_path / "packed").write_bytes(b"\x1f\x8b\xff")
+    assert bad_json(tmp_path / "packed") is None
