@@ -32,6 +32,7 @@ Options are Hydra overrides; `mmg-bench run --help` explains each and lists the 
   mmg-bench run method=mmg_vid method.tau=0.9 positions=contiguous latency=true
   mmg-bench table table=table1 profile=embedded
   mmg-bench compare mmg_vid dpc_knn retention_ratio=0.1 output_dir=outputs/embedded/embedded
+  mmg-bench compare mmg_vid dense a.frames=64 a.retention_ratio=0.125 b.frames=8
   mmg-bench measure -m model=llava_onevision_7b weights=random frames=32,64 retention_ratio=0.1,0.25
   mmg-bench doctor table=table1 profile=paper
   mmg-bench doctor model=llava_onevision_7b benchmark=videomme

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from mmg_bench import config as cfg
-from mmg_bench.options import check_number, check_path
-from mmg_bench.report.pairs import Name, pair_tables
+from mmg_bench.options import check_number, check_path, check_whole
+from mmg_bench.report.pairs import Side, pair_tables
 from mmg_bench.report.rows import DENSE
 from mmg_bench.report.table import print_tables
 from mmg_bench.runner import provenance
@@ -20,23 +23,135 @@ from mmg_bench.runner.records import Record, read_records
 def compare(methods: Sequence[str], config: DictConfig) -> int:
     """Print what one method gains over another, question by question, from the records of a run or a table.
 
-    Raises ValueError unless `methods` are two labels that have records.
+    Raises ValueError unless `methods` are two labels that have records, at the ratios and with the frames asked for.
     """
     values = cfg.plain(config)
-    folder, ratio = check_path("output_dir", values["output_dir"]), values["retention_ratio"]
-    check_number("retention_ratio", ratio)
-    if len(methods) != 2 or methods[0] == methods[1]:
-        raise ValueError(f"compare {' '.join(methods)}: name two methods, such as: mmg-bench compare mmg_vid dpc_knn")
+    folder = check_path("output_dir", values["output_dir"])
+    if len(methods) != 2:
+        raise _not_two(methods)
+    asked = [_Asked.of(letter, method, values) for letter, method in zip("ab", methods, strict=True)]
     records: list[Record] = []
     sources: dict[str, Any] = {}
+    notes: list[str] = []
     for part in _folders(folder):
         records += read_records(part)
-        sources |= provenance.read(part)
-    names = [(method, 1.0 if method == DENSE else ratio) for method in methods]
-    for name in names:
-        _check_known(name, records, folder)
-    print_tables(pair_tables(records, sources, *names))
+        entries = provenance.read(part)
+        sources |= entries
+        notes += _missing_shards(part, entries)
+    a, b = _with_frames([one.side(records, folder) for one in asked], records)
+    if a == b:
+        raise _not_two(methods)
+    tables = pair_tables(records, sources, a, b)
+    print_tables([replace(table, footnotes=(*table.footnotes, *notes)) for table in tables])
     return 0
+
+
+def _not_two(methods: Sequence[str]) -> ValueError:
+    return ValueError(
+        f"compare {' '.join(methods)}: name two methods, such as: mmg-bench compare mmg_vid dpc_knn; or one twice, and "
+        "what differs, such as: a.retention_ratio=0.1 b.retention_ratio=0.25"
+    )
+
+
+@dataclass(frozen=True)
+class _Own:
+    """What one side is given that the other is not."""
+
+    retention_ratio: Any = None
+    frames: Any = None
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A side as it is asked for. Its ratio and frames stand with the options that give them."""
+
+    method: str
+    ratio: tuple[str, float]
+    frames: tuple[str, int | None]
+
+    @classmethod
+    def of(cls, letter: str, method: str, values: Mapping[str, Any]) -> _Asked:
+        """What the configuration says of the side `letter`. Raises ValueError for what is no ratio or no frames."""
+        given = values[letter]
+        if not isinstance(given, dict):
+            raise ValueError(f"{letter}={given!r}: give {letter}.retention_ratio or {letter}.frames")
+        own = _Own(**cfg.known(_Own, given, letter))
+
+        def chosen(option: str) -> tuple[str, Any]:
+            alone = getattr(own, option)
+            return (option, values[option]) if alone is None else (f"{letter}.{option}", alone)
+
+        ratio, frames = chosen("retention_ratio"), chosen("frames")
+        check_number(*ratio)
+        if frames[1] is not None:
+            check_whole(*frames, 1, ", or null for all there are")
+        return cls(method, ratio, frames)
+
+    def side(self, records: Sequence[Record], folder: Path) -> Side:
+        """The side that is meant. Raises ValueError, listing what there is, where it has no records."""
+        ratios: dict[str, list[float]] = {}
+        for r in records:
+            known = ratios.setdefault(r.method, [])
+            known += [r.retention_ratio] * (r.retention_ratio not in known)
+        listed = [f"{label} ({', '.join(f'{r:g}' for r in known)})" for label, known in ratios.items()]
+        there = f"there are: {'; '.join(listed) or 'none'}"
+        label = _label(self.method, ratios)
+        if label is None:
+            raise ValueError(f"no {self.method} in {folder}; {_meant(self.method, ratios)}{there}")
+        (by, ratio), (by_frames, frames) = self.ratio, self.frames
+        if label == DENSE:
+            if by != "retention_ratio" and ratio != 1:
+                raise ValueError(f"{by}={ratio:g}: dense has no ratio but 1; leave it out, or change A and B about")
+            ratio = 1.0
+        if ratio not in ratios[label]:
+            raise ValueError(f"no {label} at {by}={ratio:g} in {folder}; {there}")
+        side = Side(label, ratio, frames)
+        if not any(map(side.answered, records)):
+            every = _frames(replace(side, frames=None), records)
+            raise ValueError(f"{by_frames}={frames}: in {folder}, {side} has answers with {every} frames only")
+        return side
+
+
+def _label(given: str, known: Collection[str]) -> str | None:
+    """Which of the `known` labels is given: as a table prints it, its parameters in any order, blanks anywhere."""
+    return given if given in known else next((label for label in known if _read(label) == _read(given)), None)
+
+
+def _read(label: str) -> tuple[str, ...]:
+    """What a label says: the method, and its parameters in an order of their own."""
+    name, _, inside = "".join(label.split()).removesuffix("(control)").partition("(")
+    return name, *sorted(re.split(r",(?=\w+=)", inside.removesuffix(")")))
+
+
+def _meant(given: str, known: Collection[str]) -> str:
+    """The question whether that of the `known` labels was meant which resembles the given, or whose method does."""
+    by_method = {label.partition("(")[0]: label for label in reversed([*known])}
+    near = difflib.get_close_matches(given, known, n=1)
+    near = near or [by_method[m] for m in difflib.get_close_matches(given.partition("(")[0], by_method, n=1)]
+    return "".join(f"did you mean {label}? " for label in near)
+
+
+def _with_frames(sides: Sequence[Side], records: Sequence[Record]) -> list[Side]:
+    """The sides, where one alone names its frames, with the only number of frames that the other has.
+
+    Raises ValueError where that has several.
+    """
+    if len({side.frames is None for side in sides}) == 1:
+        return list(sides)
+    found = []
+    for letter, side in zip("ab", sides, strict=True):
+        numbers = sorted({r.frames for r in records if side.answered(r)})
+        if len(numbers) > 1:
+            raise ValueError(
+                f"{letter}.frames=null: {side} has answers with {_frames(side, records)} frames; choose one"
+            )
+        found.append(replace(side, frames=numbers[0]))
+    return found
+
+
+def _frames(side: Side, records: Sequence[Record]) -> str:
+    """With which numbers of frames a side has answers, in words."""
+    return " and ".join(map(str, sorted({r.frames for r in records if side.answered(r)})))
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -47,11 +162,20 @@ def _folders(folder: Path) -> list[Path]:
     raise ValueError(f"output_dir={str(folder)!r}: no records there; give the output_dir of a run or of a table")
 
 
-def _check_known(name: Name, records: Sequence[Record], folder: Path) -> None:
-    known: dict[str, list[float]] = {}
-    for r in records:
-        ratios = known.setdefault(r.method, [])
-        ratios += [r.retention_ratio] * (r.retention_ratio not in ratios)
-    if name[1] not in known.get(name[0], ()):
-        there = "; ".join(f"{label} ({', '.join(f'{r:g}' for r in ratios)})" for label, ratios in known.items())
-        raise ValueError(f"no {name[0]} at retention_ratio={name[1]:g} in {folder}; there are: {there or 'none'}")
+def _missing_shards(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A note where a folder lacks the records of a shard: how many there are, its commands tell, or their numbers.
+
+    A command without shards leaves records.jsonl, and answers what shards left: then none is missed.
+    """
+    numbers = {
+        int(n) for file in folder.glob("records-*.jsonl") if (n := file.stem.removeprefix("records-")).isdecimal()
+    }
+    if not numbers or (folder / "records.jsonl").exists():
+        return []
+    commands = " ".join(str(entry.get("command")) for entry in entries.values())
+    count = max([max(numbers) + 1, *map(int, re.findall(r"\bshard\.count=(\d+)", commands))])
+    missing = sorted(set(range(count)) - numbers)
+    if not missing:
+        return []
+    lacking = " and ".join(f"shard.index={n}" for n in missing)
+    return [f"{folder} has no records of {lacking} of shard.count={count}: its questions are missing"]

@@ -3,25 +3,48 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
-from mmg_bench.report.answers import (
-    ALL,
-    AVERAGE,
-    Answers,
-    Cells,
-    answers_by_cell,
-    check_same_questions,
-    over_benchmarks,
-)
+from mmg_bench.report.answers import ALL, AVERAGE, Answers, answers_by_cell
 from mmg_bench.report.statistics import Bootstrap, Comparison, Estimate, compare
 from mmg_bench.report.table import NONE, Block, Entry, Table, mean_lines, measured_line, over_skills, p_value
 from mmg_bench.runner.records import Record
 
-Name = tuple[str, float]
-"""Label of a method, and retention ratio."""
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two that are compared."""
+
+    method: str
+    """Label."""
+    retention_ratio: float
+    frames: int | None = None
+    """None, of both sides: a table for each number of frames with which both answered."""
+
+    def __str__(self) -> str:
+        return f"{self.method} at R = {100 * self.retention_ratio:.4g} %"
+
+    def answered(self, record: Record) -> bool:
+        """Whether a record is one of its answers."""
+        mine = (record.method, record.retention_ratio) == (self.method, self.retention_ratio)
+        return mine and self.frames in (None, record.frames)
+
+
+class Pair(NamedTuple):
+    """The answers of both sides to the same questions."""
+
+    one: Answers
+    other: Answers
+
+
+Sources = Mapping[str, Mapping[str, Any]]
+"""What provenance.json holds."""
+_Key = tuple[str, str, Side]
+"""Model, benchmark, and a side with its number of frames."""
 _WHERE = ("device", "device_map", "path", "revision", "siglip", "siglip_revision")
 """Settings of where a model runs and comes from: what its weights are is compared apart."""
 COLUMNS = ("", "Questions", "Failed", "A", "B", "A − B [95 % CI]", "p (McNemar)", "Only A", "Only B")
@@ -33,99 +56,232 @@ MEANING = (
 
 
 def pair_tables(
-    records: Iterable[Record],
-    provenance: Mapping[str, Mapping[str, Any]],
-    a: Name,
-    b: Name,
-    *,
-    bootstrap: Bootstrap | None = None,
+    records: Iterable[Record], provenance: Sources, a: Side, b: Side, *, bootstrap: Bootstrap | None = None
 ) -> list[Table]:
-    """A table for each model and number of frames with which both `a` and `b` answered: all questions, then each skill.
+    """A table for each model with which both `a` and `b` answered: all questions, then each skill.
 
+    records: of all methods there are. Those of others tell which questions there are, so that a table of a part of them
+        says so.
     provenance: what provenance.json holds, which must explain the records. Of a method that answered anew, because its
-    code or a setting had changed, the newest answers count, and the table says so.
+        code or a setting had changed, the newest answers count, and the table says so.
 
     Raises ValueError when the two have nothing in common, when they were not asked the same questions, and when they
-    answered under different settings.
+    answered under different settings. Only numbers of frames may differ, where the sides ask for that.
     """
-    mine = [r for r in records if (r.method, r.retention_ratio) in (a, b)]
+    records = list(records)
+    mine = [r for r in records if a.answered(r) or b.answered(r)]
     if lost := sorted({r.provenance for r in mine} - set(provenance)):
         raise ValueError(f"provenance.json lacks {', '.join(lost)}, which records name: restore it, or run anew")
-    newest, notes = _newest(mine, provenance)
+    known: dict[str, set[str]] = defaultdict(set)
+    for r in records:
+        known[r.benchmark].add(r.question)
+    newest, versions = _newest(mine, provenance)
+    found = {
+        (model, benchmark, Side(*key, frames)): answers
+        for (model, frames), by_benchmark in answers_by_cell(newest).items()
+        for benchmark, cells in by_benchmark.items()
+        for key, answers in cells.items()
+    }
     tables = []
-    for (model, frames), by_benchmark in answers_by_cell(newest).items():
-        both = {benchmark: cells for benchmark, cells in by_benchmark.items() if len(cells) == 2}
-        where = f"({model}, {frames} frames)"
-        for benchmark, cells in both.items():
-            check_same_questions(cells, b, f"on {benchmark} {where}")
-            _check_wording(cells, f"on {benchmark} {where}")
-            _check_settings(cells, provenance, f"on {benchmark} {where}")
-        alone = [
-            f"On {benchmark} {where}, only {label} has answers"
-            for benchmark, cells in by_benchmark.items()
-            if benchmark not in both
-            for label, _ in cells
-        ]
-        if both:
-            title = f"A: {_named(a)}; B: {_named(b)}; {model}, {frames} frames"
-            tables.append(_table(title, both, a, b, provenance, [*notes[model, frames], *alone], bootstrap))
+    for match in _matches(found, a, b):
+        pairs: dict[str, Pair] = {}
+        notes: list[str] = []
+        alone: list[str] = []
+        for benchmark in sorted({b for model, b, side in found if model == match.model and side in match.sides}):
+            where = f"on {benchmark} {match.where}"
+            keys = [(match.model, benchmark, side) for side in match.sides]
+            one, other = map(found.get, keys)
+            if one is None or other is None:
+                alone.append(f"On {benchmark} {match.where}, only {match.names[one is None]} has answers")
+                continue
+            pairs[benchmark] = pair = Pair(one, other)
+            _check_questions(pair, match.names, provenance, where)
+            _check_wording(pair, match.names, where)
+            _check_settings(pair, match.names, provenance, where, match.apart)
+            for name, key in zip(match.names, keys, strict=True):
+                notes += [f"{name} answered {benchmark} {versions[key]}"] if key in versions else []
+            notes += _part(benchmark, pair, provenance, len(known[benchmark]))
+        if pairs:
+            tables.append(_table(match.title, pairs, provenance, [*notes, *alone], bootstrap))
     if not tables:
-        raise ValueError(f"{_named(a)} and {_named(b)} have no benchmark in common: run both in one command")
+        raise ValueError(_apart(mine, a, b))
     return tables
 
 
-def _newest(
-    records: Sequence[Record], provenance: Mapping[str, Mapping[str, Any]]
-) -> tuple[list[Record], Mapping[tuple[str, int], list[str]]]:
+@dataclass(frozen=True)
+class _Match:
+    """What a table is of: a model, and two sides with their numbers of frames."""
+
+    model: str
+    a: Side
+    b: Side
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        return self.a, self.b
+
+    @property
+    def apart(self) -> tuple[str, ...]:
+        """Settings in which the two are to differ."""
+        return () if self.a.frames == self.b.frames else ("model.frames",)
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What to call the two in a sentence: no more than tells one from the other."""
+        a, b = self.sides
+        if a.method != b.method:
+            return a.method, b.method
+        if a.retention_ratio != b.retention_ratio:
+            return str(a), str(b)
+        return f"{a.method} with {a.frames} frames", f"{b.method} with {b.frames} frames"
+
+    @property
+    def where(self) -> str:
+        frames = f"{self.a.frames} and {self.b.frames}" if self.apart else f"{self.a.frames}"
+        return f"({self.model}, {frames} frames)"
+
+    @property
+    def title(self) -> str:
+        if self.apart:
+            return f"A: {self.a}, {self.a.frames} frames; B: {self.b}, {self.b.frames} frames; {self.model}"
+        return f"A: {self.a}; B: {self.b}; {self.model}, {self.a.frames} frames"
+
+
+def _matches(found: Iterable[_Key], a: Side, b: Side) -> list[_Match]:
+    """Each model with the two sides, and with each number of frames where they do not name theirs."""
+    if a.frames is None and b.frames is None:
+        cells = sorted({(model, side.frames or 0) for model, _, side in found})
+        return [_Match(model, replace(a, frames=frames), replace(b, frames=frames)) for model, frames in cells]
+    return [_Match(model, a, b) for model in sorted({model for model, _, _ in found})]
+
+
+def _apart(records: Sequence[Record], a: Side, b: Side) -> str:
+    """Why there is no table of the two, and what to do."""
+    frames = [sorted({r.frames for r in records if side.answered(r)}) for side in (a, b)]
+    if a.frames is None and all(frames) and not set(frames[0]) & set(frames[1]):
+        one, other = (" and ".join(map(str, numbers)) for numbers in frames)
+        return (
+            f"{a} answered with {one} frames and {b} with {other}: run both in one command, or compare them so: "
+            f"a.frames={frames[0][0]} b.frames={frames[1][0]}"
+        )
+    return f"{a} and {b} have no benchmark in common: run both in one command"
+
+
+def _newest(records: Sequence[Record], provenance: Sources) -> tuple[list[Record], Mapping[_Key, str]]:
     """The records of the cell that answered last of those with one label, and where there were others, a note.
 
     Of a question that was reworded the newest answer.
     """
-
-    def date(r: Record) -> str:
-        return str(provenance[r.provenance].get("date"))
-
-    versions: dict[tuple[str, int, str, str, float], dict[str, list[Record]]] = defaultdict(dict)
+    cells: dict[_Key, dict[str, list[Record]]] = defaultdict(dict)
     for r in records:
-        label = (r.model, r.frames, r.benchmark, r.method, r.retention_ratio)
-        versions[label].setdefault(r.cell, []).append(r)
+        label = (r.model, r.benchmark, Side(r.method, r.retention_ratio, r.frames))
+        cells[label].setdefault(r.cell, []).append(r)
     kept: list[Record] = []
-    notes: dict[tuple[str, int], list[str]] = defaultdict(list)
-    for (model, frames, benchmark, method, _), cells in versions.items():
-        dates = [max(map(date, found)) for found in cells.values()]
+    notes: dict[_Key, str] = {}
+    for label, versions in cells.items():
+        dates = [max(_date(provenance[r.provenance]) for r in found) for found in versions.values()]
         last = max(range(len(dates)), key=lambda i: (dates[i], i))
-        kept += {r.question: r for r in sorted(list(cells.values())[last], key=date)}.values()
-        if len(cells) > 1:
-            notes[model, frames].append(
-                f"{method} answered {benchmark} in {len(cells)} versions of its code or settings: the newest counts, "
-                f"of {dates[last]}"
-            )
+        by_date = sorted(list(versions.values())[last], key=lambda r: _date(provenance[r.provenance]))
+        kept += {r.question: r for r in by_date}.values()
+        if len(versions) > 1:
+            notes[label] = f"in {len(versions)} versions of its code or settings: the newest counts, of {dates[last]}"
     return kept, notes
 
 
-def _check_wording(cells: Cells, where: str) -> None:
-    """Raise ValueError where the same question was put to the cells in other words, or with another target."""
-    one, other = ({r.question: r.asked for r in cell.records} for cell in cells.values())
+def _date(entry: Mapping[str, Any]) -> str:
+    return str(entry.get("date"))
+
+
+def _entries(answers: Answers, provenance: Sources) -> list[Mapping[str, Any]]:
+    """What the provenance of answers says, oldest first."""
+    return sorted((provenance[key] for key in sorted({r.provenance for r in answers.records})), key=_date)
+
+
+def _limit(entries: Iterable[Mapping[str, Any]]) -> int | None:
+    """The first how many questions were asked for; None for all."""
+    limits: list[int | None] = [entry.get("limit") for entry in entries]
+    given = [limit for limit in limits if limit is not None]
+    return max(given) if len(given) == len(limits) else None
+
+
+def _command(entry: Mapping[str, Any], limit: int | None) -> str | None:
+    """The command of a provenance entry, changed to ask all of the first `limit` questions; None where unknown."""
+    words = shlex.split(entry.get("command") or "")
+    kept = [word for word in words if not word.startswith(("limit=", "shard."))]
+    return shlex.join([*kept, *([] if limit is None else [f"limit={limit}"])]) if kept else None
+
+
+def _check_questions(pair: Pair, names: tuple[str, str], provenance: Sources, where: str) -> None:
+    """Raise ValueError unless both were asked the same questions; it says what to run to get the rest."""
+    by_name = dict(zip(names, pair, strict=True))
+    few, many = sorted(names, key=lambda name: len(by_name[name].records))
+    fewer, more = ({r.question for r in by_name[name].records} for name in (few, many))
+    if not (different := sorted(fewer ^ more)):
+        return
+    limit = _limit(_entries(by_name[many], provenance))
+    command = _command(_entries(by_name[few], provenance)[-1], limit) if fewer < more else None
+    fix = f"run `{command}` to ask {few} the others" if command else "run both in one command, into a new output_dir"
+    raise ValueError(
+        f"{few} {where} was asked {len(fewer)} questions, and {many} {len(more)}: {len(different)} were put to only "
+        f"one, such as {different[0]!r}; {fix}"
+    )
+
+
+def _part(benchmark: str, pair: Pair, provenance: Sources, known: int) -> list[str]:
+    """What to say where the questions of a pair are not all of its benchmark.
+
+    known: how many the records of all methods hold. What the benchmark's configuration says counts as well: where the
+    data had another number, nothing was answered.
+    """
+    entries = [_entries(answers, provenance) for answers in pair]
+    every = [entry for found in entries for entry in found]
+    whole = max(known, *((entry.get("benchmark") or {}).get("questions") or 0 for entry in every))
+    limit = _limit(every)
+    wanted = min(whole, limit or whole)
+    count = len(pair.one.records)
+    if count >= whole:
+        return []
+    if count >= wanted:
+        return [f"Of the {whole} questions of {benchmark}, both were asked only the first {count} (limit={limit})"]
+    commands = dict.fromkeys(filter(None, (_command(found[-1], limit) for found in entries)))
+    rest = f"; for the rest, run {' and '.join(f'`{command}`' for command in commands)}" if commands else ""
+    part = f" with limit={limit}" if wanted < whole else ""
+    return [
+        f"Of the {wanted} questions of {benchmark}{part}, both were asked only {count}: a shard is missing, or a "
+        f"command was stopped{rest}"
+    ]
+
+
+def _check_wording(pair: Pair, names: tuple[str, str], where: str) -> None:
+    """Raise ValueError where the same question was put to the two in other words, or with another target."""
+    one, other = ({r.question: r.asked for r in answers.records} for answers in pair)
     if different := [question for question in one if one[question] != other[question]]:
-        labels = " and ".join(label for label, _ in cells)
         raise ValueError(
-            f"{labels} {where} were asked {len(different)} questions in different words, such as {different[0]!r}: run "
-            "both in one command"
+            f"{' and '.join(names)} {where} were asked {len(different)} questions in different words, such as "
+            f"{different[0]!r}: run both in one command"
         )
 
 
-def _check_settings(cells: Cells, provenance: Mapping[str, Mapping[str, Any]], where: str) -> None:
-    """Raise ValueError where the cells were answered by other weights or settings of the model or the benchmark."""
-    entries = [provenance[key] for cell in cells.values() for key in sorted({r.provenance for r in cell.records})]
+def _check_settings(
+    pair: Pair, names: tuple[str, str], provenance: Sources, where: str, apart: Collection[str]
+) -> None:
+    """Raise ValueError where the two were answered by other weights or settings of the model or the benchmark.
+
+    apart: settings in which they are to differ.
+    """
+    entries = [provenance[key] for answers in pair for key in sorted({r.provenance for r in answers.records})]
     first, *others = map(_settings, entries)
-    differ = [name for other in others for name in first | other if first.get(name) != other.get(name)]
+    unlike = (name for other in others for name in first | other if first.get(name) != other.get(name))
+    differ = [name for name in unlike if name not in apart]
     weights = [f"{entry.get('weights')} " for entry in entries]
     # behind the model's own stand those of SigLIP, where any method of the command read them
     if not all(other.startswith(weights[0]) or weights[0].startswith(other) for other in weights):
         differ.append("weights")
     if differ:
-        labels, what = " and ".join(label for label, _ in cells), ", ".join(dict.fromkeys(differ))
-        raise ValueError(f"{labels} {where} differ in {what} as well: run both in one command, into a new output_dir")
+        what = ", ".join(dict.fromkeys(differ))
+        raise ValueError(
+            f"{' and '.join(names)} {where} differ in {what} as well: run both in one command, into a new output_dir"
+        )
 
 
 def _settings(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,22 +293,18 @@ def _settings(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _table(
-    title: str,
-    by_benchmark: Mapping[str, Cells],
-    a: Name,
-    b: Name,
-    provenance: Mapping[str, Mapping[str, Any]],
-    notes: Sequence[str],
-    bootstrap: Bootstrap | None,
+    title: str, pairs: Mapping[str, Pair], provenance: Sources, notes: Sequence[str], bootstrap: Bootstrap | None
 ) -> Table:
-    keys = sorted({r.provenance for cells in by_benchmark.values() for cell in cells.values() for r in cell.records})
+    keys = sorted({r.provenance for pair in pairs.values() for answers in pair for r in answers.records})
     means = over_skills(provenance[key] for key in keys)
     blocks = []
-    if len(by_benchmark) > 1:
-        cells = over_benchmarks(by_benchmark)
-        blocks.append(Block("", (_line(AVERAGE, cells[a], cells[b], means, bootstrap),)))
-    for benchmark, cells in by_benchmark.items():
-        one, other = cells[a], cells[b]
+    if len(pairs) > 1:
+        one, other = (
+            Answers(tuple(r for answers in of_side for r in answers.records))
+            for of_side in zip(*pairs.values(), strict=True)
+        )
+        blocks.append(Block("", (_line(AVERAGE, one, other, means, bootstrap),)))
+    for benchmark, (one, other) in pairs.items():
         lines = [_line(ALL, one, other, means, bootstrap)]
         skills = sorted({r.skill for r in one.records})
         if len(skills) > 1:  # a single skill is the whole benchmark once more
@@ -181,7 +333,3 @@ def _points(difference: Estimate) -> str:
         return NONE
     interval = f" [{difference.low:+.1f}, {difference.high:+.1f}]" if math.isfinite(difference.low) else ""
     return f"{difference.value:+.1f}{interval}"
-
-
-def _named(name: Name) -> str:
-    return f"{name[0]} at R = {100 * name[1]:.4g} %"

@@ -9,14 +9,15 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from mmg_bench import cli
+from mmg_bench.report.table import table_by_ratio
 from mmg_bench.runner import provenance
 from mmg_bench.runner.records import Record, RecordFile
 
 LONG = "mmg_vid(positions=contiguous)"
 
 
-def records(method: str, ratio: float, right: str) -> list[Record]:
-    shared = ("m", "bench", 8, method, ratio, f"{method}-{ratio}")
+def records(method: str, ratio: float, right: str, frames: int = 8) -> list[Record]:
+    shared = ("m", "bench", frames, method, ratio, f"{method}-{ratio}-{frames}")
     tokens = (None, 4, 16, 9, [], "key")
     return [
         Record(*shared, f"q{i}", "", f"v{i}", "skill", "red", "red", float(score), *tokens)
@@ -56,11 +57,30 @@ def test_a_folder_of_records(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["mmgvid", "dense"], f"no mmgvid at retention_ratio=0.25 in FOLDER; there are: dense (1); {LONG} (0.25, 0.1)"),
+        (
+            ["mmgvid", "dense"],
+            f"no mmgvid in FOLDER; did you mean {LONG}? there are: dense (1); {LONG} (0.25, 0.1)\n",
+        ),
+        (["dnse", "dense"], f"no dnse in FOLDER; did you mean dense? there are: dense (1); {LONG} (0.25, 0.1)\n"),
+        (["tome", "dense"], f"no tome in FOLDER; there are: dense (1); {LONG} (0.25, 0.1)\n"),
+        (
+            [LONG, "dense", "a.retention_ratio=0.5"],
+            f"no {LONG} at a.retention_ratio=0.5 in FOLDER; there are: dense (1)",
+        ),
+        (
+            ["dense", LONG, "b.frames=9"],
+            f"b.frames=9: in FOLDER, {LONG} at R = 25 % has answers with 8 frames only",
+        ),
+        (["dense", LONG, "frames=9"], "frames=9: in FOLDER, dense at R = 100 % has answers with 8 frames only"),
+        (["dense", LONG, "b.frames=0"], "b.frames=0: it must be a whole number, at least 1, or null for all there are"),
+        (["dense", LONG, "b.retention_ratio=x"], "b.retention_ratio='x': it must be a number"),
+        (["dense", LONG, "a.retention_ratio=0.1"], "a.retention_ratio=0.1: dense has no ratio but 1; leave it out"),
+        (["dense", LONG, "b=8"], "b=8: give b.retention_ratio or b.frames"),
+        (["dense", LONG, "b.frame=8"], "b.frame: no such option; did you mean frames? b has: retention_ratio, frames"),
         ([LONG, "dense", "retention_ratio=0.5"], f"no {LONG} at retention_ratio=0.5 in FOLDER; there are: dense (1)"),
         ([LONG], f"compare {LONG}: name two methods, such as: mmg-bench compare mmg_vid dpc_knn"),
         (["dense", "dense"], "compare dense dense: name two methods"),
-        ([LONG, "dense", "ratio=0.1"], "ratio: no such option; compare has: retention_ratio, output_dir"),
+        ([LONG, "dense", "ratio=0.1"], "ratio: no such option; compare has: retention_ratio, frames, a, b, output_dir"),
         ([LONG, "dense", "retention_ratio=a"], "retention_ratio='a': it must be a number"),
         (
             [LONG, "dense", "output_dir=FOLDER/none"],
@@ -79,6 +99,127 @@ def test_mistakes(
     given = [f"output_dir={folder}", *(argument.replace("FOLDER", str(folder)) for argument in arguments)]
     assert called(monkeypatch, *given) == 2
     assert capsys.readouterr().err.startswith(f"mmg-bench: {says.replace('FOLDER', str(folder))}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "title"),
+    [
+        ([LONG, LONG, "a.retention_ratio=0.1"], f"A: {LONG} at R = 10 %; B: {LONG} at R = 25 %; m, 8 frames"),
+        ([LONG, LONG, "b.retention_ratio=0.1"], f"A: {LONG} at R = 25 %; B: {LONG} at R = 10 %; m, 8 frames"),
+        (
+            [LONG, "dense", "a.retention_ratio=0.1", "retention_ratio=0.5", "a.frames=8", "b.frames=4"],
+            f"A: {LONG} at R = 10 %, 8 frames; B: dense at R = 100 %, 4 frames; m",
+        ),
+        (
+            [LONG, "dense", "b.frames=4"],  # A answered with 8 alone
+            f"A: {LONG} at R = 25 %, 8 frames; B: dense at R = 100 %, 4 frames; m",
+        ),
+        (
+            ["dense", "dense", "frames=8", "b.frames=4"],
+            "A: dense at R = 100 %, 8 frames; B: dense at R = 100 %, 4 frames",
+        ),
+        (["dense", LONG, "frames=8"], f"A: dense at R = 100 %; B: {LONG} at R = 25 %; m, 8 frames"),
+    ],
+)
+def test_each_side_may_have_its_own_ratio_and_frames(
+    arguments: list[str],
+    title: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with RecordFile(folder / "profile" / "bench" / "records.jsonl") as file:
+        file.add(records("dense", 1.0, "1010", frames=4))
+    assert called(monkeypatch, *arguments, f"output_dir={folder}") == 0
+    assert title in " ".join(capsys.readouterr().out.split())
+    assert called(monkeypatch, LONG, "dense", "a.frames=8", f"output_dir={folder}") == 2
+    said = "mmg-bench: b.frames=null: dense at R = 100 % has answers with 4 and 8 frames; choose one\n"
+    assert capsys.readouterr().err == said
+    assert called(monkeypatch, "dense", "dense", "frames=8", f"output_dir={folder}") == 2
+    assert capsys.readouterr().err.startswith("mmg-bench: compare dense dense: name two methods")
+
+
+@pytest.mark.parametrize(
+    ("known", "given"),
+    [
+        ("random", ["random (control)", "random(control)", " random "]),
+        (
+            "random(positions=contiguous)",
+            ["random(positions=contiguous) (control)", "random( positions = contiguous )"],
+        ),
+        (
+            "mmg_vid(tau=0.9, beta=2)",
+            ["mmg_vid(beta=2, tau=0.9)", "mmg_vid(tau=0.9,beta=2)", "mmg_vid (beta=2,tau=0.9)"],
+        ),
+        ("m(a=[1, 2], b=[3, 4])", ["m(b=[3,4], a=[1,2])"]),
+    ],
+)
+def test_a_label_as_a_table_prints_it(
+    known: str,
+    given: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with RecordFile(tmp_path / "records.jsonl") as file:
+        file.add(
+            [*records("m(a=[1, 4], b=[3, 2])", 0.25, "00"), *records("dense", 1.0, "11"), *records(known, 0.25, "10")]
+        )
+    provenance.write(tmp_path, {"key": {}})
+    (_, block) = table_by_ratio("", (), [("dense", 1.0), (known, 0.25)], {}, ()).blocks
+    printed = block.lines[0][0].text
+    for label in (known, printed, *given):
+        assert called(monkeypatch, label, "dense", f"output_dir={tmp_path}") == 0
+        assert f"A: {known} at R = 25 %" in capsys.readouterr().out
+
+
+def test_of_a_method_with_several_labels_the_nearest_is_meant(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RecordFile(folder / "profile" / "bench" / "records.jsonl") as file:
+        file.add([*records("mmg_vid", 0.25, "1111"), *records("mmg_vid(tau=0.9)", 0.25, "1111")])
+    for given, near in (("mmg_vid(position=contiguous)", LONG), ("mmg_vid(tau=0.8)", "mmg_vid(tau=0.9)")):
+        assert called(monkeypatch, given, "dense", f"output_dir={folder}") == 2
+        assert capsys.readouterr().err.startswith(
+            f"mmg-bench: no {given} in {folder}; did you mean {near}? there are: "
+        )
+
+
+@pytest.mark.parametrize(
+    ("files", "command", "note"),
+    [
+        (["records-0.jsonl"], "run shard.count=2 shard.index=0", "has no records of shard.index=1 of shard.count=2"),
+        (["records-1.jsonl"], "run workers=2", "has no records of shard.index=0 of shard.count=2"),
+        (
+            ["records-0.jsonl"],
+            "run shard.count=3",
+            "has no records of shard.index=1 and shard.index=2 of shard.count=3",
+        ),
+        (["records-0.jsonl", "records-1.jsonl"], "run shard.count=2 shard.index=0", None),
+        (["records-0.jsonl", "records.jsonl"], "run shard.count=2 shard.index=0", None),
+        (["records.jsonl"], "run", None),
+    ],
+)
+def test_a_missing_shard_is_told(
+    files: list[str],
+    command: str,
+    note: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of a benchmark that does not say how many questions it has, such as one's own, nothing else would tell."""
+    answers = [*records("dense", 1.0, "1110"), *records(LONG, 0.25, "1100")]
+    for i, name in enumerate(files):
+        with RecordFile(tmp_path / name) as file:
+            file.add(answers[i :: len(files)])
+    provenance.write(tmp_path, {"key": {"command": f"mmg-bench {command}"}})
+    assert called(monkeypatch, LONG, "dense", f"output_dir={tmp_path}") == 0
+    shown = capsys.readouterr().out
+    assert "A − B" in shown
+    assert (
+        "no records of" not in shown if note is None else f"{tmp_path} {note}: its questions" in " ".join(shown.split())
+    )
 
 
 def test_what_only_tells(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,11 +2,11 @@ import dataclasses
 
 import pytest
 
-from mmg_bench.report.pairs import pair_tables
+from mmg_bench.report.pairs import Side, pair_tables
 from mmg_bench.report.statistics import Bootstrap
 
 FAST = Bootstrap(n_boot=300)
-OURS, RANDOM = ("ours", 0.25), ("random", 0.25)
+OURS, RANDOM = Side("ours", 0.25), Side("random", 0.25)
 
 
 def lines(table):
@@ -120,10 +120,144 @@ def test_other_settings_are_an_error(make, provenance, changes, says):
 
 
 def test_what_does_not_fit_is_an_error(toy, make, provenance):
-    with pytest.raises(ValueError, match=r"ours at retention ratio 0.25 on bench.*1 questions.*in random.*'q03'"):
+    said = (
+        r"ours on bench \(toy, 8 frames\) was asked 11 questions, and random 12: 1 were put to only one, such as 'q03'"
+    )
+    with pytest.raises(ValueError, match=said):
         pair_tables([r for r in toy if (r.method, r.question) != ("ours", "q03")], provenance, OURS, RANDOM)
     with pytest.raises(ValueError, match="lacks key1, which records name"):
         pair_tables(toy, {}, OURS, RANDOM)
     apart = [*make("ours", 0.25, "11"), *make("random", 0.25, "11", benchmark="other")]
     with pytest.raises(ValueError, match="ours at R = 25 % and random at R = 25 % have no benchmark in common"):
         pair_tables(apart, provenance, OURS, RANDOM)
+
+
+def test_each_side_has_its_own_frames(make, provenance):
+    """Many frames pruned against few that are not: an equal budget."""
+    records = [*make("ours", 0.25, "1110", frames=32), *make("dense", 1.0, "1000")]
+    many = [dataclasses.replace(r, provenance="key2") for r in (*records[:4], *make("dense", 1.0, "1111", frames=32))]
+    few = {**provenance["key1"], "model": {"name": "toy", "frames": 8}}
+    sources = {"key1": few, "key2": {**few, "model": {"name": "toy", "frames": 32}}}
+    records = [*many, *records[4:]]
+    a, b = Side("ours", 0.25, 32), Side("dense", 1.0, 8)
+    (table,) = pair_tables(records, sources, a, b, bootstrap=FAST)
+    assert table.title == "A: ours at R = 25 %, 32 frames; B: dense at R = 100 %, 8 frames; toy"
+    assert lines(table)["bench", "all"][:4] == ["4", "0", "75.0", "25.0"]
+    (same,) = pair_tables(records, sources, Side("dense", 1.0, 32), b, bootstrap=FAST)
+    assert same.title == "A: dense at R = 100 %, 32 frames; B: dense at R = 100 %, 8 frames; toy"
+    assert lines(same)["bench", "all"][:4] == ["4", "0", "100.0", "25.0"]
+
+    sources["key2"]["model"] |= {"max_pixels": 9}
+    with pytest.raises(
+        ValueError, match=r"ours and dense on bench .toy, 32 and 8 frames. differ in model.max_pixels as"
+    ):
+        pair_tables(records, sources, a, b, bootstrap=FAST)
+    reworded = [dataclasses.replace(r, asked="anew") if r.question == "q01" else r for r in many]
+    with pytest.raises(ValueError, match=r"32 and 8 frames. were asked 1 questions in different words, such as 'q01'"):
+        pair_tables([*reworded, *records[8:]], sources, a, b, bootstrap=FAST)
+    # with equal frames, provenance that tells others is of other answers
+    mixed = [dataclasses.replace(r, provenance="key1") if r.method == "dense" else r for r in many]
+    with pytest.raises(ValueError, match=r"on bench .toy, 32 frames. differ in model.frames, model.max_pixels as well"):
+        pair_tables(mixed, sources, a, Side("dense", 1.0, 32), bootstrap=FAST)
+
+
+def test_one_method_at_two_ratios(make, provenance):
+    new = [dataclasses.replace(r, cell="new", provenance="key2") for r in make("ours", 0.1, "1000")]
+    records = [*make("ours", 0.25, "1110"), *make("ours", 0.1, "1111"), *new]
+    sources = {**provenance, "key2": {**provenance["key1"], "date": "2026-01-03"}}
+    (table,) = pair_tables(records, sources, Side("ours", 0.1), OURS, bootstrap=FAST)
+    assert table.title == "A: ours at R = 10 %; B: ours at R = 25 %; toy, 8 frames"
+    assert lines(table)["bench", "all"][:4] == ["4", "0", "25.0", "75.0"]
+    (note,) = table.footnotes
+    assert note.startswith("ours at R = 10 % answered bench in 2 versions of its code or settings")
+
+
+def test_frames_that_differ_are_to_be_named(make, provenance):
+    records = [
+        *make("ours", 0.25, "11", frames=64),
+        *make("random", 0.25, "11"),
+        *make("random", 0.25, "11", frames=16),
+    ]
+    said = "ours at R = 25 % answered with 64 frames and random at R = 25 % with 8 and 16.*a.frames=64 b.frames=8"
+    with pytest.raises(ValueError, match=said):
+        pair_tables(records, provenance, OURS, RANDOM, bootstrap=FAST)
+
+
+@pytest.mark.parametrize(
+    ("few", "many", "fix"),
+    [  # entry of the one with 4 of 6 questions, and of the other
+        (
+            {"limit": 4, "command": "mmg-bench run -m method=ours,'a b' limit=4"},
+            {"limit": None, "command": "mmg-bench run method=random"},
+            "run `mmg-bench run -m 'method=ours,a b'` to ask ours the others",
+        ),
+        (
+            {"limit": 4, "command": "mmg-bench run limit=4 method=ours"},
+            {"limit": 6, "command": "mmg-bench run method=random limit=6"},
+            "run `mmg-bench run method=ours limit=6` to ask ours the others",
+        ),
+        (
+            {"limit": None, "command": "mmg-bench run method=ours shard.count=2 shard.index=1"},
+            {"limit": None, "command": "mmg-bench run method=random"},
+            "run `mmg-bench run method=ours` to ask ours the others",
+        ),
+        ({"limit": 4, "command": ""}, {"limit": None}, "run both in one command, into a new output_dir"),
+    ],
+)
+def test_what_to_run_where_one_was_asked_fewer_questions(make, provenance, few, many, fix):
+    """A table of a part is no table of both: a smaller limit, a shard, a command that was stopped."""
+    some = [dataclasses.replace(r, provenance="key2") for r in make("ours", 0.25, "1111")]
+    sources = {"key1": {**provenance["key1"], **many}, "key2": {**provenance["key1"], **few}}
+    records = [*some, *make("random", 0.25, "110011")]
+    for sides in ((OURS, RANDOM), (RANDOM, OURS)):
+        with pytest.raises(ValueError, match="ours on bench") as raised:
+            pair_tables(records, sources, *sides, bootstrap=FAST)
+        assert str(raised.value) == (
+            "ours on bench (toy, 8 frames) was asked 4 questions, and random 6: 2 were put to only one, such as 'q04'; "
+            f"{fix}"
+        )
+
+
+def test_where_each_was_asked_what_the_other_was_not_no_command_goes_on(make, provenance):
+    records = [*make("ours", 0.25, "111")[1:], *make("random", 0.25, "11")]
+    with pytest.raises(
+        ValueError, match=r"asked 2 questions, and random 2: 2 were put.*'q00'; run both in one command"
+    ):
+        pair_tables(records, provenance, OURS, RANDOM, bootstrap=FAST)
+
+
+@pytest.mark.parametrize(
+    ("facts", "others", "note"),
+    [
+        ({}, "", None),
+        ({"benchmark": {"questions": 4}}, "", None),
+        ({"limit": 9}, "", None),
+        ({"limit": 4}, "1111", None),
+        (
+            {"benchmark": {"questions": 9}, "limit": 4},
+            "",
+            "Of the 9 questions of bench, both were asked only the first 4",
+        ),
+        ({"limit": 4}, "11110", "Of the 5 questions of bench, both were asked only the first 4 (limit=4)"),
+        (
+            {"benchmark": {"questions": 9}, "command": "mmg-bench run shard.index=0 shard.count=2"},
+            "",
+            "Of the 9 questions of bench, both were asked only 4: a shard is missing, or a command was stopped; for "
+            "the rest, run `mmg-bench run`",
+        ),
+        (
+            {"benchmark": {"questions": 9}, "limit": 6},
+            "",
+            "Of the 6 questions of bench with limit=6, both were asked only 4: a shard is missing, or a command was "
+            "stopped; for the rest, run `mmg-bench table toy limit=6`",
+        ),
+        ({"limit": None}, "11110", "Of the 5 questions of bench, both were asked only 4: a shard is missing, or a"),
+    ],
+)
+def test_a_part_of_the_questions_is_said_to_be_one(make, provenance, facts, others, note):
+    """What tells: the benchmark's configuration, the limit, and what other methods of the folder were asked."""
+    provenance["key1"] |= facts
+    records = [*make("ours", 0.25, "1111"), *make("random", 0.25, "110x"), *make("other", 0.5, others, frames=16)]
+    (table,) = pair_tables(records, provenance, OURS, RANDOM, bootstrap=FAST)
+    assert len(table.footnotes) == (note is not None)
+    assert all(found.startswith(note) for found in table.footnotes)
