@@ -156,8 +156,8 @@ class _Pass:
                     text = self.llm.generate(inputs, encoded, question.generation)
                     score = self.benchmark.score(question, text)
                 except Exception as error:  # with the answer, if it is the scoring that failed
-                    told_of = self.fault(key, cell, question, error)
-                    yield self.record(key, cell, question, error=told_of, prediction=text)
+                    fault = self.fault(key, cell, question, error)
+                    yield self.record(key, cell, question, error=fault, prediction=text)
                     continue
                 self.faults.pop(key, None)
                 yield self.record(
