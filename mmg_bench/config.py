@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import difflib
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from importlib.resources import files
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from mmg_bench.methods.registry import defaults, method_names
 _PACKAGE = Path(__file__).parent
 CONFIGS = next(p for p in (_PACKAGE.parent / "configs", _PACKAGE / "configs") if p.is_dir())
 """The folder of configuration files: the checkout's, or the copy inside an installed package."""
+_FOLDERS = [CONFIGS]
+"""Where files of config groups are looked for, as Hydra does: behind the first, the `hydra.searchpath` last given."""
 OPEN = ("model", "benchmark")
 """Sections of table.yaml that take changes to any file of the group of that name."""
 ONLY_FOR_DOCTOR = ("download_gb", "disk_gb", "gpu_gb", "dataset", "videos")
@@ -37,7 +40,8 @@ def load(group: str, name: str) -> dict[str, Any]:
     """One member of a config group. Raises ValueError, listing the valid names, for an unknown one."""
     if name not in names(group):
         raise _no_such(group, name, names(group))
-    return load_file(f"{group}/{name}.yaml") if name in _files(group) else {"name": name, **defaults(name)}
+    file = _files(group).get(name)
+    return {"name": name, **defaults(name)} if file is None else _read(file)
 
 
 def names(group: str) -> list[str]:
@@ -45,30 +49,62 @@ def names(group: str) -> list[str]:
     return sorted({*_files(group), *(method_names() if group == "method" else ())})
 
 
-def _files(group: str) -> set[str]:
-    return {path.stem for path in (CONFIGS / group).glob("*.yaml")}
+def _files(group: str) -> dict[str, Path]:
+    """The files of a config group, by their members' names."""
+    return {path.stem: path for folder in reversed(_FOLDERS) for path in (folder / group).glob("*.yaml")}
 
 
 def load_file(path: str) -> dict[str, Any]:
-    """A file in the folder of configurations, as it stands."""
-    return OmegaConf.to_container(OmegaConf.load(CONFIGS / path))  # type: ignore[return-value]
+    """A file in our folder of configurations, as it stands."""
+    return _read(CONFIGS / path)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[return-value]
 
 
 def composed(name: str, overrides: Sequence[str]) -> DictConfig:
     """Compose `name`.yaml with overrides, once. Raises ValueError, listing the valid ones, for an unknown option."""
     with _hydra(overrides):
+        for override in _parsed(name, overrides):
+            if override.is_sweep_override():
+                raise ValueError(
+                    f"{override.input_line}: several values at once need -m, which run and measure take; a list stands "
+                    "in brackets, in single quotes"
+                )
         return _compose(name, overrides)
 
 
 @contextmanager
 def _hydra(overrides: Sequence[str]) -> Iterator[None]:
-    """Hydra, to compose from the folder of configurations, and from methods that have none there."""
+    """Hydra, to compose from the folders of configurations, and from methods that have none there."""
     with initialize_config_dir(str(CONFIGS), version_base=None):
-        for name in set(names("method")) - _files("method"):
+        _FOLDERS[1:] = _searched(overrides)
+        for name in set(names("method")) - set(_files("method")):
             # of those that `overrides` may mean: asking for the options of others would import them
             if any(name in override or "glob(" in override for override in overrides):
                 ConfigStore.instance().store(name, load("method", name), "method")
         yield
+
+
+def _parsed(name: str, overrides: Sequence[str]) -> list[Override]:
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # which knows what glob(*) stands for
+    return parser.parse_overrides([_opened(name, override) for override in overrides])
+
+
+def _searched(overrides: Sequence[str]) -> list[Path]:
+    """The folders that `hydra.searchpath` names. Raises ValueError for one that is not there."""
+    given = [override.partition("=")[2] for override in overrides if _key(override) == "hydra.searchpath"]
+    if not given:
+        return []
+    folders = []
+    for entry in listed("hydra.searchpath", plain(OmegaConf.create(f"folders: {given[-1]}"))["folders"]):
+        kind, _, place = str(entry).rpartition("://")
+        folder = Path(str(files(place.replace("/", ".")))) if kind == "pkg" else Path(place).expanduser()
+        if not folder.is_dir():
+            raise ValueError(f"hydra.searchpath={given[-1]}: there is no folder {place}")
+        folders.append(folder)
+    return folders
 
 
 def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
@@ -102,12 +138,14 @@ def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
         for unknown in map(_key, given):
             group, _, last = unknown.rpartition(".")
             options = OmegaConf.select(known, group) if group else known
+            if options is None:
+                raise _no_such_option(unknown, "", name, known) from None
             if isinstance(options, DictConfig) and last not in options:
-                raise _no_such_option(unknown, group or name, options) from None
+                raise _no_such_option(unknown, group, name, options) from None
         raise
     options = {*load_file(f"{name}.yaml"), *_groups(name)}
     if added := [key for key in config if key not in options]:  # by `+`, and nothing would look at it
-        raise _no_such_option(str(added[0]), name, chosen())
+        raise _no_such_option(str(added[0]), "", name, chosen())
     return config
 
 
@@ -116,10 +154,14 @@ def _no_such(group: str, name: str, known: Iterable[str]) -> ValueError:
     return ValueError(f"no {group} is called {name!r}; {_meant(name, choices)}choose one of: {', '.join(choices)}")
 
 
-def _no_such_option(option: str, where: str, known: DictConfig) -> ValueError:
+def _no_such_option(option: str, group: str, name: str, known: DictConfig) -> ValueError:
     options = list(map(str, known))
     meant = _meant(option.rpartition(".")[2], options)
-    return ValueError(f"{option}: no such option; {meant}{where} has: {', '.join(options) or 'none'}")
+    where = f"{group} {known.name}" if group in _groups(name) and "name" in known else group or name
+    hint = ""
+    if name == "table" and option.startswith("method."):
+        hint = "; of a table's methods, options stand in its file (docs/your-own-table.md)"
+    return ValueError(f"{option}: no such option; {meant}{where} has: {', '.join(options) or 'none'}{hint}")
 
 
 def _meant(given: str, known: Sequence[str]) -> str:
@@ -145,14 +187,15 @@ def _groups(name: str) -> dict[str, str]:
 
 def help_of(name: str, overrides: Sequence[str] = ()) -> str:
     """What the options of `name`.yaml are, what each group has to choose from, and the options of what is chosen."""
+    _FOLDERS[1:] = _searched(overrides)
     lines = [(CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")]
     given = {group: value for group, _, value in (override.partition("=") for override in overrides)}
     for group, usual in _groups(name).items():
         choices, chosen = names(group), given.get(group, usual)
         lines += textwrap.wrap(f"{group}: {', '.join(choices)}", 100, subsequent_indent=" " * 11)
         if chosen in choices:
-            file = CONFIGS / group / f"{chosen}.yaml"
-            text = file.read_text(encoding="utf-8") if file.is_file() else OmegaConf.to_yaml(load(group, chosen))
+            file = _files(group).get(chosen)
+            text = OmegaConf.to_yaml(load(group, chosen)) if file is None else file.read_text(encoding="utf-8")
             lines += [f"  {group}={chosen} has, as {group}.option=value:", textwrap.indent(text, "    ")]
     return "\n".join(lines)
 
@@ -163,9 +206,7 @@ def sweep(name: str, overrides: Sequence[str]) -> list[DictConfig]:
     Composed together, not one job after another, so that what they share can be done once.
     """
     with _hydra(overrides):
-        parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # which knows what glob(*) stands for
-        parsed = parser.parse_overrides([_opened(name, override) for override in overrides])
-        choices = [_choices(override) for override in parsed]
+        choices = [_choices(override) for override in _parsed(name, overrides)]
         return [_compose(name, combination) for combination in product(*choices)]
 
 
@@ -224,9 +265,8 @@ def changed(config: Mapping[str, Any], group: str, name: str) -> dict[str, Any]:
     return {**load(group, name), **config[group].get(name, {})}
 
 
-def check_changes(config: Mapping[str, Any]) -> None:
+def check_changes(config: Mapping[str, Any], profiles: Collection[Mapping[str, Any]]) -> None:
     """Raise ValueError unless every change is one to a model or benchmark of the table: no other would be seen."""
-    profiles = config["table"]["profiles"].values()
     of_table = {
         "model": [name for p in profiles for name in p.get("workloads", [p.get("model")])],
         "benchmark": [name for p in profiles for name in p.get("benchmarks", ())],

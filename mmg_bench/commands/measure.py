@@ -19,7 +19,7 @@ from mmg_bench import config as cfg
 from mmg_bench import specs
 from mmg_bench.benchmarks.video import pictures
 from mmg_bench.cells import Cell, code_of, needs_of
-from mmg_bench.commands.profiles import choose, workloads
+from mmg_bench.commands.profiles import choose, profiles_of, workloads
 from mmg_bench.commands.publish import publish, results_folder
 from mmg_bench.files import digest_of
 from mmg_bench.measure.clock import Clock
@@ -120,7 +120,7 @@ def table(config: DictConfig) -> int:
     plain = cfg.plain(config)
     spec = plain["table"]
     name, profile = choose(plain)
-    elsewhere = spec["profiles"][profile["pending"]] if profile.get("pending") else None
+    elsewhere = profiles_of(spec)[profile["pending"]] if profile.get("pending") else None
     if plain["limit"] is not None:
         raise ValueError(f"limit={plain['limit']!r}: a table of speed answers no questions; leave it null")
     if plain["latency"] is not True:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmg_bench import config as cfg
@@ -42,12 +42,49 @@ def _check_device(config: dict[str, Any], name: str, profile: dict[str, Any]) ->
 
 def named(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The profile that a composed table asks for, or for `auto` all of them in order, by name."""
-    cfg.check_changes(config)
     spec, wanted = config["table"], config["profile"]
-    profiles = {name: {"needs_gpu": False, **profile} for name, profile in spec["profiles"].items()}
+    profiles = profiles_of(spec)
+    cfg.check_changes(config, profiles.values())
     if wanted not in ("auto", *profiles):
         raise ValueError(f"table {spec['name']!r} has no profile {wanted!r}; choose auto or {', '.join(profiles)}")
     return profiles if wanted == "auto" else {wanted: profiles[wanted]}
+
+
+def profiles_of(spec: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The profiles of a table's file, by name, each as a full one: lists as lists, methods as their options.
+
+    Raises ValueError, naming the entry, for what is missing, unknown or of another kind.
+    """
+    for entry in ("name", "retention_ratios", "profiles"):
+        if spec.get(entry) is None:
+            raise ValueError(f"table.{entry} is missing: see configs/table/table1.yaml")
+    if not isinstance(spec["profiles"], dict) or not all(isinstance(p, dict) for p in spec["profiles"].values()):
+        raise ValueError("table.profiles: give each profile a name, with its model, benchmarks and methods below")
+    return {name: _full(f"table.profiles.{name}", profile) for name, profile in spec["profiles"].items()}
+
+
+def _full(where: str, profile: Mapping[str, Any]) -> dict[str, Any]:
+    wanted = ("workloads",) if "workloads" in profile else ("model", "benchmarks")
+    if lost := [entry for entry in (*wanted, "methods") if profile.get(entry) is None]:
+        raise ValueError(f"{where}.{lost[0]} is missing: a profile names {', '.join(wanted)} and methods")
+    if unknown := sorted(set(profile) - {*wanted, "methods", "needs_gpu", "pending"}):
+        raise ValueError(f"{where}.{unknown[0]}: no such entry; a profile has {', '.join(wanted)}, methods, needs_gpu")
+    full = {"needs_gpu": False, **profile}
+    if "benchmarks" in full:
+        full["benchmarks"] = cfg.listed(f"{where}.benchmarks", full["benchmarks"])
+    full["methods"] = [
+        _method(f"{where}.methods", method) for method in cfg.listed(f"{where}.methods", full["methods"])
+    ]
+    return full
+
+
+def _method(where: str, given: Any) -> dict[str, Any]:
+    """An entry of a profile's methods: a name, or the name and what differs from the method's own configuration."""
+    if isinstance(given, str):
+        return {"name": given}
+    if not isinstance(given, dict) or not isinstance(given.get("name"), str):
+        raise ValueError(f"{where}: {given!r} is no method; write a name, or {{name: mmg_vid, tau: 0.9}}")
+    return given
 
 
 def what(profile: dict[str, Any]) -> str:

@@ -19,14 +19,14 @@ from mmg_bench.runner import provenance
 def results_folder(config: Mapping[str, Any], profile: str) -> Path:
     """Where a composed table goes.
 
-    One with other settings than its file's, of a part of the questions, or without its times, goes to its records, not
-    in the place of the whole one.
+    One that is not of this package, with other settings than its file's, of a part of the questions, or without its
+    times, goes to its records, not in the place of the whole one.
     """
     if config["results_dir"] is not None:
         return check_path("results_dir", config["results_dir"]) / profile
     name = config["table"]["name"]
-    shipped = name in cfg.names("table") and config["table"] == cfg.load("table", name)
-    as_filed = shipped and config["measure"] == cfg.load("measure", "latency")
+    shipped = (cfg.CONFIGS / f"table/{name}.yaml").is_file() and config["table"] == cfg.load_file(f"table/{name}.yaml")
+    as_filed = shipped and config["measure"] == cfg.load_file("measure/latency.yaml")
     all_of_it = config["limit"] is None and config["latency"]
     whole = as_filed and all_of_it and not any(config[group] for group in cfg.OPEN)
     return (Path("results") / name if whole else check_path("output_dir", config["output_dir"])) / profile
