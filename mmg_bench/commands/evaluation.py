@@ -186,13 +186,13 @@ def _check(job: Job) -> None:
 
 def _carry_out(job: Job) -> Iterator[Outcome]:
     """Answer and measure: what that came to, if something is to be measured first without that."""
+    # all of them now: data that is missing must show before the model is loaded, and hours are spent on the first
+    benchmarks = [Benchmark(specs.benchmark_spec(b), job.limit) for b in job.benchmarks]
+    counts = [len(benchmark.questions) for benchmark in benchmarks]
     llm = VideoLLM(specs.model_spec(job.model))
     llm.prepare(needs_of(job.cells))
     for cell in job.cells:
         llm.adapter.check(cell.method.needs, cell.label)
-    # all of them now: data that is missing must show before hours are spent on the first
-    benchmarks = [Benchmark(specs.benchmark_spec(b), job.limit) for b in job.benchmarks]
-    counts = [len(benchmark.questions) for benchmark in benchmarks]
     records: list[Record] = []
     sources: dict[str, Any] = {}
     for benchmark, count, config, folder in zip(benchmarks, counts, job.benchmarks, job.folders, strict=True):

@@ -50,6 +50,10 @@ class VideoReport:
     total_tokens: int
     realised_tokens: int
     """Visual tokens that enter layer 0."""
+    layout: Layout
+    """Frames, rows and columns of its tokens: T, H, W."""
+    positions: Tensor = field(repr=False)
+    """`[realised_tokens]` int64: which they are, as flat raster indices into T * H * W, on the model's device."""
     elapsed: Elapsed = field(repr=False)
     notes: dict[str, Any]
     stages: tuple[tuple[int, int], ...] = ()
@@ -320,7 +324,9 @@ class _Splice:
             body = place.body(embeds.device)
             pruned, elapsed = self._pruned(place, body, embeds, ids)
             if place.video == len(self.run.report):  # its first copy
-                self.run.report.append(VideoReport(place.total, len(pruned), elapsed, dict(pruned.notes)))
+                self.run.report.append(
+                    VideoReport(place.total, len(pruned), place.layout, pruned.positions, elapsed, dict(pruned.notes))
+                )
             rows[place.row].add(place, body, pruned)
         width = max(row.finish() for row in rows)
         self.run.prompt_tokens = width

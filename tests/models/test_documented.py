@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import equalities
+import numpy as np
 import pytest
+from PIL import Image
 
 import families
 from mmg_bench.benchmarks.embedded.world import COLOURS
@@ -24,11 +27,17 @@ def test_the_example_runs_as_it_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (script,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    exec(script, {})
+    answers, picture = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(answers, names)
     answer, report = capsys.readouterr().out.splitlines()
     assert answer in COLOURS
-    assert "realised_tokens=196" in report
+    assert "realised_tokens=196, layout=(16, 7, 7)" in report
+    exec(picture, names)
+    kept = names["video"].positions.tolist()
+    assert len(set(kept)) == 196
+    assert kept == sorted(kept)
+    assert np.asarray(Image.open("kept.png")).mean() > 10
 
 
 def test_every_family_of_its_own_is_in_the_table() -> None:

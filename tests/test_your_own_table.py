@@ -1,0 +1,93 @@
+"""docs/your-own-table.md works as it stands, and docs/results.md names all that the files hold."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from mmg_bench import cli
+from mmg_bench import config as cfg
+from mmg_bench.report.rows import COLUMNS, METRICS, read_rows
+from mmg_bench.runner.records import Record, read_records
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE = (DOCS / "your-own-table.md").read_text()
+RESULTS = (DOCS / "results.md").read_text()
+FILES = dict(re.findall(r"`(mine/[\w/]+\.\w+)`[^`]*\n\n```\w+\n(.*?)```", PAGE, re.DOTALL))
+COMMANDS = re.findall(r"```sh\n(.*)\n```", PAGE)
+
+
+@pytest.fixture
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in FILES.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text)
+
+
+def given(command: str, monkeypatch: pytest.MonkeyPatch) -> object:
+    monkeypatch.setattr("sys.argv", shlex.split(command))
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code
+
+
+@pytest.mark.usefixtures("_here")
+def test_it_runs_as_it_stands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (command,) = COMMANDS
+    assert given(f"{command} limit=2 latency=false", monkeypatch) == 0
+    rows = read_rows("outputs/ablation/small/rows.csv")
+    accuracy = rows[(rows.metric == "accuracy") & (rows.skill == "all")]
+    assert list(zip(accuracy.method, accuracy.retention_ratio, strict=True)) == [
+        ("dense", 1.0),
+        *((method, ratio) for method in ("random", "mmg_vid", "mmg_vid(tau=0.9)") for ratio in (0.25, 0.1)),
+        ("mmg_vid(positions=contiguous)", 0.1),
+    ]
+    assert len(read_records(Path("outputs/ablation/small/embedded"))) == 2 * len(accuracy)
+    compare, doctor = (re.findall(rf"`(mmg-bench {name} .*?)`", PAGE, re.DOTALL)[0] for name in ("compare", "doctor"))
+    capsys.readouterr()
+    assert given(compare, monkeypatch) == 0
+    assert "A: mmg_vid at R = 25 %; B: mmg_vid(tau=0.9) at R = 25 %" in capsys.readouterr().out
+    assert given(doctor.replace("\n", " "), monkeypatch) == 0
+    assert "Table ablation, profile small: embedded on embedded\n" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_here")
+def test_models_and_benchmarks_of_ones_own_are_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for group, change in (("model", "frames: 8"), ("benchmark", "average: skills")):
+        text = (cfg.CONFIGS / group / "embedded.yaml").read_text()
+        option = change.partition(":")[0]
+        changed = re.sub(rf"^{option}: \w+", change, text, flags=re.MULTILINE).replace("name: embedded", "name: own")
+        Path(f"mine/{group}").mkdir()
+        Path(f"mine/{group}/own.yaml").write_text(changed)
+    command = f"{COMMANDS[0]} table.profiles.small.model=own table.profiles.small.benchmarks=own"
+    assert given(f"{command} limit=1 latency=false model.own.dtype=bfloat16", monkeypatch) == 0
+    rows = read_rows("outputs/ablation/small/rows.csv")
+    assert set(rows.model) == {"own"}
+    assert set(rows.frames) == {8}
+    assert set(rows.benchmark) == {"own"}
+    assert "bfloat16" in Path("outputs/ablation/small/table.md").read_text()
+    given("mmg-bench run --help 'hydra.searchpath=[mine]' model=own", monkeypatch)
+    assert "model=own has, as model.option=value" in capsys.readouterr().out
+    assert given("mmg-bench run --cfg", monkeypatch) == 0
+    assert "own" not in cfg.names("model")  # nothing is left of it for the next command
+
+
+def test_the_page_on_results_names_everything() -> None:
+    named = set(re.findall(r"`(\w+)`", RESULTS))
+    assert set(COLUMNS) | set(METRICS) | {f.name for f in fields(Record)} <= named
+
+
+def test_its_example_runs_as_it_stands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(DOCS.parent)
+    (script,) = re.findall(r"```python\n(.*?)```", RESULTS, re.DOTALL)
+    exec(script, {})
+    assert "mmg_vid" in capsys.readouterr().out
