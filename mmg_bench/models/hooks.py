@@ -52,7 +52,7 @@ class VideoReport:
     """Visual tokens that enter layer 0."""
     layout: Layout
     """Frames, rows and columns of its tokens: T, H, W."""
-    positions: Tensor = field(repr=False)
+    positions: Tensor = field(repr=False, compare=False)
     """`[realised_tokens]` int64: which they are, as flat raster indices into T * H * W, on the model's device."""
     elapsed: Elapsed = field(repr=False)
     notes: dict[str, Any]
