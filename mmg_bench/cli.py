@@ -139,12 +139,21 @@ def _methods(names: list[str]) -> int:
     names = [name for name in names if not name.startswith("-")]  # --help lists all
 
     def show() -> int:
-        for cls in map(method_class, names or method_names()):
+        broken = 0
+        for name in names or method_names():
+            try:
+                cls = method_class(name)
+            except ValueError as error:
+                if names:
+                    raise
+                broken += 1  # the others are good all the same
+                print(f"{name:14} {error}")
+                continue
             lines = cleandoc(cls.__doc__ or "").splitlines()
             options = ", ".join(f"{f.name}={f.default}" for f in fields(cls) if f.name != "retention_ratio")
             shown = [*(lines if names else lines[:1]), *([f"  {options}"] if options else [])]
             print(f"{cls.name:14} " + f"\n{'':15}".join(shown))
-        return 0
+        return broken
 
     return _guarded(show)
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 import mmg_bench.methods
+from mmg_bench.faults import told
 
 if TYPE_CHECKING:
     from mmg_bench.methods.base import Method
@@ -30,12 +33,22 @@ def method_names() -> list[str]:
     return [*sorted(_built_in()), *sorted(third_party - set(_built_in()))]
 
 
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """What goes wrong while the code of a method is read becomes one line that names it, and the place."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"method {name!r} cannot be imported: {told(error)}") from error
+
+
 def method_class(name: str) -> type[Method]:
-    """The class registered as `name`. Raises ValueError, listing the valid names, when there is none."""
+    """The class registered as `name`. Raises ValueError where there is none, listing the names, or it is broken."""
     from mmg_bench.methods.base import Method  # torch, which takes seconds; names are to be had without
 
     if name in _built_in():
-        module = importlib.import_module(f"mmg_bench.methods.{name}")
+        with _told(name):
+            module = importlib.import_module(f"mmg_bench.methods.{name}")
         methods = [
             c
             for c in vars(module).values()
@@ -51,7 +64,8 @@ def method_class(name: str) -> type[Method]:
         return found[0]
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.name == name:
-            loaded = entry.load()
+            with _told(name):
+                loaded = entry.load()
             if not (isinstance(loaded, type) and issubclass(loaded, Method)):
                 raise ValueError(
                     f"entry point {entry.value!r} of method {name!r} is not a subclass of mmg_bench.methods.Method"

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
@@ -17,8 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import mmg_bench
+from mmg_bench import cli, specs
 from mmg_bench import config as cfg
-from mmg_bench import specs
 from mmg_bench.commands.check_method import building, check_method
 from mmg_bench.contract import CHECKS, DTYPES, check_pruned, tensors, video
 from mmg_bench.methods import Method
@@ -229,6 +230,35 @@ def test_third_parties_compose_without_a_config():
     assert "first: 0" in cfg.help_of("run", [f"method={third_party.NAME}"])
     with pytest.raises(ValueError, match=r"method.second: no such option; method every_nth has: name, first"):
         cfg.composed("run", [f"method={third_party.NAME}", "method.second=1"])
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        ("import nothing_of_this_name", r"ModuleNotFoundError: No module named 'nothing_of_this_name' \(someones_meth"),
+        ("\n\nclass EveryNth(:", r"SyntaxError: invalid syntax \(someones_methods.py, line 3\)"),
+        ("", r"AttributeError: module 'someones_methods' has no attribute 'EveryNth'"),
+    ],
+)
+def test_a_method_that_cannot_be_imported_is_told_in_a_line(module, says, tmp_path, monkeypatch, capsys):
+    third_party.write(tmp_path, module)
+    monkeypatch.setattr(sys, "argv", ["mmg-bench", "methods"])
+    with third_party.installed(tmp_path):
+        with pytest.raises(ValueError, match=f"^method 'every_nth' cannot be imported: {says}"):
+            method_class(third_party.NAME)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert ended.value.code == 1
+    listed = capsys.readouterr().out
+    assert re.search(rf"^every_nth      method 'every_nth' cannot be imported: {says}", listed, re.MULTILINE)
+    assert re.search(r"^visionzip ", listed, re.MULTILINE)
+
+
+def test_the_name_of_an_entry_point_is_the_methods(tmp_path):
+    third_party.write(tmp_path, third_party.MODULE.replace('= "every_nth"', '= "nth"'))
+    says = r"registers method 'every_nth', and the class has name = 'nth': give both one name"
+    with third_party.installed(tmp_path), pytest.raises(ValueError, match=says):
+        method_class(third_party.NAME)
 
 
 def test_every_method_config_belongs_to_a_method():

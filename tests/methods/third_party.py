@@ -37,9 +37,9 @@ class EveryNth(Method):
 '''
 
 
-def write(folder: Path) -> None:
+def write(folder: Path, module: str = MODULE) -> None:
     """Lay the package out in `folder`: its module, and the metadata that names its entry point."""
-    (folder / "someones_methods.py").write_text(MODULE)
+    (folder / "someones_methods.py").write_text(module)
     metadata = folder / "someones_methods-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: someones-methods\nVersion: 1.0\n")
@@ -50,6 +50,7 @@ def write(folder: Path) -> None:
 def installed(folder: Path) -> Iterator[None]:
     """Inside, Python finds what is in `folder`, as it finds site-packages."""
     sys.path.insert(0, str(folder))
+    sys.modules.pop("someones_methods", None)
     importlib.invalidate_caches()
     try:
         yield
