@@ -170,7 +170,7 @@ def _new_method(arguments: list[str]) -> int:
     def write() -> int:
         paths = _command("new_method").new_method(arguments[0], Path.cwd())
         print("Written:", *paths, sep="\n  ")
-        print(f"Then: python -m pytest tests/methods -k {arguments[0]}    (docs/adding-a-method.md)")
+        print(f"Then: mmg-bench check-method {arguments[0]}    (docs/adding-a-method.md)")
         return 0
 
     return _guarded(write)
