@@ -173,6 +173,23 @@ def test_the_command_tells_every_check(capsys, monkeypatch):
     assert f"(test_contract.py:{inspect.currentframe().f_lineno - 5}, in <lambda>)" in out
 
 
+def _variants() -> list[dict[str, Any]]:
+    """Methods with other options than their defaults: those of Table 1, and the ablations of MMG-Vid."""
+    of_table = [m for p in cfg.load_file("table/table1.yaml")["profiles"].values() for m in p["methods"]]
+    not_theirs = ("positions", "retention_ratios")
+    options = [{k: v for k, v in method.items() if k not in not_theirs} for method in of_table]
+    ablations = [{"budgets": "uniform"}, {"order": "greedy"}, {"gain_sign": "swapped"}, {"stage3": "dpc"}]
+    ablations += [{"channels": "low_variance"}, {"r_min": 0.05}, {"min_segment_frames": 1}]
+    options += [{"name": "mmg_vid", **ablation} for ablation in ablations]
+    return [o for number, o in enumerate(options) if len(o) > 1 and o not in options[:number]]
+
+
+@pytest.mark.parametrize("options", _variants(), ids=str)
+def test_contract_of_variants(options):
+    for check in CHECKS:
+        check(building(**options))
+
+
 def test_dense_does_not_look_at_values():
     tokens = video()
     broken = tokens.features.clone()
