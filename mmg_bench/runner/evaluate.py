@@ -20,7 +20,7 @@ from mmg_bench.options import check_whole
 from mmg_bench.runner.records import Record, RecordFile, read_records
 
 PATIENCE = 5
-"""Videos about which all of a cell's answers in a row fail alike before its other questions are not asked."""
+"""Videos in a row about which all of a cell's answers fail alike, before its other questions are not asked."""
 _PLAIN = (VideoError, BenchmarkError)
 """Faults whose messages name the remedy."""
 
@@ -50,7 +50,7 @@ def evaluate(
     """Answer every question in every cell, appending to `folder`; what is recorded there already is not done again.
 
     Questions that failed in an earlier call are tried again. Faults of one question become records with `error` set. A
-    cell that does nothing but fail is given up (`PATIENCE`): the rest of its questions become such records unasked.
+    cell that has come to do nothing but fail is given up (`PATIENCE`): its other questions become such records unasked.
     Returns the records of the cells asked for.
     """
     shard = shard or Shard()
@@ -88,8 +88,8 @@ Work = dict[str, tuple[Cell, list[Question]]]
 class _Faults:
     """The faults of a cell since its last answer, as far as they are alike and lie with no video."""
 
-    last: tuple[str, str]
-    """Kind and place."""
+    kind: tuple[str, str]
+    """Its class, and where it was raised."""
     videos: set[str]
 
 
@@ -119,6 +119,7 @@ class _Pass:
         """All questions about one video id, file by file: the tasks of a benchmark may give several files one id."""
         files: dict[Path, Work] = {}
         for key, (cell, questions) in work.items():
+            self.give_up(key, cell)
             for question in questions:
                 if key in self.given_up:
                     yield self.record(key, cell, question, error=self.given_up[key])
@@ -139,9 +140,13 @@ class _Pass:
             clip = read_clip(path, self.llm.spec.frames)
             encoded = self.llm.encode(self.llm.preprocess(clip.pixels, clip.timing), needs)
         except Exception as error:  # the video's fault must not end the run
+            modest = {key: part for key, part in work.items() if not part[0].method.needs}
+            if needs and modest and not isinstance(error, VideoError):  # what some need must not take others down
+                yield from self.file(path, modest)
+                work = {key: part for key, part in work.items() if key not in modest}
             for key, (cell, questions) in work.items():
                 for question in questions:
-                    yield self.record(key, cell, question, error=self.fault(key, cell, question, error))
+                    yield self.record(key, cell, question, error=self.fault(key, question, error))
             return
         for key, (cell, questions) in work.items():
             yield from self.cell(key, cell, questions, encoded)
@@ -156,7 +161,7 @@ class _Pass:
                     text = self.llm.generate(inputs, encoded, question.generation)
                     score = self.benchmark.score(question, text)
                 except Exception as error:  # with the answer, if it is the scoring that failed
-                    fault = self.fault(key, cell, question, error)
+                    fault = self.fault(key, question, error)
                     yield self.record(key, cell, question, error=fault, prediction=text)
                     continue
                 self.faults.pop(key, None)
@@ -172,19 +177,25 @@ class _Pass:
                     stages=run.stages,
                 )
 
-    def fault(self, key: str, cell: Cell, question: Question, error: Exception) -> str:
-        """What to say of a fault; and the cell is given up if it has done nothing but fail so for long enough."""
-        text = told(error, _PLAIN)
-        if not isinstance(error, VideoError) and key not in self.given_up:
-            kind = type(error).__name__, place_of(error)
-            if (faults := self.faults.get(key)) is None or faults.last != kind:
+    def fault(self, key: str, question: Question, error: Exception) -> str:
+        """What to say of a fault, which is noted unless it lies with the video."""
+        if not isinstance(error, VideoError):
+            cause = error.__cause__ or error  # of a wrapped one
+            kind = type(cause).__name__, place_of(cause)
+            if (faults := self.faults.get(key)) is None or faults.kind != kind:
                 faults = self.faults[key] = _Faults(kind, set())
             faults.videos.add(question.video)
-            if len(faults.videos) == PATIENCE:
-                why = f"the answers about {PATIENCE} videos in a row failed alike ({text})"
-                self.given_up[key] = f"not asked: {why}"
-                tqdm.write(f"{cell.label} at R = {cell.method.retention_ratio:g} is asked no more: {why}")
-        return text
+        return told(error, _PLAIN)
+
+    def give_up(self, key: str, cell: Cell) -> None:
+        """Ask a cell no more, and say so, if its answers about enough videos did nothing but fail alike."""
+        faults = self.faults.get(key)
+        if faults is None or len(faults.videos) < PATIENCE or key in self.given_up:
+            return
+        kind, place = faults.kind
+        why = f"all answers about {PATIENCE} videos in a row failed alike ({kind}{place and f' at {place}'})"
+        self.given_up[key] = f"not asked: {why}"
+        tqdm.write(f"{cell.label} at R = {cell.method.retention_ratio:g} is asked no more: {why}")
 
     def record(self, key: str, cell: Cell, question: Question, error: str | None = None, **outcome: Any) -> Record:
         """A record of an answer, or of the fault that stands in its place."""

@@ -241,12 +241,23 @@ def test_one_faulty_answer_spoils_no_other(
     }
 
 
+class FiveVideos(ThreeVideos):
+    """As many times the first of them, behind the damaged one."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        first = self.questions[:2]
+        copies = [replace(q, id=f"c{v}-{i}", video=f"c{v}") for v in range(4) for i, q in enumerate(first)]
+        self.questions = [*self.questions[4:], *copies]
+
+    def video_path(self, question: Question) -> Path:
+        return self.folder / ("v2.mp4" if question.video == "v2" else "v0.mp4")
+
+
 def test_a_cell_that_does_nothing_but_fail_is_given_up(
     llm: VideoLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    benchmark: Any = ThreeVideos(tmp_path)
-    damaged = ["2-0", "2-1"]  # their video is: no fault of the cell
-    benchmark.questions = benchmark.questions[4:] + benchmark.questions[:4]
+    benchmark: Any = FiveVideos(tmp_path)
     selected: list[int] = []
 
     def fails(self: Random, tokens: VideoTokens) -> PrunedTokens:
@@ -254,23 +265,78 @@ def test_a_cell_that_does_nothing_but_fail_is_given_up(
         raise RuntimeError(f"fault {len(selected)}")
 
     monkeypatch.setattr(Random, "select", fails)
-    monkeypatch.setattr(runner, "PATIENCE", 1)
+    monkeypatch.setattr(runner, "PATIENCE", 2)
     records = {(r.method, r.question): r for r in evaluate(llm, benchmark, CELLS, tmp_path / "out", "p")}
     random = CELLS[2].label
-    assert all("v2.mp4" in str(records[random, name].error) for name in damaged)
-    assert [records[random, name].error for name in ("0-0", "0-1")] == [
-        f"RuntimeError: fault {n} (test_evaluate.py:{fails.__code__.co_firstlineno + 2}, in fails)" for n in (1, 2)
-    ]
-    why = f"the answers about 1 videos in a row failed alike ({records[random, '0-0'].error})"
-    assert [records[random, name].error for name in ("1-0", "1-1")] == [f"not asked: {why}"] * 2
-    assert len(selected) == 2
+    damaged = ["2-0", "2-1"]  # their video is: no fault of the cell
+    errors = [str(records[random, q.id].error) for q in benchmark.questions]
+    place = f"test_evaluate.py:{fails.__code__.co_firstlineno + 2}, in fails"
+    why = f"all answers about 2 videos in a row failed alike (RuntimeError at {place})"
+    assert all("v2.mp4" in error for error in errors[:2])
+    assert errors[2:] == [*(f"RuntimeError: fault {n} ({place})" for n in range(1, 5)), *[f"not asked: {why}"] * 4]
+    assert len(selected) == 4
     assert f"{random} at R = 0.1 is asked no more: {why}" in capsys.readouterr().out
     others = [r for (method, _), r in records.items() if method != random and r.video != "v2"]
-    assert len(others) == 8
+    assert len(others) == 16
     assert all(r.error is None for r in others)
     monkeypatch.undo()
     again = evaluate(llm, benchmark, CELLS, tmp_path / "out", "p")
     assert {r.question for r in again if r.error is not None} == set(damaged)
+
+
+def test_a_cell_with_different_faults_is_asked_on(
+    llm: VideoLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benchmark: Any = FiveVideos(tmp_path)
+    kinds = iter([KeyError, TypeError] * 4)  # one a question
+
+    def fails(text: str) -> None:
+        raise next(kinds)(text)
+
+    def scores(question: Question, text: str) -> float:
+        try:
+            fails(text)
+        except Exception as error:
+            raise BenchmarkError("process_results raised something") from error
+        return 0.0
+
+    monkeypatch.setattr(benchmark, "score", scores)
+    monkeypatch.setattr(runner, "PATIENCE", 2)
+    records = evaluate(llm, benchmark, CELLS[:1], tmp_path / "out", "p")
+    assert [r.error for r in records[2:]] == ["BenchmarkError: process_results raised something"] * 8
+
+
+def test_a_cell_that_answers_late_is_asked_on(llm: VideoLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not before all questions about a video have failed."""
+    benchmark: Any = FiveVideos(tmp_path)
+    generate, failing = VideoLLM.generate, iter([True, True, True, False, False, False, False, False])
+
+    def fails(self: VideoLLM, *args: Any) -> str:
+        if next(failing):
+            raise RuntimeError("busy")
+        return generate(self, *args)
+
+    monkeypatch.setattr(VideoLLM, "generate", fails)
+    monkeypatch.setattr(runner, "PATIENCE", 2)
+    records = evaluate(llm, benchmark, CELLS[:1], tmp_path / "out", "p")
+    assert [r.error is None for r in records[2:]] == [False] * 3 + [True] * 5
+
+
+def test_what_one_method_needs_takes_no_other_down(
+    llm: VideoLLM, benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = VideoLLM.encode
+
+    def fails(self: VideoLLM, inputs: Any, needs: Any) -> Any:
+        if needs:
+            raise RuntimeError("out of memory")
+        return encode(self, inputs, needs)
+
+    monkeypatch.setattr(VideoLLM, "encode", fails)
+    records = evaluate(llm, benchmark, [*CELLS, make_cell("visionzip", 0.25)], tmp_path, "p")
+    failed = {r.method for r in records if r.error is not None and r.video != "v2"}
+    assert failed == {"visionzip"}
+    assert len([r for r in records if r.error is None]) == 4 * len(CELLS)
 
 
 def test_the_answer_is_kept_where_the_scoring_fails(
