@@ -185,7 +185,8 @@ def _check_method(arguments: list[str]) -> int:
     if not name or "=" in name or any(option.startswith("-") for option in options):
         print(f"usage: {usage}", file=sys.stderr)
         sys.exit(2)
-    overrides = [f"method={name}", *(f"method.{option.removeprefix('method.')}" for option in options)]
+    overrides = [f"method={name}"]
+    overrides += [o if o.startswith(("hydra.", "method.")) else f"method.{o}" for o in options]
     return _configured("run", overrides, lambda configs: _command("check_method").check_method(configs[0]["method"]))
 
 
@@ -208,10 +209,14 @@ def _configured(name: str, arguments: list[str], task: Callable[[list[Any]], int
     flags = {argument for argument in arguments if argument.startswith("-")}
     overrides = [argument for argument in arguments if argument not in flags]
     if _HELP_FLAGS & flags:
-        print(cfg.help_of(name, overrides))
-        print("\n-m     take several values of an option, such as retention_ratio=0.1,0.25" if sweeps else "")
-        print("--cfg  print what all options come to, and do nothing else")
-        return 0
+
+        def explain() -> int:
+            print(cfg.help_of(name, overrides))
+            print("\n-m     take several values of an option, such as retention_ratio=0.1,0.25" if sweeps else "")
+            print("--cfg  print what all options come to, and do nothing else")
+            return 0
+
+        return _guarded(explain)
     if "--cfg" in flags and "job" in overrides:  # Hydra's own way to ask for it
         overrides.remove("job")
 
@@ -232,6 +237,7 @@ def _guarded(task: Callable[[], int]) -> int:
     """Carry out a task; what the user can mend ends in one line, not in a traceback."""
     from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     try:
         return task()
@@ -240,4 +246,7 @@ def _guarded(task: Callable[[], int]) -> int:
     except (ValueError, RuntimeError, OSError, HydraException, OmegaConfBaseException) as error:
         which = f"{error.override}: " if isinstance(error, OverrideParseException) else ""
         print(f"mmg-bench: {which}{error}", file=sys.stderr)
+        sys.exit(2)
+    except YAMLError as error:
+        print(f"mmg-bench: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

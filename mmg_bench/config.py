@@ -66,12 +66,9 @@ def _read(file: Path) -> dict[str, Any]:
 def composed(name: str, overrides: Sequence[str]) -> DictConfig:
     """Compose `name`.yaml with overrides, once. Raises ValueError, listing the valid ones, for an unknown option."""
     with _hydra(overrides):
-        for override in _parsed(name, overrides):
+        for given, override in zip(overrides, _parsed(name, overrides), strict=True):
             if override.is_sweep_override():
-                raise ValueError(
-                    f"{override.input_line}: several values at once need -m, which run and measure take; a list stands "
-                    "in brackets, in single quotes"
-                )
+                raise ValueError(f"{given}: several values are for run -m and measure -m; a list is one, in brackets")
         return _compose(name, overrides)
 
 
@@ -94,15 +91,24 @@ def _parsed(name: str, overrides: Sequence[str]) -> list[Override]:
 
 def _searched(overrides: Sequence[str]) -> list[Path]:
     """The folders that `hydra.searchpath` names. Raises ValueError for one that is not there."""
-    given = [override.partition("=")[2] for override in overrides if _key(override) == "hydra.searchpath"]
+    given = [override for override in overrides if _key(override).lstrip("+~") == "hydra.searchpath"]
     if not given:
         return []
+    value = OverridesParser.create().parse_override(given[-1]).value()
+    if given[-1].startswith(("+", "~")) or not isinstance(value, list):
+        raise ValueError(f"{given[-1]}: name folders so: 'hydra.searchpath=[mine]'")
     folders = []
-    for entry in listed("hydra.searchpath", plain(OmegaConf.create(f"folders: {given[-1]}"))["folders"]):
-        kind, _, place = str(entry).rpartition("://")
-        folder = Path(str(files(place.replace("/", ".")))) if kind == "pkg" else Path(place).expanduser()
-        if not folder.is_dir():
-            raise ValueError(f"hydra.searchpath={given[-1]}: there is no folder {place}")
+    for entry in map(str, value):
+        kind, _, place = entry.rpartition("://")
+        try:
+            folder = Path(str(files(place.replace("/", ".")))) if kind == "pkg" else Path(place)
+        except ImportError:
+            folder = None
+        if folder is None or not folder.is_dir():
+            raise ValueError(f"hydra.searchpath: there is no folder {entry}")
+        for file in folder.glob("*/*.yaml"):
+            if (CONFIGS / file.parent.name / file.name).is_file():
+                raise ValueError(f"{file}: the package has a {file.parent.name} of this name: give it another")
         folders.append(folder)
     return folders
 

@@ -174,13 +174,21 @@ def needs(build: Build) -> None:
     """`needs` names all that is read: without the rest the result is the same, without one of them an error says so."""
     tokens, method = video(), build(0.3)
     bare = _with(tokens, **{name: None for name in OPTIONAL_FIELDS if name not in method.needs})
-    _check_same(method.prune(tokens), method.prune(bare), "without the fields that `needs` does not name")
+    whole = method.prune(tokens)
+    try:
+        pruned = method.prune(bare)
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ContractError(
+            f"fails without the fields that `needs` does not name, is one missing there? {what}"
+        ) from error
+    _check_same(whole, pruned, "without the fields that `needs` does not name")
     for name in method.needs:
         _check_refused(method, _with(tokens, **{name: None}), f"{method.name} needs {name}", f"no {name}")
 
 
 def inside_the_model(build: Build) -> None:
-    """Stages leave distinct tokens of those they are given, at least one, in their dtype, the same each time."""
+    """Stages leave distinct tokens of those they are given, at least one, the same each time."""
     for (frames, grid), dtype in product(((8, (4, 5)), *SMALL[:3]), DTYPES):
         twice = [stages(build(0.3), video(frames, grid, dtype=dtype)) for _ in range(2)]
         for (before, chosen), (again, same) in zip(*twice, strict=True):
@@ -207,6 +215,8 @@ def documented(build: Build) -> None:
     cls = type(build(1.0))
     if not cls.__doc__ or cls.__doc__.startswith(cls.__name__ + "("):  # the dataclass's own
         raise ContractError(f"{cls.__name__} has no docstring: the first line of it is what `mmg-bench methods` shows")
+    if not getattr(vars(cls).get("__dataclass_params__"), "frozen", False):
+        raise ContractError(f"{cls.__name__} is no frozen dataclass: write @dataclass(frozen=True) above it")
     if fields(cls)[0].name != "retention_ratio":
         raise ContractError(f"{cls.__name__}'s first parameter is {fields(cls)[0].name}: it must be retention_ratio")
     for ratio in (0, -0.1, 1.01, float("nan"), "half", True):
@@ -284,10 +294,11 @@ def _check_same(one: PrunedTokens, other: PrunedTokens, when: str) -> None:
 def _check_refused(method: Method, tokens: VideoTokens, says: str, what: str) -> None:
     try:
         method.prune(tokens)
-    except ValueError as error:
-        if says in str(error):
+    except Exception as error:
+        if isinstance(error, ValueError) and says in str(error):
             return
-        raise ContractError(f"{what} is refused with {str(error)!r}: the message must say {says!r}") from error
+        fault = f"{type(error).__name__}: {error}"
+        raise ContractError(f"{what} is refused with {fault!r}: it must be a ValueError that says {says!r}") from error
     raise ContractError(f"{what} is not refused: leave `prune` and `finds_faults` as they are, or raise {says!r}")
 
 

@@ -81,9 +81,38 @@ def test_models_and_benchmarks_of_ones_own_are_found(
     assert "own" not in cfg.names("model")  # nothing is left of it for the next command
 
 
+@pytest.mark.usefixtures("_here")
+def test_mistakes_in_the_files_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def says(file: str, text: str) -> str:
+        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).write_text(text)
+        assert given(COMMANDS[0], monkeypatch) == 2
+        Path(file).unlink()
+        error = capsys.readouterr().err
+        assert error.startswith("mmg-bench: ")
+        assert error.count("\n") == 1
+        return error
+
+    table = FILES["mine/table/ablation.yaml"]
+    assert 'ablation.yaml", line 10' in says("mine/table/ablation.yaml", table.replace("tau: 0.9}", "tau: 0.9"))
+    assert "worker: no such entry; there are name" in says("mine/table/ablation.yaml", f"{table}worker: 1\n")
+    empty = "name: ablation\nretention_ratios: [0.5]\nprofiles: {}\n"
+    assert "table.profiles: give one or several" in says("mine/table/ablation.yaml", empty)
+    speed = "name: ablation\nretention_ratios: [0.5]\nprofiles: {a: {workloads: WORK, methods: random}}\n"
+    for work, wrong in (("[embedded]", "give models by their names"), ("{embedded: }", "workloads.embedded.frames is")):
+        assert wrong in says("mine/table/ablation.yaml", speed.replace("WORK", work))
+    assert "embedded.yaml: the package has a model of this name" in says("mine/model/embedded.yaml", "name: embedded")
+
+
 def test_the_page_on_results_names_everything() -> None:
-    named = set(re.findall(r"`(\w+)`", RESULTS))
-    assert set(COLUMNS) | set(METRICS) | {f.name for f in fields(Record)} <= named
+    _, rows, records = RESULTS.split("\n## ")
+    columns, metrics = rows.split("| metric | value |")
+    for part, names in ((columns, COLUMNS), (metrics, METRICS), (records, [f.name for f in fields(Record)])):
+        first = re.findall(r"^\| (`.*?`) \|", part, re.MULTILINE)
+        named = [name for cell in first for name in re.findall(r"`(\w+)`", cell)]
+        assert sorted(set(named)) == sorted({*names, *(("metric", "value") if part is columns else ())})
 
 
 def test_its_example_runs_as_it_stands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

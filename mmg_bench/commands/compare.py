@@ -101,7 +101,9 @@ class _Asked:
         (by, ratio), (by_frames, frames) = self.ratio, self.frames
         if label == DENSE:
             if by != "retention_ratio" and ratio != 1:
-                raise ValueError(f"{by}={ratio:g}: dense has no ratio but 1; leave it out, or change A and B about")
+                raise ValueError(
+                    f"{by}={ratio:g}: dense has no ratio but 1; leave it out, or give it to the other side"
+                )
             ratio = 1.0
         if ratio not in ratios[label]:
             raise ValueError(f"no {label} at {by}={ratio:g} in {folder}; {there}")

@@ -29,6 +29,8 @@ from mmg_bench.runner.evaluate import Shard, collect, evaluate
 from mmg_bench.runner.records import Record
 from mmg_bench.runner.workers import in_processes, workers_for
 
+_SHOWN = 10
+"""Faults that are told; the records hold all."""
 _TOLD = ("output_dir", "model.name", "model.frames", "benchmark.name")
 """What rows in one folder tell of the options of their job, beside the cell."""
 
@@ -205,16 +207,10 @@ def _carry_out(job: Job) -> Iterator[Outcome]:
         else:
             records += evaluate(llm, benchmark, job.cells, folder, key, job.shard)
         sources |= provenance.read(folder)
-    failed = [r for r in records if r.error is not None]
-    by_question: dict[tuple[str, str], Record] = {}
-    for r in failed:
-        by_question.setdefault((r.benchmark, r.question), r)
-    for r in list(by_question.values())[:5]:
-        print(f"failed: {r.method} at R = {r.retention_ratio:g}, {r.benchmark} {r.question}: {r.error}")
-    if failed:
-        print(f"{len(failed)} answers failed (they are not scored as wrong); the same command tries them again.")
+    _tell_failures(records)
     if not job.reports:
-        print(f"shard {job.shard.index + 1} of {job.shard.count} is done; run once without shards for the table")
+        shard = f"shard.index={job.shard.index} of shard.count={job.shard.count}"
+        print(f"{shard} is done; run once without shards for the table")
     latency = job.latency if job.reports else None
     outcome = Outcome(
         job=job,
@@ -240,6 +236,24 @@ def _carry_out(job: Job) -> Iterator[Outcome]:
         times = _latency(job.cells, llm, benchmarks[0].spec.name, workload, latency, key)
         sources = sources | provenance.read(job.folders[0])
         yield replace(outcome, measurements=times, sources=sources, whole=True)
+
+
+def _tell_failures(records: Sequence[Record]) -> None:
+    """Print what failed: for each cell and fault how many answers, and one of them; the commonest first."""
+    failed: dict[tuple[str, str, float, str], list[Record]] = {}
+    for r in records:
+        if r.error is not None:
+            failed.setdefault((r.benchmark, r.method, r.retention_ratio, r.error), []).append(r)
+    total = sum(map(len, failed.values()))
+    several = sorted(failed.items(), key=lambda item: -len(item[1]))
+    for (benchmark, method, ratio, error), alike in several[:_SHOWN]:
+        others = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
+        print(f"failed: {method} at R = {ratio:g}, {benchmark} {alike[0].question}{others}: {error}")
+    if total:
+        rest = f", {sum(len(alike) for _, alike in several[_SHOWN:])} of them with other faults" * (
+            len(several) > _SHOWN
+        )
+        print(f"{total} answers failed{rest} (they are not scored as wrong); the same command tries them again.")
 
 
 def _report(outcomes: Sequence[Outcome], *, shown: bool) -> None:

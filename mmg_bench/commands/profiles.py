@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmg_bench import config as cfg
 from mmg_bench import specs
+from mmg_bench.options import check_text
 from mmg_bench.runner.requirements import Check, check_all
 
 
@@ -50,32 +51,60 @@ def named(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return profiles if wanted == "auto" else {wanted: profiles[wanted]}
 
 
+_OF_TABLE = ("name", "retention_ratios", "profiles", "video", "text_tokens", "energy_seconds")
+"""Entries of a table's file; the last three are those of one of speed."""
+
+
 def profiles_of(spec: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The profiles of a table's file, by name, each as a full one: lists as lists, methods as their options.
 
     Raises ValueError, naming the entry, for what is missing, unknown or of another kind.
     """
-    for entry in ("name", "retention_ratios", "profiles"):
-        if spec.get(entry) is None:
-            raise ValueError(f"table.{entry} is missing: see configs/table/table1.yaml")
-    if not isinstance(spec["profiles"], dict) or not all(isinstance(p, dict) for p in spec["profiles"].values()):
-        raise ValueError("table.profiles: give each profile a name, with its model, benchmarks and methods below")
-    return {name: _full(f"table.profiles.{name}", profile) for name, profile in spec["profiles"].items()}
+    _check_entries("table", spec, _OF_TABLE, _OF_TABLE[:3])
+    profiles = spec["profiles"]
+    if not isinstance(profiles, dict) or not profiles or not all(isinstance(p, dict) for p in profiles.values()):
+        raise ValueError("table.profiles: give one or several by their names, each with its model, benchmarks, methods")
+    full = {name: _full(f"table.profiles.{name}", profile) for name, profile in profiles.items()}
+    for name, profile in full.items():
+        if (pending := profile.get("pending")) not in (None, *full):
+            raise ValueError(f"table.profiles.{name}.pending={pending!r}: choose null or {', '.join(full)}")
+    if len({"workloads" in profile for profile in full.values()}) > 1:
+        raise ValueError("table.profiles: all of them have workloads, for a table of speed, or none")
+    return full
 
 
 def _full(where: str, profile: Mapping[str, Any]) -> dict[str, Any]:
-    wanted = ("workloads",) if "workloads" in profile else ("model", "benchmarks")
-    if lost := [entry for entry in (*wanted, "methods") if profile.get(entry) is None]:
-        raise ValueError(f"{where}.{lost[0]} is missing: a profile names {', '.join(wanted)} and methods")
-    if unknown := sorted(set(profile) - {*wanted, "methods", "needs_gpu", "pending"}):
-        raise ValueError(f"{where}.{unknown[0]}: no such entry; a profile has {', '.join(wanted)}, methods, needs_gpu")
+    wanted = ("workloads", "methods") if "workloads" in profile else ("model", "benchmarks", "methods")
+    _check_entries(where, profile, (*wanted, "needs_gpu", "pending"), wanted)
     full = {"needs_gpu": False, **profile}
-    if "benchmarks" in full:
+    if not isinstance(full["needs_gpu"], bool):
+        raise ValueError(f"{where}.needs_gpu={full['needs_gpu']!r}: it must be true or false")
+    if "workloads" in full:
+        _check_workloads(f"{where}.workloads", full["workloads"])
+    else:
+        check_text(f"{where}.model", full["model"])
         full["benchmarks"] = cfg.listed(f"{where}.benchmarks", full["benchmarks"])
-    full["methods"] = [
-        _method(f"{where}.methods", method) for method in cfg.listed(f"{where}.methods", full["methods"])
-    ]
-    return full
+        for benchmark in full["benchmarks"]:
+            check_text(f"{where}.benchmarks", benchmark)
+    methods = cfg.listed(f"{where}.methods", full["methods"])
+    return {**full, "methods": [_method(f"{where}.methods", method) for method in methods]}
+
+
+def _check_entries(where: str, given: Mapping[str, Any], known: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raise ValueError for the first entry that is not `known`, and for the first of the `wanted` that is missing."""
+    if unknown := [str(entry) for entry in given if entry not in known]:
+        raise ValueError(f"{where}.{unknown[0]}: no such entry; there are {', '.join(known)}")
+    if lost := [entry for entry in wanted if given.get(entry) is None]:
+        raise ValueError(f"{where}.{lost[0]} is missing: {', '.join(wanted)} must be there")
+
+
+def _check_workloads(where: str, workloads: Any) -> None:
+    if not isinstance(workloads, dict) or not workloads:
+        raise ValueError(f"{where}={workloads!r}: give models by their names, each with its frames and batch_sizes")
+    for model, workload in workloads.items():
+        for entry in ("frames", "batch_sizes"):
+            if not isinstance(workload, dict) or entry not in workload:
+                raise ValueError(f"{where}.{model}.{entry} is missing: give each model its frames and batch_sizes")
 
 
 def _method(where: str, given: Any) -> dict[str, Any]:
@@ -84,6 +113,8 @@ def _method(where: str, given: Any) -> dict[str, Any]:
         return {"name": given}
     if not isinstance(given, dict) or not isinstance(given.get("name"), str):
         raise ValueError(f"{where}: {given!r} is no method; write a name, or {{name: mmg_vid, tau: 0.9}}")
+    if "retention_ratio" in given:
+        raise ValueError(f"{where}: {given['name']} has a retention_ratio; write retention_ratios: [0.25, 0.1]")
     return given
 
 

@@ -351,6 +351,8 @@ def bare_adapter(spec: ModelSpec) -> Adapter | None:
         return adapter_for(model)
     except UnsupportedModelError:
         raise
+    except ImportError as error:
+        raise ModelError(f"model {spec.name!r} needs a package: {_first_line(error)}") from error
     except Exception as error:  # a wrong entry of a configuration shows as one of many kinds
         raise ModelError(
             f"the configuration of model {spec.name!r} ({spec.path}) is damaged: {_first_line(error)}; copy the "

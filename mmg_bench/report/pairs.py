@@ -82,7 +82,8 @@ def pair_tables(
         for benchmark, cells in by_benchmark.items()
         for key, answers in cells.items()
     }
-    tables = []
+    tables: list[Table] = []
+    elsewhere: list[str] = []
     for match in _matches(found, a, b):
         pairs: dict[str, Pair] = {}
         notes: list[str] = []
@@ -103,9 +104,11 @@ def pair_tables(
             notes += _part(benchmark, pair, provenance, len(known[benchmark]))
         if pairs:
             tables.append(_table(match.title, pairs, provenance, [*notes, *alone], bootstrap))
+        else:
+            elsewhere += alone
     if not tables:
         raise ValueError(_apart(mine, a, b))
-    return tables
+    return [*tables[:-1], replace(tables[-1], footnotes=(*tables[-1].footnotes, *elsewhere))]
 
 
 @dataclass(frozen=True)

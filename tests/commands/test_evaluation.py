@@ -132,5 +132,5 @@ def test_jobs_that_rows_cannot_tell_apart_take_folders_of_their_own(tmp_path: Pa
 
 def test_shares_of_the_videos_have_no_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("shard.index=0,1", "shard.count=2", "limit=12", f"output_dir={tmp_path}/") == 0
-    assert "shard 2 of 2 is done" in capsys.readouterr().out
+    assert "shard.index=1 of shard.count=2 is done" in capsys.readouterr().out
     assert not (tmp_path / "rows.csv").exists()

@@ -81,7 +81,7 @@ class First(Method):
 
 def _first(**changes: Any) -> type[Method]:
     """A method like First, with other attributes."""
-    return type("Broken", (First,), {"__doc__": "A method.", **changes})
+    return dataclass(frozen=True)(type("Broken", (First,), {"__doc__": "A method.", **changes}))
 
 
 def _select(change: Callable[[VideoTokens, PrunedTokens], PrunedTokens]) -> type[Method]:
@@ -118,6 +118,7 @@ def _stage(**changes: Any) -> type[Method]:
 
 
 BROKEN = {
+    "is one missing there": _by(lambda tokens: tokens.flat[:, 0] * 0 + tokens.query.mean()),
     r"kept 47 of a video .* keep round\(R \* T \* N\) = 48": _select(_drop_one),
     "each may stand there once": _select(_double),
     "must return PrunedTokens": _first(select=lambda self, tokens: tokens.flat),
@@ -142,6 +143,13 @@ BROKEN = {
     r"index runs from 0 to \d+ of": _stage(select_inside=lambda self, t: Selection(torch.arange(len(t.positions) + 1))),
     "or no numbers": _stage(select_inside=lambda self, t: Selection(torch.arange(1), t.features[:1] * torch.nan)),
     "no docstring": _first(__doc__=None),
+    "Plain is no frozen dataclass": type("Plain", (First,), {"__doc__": "A method."}),
+    "merged to other features": _stage(
+        select_inside=lambda self, t: Selection(torch.arange(1), torch.rand_like(t.features[:1]))
+    ),
+    "no attention is refused with": _first(
+        needs=frozenset({"attention"}), prune=lambda self, tokens: self.select(tokens) if tokens.attention.any() else 0
+    ),
     "retention_ratio=0 is not refused": _first(__post_init__=lambda self: None),
 }
 
@@ -252,9 +260,12 @@ def test_third_parties_compose_without_a_config():
 @pytest.mark.parametrize(
     ("module", "says"),
     [
-        ("import nothing_of_this_name", r"ModuleNotFoundError: No module named 'nothing_of_this_name' \(someones_meth"),
-        ("\n\nclass EveryNth(:", r"SyntaxError: invalid syntax \(someones_methods.py, line 3\)"),
-        ("", r"AttributeError: module 'someones_methods' has no attribute 'EveryNth'"),
+        (
+            "import nothing_of_this_name",
+            r"ModuleNotFoundError: No module named 'nothing_of_this_name' \(someones_methods.py:1, in <module>\)$",
+        ),
+        ("\n\nclass EveryNth(:", r"SyntaxError: invalid syntax \(someones_methods.py:3\)$"),
+        ("", r"AttributeError: module 'someones_methods' has no attribute 'EveryNth' \(registry.py:"),
     ],
 )
 def test_a_method_that_cannot_be_imported_is_told_in_a_line(module, says, tmp_path, monkeypatch, capsys):

@@ -53,6 +53,7 @@ def test_several_benchmarks_and_frames(make, provenance):
     assert found["more", "all"][4] == "+0.0"
     assert few.footnotes == ("On rest (toy, 8 frames), only ours has answers",)
     assert more.title.endswith("toy, 16 frames")
+    assert more.footnotes[-1] == "On bench (toy, 32 frames), only random has answers"
     assert lines(more)["bench", "all"][4] == "-50.0"
 
 
