@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmg_bench import config as cfg
 from mmg_bench import specs
 from mmg_bench.options import check_text
+from mmg_bench.runner import provenance
 from mmg_bench.runner.requirements import Check, check_all
 
 
@@ -24,7 +26,8 @@ def choose(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
             print(f"Profile {name} ({what(profile)}) runs: everything it needs is at hand.\n", flush=True)
             return name, profile
         print(f"Profile {name} ({what(profile)}) is passed over. Missing here:", *missing, sep="\n  - ")
-        print(f"  Then:  mmg-bench table table={spec['name']} profile={name}\n", flush=True)
+        again = [word for word in shlex.split(provenance.command()) if not word.startswith("profile=")]
+        print(f"  Then:  {shlex.join([*again, f'profile={name}'])}\n", flush=True)
     raise ValueError(f"no profile of table {spec['name']!r} can run here; what each lacks is listed above")
 
 

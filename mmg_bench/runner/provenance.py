@@ -27,6 +27,11 @@ COMMIT = "MMG_BENCH_COMMIT"
 """Environment variable that names the commit where the code is a copy without its history."""
 
 
+def command() -> str:
+    """The command that runs, as one would give it again."""
+    return f"{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}".strip()
+
+
 def describe(settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Settings of a run together with machine, versions, commit, date and command."""
     import torch  # not before it is needed: whoever only reads need not wait for it
@@ -42,7 +47,7 @@ def describe(settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": f"{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}".strip(),
+        "command": command(),
     }
 
 
