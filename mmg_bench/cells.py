@@ -17,7 +17,7 @@ from typing import Any
 from mmg_bench.files import digest_of
 from mmg_bench.methods import base
 from mmg_bench.methods.base import Method, Positions
-from mmg_bench.methods.registry import get_method
+from mmg_bench.methods.registry import get_method, plug_ins
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,12 @@ def _file_of(name: str) -> Path | None:
 def needs_of(cells: Iterable[Cell]) -> frozenset[str]:
     """Everything that some of the cells need of a model: optional fields of `VideoTokens`."""
     return frozenset().union(*(cell.method.needs for cell in cells))
+
+
+def described_plug_ins(cells: Iterable[Cell]) -> dict[str, dict[str, str]]:
+    """For provenance: where methods of other packages come from; empty where there is none."""
+    found = plug_ins(cell.method.name for cell in cells)
+    return {"plug_ins": found} if found else {}
 
 
 def make_cell(name: str, retention_ratio: float, positions: Positions | None = None, **parameters: Any) -> Cell:

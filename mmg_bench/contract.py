@@ -210,6 +210,31 @@ def inside_the_model(build: Build) -> None:
                     raise ContractError(f"{layer} merged to other features a second time")
 
 
+def hidden_keys(build: Build) -> None:
+    """While decoding, distinct keys of the visual tokens are seen, the same each time."""
+    if build(0.3).key_layer(DEPTH) is None:
+        return
+    for n in (40, 1):
+        g = torch.Generator().manual_seed(n)
+        steps = [(2 * torch.randn(n, generator=g)).softmax(-1) for _ in range(3)]
+        seen: list[list[Tensor | None]] = []
+        for method in (build(0.3), build(0.3)):
+            memory: Tensor | None = None
+            seen.append([])
+            for attention in steps:
+                index, memory = method.select_keys(attention.clone(), memory)
+                seen[-1].append(index)
+        for one, other in zip(*seen, strict=True):
+            if one is None and other is None:
+                continue
+            if one is None or other is None or not torch.equal(one, other):
+                raise ContractError("select_keys chose other keys a second time")
+            if one.dtype != torch.int64 or len(one) != len(one.unique()):
+                raise ContractError(f"select_keys: index {_described(one)} must be int64, each key once")
+            if not set(one.tolist()) <= set(range(n)):
+                raise ContractError(f"select_keys: index {one.tolist()} is not within the {n} keys")
+
+
 def documented(build: Build) -> None:
     """A docstring, `retention_ratio` as the first parameter, and a check of its range."""
     cls = type(build(1.0))
@@ -243,6 +268,7 @@ CHECKS: tuple[Callable[[Build], None], ...] = (
     bad_values,
     needs,
     inside_the_model,
+    hidden_keys,
 )
 
 

@@ -44,14 +44,14 @@ def cell(config: DictConfig | Mapping[str, Any], retention_ratio: float, positio
 def table_cells(methods: list[dict[str, Any]], retention_ratios: list[float]) -> list[Cell]:
     """Every method of a table at every retention ratio, each once; dense first.
 
-    An entry of `methods` is a name and what differs from the method's configuration file; it may set `positions`, and
-    `retention_ratios` of its own.
+    An entry of `methods` is the name of a configuration file, or of a method, and what differs from it; it may set
+    `positions`, and `retention_ratios` of its own.
     """
     if not any(entry["name"] == "dense" for entry in methods):
         methods = [{"name": "dense"}, *methods]
     cells: list[Cell] = []
     for entry in sorted(methods, key=lambda e: e["name"] != "dense"):
-        changed = {k: v for k, v in entry.items() if k not in ("positions", "retention_ratios")}
+        changed = {k: v for k, v in entry.items() if k not in ("name", "positions", "retention_ratios")}
         config = {**cfg.load("method", entry["name"]), **changed}
         wanted = cfg.listed("retention_ratios", entry.get("retention_ratios", retention_ratios))
         ratios = [1.0] if entry["name"] == "dense" else sorted(wanted, reverse=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from mmg_bench import cli
+from command_line import given
 
 
 @pytest.fixture(autouse=True)
@@ -21,13 +21,6 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     GlobalHydra.instance().clear()
     yield
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-
-
-def called(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
-    monkeypatch.setattr("sys.argv", ["mmg-bench", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return ended.value.code
 
 
 @pytest.mark.parametrize(
@@ -172,7 +165,7 @@ def called(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
     ],
 )
 def test_mistakes(command: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert called(monkeypatch, *command.split()) == 2
+    assert given(f"mmg-bench {command}", monkeypatch) == 2
     error = capsys.readouterr().err
     assert error.startswith("mmg-bench: ")
     assert says in error
@@ -187,7 +180,7 @@ def test_what_a_run_cannot_do_is_said_before_a_model_is_loaded(options: str, mon
         pytest.fail("a model is loaded")
 
     monkeypatch.setattr("mmg_bench.models.loading.VideoLLM.__init__", load)
-    assert called(monkeypatch, "run", *options.split()) == 2
+    assert given(f"mmg-bench run {options}", monkeypatch) == 2
 
 
 @pytest.mark.parametrize("command", ["run", "measure"])
@@ -217,7 +210,7 @@ def test_a_folder_that_is_not_served_is_named_before_it_is_loaded(
     monkeypatch.setattr("mmg_bench.models.loading.VideoLLM.__init__", load)
     folder = tmp_path_factory.mktemp("checkpoint")
     (folder / "config.json").write_text(config)
-    assert called(monkeypatch, command, f"model.path={folder}") == 2
+    assert given(f"mmg-bench {command} model.path={folder}", monkeypatch) == 2
     error = capsys.readouterr().err
     assert says in error
     assert len(error.splitlines()) == 1
@@ -247,7 +240,7 @@ def test_a_folder_that_is_not_served_is_named_before_it_is_loaded(
 def test_what_only_tells(
     command: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert called(monkeypatch, *command.split()) == 0
+    assert given(f"mmg-bench {command}", monkeypatch) == 0
     assert says in capsys.readouterr().out
 
 
@@ -256,6 +249,6 @@ def test_a_profile_for_a_gpu_does_not_run_on_a_cpu_unasked(
     command: str, profile: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert called(monkeypatch, *command.split(), f"profile={profile}") == 2
+    assert given(f"mmg-bench {command} profile={profile}", monkeypatch) == 2
     says = f"mmg-bench: profile={profile} is for a GPU, and torch sees none here: choose another profile, or set model."
     assert capsys.readouterr().err.startswith(f"{says}llava_onevision_7b.device=cpu to run it all the same")

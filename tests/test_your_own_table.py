@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-import shlex
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 
-from mmg_bench import cli
+from command_line import given
 from mmg_bench import config as cfg
+from mmg_bench import specs
 from mmg_bench.report.rows import COLUMNS, METRICS, read_rows
 from mmg_bench.runner.records import Record, read_records
 
@@ -28,14 +27,6 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, text in FILES.items():
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(text)
-
-
-def given(command: str, monkeypatch: pytest.MonkeyPatch) -> object:
-    monkeypatch.setattr("sys.argv", shlex.split(command))
-    GlobalHydra.instance().clear()
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return ended.value.code
 
 
 @pytest.mark.usefixtures("_here")
@@ -79,6 +70,19 @@ def test_models_and_benchmarks_of_ones_own_are_found(
     assert "model=own has, as model.option=value" in capsys.readouterr().out
     assert given("mmg-bench run --cfg", monkeypatch) == 0
     assert "own" not in cfg.names("model")  # nothing is left of it for the next command
+
+
+@pytest.mark.usefixtures("_here")
+def test_a_method_has_options_by_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("mine/method").mkdir()
+    Path("mine/method/careful.yaml").write_text("name: mmg_vid\ntau: 0.9\n")
+    for config in (
+        cfg.composed("table", ["table=ablation", "hydra.searchpath=[mine]"]),
+        cfg.composed("run", ["method=careful", "hydra.searchpath=[mine]"]),
+    ):
+        table = "table" in config
+        cells = specs.table_cells([{"name": "careful", "k": 0.3}], [0.5]) if table else [specs.cell(config.method, 0.5)]
+        assert cells[-1].label == ("mmg_vid(tau=0.9, k=0.3)" if table else "mmg_vid(tau=0.9)")
 
 
 @pytest.mark.usefixtures("_here")

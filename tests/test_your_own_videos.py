@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from pathlib import Path
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 
-from mmg_bench import cli
+from command_line import given
 from mmg_bench.runner.records import read_records
 
 PAGE = (Path(__file__).parent.parent / "docs" / "your-own-videos.md").read_text()
 FILES = dict(re.findall(r"`(mine/[\w/]+\.\w+)`[^`]*\n\n```\w+\n(.*?)```", PAGE, re.DOTALL))
 SCRIPT = re.findall(r"Two to try it with:\n\n```python\n(.*?)```", PAGE, re.DOTALL)
 COMMANDS = re.findall(r"```sh\n(.*)\n```", PAGE)
-
-
-def given(command: str, monkeypatch: pytest.MonkeyPatch) -> object:
-    monkeypatch.setattr("sys.argv", shlex.split(command))
-    GlobalHydra.instance().clear()
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return ended.value.code
 
 
 def write_files() -> None:

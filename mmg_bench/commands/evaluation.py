@@ -14,7 +14,7 @@ from transformers.utils import logging
 from mmg_bench import config as cfg
 from mmg_bench import specs
 from mmg_bench.benchmarks.lmms import Benchmark, Question
-from mmg_bench.cells import Cell, needs_of
+from mmg_bench.cells import Cell, described_plug_ins, needs_of
 from mmg_bench.commands.profiles import choose
 from mmg_bench.commands.publish import publish, results_folder
 from mmg_bench.measure.flops import TextGeometry
@@ -239,21 +239,26 @@ def _carry_out(job: Job) -> Iterator[Outcome]:
 
 
 def _tell_failures(records: Sequence[Record]) -> None:
-    """Print what failed: for each cell and fault how many answers, and one of them; the commonest first."""
-    failed: dict[tuple[str, str, float, str], list[Record]] = {}
-    for r in records:
-        if r.error is not None:
-            failed.setdefault((r.benchmark, r.method, r.retention_ratio, r.error), []).append(r)
-    total = sum(map(len, failed.values()))
-    several = sorted(failed.items(), key=lambda item: -len(item[1]))
-    for (benchmark, method, ratio, error), alike in several[:_SHOWN]:
-        others = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
-        print(f"failed: {method} at R = {ratio:g}, {benchmark} {alike[0].question}{others}: {error}")
-    if total:
-        rest = f", {sum(len(alike) for _, alike in several[_SHOWN:])} of them with other faults" * (
-            len(several) > _SHOWN
+    """Print each fault once, the commonest first, with the questions and the cells that it befell."""
+    failed = [r for r in records if r.error is not None]
+    by_fault: dict[tuple[str, str | None], list[Record]] = {}
+    for r in failed:
+        by_fault.setdefault((r.benchmark, r.error), []).append(r)
+    for (benchmark, error), alike in sorted(by_fault.items(), key=lambda item: -len(item[1]))[:_SHOWN]:
+        questions, cells = (
+            [f"{r.question}" for r in alike],
+            [f"{r.method} at R = {r.retention_ratio:g}" for r in alike],
         )
-        print(f"{total} answers failed{rest} (they are not scored as wrong); the same command tries them again.")
+        print(f"failed: {_first_of(questions)} of {benchmark}, {_first_of(cells)}: {error}")
+    if failed:
+        rest = f" for {len(by_fault)} reasons" if len(by_fault) > _SHOWN else ""
+        print(f"{len(failed)} answers failed{rest} (they are not scored as wrong); the same command tries them again.")
+
+
+def _first_of(names: Sequence[str]) -> str:
+    """The first of several names, and how many others there are."""
+    others = len(set(names)) - 1
+    return f"{names[0]} and {others} more" if others else names[0]
 
 
 def _report(outcomes: Sequence[Outcome], *, shown: bool) -> None:
@@ -295,6 +300,7 @@ def _answer_share(
 def _settings(job: Job, llm: VideoLLM, benchmark: Benchmark, config: dict[str, Any]) -> dict[str, Any]:
     """What decides the numbers, apart from machine and versions: as configured, so without this machine's paths."""
     return {
+        **described_plug_ins(job.cells),
         "model": asdict(llm.spec),
         "weights": llm.weights_for(needs_of(job.cells)),
         "settings": llm.settings,

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from mmg_bench import config as cfg
 from mmg_bench import specs
 from mmg_bench.benchmarks.video import pictures
-from mmg_bench.cells import Cell, code_of, needs_of
+from mmg_bench.cells import Cell, code_of, described_plug_ins, needs_of
 from mmg_bench.commands.profiles import choose, profiles_of, workloads
 from mmg_bench.commands.publish import publish, results_folder
 from mmg_bench.files import digest_of
@@ -234,6 +234,7 @@ def _entry(job: Job, unit: Unit) -> dict[str, Any]:
         "energy_seconds": job.energy_seconds,
         "cells": [f"{cell.label} R={cell.method.retention_ratio:g}" for cell in unit.cells],
         "code": {cell.method.name: code_of(type(cell.method)) for cell in unit.cells},
+        **described_plug_ins(unit.cells),
     }
     return provenance.describe(settings, unit.model.torch_device)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 import mmg_bench.methods
@@ -27,10 +28,19 @@ def _built_in() -> tuple[str, ...]:
     return tuple(n for n in names if not n.startswith("_") and n not in _NOT_METHODS)
 
 
+def _third_party() -> dict[str, EntryPoint]:
+    """Entry points of methods, by the methods' names."""
+    return _entries(tuple(sys.path))
+
+
+@cache
+def _entries(path: tuple[str, ...]) -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
+
+
 def method_names() -> list[str]:
     """Every registered method, built-in ones first."""
-    third_party = {e.name for e in entry_points(group=ENTRY_POINT_GROUP)}
-    return [*sorted(_built_in()), *sorted(third_party - set(_built_in()))]
+    return [*sorted(_built_in()), *sorted(set(_third_party()) - set(_built_in()))]
 
 
 @contextmanager
@@ -46,7 +56,12 @@ def method_class(name: str) -> type[Method]:
     """The class registered as `name`. Raises ValueError where there is none, listing the names, or it is broken."""
     from mmg_bench.methods.base import Method  # torch, which takes seconds; names are to be had without
 
+    entry = _third_party().get(name)
     if name in _built_in():
+        if entry is not None:
+            raise ValueError(
+                f"entry point {entry.value!r} registers {name!r}, which mmg_bench has: give it another name"
+            )
         with _told(name):
             module = importlib.import_module(f"mmg_bench.methods.{name}")
         methods = [
@@ -62,21 +77,27 @@ def method_class(name: str) -> type[Method]:
                 "correct the file or its name"
             )
         return found[0]
-    for entry in entry_points(group=ENTRY_POINT_GROUP):
-        if entry.name == name:
-            with _told(name):
-                loaded = entry.load()
-            if not (isinstance(loaded, type) and issubclass(loaded, Method)):
-                raise ValueError(
-                    f"entry point {entry.value!r} of method {name!r} is not a subclass of mmg_bench.methods.Method"
-                )
-            if getattr(loaded, "name", None) != name:
-                raise ValueError(
-                    f"entry point {entry.value!r} registers method {name!r}, and the class has name = "
-                    f"{getattr(loaded, 'name', None)!r}: give both one name"
-                )
-            return loaded
-    raise ValueError(f"unknown method {name!r}; the registered methods are: {', '.join(method_names())}")
+    if entry is None:
+        raise ValueError(f"unknown method {name!r}; the registered methods are: {', '.join(method_names())}")
+    with _told(name):
+        loaded = entry.load()
+    if not (isinstance(loaded, type) and issubclass(loaded, Method)):
+        raise ValueError(
+            f"entry point {entry.value!r} of method {name!r} is not a subclass of mmg_bench.methods.Method"
+        )
+    if getattr(loaded, "name", None) != name:
+        raise ValueError(
+            f"entry point {entry.value!r} registers method {name!r}, and the class has name = "
+            f"{getattr(loaded, 'name', None)!r}: give both one name"
+        )
+    return loaded
+
+
+def plug_ins(names: Iterable[str]) -> dict[str, str]:
+    """Those of the methods that came by an entry point, each with its package and version."""
+    entries = _third_party()
+    given = {name: entries[name].dist for name in sorted(set(names) & set(entries))}
+    return {name: "unknown" if dist is None else f"{dist.name} {dist.version}" for name, dist in given.items()}
 
 
 def defaults(name: str) -> dict[str, Any]:

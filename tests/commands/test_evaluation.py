@@ -113,16 +113,27 @@ def test_a_stop_while_a_later_job_is_timed_loses_no_answers(tmp_path: Path, monk
     assert set(rows[rows.metric == "prefill_ms"].frames) == {2}
 
 
-def test_each_question_that_failed_is_named(
+def test_each_fault_is_told_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def told(folder: str) -> list[str]:
+        assert run("retention_ratio=0.1,0.25", "limit=3", f"output_dir={tmp_path / folder}") == 9
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("failed: ")]
+
     def fails(*_: Any) -> str:
         raise ValueError("mine")
 
+    def fails_by_question(self: Any, inputs: Any, *_: Any) -> str:
+        raise ValueError(f"mine: {inputs['input_ids'].tolist()}")
+
     monkeypatch.setattr(evaluation.VideoLLM, "generate", fails)
-    assert run("retention_ratio=0.1,0.25", "limit=3", f"output_dir={tmp_path}") == 9
-    named = [line for line in capsys.readouterr().out.splitlines() if line.startswith("failed: ")]
-    assert len({line.split("embedded ")[1] for line in named}) == len(named) == 3
+    (line,) = told("alike")
+    assert line.startswith(
+        "failed: test-0000-0 and 2 more of embedded, dense at R = 1 and 2 more: ValueError: mine (test_"
+    )
+    monkeypatch.setattr(evaluation.VideoLLM, "generate", fails_by_question)
+    lines = told("apart")
+    assert len({line.split(" of embedded, dense at R = 1 and 2 more: ")[0] for line in lines}) == len(lines) == 3
 
 
 def test_jobs_that_rows_cannot_tell_apart_take_folders_of_their_own(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 import mmg_bench
 from mmg_bench import cli, specs
 from mmg_bench import config as cfg
+from mmg_bench.cells import described_plug_ins, make_cell
 from mmg_bench.commands.check_method import building, check_method
 from mmg_bench.contract import CHECKS, DTYPES, check_pruned, tensors, video
 from mmg_bench.methods import Method
@@ -117,6 +118,13 @@ def _stage(**changes: Any) -> type[Method]:
     return _first(layers=lambda self, depth: (2,), **changes)
 
 
+def _hiding(choose: Callable[[int], Tensor]) -> type[Method]:
+    """A method that hides keys while decoding."""
+    return _first(
+        key_layer=lambda self, depth: 3, select_keys=lambda self, attention, memory: (choose(len(attention)), attention)
+    )
+
+
 BROKEN = {
     "is one missing there": _by(lambda tokens: tokens.flat[:, 0] * 0 + tokens.query.mean()),
     r"kept 47 of a video .* keep round\(R \* T \* N\) = 48": _select(_drop_one),
@@ -142,6 +150,9 @@ BROKEN = {
     ),
     r"index runs from 0 to \d+ of": _stage(select_inside=lambda self, t: Selection(torch.arange(len(t.positions) + 1))),
     "or no numbers": _stage(select_inside=lambda self, t: Selection(torch.arange(1), t.features[:1] * torch.nan)),
+    "select_keys chose other keys": _hiding(lambda n: torch.randperm(n)[: n // 2 + 1]),
+    "select_keys: index .* each key once": _hiding(lambda n: torch.zeros(2, dtype=torch.int64)),
+    "select_keys: index .* is not within the 40 keys": _hiding(lambda n: torch.arange(n + 1)),
     "no docstring": _first(__doc__=None),
     "Plain is no frozen dataclass": type("Plain", (First,), {"__doc__": "A method."}),
     "merged to other features": _stage(
@@ -174,7 +185,7 @@ def test_the_command_tells_every_check(capsys, monkeypatch):
     assert check_method({"name": "sparsevlm", "version": 2}) == 0
     assert capsys.readouterr().out.endswith(f"sparsevlm passes all {len(CHECKS)}\n")
     monkeypatch.setattr(Random, "select", lambda self, tokens: tokens.nothing)
-    assert check_method({"name": "random"}) == len(CHECKS) - 2  # documented, and NaN is refused before
+    assert check_method({"name": "random"}) == len(CHECKS) - 3  # which do not call it
     out = capsys.readouterr().out
     assert "  ok      documented " in out
     assert "  FAILED  dtypes               AttributeError: " in out
@@ -287,6 +298,22 @@ def test_the_name_of_an_entry_point_is_the_methods(tmp_path):
     says = r"registers method 'every_nth', and the class has name = 'nth': give both one name"
     with third_party.installed(tmp_path), pytest.raises(ValueError, match=says):
         method_class(third_party.NAME)
+
+
+def test_a_method_of_a_name_that_is_taken_is_refused(tmp_path):
+    third_party.write(tmp_path)
+    points = tmp_path / "someones_methods-1.0.dist-info" / "entry_points.txt"
+    points.write_text("[mmg_bench.methods]\nrandom = someones_methods:EveryNth\n")
+    says = "entry point 'someones_methods:EveryNth' registers 'random', which mmg_bench has: give it another name"
+    with third_party.installed(tmp_path), pytest.raises(ValueError, match=says):
+        method_class("random")
+
+
+def test_provenance_names_the_package_of_a_method():
+    assert described_plug_ins([make_cell("random", 0.5), make_cell(third_party.NAME, 0.5)]) == {
+        "plug_ins": {third_party.NAME: "someones-methods 1.0"}
+    }
+    assert described_plug_ins([make_cell("random", 0.5)]) == {}
 
 
 def test_every_method_config_belongs_to_a_method():
