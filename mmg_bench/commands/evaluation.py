@@ -245,11 +245,8 @@ def _tell_failures(records: Sequence[Record]) -> None:
     for r in failed:
         by_fault.setdefault((r.benchmark, r.error), []).append(r)
     for (benchmark, error), alike in sorted(by_fault.items(), key=lambda item: -len(item[1]))[:_SHOWN]:
-        questions, cells = (
-            [f"{r.question}" for r in alike],
-            [f"{r.method} at R = {r.retention_ratio:g}" for r in alike],
-        )
-        print(f"failed: {_first_of(questions)} of {benchmark}, {_first_of(cells)}: {error}")
+        cells = [f"{r.method} at R = {r.retention_ratio:g}" for r in alike]
+        print(f"failed: {_first_of([r.question for r in alike])} of {benchmark}, {_first_of(cells)}: {error}")
     if failed:
         rest = f" for {len(by_fault)} reasons" if len(by_fault) > _SHOWN else ""
         print(f"{len(failed)} answers failed{rest} (they are not scored as wrong); the same command tries them again.")
