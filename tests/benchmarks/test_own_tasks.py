@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -204,12 +205,14 @@ def test_a_fault_in_scoring_is_told_at_once(folder: Path) -> None:
         mine().score(benchmark.questions[0], "blue")
 
 
-def test_code_of_others_in_the_folder_is_not_the_users(folder: Path) -> None:
+def test_code_of_others_in_the_folder_is_not_the_users(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packages = folder / "mine/.venv/site-packages"
     packages.mkdir(parents=True)
-    (packages / "theirs.py").write_text("def fails():\n    raise OSError('theirs')\n")
-    change((UTILS, HERE, f"{HERE}import sys\nsys.path.append({str(packages)!r})\nimport theirs\ntheirs.fails()\n"))
+    monkeypatch.syspath_prepend(str(packages))  # until the test ends
+    (packages / "package_of_others.py").write_text("def fails():\n    raise OSError('theirs')\n")
+    change((UTILS, HERE, f"{HERE}\n\nimport package_of_others\npackage_of_others.fails()\n"))
     assert said() == f"task 'mine': OSError: theirs ({folder / UTILS}:7): correct it there"
+    sys.modules.pop("package_of_others")
 
 
 def test_a_package_that_a_task_of_lmms_eval_needs(folder: Path) -> None:
