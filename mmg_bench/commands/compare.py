@@ -109,7 +109,7 @@ class _Asked:
             raise ValueError(f"no {label} at {by}={ratio:g} in {folder}; {there}")
         side = Side(label, ratio, frames)
         if not any(map(side.answered, records)):
-            every = _frames(replace(side, frames=None), records)
+            every = " and ".join(map(str, _frames(replace(side, frames=None), records)))
             raise ValueError(f"{by_frames}={frames}: in {folder}, {side} has answers with {every} frames only")
         return side
 
@@ -142,18 +142,17 @@ def _with_frames(sides: Sequence[Side], records: Sequence[Record]) -> list[Side]
         return list(sides)
     found = []
     for letter, side in zip("ab", sides, strict=True):
-        numbers = sorted({r.frames for r in records if side.answered(r)})
-        if len(numbers) > 1:
-            raise ValueError(
-                f"{letter}.frames=null: {side} has answers with {_frames(side, records)} frames; choose one"
-            )
-        found.append(replace(side, frames=numbers[0]))
+        first, *others = _frames(side, records)
+        if others:
+            every = " and ".join(map(str, (first, *others)))
+            raise ValueError(f"{letter}.frames=null: {side} has answers with {every} frames; choose one")
+        found.append(replace(side, frames=first))
     return found
 
 
-def _frames(side: Side, records: Sequence[Record]) -> str:
-    """With which numbers of frames a side has answers, in words."""
-    return " and ".join(map(str, sorted({r.frames for r in records if side.answered(r)})))
+def _frames(side: Side, records: Sequence[Record]) -> list[int]:
+    """With which numbers of frames a side has answers."""
+    return sorted({r.frames for r in records if side.answered(r)})
 
 
 def _folders(folder: Path) -> list[Path]:
