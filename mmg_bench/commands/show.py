@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def _tokens(report: VideoReport) -> str:
 def _row(pixels: Pictures, report: VideoReport, most: int) -> Pictures:
     """Frames `[n, height, width, 3]`, n at most `most`, what the last layer does not see of them darkened."""
     count, *grid = report.layout
-    frames = pixels[:: len(pixels) // count][:count]  # some models make one of two
+    frames = pixels[:: math.ceil(len(pixels) / count)]  # some models make one of two
     which = np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int))
     size = (round(_HEIGHT * frames.shape[2] / frames.shape[1]), _HEIGHT)
     small = np.stack([np.asarray(Image.fromarray(frames[t]).resize(size)) for t in which])
