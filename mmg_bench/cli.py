@@ -18,6 +18,8 @@ mmg-bench: training-free visual-token pruning for video LLMs, measured
   mmg-bench run [options]      answer a benchmark with one model and one or several methods
   mmg-bench table [options]    make a whole table, such as Table 1 of the MMG-Vid paper
   mmg-bench compare A B        say what one method gains over another in a finished run, question by question
+  mmg-bench browse [options]   write a page to look through every question with what each method answered
+  mmg-bench show [options]     draw what methods keep of a video, and say what the model then answers
   mmg-bench measure [options]  speed, memory and FLOPs of one model, beside dense; needs no weights and no benchmark
   mmg-bench doctor [options]   say what a run or a table needs and this machine lacks, and how to get it
   mmg-bench methods [NAME]     list the pruning methods and their parameters, or say what one of them does
@@ -32,7 +34,9 @@ Options are Hydra overrides; `mmg-bench run --help` explains each and lists the 
   mmg-bench run method=mmg_vid method.tau=0.9 positions=contiguous latency=true
   mmg-bench table table=table1 profile=embedded
   mmg-bench compare mmg_vid dpc_knn retention_ratio=0.1 output_dir=outputs/embedded/embedded
+  mmg-bench browse output_dir=outputs/table1
   mmg-bench compare mmg_vid dense a.frames=64 a.retention_ratio=0.125 b.frames=8
+  mmg-bench show -m method=mmg_vid,random retention_ratio=0.1 video=my.mp4 question='What happens?'
   mmg-bench measure -m model=llava_onevision_7b weights=random frames=32,64 retention_ratio=0.1,0.25
   mmg-bench doctor table=table1 profile=paper
   mmg-bench doctor model=llava_onevision_7b benchmark=videomme
@@ -71,6 +75,8 @@ def main() -> None:
         "run": _run,
         "table": _table,
         "compare": _compare,
+        "browse": _browse,
+        "show": _show,
         "measure": _measure,
         "doctor": _doctor,
         "methods": _methods,
@@ -115,6 +121,15 @@ def _compare(arguments: list[str]) -> int:
     options = [argument for argument in arguments if _OPTION.match(argument)]
     methods = [argument for argument in arguments if argument not in options]
     return _configured("compare", options, lambda configs: _command("compare").compare(methods, configs[0]))
+
+
+def _browse(overrides: list[str]) -> int:
+    os.environ["HF_HUB_OFFLINE"] = "1"  # prompts and videos of this machine only
+    return _configured("browse", overrides, lambda configs: _command("browse").browse(configs[0]))
+
+
+def _show(overrides: list[str]) -> int:
+    return _configured("show", overrides, lambda configs: _command("show").show(configs), sweeps=True)
 
 
 def _bench_methods(overrides: list[str]) -> int:

@@ -12,12 +12,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from mmg_bench import config as cfg
+from mmg_bench.commands.answered import read_answered
 from mmg_bench.options import check_number, check_path, check_whole
 from mmg_bench.report.pairs import Side, pair_tables
 from mmg_bench.report.rows import DENSE
 from mmg_bench.report.table import print_tables
-from mmg_bench.runner import provenance
-from mmg_bench.runner.records import Record, read_records
+from mmg_bench.runner.records import Record
 
 
 def compare(methods: Sequence[str], config: DictConfig) -> int:
@@ -30,19 +30,12 @@ def compare(methods: Sequence[str], config: DictConfig) -> int:
     if len(methods) != 2:
         raise _not_two(methods)
     asked = [_Asked.of(letter, method, values) for letter, method in zip("ab", methods, strict=True)]
-    records: list[Record] = []
-    sources: dict[str, Any] = {}
-    notes: list[str] = []
-    for part in _folders(folder):
-        records += read_records(part)
-        entries = provenance.read(part)
-        sources |= entries
-        notes += _missing_shards(part, entries)
-    a, b = _with_frames([one.side(records, folder) for one in asked], records)
+    found = read_answered(folder)
+    a, b = _with_frames([one.side(found.records, folder) for one in asked], found.records)
     if a == b:
         raise _not_two(methods)
-    tables = pair_tables(records, sources, a, b)
-    print_tables([replace(table, footnotes=(*table.footnotes, *notes)) for table in tables])
+    tables = pair_tables(found.records, found.sources, a, b)
+    print_tables([replace(table, footnotes=(*table.footnotes, *found.notes)) for table in tables])
     return 0
 
 
@@ -153,30 +146,3 @@ def _with_frames(sides: Sequence[Side], records: Sequence[Record]) -> list[Side]
 def _frames(side: Side, records: Sequence[Record]) -> list[int]:
     """With which numbers of frames a side has answers."""
     return sorted({r.frames for r in records if side.answered(r)})
-
-
-def _folders(folder: Path) -> list[Path]:
-    """Where the records are: of a run in the folder itself; of a table one or two below, by profile and benchmark."""
-    for depth in ("", "*/", "*/*/"):
-        if found := sorted({file.parent for file in folder.glob(f"{depth}records*.jsonl")}):
-            return found
-    raise ValueError(f"output_dir={str(folder)!r}: no records there; give the output_dir of a run or of a table")
-
-
-def _missing_shards(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A note where a folder lacks the records of a shard: how many there are, its commands tell, or their numbers.
-
-    A command without shards leaves records.jsonl, and answers what shards left: then none is missed.
-    """
-    numbers = {
-        int(n) for file in folder.glob("records-*.jsonl") if (n := file.stem.removeprefix("records-")).isdecimal()
-    }
-    if not numbers or (folder / "records.jsonl").exists():
-        return []
-    commands = " ".join(str(entry.get("command")) for entry in entries.values())
-    count = max([max(numbers) + 1, *map(int, re.findall(r"\bshard\.count=(\d+)", commands))])
-    missing = sorted(set(range(count)) - numbers)
-    if not missing:
-        return []
-    lacking = " and ".join(f"shard.index={n}" for n in missing)
-    return [f"{folder} has no records of {lacking} of shard.count={count}: its questions are missing"]

@@ -54,6 +54,8 @@ class VideoReport:
     """Frames, rows and columns of its tokens: T, H, W."""
     positions: Tensor = field(repr=False, compare=False)
     """`[realised_tokens]` int64: which they are, as flat raster indices into T * H * W, on the model's device."""
+    left: Tensor = field(repr=False, compare=False)
+    """`[n]` int64: those that the last layer sees; the same, unless the method prunes inside the language model."""
     elapsed: Elapsed = field(repr=False)
     notes: dict[str, Any]
     stages: tuple[tuple[int, int], ...] = ()
@@ -307,10 +309,10 @@ class _Splice:
         """After the multimodal module, also one that failed before it came to the language model."""
         self.call = None
 
-    def _note_stage(self, video: int, layer: int, tokens: int) -> None:
+    def _note_stage(self, video: int, layer: int, left: Tensor) -> None:
         report = self.run.report[video]
         if layer not in dict(report.stages):  # not of another copy
-            self.run.report[video] = replace(report, stages=(*report.stages, (layer, tokens)))
+            self.run.report[video] = replace(report, left=left, stages=(*report.stages, (layer, len(left))))
 
     def _prune(self, embeds: Tensor, call: dict[str, Any]) -> tuple[Kept | None, Tensor, list[Span]]:
         """Prune every video of a prompt `[B, S, D]`: what is left, its embeddings `[B, K, D]`, and its videos in them.
@@ -324,9 +326,9 @@ class _Splice:
             body = place.body(embeds.device)
             pruned, elapsed = self._pruned(place, body, embeds, ids)
             if place.video == len(self.run.report):  # its first copy
-                self.run.report.append(
-                    VideoReport(place.total, len(pruned), place.layout, pruned.positions, elapsed, dict(pruned.notes))
-                )
+                where, notes = pruned.positions, dict(pruned.notes)
+                report = VideoReport(place.total, len(pruned), place.layout, where, where, elapsed, notes)
+                self.run.report.append(report)
             rows[place.row].add(place, body, pruned)
         width = max(row.finish() for row in rows)
         self.run.prompt_tokens = width

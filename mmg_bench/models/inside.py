@@ -102,9 +102,9 @@ class Inside:
     """The hooks on the decoder layers, and what one prompt and its decoding share."""
 
     def __init__(
-        self, adapter: Adapter, method: Method, positions: Positions, report: Callable[[int, int, int], None]
+        self, adapter: Adapter, method: Method, positions: Positions, report: Callable[[int, int, Tensor], None]
     ) -> None:
-        """`report(video, layer, tokens)` is told what is left of each video at each stage, of its copies too."""
+        """`report(video, layer, positions)` is told what is left of each video at each stage, of its copies too."""
         self.adapter, self.method, self.report = adapter, method, report
         self.contiguous = (method.inside_positions or positions) == "contiguous"
         depth = len(adapter.layers)
@@ -212,7 +212,8 @@ class Inside:
                 row[span.columns], span.positions, row[span.end :], span.total, stage, attend, span.state
             )
             chosen = self.method.prune_inside(tokens)
-            self.report(span.video, number, len(chosen.index))
+            positions = span.positions[chosen.index]
+            self.report(span.video, number, positions)
             going = span.columns[chosen.index]
             places = going.sort().values
             left[span.row, span.columns] = False
@@ -222,7 +223,7 @@ class Inside:
             source[span.row, places] = going
             if chosen.features is not None:
                 values[span.row, going] = chosen.features.to(row.dtype)
-            after.append(replace(span, columns=places, positions=span.positions[chosen.index], state=chosen.state))
+            after.append(replace(span, columns=places, positions=positions, state=chosen.state))
         kept = Kept.of(left, counts, self.contiguous, source)
         self.prompt.spans = moved(after, gone, left, counts)
         self.prompt.stages.append(kept)

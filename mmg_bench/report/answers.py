@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from mmg_bench.runner.records import Record
 
@@ -45,6 +46,50 @@ class Answers:
 
 
 Cells = dict[tuple[str, float], Answers]
+Sources = Mapping[str, Mapping[str, Any]]
+"""What provenance.json holds."""
+
+
+class Label(NamedTuple):
+    """What tells a cell from others in tables."""
+
+    model: str
+    benchmark: str
+    method: str
+    retention_ratio: float
+    frames: int
+
+
+def newest(records: Iterable[Record], provenance: Sources) -> tuple[list[Record], dict[Label, str]]:
+    """The records of the cell that answered last of those with one label, and where there were others, a note.
+
+    Of a question that was reworded the newest answer. Raises ValueError where `provenance` does not explain a record.
+    """
+    cells: dict[Label, dict[str, list[Record]]] = defaultdict(dict)
+    lost: set[str] = set()
+    for r in records:
+        label = Label(r.model, r.benchmark, r.method, r.retention_ratio, r.frames)
+        cells[label].setdefault(r.cell, []).append(r)
+        lost |= {r.provenance} - provenance.keys()
+    if lost:
+        raise ValueError(
+            f"provenance.json lacks {', '.join(sorted(lost))}, which records name: restore it, or run anew"
+        )
+    kept: list[Record] = []
+    notes: dict[Label, str] = {}
+    for label, versions in cells.items():
+        dates = [max(date_of(provenance[r.provenance]) for r in found) for found in versions.values()]
+        last = max(range(len(dates)), key=lambda i: (dates[i], i))
+        by_date = sorted(list(versions.values())[last], key=lambda r: date_of(provenance[r.provenance]))
+        kept += {r.question: r for r in by_date}.values()
+        if len(versions) > 1:
+            notes[label] = f"in {len(versions)} versions of its code or settings: the newest counts, of {dates[last]}"
+    return kept, notes
+
+
+def date_of(entry: Mapping[str, Any]) -> str:
+    """When what a provenance entry explains was measured."""
+    return str(entry.get("date"))
 
 
 def answers_by_cell(records: Iterable[Record]) -> dict[tuple[str, int], dict[str, Cells]]:

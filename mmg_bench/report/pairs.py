@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from mmg_bench.report.answers import ALL, AVERAGE, Answers, answers_by_cell
+from mmg_bench.report.answers import ALL, AVERAGE, Answers, Label, Sources, answers_by_cell, date_of, newest
 from mmg_bench.report.statistics import Bootstrap, Comparison, Estimate, compare
 from mmg_bench.report.table import NONE, Block, Entry, Table, mean_lines, measured_line, over_skills, p_value
 from mmg_bench.runner.records import Record
@@ -41,8 +41,6 @@ class Pair(NamedTuple):
     other: Answers
 
 
-Sources = Mapping[str, Mapping[str, Any]]
-"""What provenance.json holds."""
 _Key = tuple[str, str, Side]
 """Model, benchmark, and a side with its number of frames."""
 _WHERE = ("device", "device_map", "path", "revision", "siglip", "siglip_revision")
@@ -70,15 +68,13 @@ def pair_tables(
     """
     records = list(records)
     mine = [r for r in records if a.answered(r) or b.answered(r)]
-    if lost := sorted({r.provenance for r in mine} - set(provenance)):
-        raise ValueError(f"provenance.json lacks {', '.join(lost)}, which records name: restore it, or run anew")
     known: dict[str, set[str]] = defaultdict(set)
     for r in records:
         known[r.benchmark].add(r.question)
-    newest, versions = _newest(mine, provenance)
+    latest, versions = newest(mine, provenance)
     found = {
         (model, benchmark, Side(*key, frames)): answers
-        for (model, frames), by_benchmark in answers_by_cell(newest).items()
+        for (model, frames), by_benchmark in answers_by_cell(latest).items()
         for benchmark, cells in by_benchmark.items()
         for key, answers in cells.items()
     }
@@ -100,7 +96,8 @@ def pair_tables(
             _check_wording(pair, match.names, where)
             _check_settings(pair, match.names, provenance, where, match.apart)
             for name, key in zip(match.names, keys, strict=True):
-                notes += [f"{name} answered {benchmark} {versions[key]}"] if key in versions else []
+                label = Label(key[0], key[1], key[2].method, key[2].retention_ratio, key[2].frames or 0)
+                notes += [f"{name} answered {benchmark} {versions[label]}"] if label in versions else []
             notes += _part(benchmark, pair, provenance, len(known[benchmark]))
         if pairs:
             tables.append(_table(match.title, pairs, provenance, [*notes, *alone], bootstrap))
@@ -170,34 +167,9 @@ def _apart(records: Sequence[Record], a: Side, b: Side) -> str:
     return f"{a} and {b} have no benchmark in common: run both in one command"
 
 
-def _newest(records: Sequence[Record], provenance: Sources) -> tuple[list[Record], Mapping[_Key, str]]:
-    """The records of the cell that answered last of those with one label, and where there were others, a note.
-
-    Of a question that was reworded the newest answer.
-    """
-    cells: dict[_Key, dict[str, list[Record]]] = defaultdict(dict)
-    for r in records:
-        label = (r.model, r.benchmark, Side(r.method, r.retention_ratio, r.frames))
-        cells[label].setdefault(r.cell, []).append(r)
-    kept: list[Record] = []
-    notes: dict[_Key, str] = {}
-    for label, versions in cells.items():
-        dates = [max(_date(provenance[r.provenance]) for r in found) for found in versions.values()]
-        last = max(range(len(dates)), key=lambda i: (dates[i], i))
-        by_date = sorted(list(versions.values())[last], key=lambda r: _date(provenance[r.provenance]))
-        kept += {r.question: r for r in by_date}.values()
-        if len(versions) > 1:
-            notes[label] = f"in {len(versions)} versions of its code or settings: the newest counts, of {dates[last]}"
-    return kept, notes
-
-
-def _date(entry: Mapping[str, Any]) -> str:
-    return str(entry.get("date"))
-
-
 def _entries(answers: Answers, provenance: Sources) -> list[Mapping[str, Any]]:
     """What the provenance of answers says, oldest first."""
-    return sorted((provenance[key] for key in sorted({r.provenance for r in answers.records})), key=_date)
+    return sorted((provenance[key] for key in sorted({r.provenance for r in answers.records})), key=date_of)
 
 
 def _limit(entries: Iterable[Mapping[str, Any]]) -> int | None:

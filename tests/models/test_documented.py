@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import families
+from command_line import given
 from mmg_bench.benchmarks.embedded.world import COLOURS
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
@@ -38,6 +39,10 @@ def test_the_example_runs_as_it_stands(
     assert len(set(kept)) == 196
     assert kept == sorted(kept)
     assert np.asarray(Image.open("kept.png")).mean() > 10
+    # and the command below it, in the same folder
+    ((command, shown),) = re.findall(r"```sh\n(mmg-bench show .*?)```\n\n```\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert given(command.replace("\\\n", " "), monkeypatch) == 0
+    assert capsys.readouterr().out == shown
 
 
 def test_every_family_of_its_own_is_in_the_table() -> None:

@@ -149,6 +149,10 @@ def test_removing_equals_masking(
         expected = masked_logits(model, prompt, method, run.positions, trace, STEPS)
     assert ids == expected.argmax(-1).tolist()
     assert run.stages == [[layer, len(chosen.index)] for layer, _, chosen in trace.stages]
+    left = run.report[0].positions
+    for _, _, chosen in trace.stages:
+        left = left[chosen.index]
+    assert torch.equal(run.report[0].left, left)
     assert [n for _, n in run.stages] == sorted((n for _, n in run.stages), reverse=True)
     if method.key_layer(DEPTH) is not None:
         assert any(keys is not None and len(keys) < run.report[0].realised_tokens for keys in trace.keys)

@@ -1,0 +1,98 @@
+"""One HTML page, which needs no other file: every question of a run with what each method answered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from mmg_bench.report.answers import Sources
+from mmg_bench.report.rows import DENSE
+from mmg_bench.report.table import is_control, measured_line
+from mmg_bench.runner.records import Record
+
+_DATA = "{{data}}"
+"""Where the template has its data."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What records do not hold of a question."""
+
+    prompt: str
+    video: str | None
+    """Address of the video as seen from the page; None where it cannot be shown."""
+
+
+def page(
+    title: str,
+    records: Iterable[Record],
+    provenance: Sources,
+    asked: Mapping[tuple[str, str], Asked],
+    notes: Sequence[str] = (),
+) -> str:
+    """The page as text.
+
+    records: one a cell and question. Cells need not have answered everything: what lacks is left blank.
+    provenance: what provenance.json holds.
+    asked: (benchmark, question) -> what it asks, where that is known.
+    """
+    groups: dict[tuple[str, str, int], list[Record]] = {}
+    for r in records:
+        groups.setdefault((r.model, r.benchmark, r.frames), []).append(r)
+    parts = [_part(*key, members, provenance, asked) for key, members in groups.items()]
+    text = json.dumps({"title": title, "notes": list(notes), "parts": parts}, ensure_ascii=False)
+    template = (files("mmg_bench.report") / "browse.html").read_text(encoding="utf-8")
+    return template.replace(_DATA, text.replace("<", r"\u003c"))  # an answer may hold tags, and must not become one
+
+
+def _part(
+    model: str,
+    benchmark: str,
+    frames: int,
+    records: Sequence[Record],
+    provenance: Sources,
+    asked: Mapping[tuple[str, str], Asked],
+) -> dict[str, Any]:
+    """The answers of one model to one benchmark, as the page's script reads them."""
+    cells = list(dict.fromkeys((r.method, r.retention_ratio) for r in records))
+    cells.sort(key=lambda cell: (cell[0] != DENSE, -cell[1]))  # in a ratio as the command had them
+    columns = {cell: number for number, cell in enumerate(cells)}
+    dense = {r.question: r for r in records if r.method == DENSE}
+    texts: dict[str, int] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    for r in records:
+        row = rows.setdefault(r.question, _row(r, asked.get((benchmark, r.question)), len(cells)))
+        said = texts.setdefault((r.prediction if r.error is None else r.error) or "", len(texts))
+        row["answers"][columns[r.method, r.retention_ratio]] = [_kind(r, dense.get(r.question)), r.score, said]
+    return {
+        "title": f"{model}, {benchmark}, {frames} frames",
+        "measured": [measured_line(key, provenance) for key in dict.fromkeys(r.provenance for r in records)],
+        "cells": [[f"{m} (control)" if is_control(m) else m, ratio] for m, ratio in cells],
+        "texts": list(texts),
+        "questions": list(rows.values()),
+    }
+
+
+def _kind(r: Record, dense: Record | None) -> str:
+    """What an answer is: `failed`; `lost` or `won` against dense's; or, alike or without that, `right` or `wrong`."""
+    if r.score is None:
+        return "failed"
+    if dense is not None and dense.score is not None and dense.score != r.score:
+        return "lost" if r.score < dense.score else "won"
+    return "right" if r.score == 1 else "wrong"
+
+
+def _row(r: Record, asked: Asked | None, cells: int) -> dict[str, Any]:
+    """A question that no cell has answered yet; an answer is `[kind, score, number of its text]`."""
+    return {
+        "id": r.question,
+        "skill": r.skill,
+        "video": r.video,
+        "target": r.target,
+        "prompt": None if asked is None else asked.prompt,
+        "address": None if asked is None else asked.video,
+        "answers": [None] * cells,
+    }

@@ -1,0 +1,92 @@
+"""`mmg-bench browse`, on the records of a real run and on made ones."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+from command_line import given
+from mmg_bench.runner import provenance
+from mmg_bench.runner.records import Record, RecordFile, read_records
+
+
+def data_of(page: Path) -> Any:
+    """What the page's script is given."""
+    (found,) = re.findall(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)
+    return json.loads(found)
+
+
+def test_a_run_with_its_prompts_and_videos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "a run"
+    run = "mmg-bench run -m model=embedded benchmark=embedded limit=3 method=random retention_ratio=0.25,0.1"
+    assert given(f"{run} 'output_dir={folder}'", monkeypatch) == 0
+    assert given(f"mmg-bench browse 'output_dir={folder}'", monkeypatch) == 0
+    assert f"Written: {folder}/browse.html" in capsys.readouterr().out
+    data = data_of(folder / "browse.html")
+    assert (data["title"], data["notes"]) == ("a run", [])
+    (part,) = data["parts"]
+    assert part["cells"] == [["dense", 1.0], ["random (control)", 0.25], ["random (control)", 0.1]]
+    records = {(r.question, r.method, r.retention_ratio): r for r in read_records(folder)}
+    assert len(records) == 9
+    for question in part["questions"]:
+        assert question["prompt"].endswith("Answer with one word.")
+        assert (folder / unquote(question["address"])).resolve().is_file()
+        for (method, ratio), (_, score, text) in zip(part["cells"], question["answers"], strict=True):
+            record = records[question["id"], method.removesuffix(" (control)"), ratio]
+            assert (score, part["texts"][text]) == (record.score, record.prediction)
+
+    # a question that is asked otherwise by now: its prompt would not be what was answered
+    file = folder / "records.jsonl"
+    first = next(iter(records.values())).question
+    changed = [replace(r, asked="before") if r.question == first else r for r in records.values()]
+    file.unlink()
+    with RecordFile(file) as again:
+        again.add(changed)
+    assert given(f"mmg-bench browse 'output_dir={folder}' 'page={tmp_path}/other/page.html'", monkeypatch) == 0
+    (part,) = data_of(tmp_path / "other" / "page.html")["parts"]
+    assert [q["id"] for q in part["questions"] if q["prompt"] is None] == [first]
+    other = next(q for q in part["questions"] if q["prompt"] is not None)
+    assert (tmp_path / "other" / unquote(other["address"])).resolve().is_file()
+
+
+def record(question: str, date: str, score: float) -> Record:
+    tokens = (None, 4, 16, 9, [])
+    return Record(
+        *("m", "bench", 8, "mine", 0.25, f"cell of {date}", question, "", "v", "skill", "red", "red", score),
+        *tokens,
+        date,
+    )
+
+
+def test_without_the_benchmark_and_in_two_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RecordFile(tmp_path / "records-0.jsonl") as file:
+        file.add([record("q", "2026-01-01", 0.0), record("q", "2026-01-02", 1.0)])
+    spec = {"name": "bench", "tasks": ["no_such_task"], "include_path": str(tmp_path), "video": "video"}
+    entry = {"benchmark": spec, "command": "mmg-bench run shard.count=2"}
+    provenance.write(tmp_path, {date: {**entry, "date": date} for date in ("2026-01-01", "2026-01-02")})
+    assert given(f"mmg-bench browse output_dir={tmp_path}", monkeypatch) == 0
+    data = data_of(tmp_path / "browse.html")
+    shard, version, missing = data["notes"]
+    assert "has no records of shard.index=1 of shard.count=2" in shard
+    assert version.startswith("mine at R = 0.25 answered in 2 versions of its code or settings: the newest counts")
+    assert missing.startswith("Prompts and videos of bench are left out: benchmark.include_path=")
+    told = capsys.readouterr().out
+    assert all(note in told for note in data["notes"])
+    ((question,),) = [part["questions"] for part in data["parts"]]
+    assert question["prompt"] is None
+    assert question["answers"] == [["right", 1.0, 0]]
+
+
+def test_no_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert given(f"mmg-bench browse output_dir={tmp_path}", monkeypatch) == 2
+    assert "no records there; give the output_dir of a run or of a table" in capsys.readouterr().err

@@ -1,0 +1,88 @@
+"""`mmg-bench show`: the picture and the answers of the embedded model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from command_line import given
+from mmg_bench import config as cfg
+from mmg_bench import specs
+from mmg_bench.benchmarks.embedded.render import write_video
+from mmg_bench.benchmarks.embedded.world import make_world
+from mmg_bench.benchmarks.video import read_clip
+from mmg_bench.methods.registry import get_method
+from mmg_bench.models.loading import VideoLLM
+
+MARGIN, SIDE, GAP = 22, 112, 2
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("videos") / "a star.mp4"
+    write_video(make_world("test", 0), path)
+    return path
+
+
+def bright(picture: np.ndarray, row: int, frame: int) -> np.ndarray:
+    """Which tokens `[49]` of a frame a row shows at full brightness, as against the first row."""
+    at, top = MARGIN + GAP + frame * (SIDE + GAP), row * (SIDE + GAP)
+    shown, whole = (picture[y : y + SIDE, at : at + SIDE].astype(int) for y in (top, 0))
+    same = (shown == whole).all(-1).reshape(7, SIDE // 7, 7, SIDE // 7)
+    return same.all((1, 3)).ravel()
+
+
+def test_what_is_kept_is_bright(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "new" / "kept.png"
+    options = f"retention_ratio=0.1,0.25 'video={video}' pictures=5 picture={file}"
+    assert given(f"mmg-bench show -m method=mmg_vid {options}", monkeypatch) == 0
+    title, *lines, written = capsys.readouterr().out.splitlines()
+    assert title == "a star.mp4, 16 frames: What colour is the star? Answer with one word."
+    assert lines == [
+        "  dense: 784 of 784 tokens: red",
+        "  mmg_vid at R = 10 %: 78 of 784 tokens: red",
+        "  mmg_vid at R = 25 %: 196 of 784 tokens: red",
+    ]
+    assert written == f"Written: {file}"
+    picture = np.asarray(Image.open(file))
+    assert picture.shape == (3 * (SIDE + GAP) - GAP, MARGIN + 5 * (SIDE + GAP), 3)
+    llm = VideoLLM(specs.model_spec(cfg.load("model", "embedded")))
+    clip = read_clip(video, 16)
+    (tokens,) = llm.encode(llm.preprocess(clip.pixels, clip.timing), ()).tokens
+    for row, ratio in enumerate((0.1, 0.25), start=1):
+        kept = np.zeros(784, bool)
+        kept[get_method("mmg_vid", retention_ratio=ratio).prune(tokens).positions] = True
+        for column, t in enumerate((0, 4, 8, 11, 15)):  # five of 16, evenly
+            assert (bright(picture, row, column) == kept.reshape(16, 49)[t]).all()
+
+
+def test_of_a_method_inside_the_model_what_the_last_layer_sees(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "kept.png"
+    command = f"mmg-bench show method=fastv retention_ratio=0.1 'video={video}' picture={file}"
+    assert given(command, monkeypatch) == 0
+    assert "fastv at R = 10 %: 784 of 784 tokens, 78 in the last layer: " in capsys.readouterr().out
+    picture = np.asarray(Image.open(file))
+    assert sum(bright(picture, 1, frame).sum() for frame in range(16)) == 78
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("video=no.mp4", "video='no.mp4': no such video; name a file, a folder of pictures, or generated"),
+        ("question=''", "question='': it must be a text"),
+        ("pictures=0", "pictures=0: it must be a whole number, at least 1"),
+        ("new_tokens=many", "new_tokens='many': it must be a whole number, at least 1"),
+        ("-m new_tokens=1,2", "pictures that differ in new_tokens do not fit one: make them one by one"),
+        ("method=visionzip model=qwen2_5_vl_7b", "visionzip: models of type 'qwen2_5_vl' do not supply"),
+    ],
+)
+def test_mistakes(options: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert given(f"mmg-bench show {options}", monkeypatch) == 2
+    assert says in capsys.readouterr().err

@@ -1,0 +1,120 @@
+"""The page of answers, read back as its script reads it."""
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html import unescape
+
+import pytest
+
+from mmg_bench.report.browse import Asked, page
+
+
+def data_of(text):
+    """What the page's script is given."""
+    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    return json.loads(found)
+
+
+def answers(part, method, ratio):
+    """`(kind, score, text)` of each question, None where there is no answer."""
+    column = part["cells"].index([method, ratio])
+    found = [question["answers"][column] for question in part["questions"]]
+    return [None if a is None else (a[0], a[1], part["texts"][a[2]]) for a in found]
+
+
+def test_every_answer_and_how_it_stands_to_dense(toy, provenance):
+    data = data_of(page("table1", toy, provenance, {}, ["a note"]))
+    assert (data["title"], data["notes"]) == ("table1", ["a note"])
+    (part,) = data["parts"]
+    assert part["title"] == "toy, bench, 8 frames"
+    assert part["cells"] == [["dense", 1.0], ["ours", 0.5], ["ours", 0.25], ["random (control)", 0.25]]
+    assert "reproduce with `mmg-bench table toy`" in part["measured"][0]
+    assert [q["id"] for q in part["questions"]] == [f"q{i:02d}" for i in range(12)]
+    assert part["questions"][3] == {
+        **{"id": "q03", "skill": "order", "video": "v1", "target": "red", "prompt": None, "address": None},
+        "answers": part["questions"][3]["answers"],
+    }
+    assert answers(part, "dense", 1.0) == [("right", 1, "red")] * 10 + [("wrong", 0, "blue")] * 2
+    ours = answers(part, "ours", 0.25)  # 011111100001 where dense has 111111111100
+    assert [kind for kind, _, _ in ours] == ["lost"] + ["right"] * 6 + ["lost"] * 3 + ["wrong", "won"]
+    assert answers(part, "random (control)", 0.25)[9] == ("failed", None, "OSError: no such video")
+
+
+def test_graded_scores(make, provenance):
+    scores = {"dense": (1.0, 0.5, 0.5, 0.5), "ours": (0.75, 0.75, 0.5, 0.25)}
+    records = [
+        replace(r, score=scores[method][i])
+        for method, ratio in (("dense", 1.0), ("ours", 0.25))
+        for i, r in enumerate(make(method, ratio, "1111"))
+    ]
+    (part,) = data_of(page("t", records, provenance, {}))["parts"]
+    assert [kind for kind, _, _ in answers(part, "ours", 0.25)] == ["lost", "won", "wrong", "lost"]
+
+
+def test_what_is_not_answered_yet_is_left_blank(make, provenance):
+    """As of a command that was stopped; and without dense, an answer is right or wrong."""
+    records = [*make("ours", 0.25, "10"), *make("random", 0.25, "1011")]
+    (part,) = data_of(page("t", records, provenance, {}))["parts"]
+    assert answers(part, "ours", 0.25) == [("right", 1, "red"), ("wrong", 0, "blue"), None, None]
+    assert [kind for kind, _, _ in answers(part, "random (control)", 0.25)] == ["right", "wrong", "right", "right"]
+
+
+def test_parts_are_apart(make, provenance):
+    """Models, benchmarks and numbers of frames; a question of another benchmark has not its prompt."""
+    records = [
+        *make("dense", 1.0, "1"),
+        *make("dense", 1.0, "0", benchmark="more"),
+        *make("dense", 1.0, "1", frames=16),
+    ]
+    asked = {("bench", "q00"): Asked("Which colour?\nred or blue", "videos/v0.mp4")}
+    parts = data_of(page("t", records, provenance, asked))["parts"]
+    assert [p["title"] for p in parts] == ["toy, bench, 8 frames", "toy, more, 8 frames", "toy, bench, 16 frames"]
+    first, second, third = (p["questions"][0] for p in parts)
+    assert (first["prompt"], first["address"]) == ("Which colour?\nred or blue", "videos/v0.mp4")
+    assert (second["prompt"], second["address"]) == (None, None)
+    assert third["prompt"] == first["prompt"]
+
+
+def test_an_answer_cannot_become_a_part_of_the_page(make, provenance):
+    text = "</script><script>alert(1)</script><!-- {{data}}"
+    (record,) = make("dense", 1.0, "1")
+    made = page("t", [replace(record, prediction=text)], provenance, {})
+    assert "alert" in made
+    assert "<script>alert" not in made
+    assert "<!-- " not in made
+    (part,) = data_of(made)["parts"]
+    assert answers(part, "dense", 1.0) == [("right", 1, text)]
+
+
+def table_of(file, address):
+    """The lines of the page's table, each a text a cell, as a browser makes them."""
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=4000", "--dump-dom"]
+    made = subprocess.run([*command, f"{file.as_uri()}#{address}"], capture_output=True, text=True, check=True).stdout
+    made = re.sub(r"<script.*?</script>", "", made, flags=re.DOTALL)
+    lines = re.findall(r"<tr\b.*?</tr>", made, re.DOTALL)
+    cells = [re.findall(r"<t[dh]\b.*?</t[dh]>", line, re.DOTALL) for line in lines]
+    return [[unescape(re.sub("<[^>]*>", " ", cell)).strip() for cell in line] for line in cells]
+
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser here")
+def test_in_a_browser(toy, provenance, tmp_path):
+    file = tmp_path / "page.html"
+    file.write_text(page("t", toy, provenance, {("bench", "q07"): Asked("Which <b>colour</b>?", None)}))
+    _, sums, *lines = table_of(file, "ratio=0.25")
+    assert sums[4:] == ["83.3", "58.3 ▼4 ▲1", "36.4 ▼5 ▲0"]
+    assert [line[0] for line in lines] == [f"q{i:02d}" for i in range(12)]
+    assert lines[9][4:] == ["+", "▼", "!"]
+    address = "ratio=0.25&method=ours&show=lost+against+dense&skill=order&open=q07"
+    names, sums, first, opened, *said, last = table_of(file, address)
+    assert names[4:] == ["dense", "ours", "random (control)"]
+    assert sums[4:] == ["100.0", "0.0 ▼2 ▲0", "0.0 ▼1 ▲0"]
+    assert first == ["q07", "order", "Which <b>colour</b>?", "red", "+", "▼", "▼"]
+    assert "Right answer: red" in opened[0]
+    assert said == [["▼", "blue", "ours, random (control)"]]
+    assert last[0] == "q09"
