@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -67,6 +68,7 @@ def _part(
         row = rows.setdefault(r.question, _row(r, asked.get((benchmark, r.question)), len(cells)))
         said = texts.setdefault((r.prediction if r.error is None else r.error) or "", len(texts))
         row["answers"][columns[r.method, r.retention_ratio]] = [_kind(r, dense.get(r.question)), r.score, said]
+    _name(list(rows.values()))
     return {
         "title": f"{model}, {benchmark}, {frames} frames",
         "measured": [measured_line(key, provenance) for key in dict.fromkeys(r.provenance for r in records)],
@@ -74,6 +76,15 @@ def _part(
         "texts": list(texts),
         "questions": list(rows.values()),
     }
+
+
+def _name(rows: Sequence[dict[str, Any]]) -> None:
+    """Give each question a line that tells it: its prompt's first that most others have not; else its video's id."""
+    lines = [[line for line in (row["prompt"] or "").splitlines() if line.strip()] for row in rows]
+    common = Counter(line for found in lines for line in set(found))
+    for row, found in zip(rows, lines, strict=True):
+        own = [line for line in found if 2 * common[line] <= len(rows)]
+        row["line"] = next(iter([*own, *found, row["video"]]))
 
 
 def _kind(r: Record, dense: Record | None) -> str:

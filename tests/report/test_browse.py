@@ -34,7 +34,15 @@ def test_every_answer_and_how_it_stands_to_dense(toy, provenance):
     assert "reproduce with `mmg-bench table toy`" in part["measured"][0]
     assert [q["id"] for q in part["questions"]] == [f"q{i:02d}" for i in range(12)]
     assert part["questions"][3] == {
-        **{"id": "q03", "skill": "order", "video": "v1", "target": "red", "prompt": None, "address": None},
+        **{
+            "id": "q03",
+            "skill": "order",
+            "video": "v1",
+            "target": "red",
+            "prompt": None,
+            "address": None,
+            "line": "v1",
+        },
         "answers": part["questions"][3]["answers"],
     }
     assert answers(part, "dense", 1.0) == [("right", 1, "red")] * 10 + [("wrong", 0, "blue")] * 2
@@ -60,6 +68,13 @@ def test_what_is_not_answered_yet_is_left_blank(make, provenance):
     (part,) = data_of(page("t", records, provenance, {}))["parts"]
     assert answers(part, "ours", 0.25) == [("right", 1, "red"), ("wrong", 0, "blue"), None, None]
     assert [kind for kind, _, _ in answers(part, "random (control)", 0.25)] == ["right", "wrong", "right", "right"]
+
+
+def test_a_question_is_named_by_what_others_do_not_ask(make, provenance):
+    prompts = ["Choose.\nWho?\nA. he", "Choose.\n\nWhere?\nA. here", "Choose.", None]
+    asked = {("bench", f"q{i:02d}"): Asked(prompt, None) for i, prompt in enumerate(prompts) if prompt}
+    (part,) = data_of(page("t", make("dense", 1.0, "1111"), provenance, asked))["parts"]
+    assert [question["line"] for question in part["questions"]] == ["Who?", "Where?", "Choose.", "v1"]
 
 
 def test_parts_are_apart(make, provenance):
