@@ -55,15 +55,13 @@ class MMGBench(lmms):
         if str(batch_size) != "1":
             raise ValueError(f"batch_size={batch_size}: videos are answered one question at a time; leave it at 1")
         from mmg_bench.models.loading import VideoLLM, check_hub
-        from mmg_bench.options import called
 
         self.cell = _cell(method, retention_ratio, positions, options)
         needs = self.cell.method.needs
-        with called(lambda _, option: "pretrained" if option == "path" else option):
-            spec = _model_spec(str(pretrained), device, options)
-            check_hub(spec, {self.cell.label: needs})
-            self.llm = VideoLLM(spec)
-            self.llm.prepare(needs)
+        spec = _model_spec(str(pretrained), device, options)
+        check_hub(spec, {self.cell.label: needs})
+        self.llm = VideoLLM(spec)
+        self.llm.prepare(needs)
         self.llm.adapter.check(needs, self.cell.label)
 
     @property
@@ -134,7 +132,7 @@ def _cell(method: str, retention_ratio: float | None, positions: Any, options: d
     from mmg_bench.models.loading import ModelSpec
 
     own = [f.name for f in fields(method_class(method)) if f.name != "retention_ratio"]
-    of_model = [f.name for f in fields(ModelSpec) if f.name not in ("name", "path", "device")]
+    of_model = [f.name for f in fields(ModelSpec) if f.name not in ("name", "path", "device", "called")]
     if unknown := sorted(set(options) - {*own, *of_model}):
         raise ValueError(
             f"--model_args has no {', '.join(unknown)}; it takes pretrained, method, retention_ratio, positions, "
@@ -164,4 +162,4 @@ def _model_spec(pretrained: str, device: str | None, options: dict[str, Any]) ->
 
         if torch.cuda.is_available():  # one GPU for each process that lmms-eval was started with
             settings["device"] = f"cuda:{os.environ['LOCAL_RANK']}"
-    return specs.model_spec(settings)
+    return specs.model_spec(settings, {f.name: f.name for f in fields(ModelSpec)} | {"path": "pretrained"})

@@ -152,6 +152,8 @@ def test_a_missing_video_ends_the_evaluation_before_the_first_answer(
         ("pretrained=embedded,method=mmg_vid,retention_ratio=2", r"MMGVid.retention_ratio=2: .* in \(0, 1\]"),
         ("pretrained=embedded,positions=near", "positions='near': choose original, contiguous"),
         ("pretrained=embedded,dtype=int9", "^dtype='int9'"),
+        ("pretrained=embedded,device=cuda:99", "^device='cuda:99': torch sees"),
+        ("pretrained=embedded,called=x", "has no called; it takes pretrained, "),
         ("pretrained=/nowhere", "/nowhere: no such checkpoint folder; set pretrained to one"),
         ("pretrained=embedded,batch_size=8", "batch_size=8: .* leave it at 1"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ from mmg_bench.files import digest_of
 from mmg_bench.models import llava_video, siglip
 from mmg_bench.models.adapter import Adapter, UnsupportedModelError, adapter_for, fresh, unserved
 from mmg_bench.models.hub import cached, check_reachable, not_cached, read_config
-from mmg_bench.options import check_text, check_whole, device_of, dtype_of, make_current, of_model
+from mmg_bench.options import check_text, check_whole, device_of, dtype_of, make_current
 from mmg_bench.tokens import VideoTokens
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ class ModelSpec:
     """Commit of its hub repository."""
     weights: str = "pretrained"
     """`random` builds the architecture alone: of a checkpoint folder, or else the one that is known by `name`."""
+    called: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """What the command that runs calls the options of these names, where not `model.<name>`: for messages alone."""
 
     def __post_init__(self) -> None:
         if self.weights not in ("pretrained", "random"):
@@ -84,8 +86,12 @@ class ModelSpec:
             raise ValueError(f"{given}: choose {', '.join(ATTENTIONS)}")
 
     def option(self, name: str) -> str:
-        """What one of the fields above is called in the command that runs, for messages."""
-        return of_model(self.name, name)
+        """What the command that runs calls one of the fields above, for messages."""
+        return self.called.get(name, f"model.{name}")
+
+    def described(self) -> dict[str, Any]:
+        """The fields that tell one model from another, for provenance."""
+        return {name: value for name, value in asdict(self).items() if name != "called"}
 
     @property
     def torch_device(self) -> torch.device:

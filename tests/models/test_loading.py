@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -130,3 +131,24 @@ def test_other_mistakes_are_explained(tmp_path: Path) -> None:
         ModelSpec("x", "y", attn_implementation="foo")
     with pytest.raises(ValueError, match=r"model.frames=0"):
         ModelSpec("x", "y", frames=0)
+
+
+def test_what_options_are_called_goes_with_a_model_and_is_no_part_of_it() -> None:
+    named = ModelSpec("x", "y", called={"path": "pretrained"})
+    for other in (named, replace(named, frames=32), pickle.loads(pickle.dumps(named))):
+        assert (other.option("path"), other.option("frames")) == ("pretrained", "model.frames")
+        assert {ModelSpec("x", "y"), other} == {other}
+    # whole in provenance, and in the keys by which commands find what they measured before
+    assert named.described() == {
+        "name": "x",
+        "path": "y",
+        "revision": None,
+        "frames": 32,
+        "dtype": "bfloat16",
+        "attn_implementation": "sdpa",
+        "device": "auto",
+        "device_map": None,
+        "siglip": None,
+        "siglip_revision": None,
+        "weights": "pretrained",
+    }
