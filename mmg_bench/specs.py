@@ -14,7 +14,7 @@ from mmg_bench.benchmarks import embedded
 from mmg_bench.benchmarks.lmms import BenchmarkSpec
 from mmg_bench.cells import Cell, make_cell
 from mmg_bench.measure.latency import LatencySettings
-from mmg_bench.models.loading import ModelSpec
+from mmg_bench.models.spec import ModelSpec
 
 
 def model_spec(config: Mapping[str, Any], called: Mapping[str, str] | None = None) -> ModelSpec:

@@ -20,8 +20,9 @@ from mmg_bench.benchmarks.lmms import Benchmark
 from mmg_bench.cells import make_cell
 from mmg_bench.config import load
 from mmg_bench.methods.registry import method_class, method_names
-from mmg_bench.models import loading
-from mmg_bench.models.loading import ModelSpec, VideoLLM
+from mmg_bench.models import checking, loading
+from mmg_bench.models.loading import VideoLLM
+from mmg_bench.models.spec import ModelSpec
 from mmg_bench.runner.evaluate import evaluate
 from mmg_bench.runner.records import read_records
 from mmg_bench.specs import benchmark_spec, model_spec
@@ -172,9 +173,9 @@ def test_a_hub_out_of_reach_is_named_at_once(lmms_eval: Any, monkeypatch: pytest
         raise OSError("nothing answers")
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(loading, "check_reachable", silent)
+    monkeypatch.setattr(checking, "check_reachable", silent)
     monkeypatch.setattr(loading, "VideoLLM", None)  # is not come to
-    with pytest.raises(loading.ModelError, match=r"nobody/no-such-model.*nothing answers"):
+    with pytest.raises(checking.ModelError, match=r"nobody/no-such-model.*nothing answers"):
         get_model("mmg_bench").create_from_arg_string("pretrained=nobody/no-such-model")
 
 

@@ -20,7 +20,9 @@ from mmg_bench.commands.publish import publish, results_folder
 from mmg_bench.measure.flops import TextGeometry
 from mmg_bench.measure.latency import LatencySettings, check_engine, measure_cells, time_values
 from mmg_bench.measure.workload import Workload
-from mmg_bench.models.loading import ModelSpec, VideoLLM, check_hub
+from mmg_bench.models.checking import check_model
+from mmg_bench.models.loading import VideoLLM
+from mmg_bench.models.spec import ModelSpec
 from mmg_bench.options import check_path
 from mmg_bench.report.rows import Measurement, result_rows
 from mmg_bench.report.table import layout
@@ -178,7 +180,7 @@ def _check(job: Job) -> None:
         specs.benchmark_spec(benchmark)
     if job.latency is not None:
         check_engine(job.latency, job.model)
-    check_hub(job.model, {cell.label: cell.method.needs for cell in job.cells})
+    check_model(job.model, {cell.label: cell.method.needs for cell in job.cells})
 
 
 def _carry_out(job: Job) -> Iterator[Outcome]:

@@ -27,8 +27,10 @@ from mmg_bench.measure.efficiency import CellResult, Value, measure_efficiency
 from mmg_bench.measure.latency import LatencySettings, check_engine, within_memory
 from mmg_bench.measure.roofline import Ceilings, measure_ceilings
 from mmg_bench.measure.workload import PIXELS, Workload, random_prompt, standard_video
+from mmg_bench.models.checking import ModelError, check_model
 from mmg_bench.models.geometry import GEOMETRIES
-from mmg_bench.models.loading import ModelError, ModelSpec, VideoLLM, check_hub, folder_of
+from mmg_bench.models.loading import VideoLLM
+from mmg_bench.models.spec import ModelSpec, folder_of
 from mmg_bench.options import check_number, check_path, check_text, check_whole
 from mmg_bench.report.answers import ALL, NO_BENCHMARK
 from mmg_bench.report.efficiency import efficiency_layout
@@ -193,14 +195,14 @@ def _do(job: Job) -> int:
 
 
 def _check(spec: ModelSpec, cells: Sequence[Cell]) -> None:
-    """As `check_hub`; where weights are out of reach that speed does not depend on, the error says so."""
+    """As `check_model`; where weights are out of reach that speed does not depend on, the error says so."""
     needs = {cell.label: cell.method.needs for cell in cells}
     try:
-        check_hub(spec, needs)
+        check_model(spec, needs)
     except ModelError as error:
         if spec.weights == "random" or spec.name not in GEOMETRIES or folder_of(spec.path) or spec.device_map:
             raise
-        check_hub(replace(spec, weights="random"), needs)  # SigLIP's checkpoint is needed all the same
+        check_model(replace(spec, weights="random"), needs)  # SigLIP's checkpoint is needed all the same
         raise ModelError(f"{error}; or set {spec.option('weights')}=random: speed does not depend on them") from error
 
 

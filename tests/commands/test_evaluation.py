@@ -13,7 +13,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 from mmg_bench.commands import evaluation
 from mmg_bench.config import composed, sweep
-from mmg_bench.models.loading import EMBEDDED, ModelError
+from mmg_bench.models.checking import ModelError
+from mmg_bench.models.spec import EMBEDDED
 from mmg_bench.report.answers import AVERAGE
 from mmg_bench.report.rows import provenance_keys, read_rows
 

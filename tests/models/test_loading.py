@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmg_bench.models.loading import ModelError, ModelSpec, VideoLLM
+from mmg_bench.models.checking import ModelError
+from mmg_bench.models.loading import VideoLLM
+from mmg_bench.models.spec import ModelSpec
 from prompts import prompt_inputs, random_video
 
 
@@ -123,32 +124,3 @@ def test_other_mistakes_are_explained(tmp_path: Path) -> None:
         VideoLLM(spec(tmp_path / "nowhere"))
     with pytest.raises(ModelError, match="the hub cache lacks"):
         VideoLLM(spec("nobody/no-such-model"))
-    with pytest.raises(ValueError, match=r"model.dtype='int9'"):
-        ModelSpec("x", "y", dtype="int9")
-    with pytest.raises(ValueError, match=r"model.device_map='auto': random weights go to one device"):
-        ModelSpec("x", "y", weights="random", device_map="auto")
-    with pytest.raises(ValueError, match=r"model.attn_implementation='foo': choose sdpa, "):
-        ModelSpec("x", "y", attn_implementation="foo")
-    with pytest.raises(ValueError, match=r"model.frames=0"):
-        ModelSpec("x", "y", frames=0)
-
-
-def test_what_options_are_called_goes_with_a_model_and_is_no_part_of_it() -> None:
-    named = ModelSpec("x", "y", called={"path": "pretrained"})
-    for other in (named, replace(named, frames=32), pickle.loads(pickle.dumps(named))):
-        assert (other.option("path"), other.option("frames")) == ("pretrained", "model.frames")
-        assert {ModelSpec("x", "y"), other} == {other}
-    # whole in provenance, and in the keys by which commands find what they measured before
-    assert named.described() == {
-        "name": "x",
-        "path": "y",
-        "revision": None,
-        "frames": 32,
-        "dtype": "bfloat16",
-        "attn_implementation": "sdpa",
-        "device": "auto",
-        "device_map": None,
-        "siglip": None,
-        "siglip_revision": None,
-        "weights": "pretrained",
-    }
