@@ -299,7 +299,7 @@ def listed(option: str, values: Any) -> list[Any]:
 def known(kind: type, config: Mapping[str, Any], group: str) -> dict[str, Any]:
     """The options of a section, of which a dataclass is made. Raises ValueError, naming all, for one that it lacks."""
     values = {k: v for k, v in config.items() if k not in ONLY_FOR_DOCTOR}
-    options = [f.name for f in fields(kind)]
+    options = [f.name for f in fields(kind) if f.compare]  # what is not compared is no setting
     if unknown := sorted(set(values) - set(options)):
         raise ValueError(f"{group} has no option {', '.join(unknown)}; it has: {', '.join(options)}")
     return values

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from mmg_bench.cells import Cell
-    from mmg_bench.models.loading import ModelSpec
+    from mmg_bench.models.spec import ModelSpec
 
 MANIFEST = ModelManifest("mmg_bench", simple_class_path=f"{__name__}.MMGBench")
 """What the entry point gives to lmms-eval."""
@@ -54,16 +54,15 @@ class MMGBench(lmms):
         super().__init__()
         if str(batch_size) != "1":
             raise ValueError(f"batch_size={batch_size}: videos are answered one question at a time; leave it at 1")
-        from mmg_bench.models.loading import VideoLLM, check_hub
-        from mmg_bench.options import called
+        from mmg_bench.models.checking import check_model
+        from mmg_bench.models.loading import VideoLLM
 
         self.cell = _cell(method, retention_ratio, positions, options)
         needs = self.cell.method.needs
-        with called(lambda _, option: "pretrained" if option == "path" else option):
-            spec = _model_spec(str(pretrained), device, options)
-            check_hub(spec, {self.cell.label: needs})
-            self.llm = VideoLLM(spec)
-            self.llm.prepare(needs)
+        spec = _model_spec(str(pretrained), device, options)
+        check_model(spec, {self.cell.label: needs})
+        self.llm = VideoLLM(spec)
+        self.llm.prepare(needs)
         self.llm.adapter.check(needs, self.cell.label)
 
     @property
@@ -131,10 +130,10 @@ def _cell(method: str, retention_ratio: float | None, positions: Any, options: d
     """The cell that the arguments describe; takes the method's parameters out of `options`' names by check only."""
     from mmg_bench.cells import make_cell
     from mmg_bench.methods.registry import method_class
-    from mmg_bench.models.loading import ModelSpec
+    from mmg_bench.models.spec import ModelSpec
 
     own = [f.name for f in fields(method_class(method)) if f.name != "retention_ratio"]
-    of_model = [f.name for f in fields(ModelSpec) if f.name not in ("name", "path", "device")]
+    of_model = [f.name for f in fields(ModelSpec) if f.name not in ("name", "path", "device", "called")]
     if unknown := sorted(set(options) - {*own, *of_model}):
         raise ValueError(
             f"--model_args has no {', '.join(unknown)}; it takes pretrained, method, retention_ratio, positions, "
@@ -151,7 +150,7 @@ def _cell(method: str, retention_ratio: float | None, positions: Any, options: d
 def _model_spec(pretrained: str, device: str | None, options: dict[str, Any]) -> ModelSpec:
     from mmg_bench import config as cfg
     from mmg_bench import specs
-    from mmg_bench.models.loading import ModelSpec
+    from mmg_bench.models.spec import ModelSpec
 
     known = (cfg.load("model", path.stem) for path in sorted((cfg.CONFIGS / "model").glob("*.yaml")))
     found = next((c for c in known if pretrained in (c["name"], c["path"])), None)
@@ -164,4 +163,4 @@ def _model_spec(pretrained: str, device: str | None, options: dict[str, Any]) ->
 
         if torch.cuda.is_available():  # one GPU for each process that lmms-eval was started with
             settings["device"] = f"cuda:{os.environ['LOCAL_RANK']}"
-    return specs.model_spec(settings)
+    return specs.model_spec(settings, {f.name: f.name for f in fields(ModelSpec)} | {"path": "pretrained"})

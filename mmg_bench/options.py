@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,30 +10,6 @@ if TYPE_CHECKING:
     import torch
 
 DTYPES = ("float32", "bfloat16", "float16")
-
-Way = Callable[[str, str], str]
-"""(name of a model, option of it) -> what a command calls that option."""
-_CALLED: ContextVar[Way] = ContextVar("_CALLED", default=lambda model, option: f"model.{option}")
-
-
-@contextmanager
-def called(way: Way) -> Iterator[None]:
-    """Within it, messages name the options of models as the user of the command gives them."""
-    token = _CALLED.set(way)
-    try:
-        yield
-    finally:
-        _CALLED.reset(token)
-
-
-def of_model(model: str, option: str) -> str:
-    """What an option of a model is called in the command that runs: `model.<option>` where it does not say."""
-    return _CALLED.get()(model, option)
-
-
-def of_table(model: str, option: str) -> str:
-    """What `mmg-bench table` calls an option of one of its models."""
-    return f"model.{model}.{option}"
 
 
 def check_whole(option: str, value: object, least: int, otherwise: str = "") -> None:

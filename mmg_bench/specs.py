@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,17 @@ from mmg_bench.benchmarks import embedded
 from mmg_bench.benchmarks.lmms import BenchmarkSpec
 from mmg_bench.cells import Cell, make_cell
 from mmg_bench.measure.latency import LatencySettings
-from mmg_bench.models.loading import ModelSpec
+from mmg_bench.models.spec import ModelSpec
 
 
-def model_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """The model that a configuration describes."""
-    return ModelSpec(**cfg.known(ModelSpec, config, "model"))
+def model_spec(config: Mapping[str, Any], called: Mapping[str, str] | None = None) -> ModelSpec:
+    """The model that a configuration describes; `called` as of ModelSpec."""
+    return ModelSpec(**cfg.known(ModelSpec, config, "model"), called=called or {})
+
+
+def table_model(key: str, config: Mapping[str, Any]) -> ModelSpec:
+    """A model of a table: its options go by the `key` under which the table names its file, whatever its name."""
+    return model_spec(config, {f.name: f"model.{key}.{f.name}" for f in fields(ModelSpec)})
 
 
 def benchmark_spec(config: Mapping[str, Any]) -> BenchmarkSpec:

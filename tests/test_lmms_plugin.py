@@ -20,8 +20,9 @@ from mmg_bench.benchmarks.lmms import Benchmark
 from mmg_bench.cells import make_cell
 from mmg_bench.config import load
 from mmg_bench.methods.registry import method_class, method_names
-from mmg_bench.models import loading
-from mmg_bench.models.loading import ModelSpec, VideoLLM
+from mmg_bench.models import checking, loading
+from mmg_bench.models.loading import VideoLLM
+from mmg_bench.models.spec import ModelSpec
 from mmg_bench.runner.evaluate import evaluate
 from mmg_bench.runner.records import read_records
 from mmg_bench.specs import benchmark_spec, model_spec
@@ -152,6 +153,8 @@ def test_a_missing_video_ends_the_evaluation_before_the_first_answer(
         ("pretrained=embedded,method=mmg_vid,retention_ratio=2", r"MMGVid.retention_ratio=2: .* in \(0, 1\]"),
         ("pretrained=embedded,positions=near", "positions='near': choose original, contiguous"),
         ("pretrained=embedded,dtype=int9", "^dtype='int9'"),
+        ("pretrained=embedded,device=cuda:99", "^device='cuda:99': torch sees"),
+        ("pretrained=embedded,called=x", "has no called; it takes pretrained, "),
         ("pretrained=/nowhere", "/nowhere: no such checkpoint folder; set pretrained to one"),
         ("pretrained=embedded,batch_size=8", "batch_size=8: .* leave it at 1"),
     ],
@@ -170,9 +173,9 @@ def test_a_hub_out_of_reach_is_named_at_once(lmms_eval: Any, monkeypatch: pytest
         raise OSError("nothing answers")
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(loading, "check_reachable", silent)
+    monkeypatch.setattr(checking, "check_reachable", silent)
     monkeypatch.setattr(loading, "VideoLLM", None)  # is not come to
-    with pytest.raises(loading.ModelError, match=r"nobody/no-such-model.*nothing answers"):
+    with pytest.raises(checking.ModelError, match=r"nobody/no-such-model.*nothing answers"):
         get_model("mmg_bench").create_from_arg_string("pretrained=nobody/no-such-model")
 
 

@@ -12,7 +12,7 @@ from mmg_bench import specs
 from mmg_bench.commands.evaluation import timing
 from mmg_bench.commands.profiles import checks, named, what, workloads
 from mmg_bench.measure.latency import LatencySettings, check_engine
-from mmg_bench.options import called, check_whole, of_table
+from mmg_bench.options import check_whole
 from mmg_bench.runner.requirements import Check, check_all
 from mmg_bench.runner.workers import workers_for
 
@@ -28,8 +28,7 @@ def doctor(config: DictConfig) -> int:
     if plain["limit"] is not None:
         check_whole("limit", plain["limit"], 1, ", or null for every question")
     if "table" in plain:
-        with called(of_table):
-            return _table(plain, settings)
+        return _table(plain, settings)
     model, benchmark = plain["model"], plain["benchmark"]
     spec = specs.model_spec(model)
     on_gpu = bool(model.get("gpu_gb")) and spec.device != "cpu"
@@ -44,8 +43,8 @@ def doctor(config: DictConfig) -> int:
 def _table(plain: dict[str, Any], settings: LatencySettings | None) -> int:
     profiles = named(plain)
     for profile in profiles.values():
-        for _, _, model, _ in workloads(plain, profile):
-            spec = specs.model_spec(model)
+        for key, _, model, _ in workloads(plain, profile):
+            spec = specs.table_model(key, model)
             if settings is not None and not profile["needs_gpu"]:  # of one that does, a line says so
                 check_engine(settings, spec)
     return min(

@@ -20,7 +20,9 @@ from mmg_bench.commands.publish import publish, results_folder
 from mmg_bench.measure.flops import TextGeometry
 from mmg_bench.measure.latency import LatencySettings, check_engine, measure_cells, time_values
 from mmg_bench.measure.workload import Workload
-from mmg_bench.models.loading import VideoLLM, check_hub
+from mmg_bench.models.checking import check_model
+from mmg_bench.models.loading import VideoLLM
+from mmg_bench.models.spec import ModelSpec
 from mmg_bench.options import check_path
 from mmg_bench.report.rows import Measurement, result_rows
 from mmg_bench.report.table import layout
@@ -40,7 +42,7 @@ class Job:
     """One model, some benchmarks and the cells to compare on them."""
 
     table: str
-    model: dict[str, Any]
+    model: ModelSpec
     benchmarks: list[dict[str, Any]]
     cells: list[Cell]
     folders: list[Path]
@@ -93,11 +95,11 @@ def run(configs: Sequence[DictConfig]) -> int:
         first = members[0]
         cells = [specs.cell(m["method"], m["retention_ratio"], m["positions"]) for m in members]
         cells.insert(0, specs.cell({"name": "dense"}, 1.0))  # the reference of every percentage
-        folder = Path(first["output_dir"])
+        folder, model = Path(first["output_dir"]), specs.model_spec(first["model"])
         jobs.append(
             Job(
                 table="run",
-                model=first["model"],
+                model=model,
                 benchmarks=[first["benchmark"]],
                 cells=list(dict.fromkeys(cells)),
                 folders=[folder],
@@ -105,7 +107,7 @@ def run(configs: Sequence[DictConfig]) -> int:
                 limit=first["limit"],
                 latency=timing(first),
                 shard=_shard(first["shard"]),
-                workers=_workers(first, first["model"]),
+                workers=workers_for(first["workers"], model.torch_device.type),
             )
         )
     firsts = [members[0] for members in groups.values()]
@@ -121,7 +123,7 @@ def table(config: DictConfig) -> int:
     name, profile = choose(plain)
     records = check_path("output_dir", plain["output_dir"]) / name
     benchmarks = [cfg.changed(plain, "benchmark", b) for b in profile["benchmarks"]]
-    model = cfg.changed(plain, "model", profile["model"])
+    model = specs.table_model(profile["model"], cfg.changed(plain, "model", profile["model"]))
     job = Job(
         table=spec["name"],
         model=model,
@@ -132,7 +134,7 @@ def table(config: DictConfig) -> int:
         limit=plain["limit"],
         latency=timing(plain),
         shard=Shard(),
-        workers=_workers(plain, model),
+        workers=workers_for(plain["workers"], model.torch_device.type),
     )
     return _do([job])
 
@@ -149,10 +151,6 @@ def _shard(given: Any) -> Shard:
     if not isinstance(given, dict):
         raise ValueError(f"shard={given!r}: give shard.index and shard.count")
     return Shard(**cfg.known(Shard, given, "shard"))
-
-
-def _workers(plain: dict[str, Any], model: dict[str, Any]) -> int:
-    return workers_for(plain["workers"], specs.model_spec(model).torch_device.type)
 
 
 def _do(jobs: Sequence[Job]) -> int:
@@ -178,12 +176,11 @@ def _do(jobs: Sequence[Job]) -> int:
 
 def _check(job: Job) -> None:
     """Raise ValueError or ModelError for what would end a job and is known before a model is loaded."""
-    spec = specs.model_spec(job.model)
     for benchmark in job.benchmarks:
         specs.benchmark_spec(benchmark)
     if job.latency is not None:
-        check_engine(job.latency, spec)
-    check_hub(spec, {cell.label: cell.method.needs for cell in job.cells})
+        check_engine(job.latency, job.model)
+    check_model(job.model, {cell.label: cell.method.needs for cell in job.cells})
 
 
 def _carry_out(job: Job) -> Iterator[Outcome]:
@@ -191,7 +188,7 @@ def _carry_out(job: Job) -> Iterator[Outcome]:
     # all of them now: data that is missing must show before the model is loaded, and hours are spent on the first
     benchmarks = [Benchmark(specs.benchmark_spec(b), job.limit) for b in job.benchmarks]
     counts = [len(benchmark.questions) for benchmark in benchmarks]
-    llm = VideoLLM(specs.model_spec(job.model))
+    llm = VideoLLM(job.model)
     llm.prepare(needs_of(job.cells))
     for cell in job.cells:
         llm.adapter.check(cell.method.needs, cell.label)
@@ -264,12 +261,12 @@ def _report(outcomes: Sequence[Outcome], *, shown: bool) -> None:
     rows = result_rows(
         [record for outcome in outcomes for record in outcome.records],
         table=jobs[0].table,
-        weights={outcome.job.model["name"]: outcome.weights for outcome in outcomes},
+        weights={outcome.job.model.name: outcome.weights for outcome in outcomes},
         methods=list(dict.fromkeys(cell.label for job in jobs for cell in job.cells)),
         benchmarks=list(dict.fromkeys(benchmark["name"] for job in jobs for benchmark in job.benchmarks)),
         over_skills=set[str]().union(*(outcome.over_skills for outcome in outcomes)),
         measurements=[measurement for outcome in outcomes for measurement in outcome.measurements],
-        geometries={outcome.job.model["name"]: outcome.geometry for outcome in outcomes},
+        geometries={outcome.job.model.name: outcome.geometry for outcome in outcomes},
     )
     sources: dict[str, Any] = {}
     for outcome in outcomes:
@@ -280,7 +277,7 @@ def _report(outcomes: Sequence[Outcome], *, shown: bool) -> None:
 def _answer_share(
     index: int,
     count: int,
-    model: dict[str, Any],
+    model: ModelSpec,
     benchmark: dict[str, Any],
     limit: int | None,
     cells: list[Cell],
@@ -289,7 +286,7 @@ def _answer_share(
 ) -> None:
     """What one of several workers does."""
     logging.disable_progress_bar()
-    llm = VideoLLM(specs.model_spec(model))
+    llm = VideoLLM(model)
     llm.prepare(needs_of(cells))
     evaluate(llm, Benchmark(specs.benchmark_spec(benchmark), limit), cells, folder, key, Shard(index, count))
 
@@ -298,7 +295,7 @@ def _settings(job: Job, llm: VideoLLM, benchmark: Benchmark, config: dict[str, A
     """What decides the numbers, apart from machine and versions: as configured, so without this machine's paths."""
     return {
         **described_plug_ins(job.cells),
-        "model": asdict(llm.spec),
+        "model": llm.spec.described(),
         "weights": llm.weights_for(needs_of(job.cells)),
         "settings": llm.settings,
         "dtype": llm.spec.dtype,

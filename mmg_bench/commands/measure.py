@@ -27,9 +27,11 @@ from mmg_bench.measure.efficiency import CellResult, Value, measure_efficiency
 from mmg_bench.measure.latency import LatencySettings, check_engine, within_memory
 from mmg_bench.measure.roofline import Ceilings, measure_ceilings
 from mmg_bench.measure.workload import PIXELS, Workload, random_prompt, standard_video
+from mmg_bench.models.checking import ModelError, check_model
 from mmg_bench.models.geometry import GEOMETRIES
-from mmg_bench.models.loading import ModelError, ModelSpec, VideoLLM, check_hub, folder_of
-from mmg_bench.options import called, check_number, check_path, check_text, check_whole
+from mmg_bench.models.loading import VideoLLM
+from mmg_bench.models.spec import ModelSpec, folder_of
+from mmg_bench.options import check_number, check_path, check_text, check_whole
 from mmg_bench.report.answers import ALL, NO_BENCHMARK
 from mmg_bench.report.efficiency import efficiency_layout
 from mmg_bench.report.rows import Measurement, pending_rows, result_rows
@@ -41,6 +43,8 @@ DONE = "measurements.jsonl"
 LINE = frozenset({"key", "model", "entry", "whole", "measurements"})
 """Fields of such a line."""
 _MEASURED = {f.name for f in fields(Measurement)}
+_OWN = {"weights": "weights", "frames": "frames"}
+"""What of its model `mmg-bench measure` has as options of its own."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +79,7 @@ class Job:
 
 def measure(configs: Sequence[DictConfig]) -> int:
     """Measure what measure.yaml composes, all of one model together."""
-    with called(_of_measure):
-        return _measure([cfg.plain(c) for c in configs])
-
-
-def _of_measure(model: str, option: str) -> str:
-    """What `mmg-bench measure` calls an option of its model: two it has of its own."""
-    return option if option in ("weights", "frames") else f"model.{option}"
-
-
-def _measure(plain: Sequence[dict[str, Any]]) -> int:
+    plain = [cfg.plain(c) for c in configs]
     of_unit = ("model", "weights", "frames", "batch_size")
     apart = (*of_unit, "method", "retention_ratio", "positions", "output_dir")
     conditions = [{k: v for k, v in c.items() if k not in apart} for c in plain]
@@ -146,7 +141,7 @@ def units(config: dict[str, Any], profile: dict[str, Any]) -> list[Unit]:
     for name, workload, model, methods in workloads(config, profile):
         cells = tuple(specs.table_cells(methods, config["table"]["retention_ratios"]))
         found += [
-            Unit(specs.model_spec({**model, "frames": frames}), batch, cells)
+            Unit(specs.table_model(name, {**model, "frames": frames}), batch, cells)
             for frames in cfg.listed(f"{name}.frames", workload["frames"])
             for batch in cfg.listed(f"{name}.batch_sizes", workload["batch_sizes"])
         ]
@@ -155,7 +150,7 @@ def units(config: dict[str, Any], profile: dict[str, Any]) -> list[Unit]:
 
 def _spec(model: dict[str, Any], weights: str, frames: int | None) -> ModelSpec:
     changed = {"weights": weights} if frames is None else {"weights": weights, "frames": frames}
-    return specs.model_spec({**model, **changed})
+    return specs.model_spec({**model, **changed}, _OWN)
 
 
 def _dense() -> Cell:
@@ -200,14 +195,14 @@ def _do(job: Job) -> int:
 
 
 def _check(spec: ModelSpec, cells: Sequence[Cell]) -> None:
-    """As `check_hub`; where weights are out of reach that speed does not depend on, the error says so."""
+    """As `check_model`; where weights are out of reach that speed does not depend on, the error says so."""
     needs = {cell.label: cell.method.needs for cell in cells}
     try:
-        check_hub(spec, needs)
+        check_model(spec, needs)
     except ModelError as error:
         if spec.weights == "random" or spec.name not in GEOMETRIES or folder_of(spec.path) or spec.device_map:
             raise
-        check_hub(replace(spec, weights="random"), needs)  # SigLIP's checkpoint is needed all the same
+        check_model(replace(spec, weights="random"), needs)  # SigLIP's checkpoint is needed all the same
         raise ModelError(f"{error}; or set {spec.option('weights')}=random: speed does not depend on them") from error
 
 
@@ -226,7 +221,7 @@ def _done(path: Path) -> dict[str, dict[str, Any]]:
 def _entry(job: Job, unit: Unit) -> dict[str, Any]:
     """What decides the numbers of a unit, and the machine: known before the model is loaded."""
     settings = {
-        "model": asdict(unit.model),
+        "model": unit.model.described(),
         "batch_size": unit.batch,
         "video": _video(job.video),
         "text_tokens": job.text_tokens,

@@ -35,12 +35,12 @@ def _check_device(config: dict[str, Any], name: str, profile: dict[str, Any]) ->
     """Raise ValueError where a profile for a GPU would run on the CPU, for hours, without being told so."""
     if not profile["needs_gpu"]:
         return
-    for option, _, model, _ in workloads(config, profile):
-        spec = specs.model_spec(model)
+    for key, _, model, _ in workloads(config, profile):
+        spec = specs.table_model(key, model)
         if spec.device == "auto" and spec.torch_device.type == "cpu":
             raise ValueError(
                 f"profile={name} is for a GPU, and torch sees none here: choose another profile, or set "
-                f"model.{option}.device=cpu to run it all the same"
+                f"{spec.option('device')}=cpu to run it all the same"
             )
 
 
@@ -148,7 +148,7 @@ def checks(config: dict[str, Any], profile: dict[str, Any]) -> list[Check]:
     found: list[Check] = []
     benchmarks = [cfg.changed(config, "benchmark", name) for name in profile.get("benchmarks", ())]
     described = [(specs.benchmark_spec(benchmark), benchmark) for benchmark in benchmarks]
-    for _, _, model, methods in workloads(config, profile):
+    for key, _, model, methods in workloads(config, profile):
         needs = {cell.label: cell.method.needs for cell in specs.table_cells(methods, [0.5])}
-        found += check_all(model, specs.model_spec(model), described, profile["needs_gpu"], needs)
+        found += check_all(model, specs.table_model(key, model), described, profile["needs_gpu"], needs)
     return list(dict.fromkeys(found))

@@ -7,11 +7,9 @@ from omegaconf import DictConfig
 from mmg_bench import config as cfg
 from mmg_bench.commands import evaluation, measure
 from mmg_bench.commands.profiles import profiles_of
-from mmg_bench.options import called, of_table
 
 
 def table(config: DictConfig) -> int:
     """Make a table of accuracy, or one of speed: the profiles of the latter name workloads, not benchmarks."""
     of_speed = all("workloads" in profile for profile in profiles_of(cfg.plain(config)["table"]).values())
-    with called(of_table):
-        return measure.table(config) if of_speed else evaluation.table(config)
+    return measure.table(config) if of_speed else evaluation.table(config)

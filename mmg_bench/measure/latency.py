@@ -32,7 +32,8 @@ from mmg_bench.measure.workload import (
 )
 from mmg_bench.models.engines import BACKENDS, ROUNDS, Backend, Engine, Switch, attention_backend, prefill_engine
 from mmg_bench.models.hooks import pruning
-from mmg_bench.models.loading import Encoded, ModelSpec, Pixels, VideoLLM
+from mmg_bench.models.loading import Encoded, Pixels, VideoLLM
+from mmg_bench.models.spec import ModelSpec
 from mmg_bench.options import check_whole
 
 STAGES = ("decode_ms", "preprocess_ms", "encode_ms", "prune_ms", "prefill_ms", "decode_token_ms")

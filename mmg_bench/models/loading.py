@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,80 +15,20 @@ from torch import Tensor
 
 from mmg_bench.files import digest_of
 from mmg_bench.models import llava_video, siglip
-from mmg_bench.models.adapter import Adapter, UnsupportedModelError, adapter_for, fresh, unserved
-from mmg_bench.models.hub import cached, check_reachable, not_cached, read_config
-from mmg_bench.options import check_text, check_whole, device_of, dtype_of, make_current, of_model
+from mmg_bench.models.adapter import Adapter, adapter_for, fresh
+from mmg_bench.models.checking import ModelError, attention_lacks, bare_adapter, check_folder, explained
+from mmg_bench.models.hub import not_cached
+from mmg_bench.models.spec import ModelSpec, folder_of
+from mmg_bench.options import make_current
 from mmg_bench.tokens import VideoTokens
 
 if TYPE_CHECKING:
     from mmg_bench.benchmarks.video import Timing
 
-EMBEDDED = Path(__file__).parent / "embedded"
-"""Checkpoint folder of the embedded model."""
 NEW_TOKENS = 1024
 """Tokens to generate at most where a task does not say: as lmms-eval's own LLaVA models."""
-ATTENTIONS = ("sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "eager")
-_NEEDED = ("config.json", "tokenizer_config.json", "tokenizer.json", "processor_config.json", "chat_template.jinja")
 _SETTINGS = (".json", ".jinja", ".model", ".txt")
 _OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-_OLDER_NAMES = {
-    "processor_config.json": ("preprocessor_config.json", "video_preprocessor_config.json"),
-    "chat_template.jinja": ("chat_template.json",),
-    "tokenizer.json": ("vocab.json", "tokenizer.model"),
-}
-
-
-class ModelError(RuntimeError):
-    """A model that cannot be loaded; the message names what is missing and the remedy."""
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """Which model, and how it runs."""
-
-    name: str
-    path: str
-    """Hub id, checkpoint folder, or `embedded` for the one inside the package."""
-    revision: str | None = None
-    """Commit of the hub repository."""
-    frames: int = 32
-    """Frames sampled uniformly from a video."""
-    dtype: str = "bfloat16"
-    attn_implementation: str = "sdpa"
-    device: str = "auto"
-    """`auto` takes a GPU when there is one."""
-    device_map: str | None = None
-    """How accelerate spreads the layers over several devices, such as `auto`; None: everything on `device`."""
-    siglip: str | None = None
-    """Original SigLIP checkpoint of the vision tower: hub id or folder. For methods that need its pooling head or text
-    tower (fastvid, cdpruner); read only when one does."""
-    siglip_revision: str | None = None
-    """Commit of its hub repository."""
-    weights: str = "pretrained"
-    """`random` builds the architecture alone: of a checkpoint folder, or else the one that is known by `name`."""
-
-    def __post_init__(self) -> None:
-        if self.weights not in ("pretrained", "random"):
-            raise ValueError(f"{self.option('weights')}={self.weights!r}: choose pretrained or random")
-        if self.weights == "random" and self.device_map is not None:
-            given = f"{self.option('device_map')}={self.device_map!r}"
-            raise ValueError(f"{given}: random weights go to one device; set it to null")
-        check_text(self.option("name"), self.name)
-        check_text(self.option("path"), self.path)
-        check_whole(self.option("frames"), self.frames, 1)
-        dtype_of(self.option("dtype"), self.dtype)
-        if self.attn_implementation not in ATTENTIONS and "/" not in str(self.attn_implementation):  # a hub kernel's
-            given = f"{self.option('attn_implementation')}={self.attn_implementation!r}"
-            raise ValueError(f"{given}: choose {', '.join(ATTENTIONS)}")
-
-    def option(self, name: str) -> str:
-        """What one of the fields above is called in the command that runs, for messages."""
-        return of_model(self.name, name)
-
-    @property
-    def torch_device(self) -> torch.device:
-        """The device that `auto` stands for, or the one named. Raises ValueError where there is none."""
-        return device_of(self.option("device"), self.device)
 
 
 @dataclass(frozen=True)
@@ -156,7 +94,7 @@ class VideoLLM:
         source = self.spec.siglip
         if source is None or self._siglip is not None or not siglip.FIELDS & set(needs):
             return
-        with _explained("the SigLIP checkpoint", source, folder_of(source), self.spec.option("siglip")):
+        with explained("the SigLIP checkpoint", source, self.spec.option("siglip")):
             attached = siglip.attach(self.model, source, self.processor.tokenizer, self.spec.siglip_revision)
         self._siglip = _identity("siglip", source, attached.revision)
 
@@ -234,14 +172,6 @@ class VideoLLM:
         return text.strip()
 
 
-def folder_of(path: str) -> Path | None:
-    """The checkpoint folder, or None for a hub id."""
-    if path == "embedded":
-        return EMBEDDED
-    folder = Path(path).expanduser()
-    return folder if folder.exists() or path.startswith((".", "/", "~")) else None
-
-
 def _identity(name: str, path: str, revision: str | None) -> str:
     folder = folder_of(path)
     if folder is None:
@@ -253,20 +183,22 @@ def _load(spec: ModelSpec) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import cached_file
 
-    folder = folder_of(spec.path)
+    folder, what, option = folder_of(spec.path), f"model {spec.name!r}", spec.option("path")
     if folder is not None:
-        check_folder(folder, spec.option("path"))
+        check_folder(folder, option)
     if lacking := attention_lacks(spec.attn_implementation):
         given = f"{spec.option('attn_implementation')}={spec.attn_implementation!r}"
         raise ModelError(f"{given} cannot run here, which lacks {lacking}: install it, or take sdpa")
     if spec.weights == "random":
         return _random(spec, folder)
     source = spec.path if folder is None else str(folder)
-    if folder is None:  # its kind is seen before gigabytes are fetched
-        with _explained(f"model {spec.name!r}", source, folder, spec.option("path")):
-            cached_file(source, "config.json", revision=spec.revision)
-        bare_adapter(spec)
-    with _explained(f"model {spec.name!r}", source, folder, spec.option("path")):
+    if folder is None:
+        with explained(what, source, option):
+            if absent := not_cached(source, spec.revision):
+                cached_file(source, "config.json", revision=spec.revision)
+        if absent:  # its kind is seen before gigabytes are fetched
+            bare_adapter(spec)
+    with explained(what, source, option):
         processor = AutoProcessor.from_pretrained(source, revision=spec.revision)
         model, loaded = AutoModelForImageTextToText.from_pretrained(
             source,
@@ -284,41 +216,6 @@ def _load(spec: ModelSpec) -> tuple[Any, Any]:
     return model, processor
 
 
-def attention_lacks(name: str) -> str | None:
-    """What is missing here for attention of that name; None when it can run."""
-    from transformers import utils
-
-    if utils.is_kernels_available():  # transformers takes these from the hub
-        return None
-    if "/" in name:
-        return "the package kernels"
-    present = {
-        "flash_attention_2": utils.is_flash_attn_2_available,
-        "flash_attention_3": utils.is_flash_attn_3_available,
-    }
-    return None if name not in present or present[name]() else f"what {name} needs: its package, and a GPU"
-
-
-@contextlib.contextmanager
-def _explained(what: str, source: str, folder: Path | None, option: str) -> Iterator[None]:
-    """Turn what transformers raises while it loads `what` into ModelError."""
-    from huggingface_hub.errors import HFValidationError
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, HFValidationError) as error:
-        where = "there is no such folder here, and the hub cache" if folder is None else "the folder"
-        raise ModelError(
-            f"{what} cannot be loaded from {source!r}: {where} lacks something ({_first_line(error)}); "
-            f"download it while online (mmg-bench doctor says how), or set {option} to a complete checkpoint folder"
-        ) from error
-    except ImportError as error:
-        raise ModelError(f"{what} needs a package that is not installed: {_first_line(error)}") from error
-    except (ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{what} at {source!r} is damaged or of another kind: {_first_line(error)}") from error
-
-
 def _random(spec: ModelSpec, folder: Path | None) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoProcessor
 
@@ -330,100 +227,3 @@ def _random(spec: ModelSpec, folder: Path | None) -> tuple[Any, Any]:
         config, processor = (kind.from_pretrained(str(folder)) for kind in (AutoConfig, AutoProcessor))
     dtype = getattr(torch, spec.dtype)
     return random_model(config, dtype, spec.attn_implementation, spec.torch_device), processor
-
-
-def bare_adapter(spec: ModelSpec) -> Adapter | None:
-    """The adapter of the model that is meant, without its weights: what its family can do. Nothing is downloaded.
-
-    None where its configuration is neither on this machine nor known without a download. Raises UnsupportedModelError
-    where no adapter serves its family, and ModelError where its configuration is damaged.
-    """
-    from transformers import AutoModelForImageTextToText
-
-    try:
-        config = _config(spec)
-        if config is None:
-            return None
-        with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(config)
-        if getattr(config, "mmg_family", None) == llava_video.FAMILY:
-            llava_video.attach(model, SimpleNamespace())  # no processor: nothing is prepared
-        return adapter_for(model)
-    except UnsupportedModelError:
-        raise
-    except ImportError as error:
-        raise ModelError(f"model {spec.name!r} needs a package: {_first_line(error)}") from error
-    except Exception as error:  # a wrong entry of a configuration shows as one of many kinds
-        raise ModelError(
-            f"the configuration of model {spec.name!r} ({spec.path}) is damaged: {_first_line(error)}; copy the "
-            f"checkpoint's config.json again, or set {spec.option('path')} to another"
-        ) from error
-
-
-def _config(spec: ModelSpec) -> Any | None:
-    """The configuration of the model that is meant, as far as it is known here; of its type, if only that is."""
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as SEEING
-
-    from mmg_bench.models.geometry import GEOMETRIES, TYPES
-
-    folder, file = folder_of(spec.path), None
-    if folder is not None:
-        file = folder / "config.json"
-    elif spec.weights == "random":
-        known = GEOMETRIES.get(spec.name)
-        return None if known is None else AutoConfig.for_model(**known.config)
-    else:
-        with contextlib.suppress(ValueError):  # no hub id: loading says so
-            file = cached(spec.path, "config.json", spec.revision)
-    if file is None or not file.is_file():
-        return AutoConfig.for_model(TYPES[spec.path]) if spec.path in TYPES else None
-    kind = read_config(file).get("model_type")
-    if kind not in SEEING:
-        raise unserved(spec.path, kind, "transformers has no model of this type that is shown videos")
-    return AutoConfig.from_pretrained(str(file.parent))
-
-
-def check_hub(spec: ModelSpec, needs: Mapping[str, Collection[str]]) -> None:
-    """Raise an error for what would end a command with this model, and is known before it is loaded or downloaded.
-
-    UnsupportedModelError: no adapter serves its family, or the family does not supply what methods need. ModelError:
-    a checkpoint of the hub is needed that is not in its cache, and the hub is out of reach (loading would find out
-    too, after minutes of trying); or one is damaged.
-    `needs`: fields that each method asks for, by its label.
-    """
-    if (adapter := bare_adapter(spec)) is not None:
-        for label, fields in needs.items():
-            adapter.check(fields, label, siglip=spec.siglip is not None)
-    wanted = []
-    if spec.weights != "random":
-        wanted.append((f"model {spec.name!r}", spec.path, spec.revision, spec.option("path")))
-    if spec.siglip is not None and any(siglip.FIELDS & set(fields) for fields in needs.values()):
-        wanted.append(("the SigLIP checkpoint", spec.siglip, spec.siglip_revision, spec.option("siglip")))
-        folder = folder_of(spec.siglip)
-        if folder is not None and (fault := siglip.lacks(folder)):
-            raise ModelError(f"{spec.option('siglip')}={spec.siglip}: {fault}; name the tower's original checkpoint")
-    for what, source, revision, option in wanted:
-        folder = folder_of(source)
-        with _explained(what, source, folder, option):
-            if folder is None and not_cached(source, revision):
-                check_reachable(source, revision)
-
-
-def check_folder(folder: Path, option: str) -> None:
-    """Raise ModelError, naming what is missing, unless `folder`, which `option` names, is a complete checkpoint."""
-    if not folder.is_dir():
-        raise ModelError(f"{folder}: no such checkpoint folder; set {option} to one, or to a hub id")
-    missing = [name for name in _NEEDED if not any((folder / n).is_file() for n in (name, *_OLDER_NAMES.get(name, ())))]
-    if not any(folder.glob("*.safetensors")):
-        missing.append("model.safetensors")
-    if missing:
-        raise ModelError(
-            f"{folder} is no complete checkpoint: {', '.join(missing)} missing; copy the whole folder again"
-        )
-
-
-def _first_line(error: Exception) -> str:
-    with contextlib.suppress(IndexError):
-        return str(error).strip().splitlines()[0]
-    return type(error).__name__

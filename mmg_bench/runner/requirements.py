@@ -13,11 +13,12 @@ from typing import Any
 
 from mmg_bench.benchmarks.lmms import Benchmark, BenchmarkError, BenchmarkSpec
 from mmg_bench.models.adapter import UnsupportedModelError
+from mmg_bench.models.checking import ModelError, attention_lacks, bare_adapter, check_folder
 from mmg_bench.models.geometry import GEOMETRIES
 from mmg_bench.models.hub import not_cached
-from mmg_bench.models.loading import ModelError, ModelSpec, attention_lacks, bare_adapter, check_folder, folder_of
 from mmg_bench.models.siglip import FIELDS
 from mmg_bench.models.siglip import lacks as siglip_lacks
+from mmg_bench.models.spec import ModelSpec, folder_of
 
 SHOWN = 3  # missing files that are named
 EMBEDDED = ("mmg_embedded",)

@@ -21,7 +21,8 @@ from mmg_bench.benchmarks.lmms import Benchmark, BenchmarkError, BenchmarkSpec, 
 from mmg_bench.cells import make_cell
 from mmg_bench.commands.evaluation import run
 from mmg_bench.config import load, sweep
-from mmg_bench.models.loading import ModelSpec, VideoLLM
+from mmg_bench.models.loading import VideoLLM
+from mmg_bench.models.spec import ModelSpec
 from mmg_bench.report.rows import read_rows, result_rows
 from mmg_bench.runner import evaluate as runner
 from mmg_bench.runner.evaluate import evaluate

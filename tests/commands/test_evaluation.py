@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 from mmg_bench.commands import evaluation
 from mmg_bench.config import composed, sweep
+from mmg_bench.models.checking import ModelError
+from mmg_bench.models.spec import EMBEDDED
 from mmg_bench.report.answers import AVERAGE
 from mmg_bench.report.rows import provenance_keys, read_rows
 
@@ -49,6 +53,20 @@ def test_a_table_without_its_times(tmp_path: Path) -> None:
     metrics = set(read_rows(tmp_path / "embedded" / "rows.csv").metric)
     assert "accuracy" in metrics
     assert not {m for m in metrics if m.endswith("_ms") or "speedup" in m}
+
+
+def test_a_worker_calls_options_as_its_table_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = shutil.copytree(EMBEDDED, tmp_path / "model")
+
+    def first_of(count: int, work: Any, *arguments: Any) -> None:
+        shutil.rmtree(folder)
+        work(0, count, *pickle.loads(pickle.dumps(arguments)))
+
+    monkeypatch.setattr(evaluation, "in_processes", first_of)
+    changes = [f"model.embedded.{change}" for change in (f"path={folder}", "name=other", "device=cpu")]
+    part = ["profile=embedded", "limit=1", "latency=false", "workers=2", *changes, f"output_dir={tmp_path}/out"]
+    with pytest.raises(ModelError, match=r"no such checkpoint folder; set model\.embedded\.path to one"):
+        evaluation.table(composed("table", part))
 
 
 def test_several_benchmarks_in_a_folder_have_their_average(tmp_path: Path) -> None:

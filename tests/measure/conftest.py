@@ -8,7 +8,8 @@ import pytest
 
 from mmg_bench.benchmarks.embedded.render import write_video
 from mmg_bench.benchmarks.embedded.world import make_world
-from mmg_bench.models.loading import ModelSpec, VideoLLM
+from mmg_bench.models.loading import VideoLLM
+from mmg_bench.models.spec import ModelSpec
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,8 @@ from mmg_bench.models import engines
 from mmg_bench.models.adapter import adapter_for
 from mmg_bench.models.engines import Backend, Engine, prefill_engine
 from mmg_bench.models.hooks import pruning
-from mmg_bench.models.loading import ModelSpec, VideoLLM
+from mmg_bench.models.loading import VideoLLM
+from mmg_bench.models.spec import ModelSpec
 
 SPEC = ModelSpec("embedded", "embedded", frames=4, dtype="bfloat16", device="cuda")
 METHODS = [Dense(), Random(0.5, seed=0), Random(0.5, seed=1), Random(0.25)]

@@ -24,7 +24,8 @@ from mmg_bench.methods.registry import get_method
 from mmg_bench.models.adapter import FAMILIES, UnsupportedModelError, adapter_for, fresh
 from mmg_bench.models.framed import FrameCapture
 from mmg_bench.models.hooks import pruning
-from mmg_bench.models.loading import ModelSpec, VideoLLM
+from mmg_bench.models.loading import VideoLLM
+from mmg_bench.models.spec import ModelSpec
 
 STEPS = 4
 GREEDY = {"max_new_tokens": STEPS, "do_sample": False}

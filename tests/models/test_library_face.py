@@ -17,8 +17,8 @@ from mmg_bench.methods.registry import get_method
 from mmg_bench.models.adapter import adapter_for, fresh
 from mmg_bench.models.hooks import Run, pruning
 from mmg_bench.models.kept import Kept
-from mmg_bench.models.loading import EMBEDDED
 from mmg_bench.models.small import SmallSpec, small_llava_onevision
+from mmg_bench.models.spec import EMBEDDED
 from prompts import prompt_inputs, random_video
 
 GREEDY = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}

@@ -20,9 +20,11 @@ from mmg_bench.methods.cdpruner import CDPruner
 from mmg_bench.methods.fastvid import FastVID
 from mmg_bench.models import siglip
 from mmg_bench.models.adapter import UnsupportedModelError, adapter_for
+from mmg_bench.models.checking import ModelError
 from mmg_bench.models.hooks import pruning
-from mmg_bench.models.loading import ModelError, ModelSpec, VideoLLM
+from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.small import SmallSpec, small_llava_onevision
+from mmg_bench.models.spec import ModelSpec
 from prompts import prompt_inputs, random_video
 from tiny import TINY
 

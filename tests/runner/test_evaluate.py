@@ -20,7 +20,8 @@ from mmg_bench.benchmarks.embedded.world import make_world
 from mmg_bench.benchmarks.lmms import BenchmarkError, Question
 from mmg_bench.cells import make_cell
 from mmg_bench.methods.random import Random
-from mmg_bench.models.loading import ModelSpec, VideoLLM
+from mmg_bench.models.loading import VideoLLM
+from mmg_bench.models.spec import ModelSpec
 from mmg_bench.runner import evaluate as runner
 from mmg_bench.runner.evaluate import Shard, evaluate
 from mmg_bench.runner.records import read_records

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -12,8 +13,11 @@ import pytest
 
 from mmg_bench import config as cfg
 from mmg_bench.commands import evaluation, measure
+from mmg_bench.models import loading
 from mmg_bench.models.adapter import UnsupportedModelError
-from mmg_bench.models.loading import ModelError, ModelSpec, VideoLLM, check_hub
+from mmg_bench.models.checking import ModelError, check_model
+from mmg_bench.models.loading import VideoLLM
+from mmg_bench.models.spec import ModelSpec
 
 REPO = "nobody/no-such-model"
 LACKS = (
@@ -77,43 +81,43 @@ def fill(cache: Path, repo: str, revision: str, weights: str = "model.safetensor
 
 def test_the_hub_is_asked_once(nothing_answers: list[str]) -> None:
     with pytest.raises(ModelError, match=rf"model 'x' {LACKS}.*set model\.path to a complete checkpoint folder"):
-        check_hub(spec(), {})
+        check_model(spec(), {})
     assert len(nothing_answers) == 1
     assert nothing_answers[0].endswith(f"{REPO}/resolve/main/config.json")
 
 
 def test_whatever_the_hub_answers_is_left_to_loading(asked: list[str]) -> None:
-    check_hub(spec(revision="abc"), {})
+    check_model(spec(revision="abc"), {})
     assert [url.rpartition("/resolve/")[2] for url in asked] == ["abc/config.json"]
 
 
 def test_what_is_at_hand_is_not_asked_for(asked: list[str], cache: Path, tiny_folder: Path) -> None:
     fill(cache, REPO, "abc")
-    check_hub(spec(revision="abc"), {})
+    check_model(spec(revision="abc"), {})
     fill(cache, REPO, "old", "pytorch_model.bin")
-    check_hub(spec(revision="old"), {})
-    check_hub(spec(weights="random"), {})
+    check_model(spec(revision="old"), {})
+    check_model(spec(weights="random"), {})
     for folder in ("embedded", str(tiny_folder), "/nowhere"):
-        check_hub(spec(path=folder), {})
+        check_model(spec(path=folder), {})
     assert asked == []
 
 
 def test_siglip_is_asked_for_where_a_method_needs_it(nothing_answers: list[str], cache: Path) -> None:
     model = spec(weights="random", siglip="nobody/siglip", siglip_revision="abc")
-    check_hub(model, {"method": {"attention"}})
+    check_model(model, {"method": {"attention"}})
     assert nothing_answers == []
     with pytest.raises(ModelError, match=r"SigLIP checkpoint cannot be loaded from 'nobody/siglip'.*set model\.siglip"):
-        check_hub(model, {"method": {"frame_features"}})
+        check_model(model, {"method": {"frame_features"}})
     fill(cache, "nobody/siglip", "abc")
-    check_hub(model, {"method": {"frame_features"}})
+    check_model(model, {"method": {"frame_features"}})
 
 
 def test_siglip_in_a_folder_is_seen_to_be_one(tmp_path: Path) -> None:
     with pytest.raises(
         ModelError, match=r"model\.siglip=/nowhere: /nowhere: no such checkpoint folder; name the tower's"
     ):
-        check_hub(spec(weights="random", siglip="/nowhere"), {"method": {"frame_features"}})
-    check_hub(spec(weights="random", siglip="/nowhere"), {"method": {"attention"}})
+        check_model(spec(weights="random", siglip="/nowhere"), {"method": {"frame_features"}})
+    check_model(spec(weights="random", siglip="/nowhere"), {"method": {"attention"}})
 
 
 def test_the_kind_of_a_checkpoint_is_seen_before_its_weights_are_fetched(cache: Path) -> None:
@@ -124,6 +128,14 @@ def test_the_kind_of_a_checkpoint_is_seen_before_its_weights_are_fetched(cache: 
     (snapshot / "model.safetensors").unlink()
     with pytest.raises(UnsupportedModelError, match=r"model_type 'llava'"):
         VideoLLM(spec(revision=commit, device="cpu"))
+
+
+def test_a_whole_checkpoint_is_loaded_at_once(cache: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(loading, "bare_adapter", lambda _: pytest.fail("looked at before"))
+    commit = "1" * 40
+    shutil.copytree(tiny_folder, cache / f"models--{REPO.replace('/', '--')}" / "snapshots" / commit)
+    assert VideoLLM(spec(revision=commit, dtype="float32", device="cpu")).weights == f"{REPO}@{commit}"
 
 
 @pytest.mark.parametrize(("name", "helps"), [("llava_onevision_0_5b", True), ("smolvlm2_2_2b", False)])
@@ -137,7 +149,7 @@ def test_an_id_that_cannot_be_one_is_named() -> None:
     with pytest.raises(
         ModelError, match=r"'a/b/c': .*Repo id must be .*; download it while online .*, or set model\.path"
     ):
-        check_hub(spec(path="a/b/c"), {})
+        check_model(spec(path="a/b/c"), {})
 
 
 def run(out: Path) -> int:

@@ -1,0 +1,158 @@
+"""What is known of a model before it is loaded or downloaded: its family, what it lacks, and what cannot run here."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from mmg_bench.models import llava_video, siglip
+from mmg_bench.models.adapter import Adapter, UnsupportedModelError, adapter_for, unserved
+from mmg_bench.models.hub import cached, check_reachable, not_cached, read_config
+from mmg_bench.models.spec import ModelSpec, folder_of
+
+_NEEDED = ("config.json", "tokenizer_config.json", "tokenizer.json", "processor_config.json", "chat_template.jinja")
+_OLDER_NAMES = {
+    "processor_config.json": ("preprocessor_config.json", "video_preprocessor_config.json"),
+    "chat_template.jinja": ("chat_template.json",),
+    "tokenizer.json": ("vocab.json", "tokenizer.model"),
+}
+
+
+class ModelError(RuntimeError):
+    """A model that cannot be loaded; the message names what is missing and the remedy."""
+
+
+def check_model(spec: ModelSpec, needs: Mapping[str, Collection[str]]) -> None:
+    """Raise an error for what would end a command with this model, and is known before it is loaded or downloaded.
+
+    UnsupportedModelError: no adapter serves its family, or the family does not supply what methods need. ModelError:
+    a checkpoint of the hub is needed that is not in its cache, and the hub is out of reach (loading would find out
+    too, after minutes of trying); or one is damaged.
+    `needs`: fields that each method asks for, by its label.
+    """
+    if (adapter := bare_adapter(spec)) is not None:
+        for label, fields in needs.items():
+            adapter.check(fields, label, siglip=spec.siglip is not None)
+    wanted = []
+    if spec.weights != "random":
+        wanted.append((f"model {spec.name!r}", spec.path, spec.revision, spec.option("path")))
+    if spec.siglip is not None and any(siglip.FIELDS & set(fields) for fields in needs.values()):
+        wanted.append(("the SigLIP checkpoint", spec.siglip, spec.siglip_revision, spec.option("siglip")))
+        folder = folder_of(spec.siglip)
+        if folder is not None and (fault := siglip.lacks(folder)):
+            raise ModelError(f"{spec.option('siglip')}={spec.siglip}: {fault}; name the tower's original checkpoint")
+    for what, source, revision, option in wanted:
+        with explained(what, source, option):
+            if folder_of(source) is None and not_cached(source, revision):
+                check_reachable(source, revision)
+
+
+def bare_adapter(spec: ModelSpec) -> Adapter | None:
+    """The adapter of the model that is meant, without its weights: what its family can do. Nothing is downloaded.
+
+    None where its configuration is neither on this machine nor known without a download. Raises UnsupportedModelError
+    where no adapter serves its family, and ModelError where its configuration is damaged.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    try:
+        config = _config(spec)
+        if config is None:
+            return None
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config)
+        if getattr(config, "mmg_family", None) == llava_video.FAMILY:
+            llava_video.attach(model, SimpleNamespace())  # no processor: nothing is prepared
+        return adapter_for(model)
+    except UnsupportedModelError:
+        raise
+    except ImportError as error:
+        raise ModelError(f"model {spec.name!r} needs a package: {_first_line(error)}") from error
+    except Exception as error:  # a wrong entry of a configuration shows as one of many kinds
+        raise ModelError(
+            f"the configuration of model {spec.name!r} ({spec.path}) is damaged: {_first_line(error)}; copy the "
+            f"checkpoint's config.json again, or set {spec.option('path')} to another"
+        ) from error
+
+
+def _config(spec: ModelSpec) -> Any | None:
+    """The configuration of the model that is meant, as far as it is known here; of its type, if only that is."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as SEEING
+
+    from mmg_bench.models.geometry import GEOMETRIES, TYPES
+
+    folder, file = folder_of(spec.path), None
+    if folder is not None:
+        file = folder / "config.json"
+    elif spec.weights == "random":
+        known = GEOMETRIES.get(spec.name)
+        return None if known is None else AutoConfig.for_model(**known.config)
+    else:
+        with contextlib.suppress(ValueError):  # no hub id: loading says so
+            file = cached(spec.path, "config.json", spec.revision)
+    if file is None or not file.is_file():
+        return AutoConfig.for_model(TYPES[spec.path]) if spec.path in TYPES else None
+    kind = read_config(file).get("model_type")
+    if kind not in SEEING:
+        raise unserved(spec.path, kind, "transformers has no model of this type that is shown videos")
+    return AutoConfig.from_pretrained(str(file.parent))
+
+
+def check_folder(folder: Path, option: str) -> None:
+    """Raise ModelError, naming what is missing, unless `folder`, which `option` names, is a complete checkpoint."""
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such checkpoint folder; set {option} to one, or to a hub id")
+    missing = [name for name in _NEEDED if not any((folder / n).is_file() for n in (name, *_OLDER_NAMES.get(name, ())))]
+    if not any(folder.glob("*.safetensors")):
+        missing.append("model.safetensors")
+    if missing:
+        raise ModelError(
+            f"{folder} is no complete checkpoint: {', '.join(missing)} missing; copy the whole folder again"
+        )
+
+
+def attention_lacks(name: str) -> str | None:
+    """What is missing here for attention of that name; None when it can run."""
+    from transformers import utils
+
+    if utils.is_kernels_available():  # transformers takes these from the hub
+        return None
+    if "/" in name:
+        return "the package kernels"
+    present = {
+        "flash_attention_2": utils.is_flash_attn_2_available,
+        "flash_attention_3": utils.is_flash_attn_3_available,
+    }
+    return None if name not in present or present[name]() else f"what {name} needs: its package, and a GPU"
+
+
+@contextlib.contextmanager
+def explained(what: str, source: str, option: str) -> Iterator[None]:
+    """Turn what transformers raises while it loads `what`, which `option` names, into ModelError."""
+    from huggingface_hub.errors import HFValidationError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, HFValidationError) as error:
+        where = "there is no such folder here, and the hub cache" if folder_of(source) is None else "the folder"
+        raise ModelError(
+            f"{what} cannot be loaded from {source!r}: {where} lacks something ({_first_line(error)}); "
+            f"download it while online (mmg-bench doctor says how), or set {option} to a complete checkpoint folder"
+        ) from error
+    except ImportError as error:
+        raise ModelError(f"{what} needs a package that is not installed: {_first_line(error)}") from error
+    except (ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{what} at {source!r} is damaged or of another kind: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    with contextlib.suppress(IndexError):
+        return str(error).strip().splitlines()[0]
+    return type(error).__name__

@@ -1,0 +1,80 @@
+"""Which model a command means, and how it runs: as configured, before anything of it is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmg_bench.options import check_text, check_whole, device_of, dtype_of
+
+if TYPE_CHECKING:
+    import torch
+
+EMBEDDED = Path(__file__).parent / "embedded"
+"""Checkpoint folder of the embedded model."""
+ATTENTIONS = ("sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "eager")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which model, and how it runs."""
+
+    name: str
+    path: str
+    """Hub id, checkpoint folder, or `embedded` for the one inside the package."""
+    revision: str | None = None
+    """Commit of the hub repository."""
+    frames: int = 32
+    """Frames sampled uniformly from a video."""
+    dtype: str = "bfloat16"
+    attn_implementation: str = "sdpa"
+    device: str = "auto"
+    """`auto` takes a GPU when there is one."""
+    device_map: str | None = None
+    """How accelerate spreads the layers over several devices, such as `auto`; None: everything on `device`."""
+    siglip: str | None = None
+    """Original SigLIP checkpoint of the vision tower: hub id or folder. For methods that need its pooling head or text
+    tower (fastvid, cdpruner); read only when one does."""
+    siglip_revision: str | None = None
+    """Commit of its hub repository."""
+    weights: str = "pretrained"
+    """`random` builds the architecture alone: of a checkpoint folder, or else the one that is known by `name`."""
+    called: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """What the command that runs calls the options of these names, where not `model.<name>`: for messages alone."""
+
+    def __post_init__(self) -> None:
+        if self.weights not in ("pretrained", "random"):
+            raise ValueError(f"{self.option('weights')}={self.weights!r}: choose pretrained or random")
+        if self.weights == "random" and self.device_map is not None:
+            given = f"{self.option('device_map')}={self.device_map!r}"
+            raise ValueError(f"{given}: random weights go to one device; set it to null")
+        check_text(self.option("name"), self.name)
+        check_text(self.option("path"), self.path)
+        check_whole(self.option("frames"), self.frames, 1)
+        dtype_of(self.option("dtype"), self.dtype)
+        if self.attn_implementation not in ATTENTIONS and "/" not in str(self.attn_implementation):  # a hub kernel's
+            given = f"{self.option('attn_implementation')}={self.attn_implementation!r}"
+            raise ValueError(f"{given}: choose {', '.join(ATTENTIONS)}")
+
+    def option(self, name: str) -> str:
+        """What the command that runs calls one of the fields above, for messages."""
+        return self.called.get(name, f"model.{name}")
+
+    def described(self) -> dict[str, Any]:
+        """The fields that tell one model from another, for provenance."""
+        return {name: value for name, value in asdict(self).items() if name != "called"}
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device that `auto` stands for, or the one named. Raises ValueError where there is none."""
+        return device_of(self.option("device"), self.device)
+
+
+def folder_of(path: str) -> Path | None:
+    """The checkpoint folder, or None for a hub id."""
+    if path == "embedded":
+        return EMBEDDED
+    folder = Path(path).expanduser()
+    return folder if folder.exists() or path.startswith((".", "/", "~")) else None
