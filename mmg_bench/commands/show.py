@@ -18,8 +18,9 @@ from mmg_bench.benchmarks.video import read_clip
 from mmg_bench.cells import Cell, needs_of
 from mmg_bench.files import written_whole
 from mmg_bench.measure.workload import standard_video
+from mmg_bench.models.checking import check_model
 from mmg_bench.models.hooks import VideoReport, pruning
-from mmg_bench.models.loading import VideoLLM, check_hub
+from mmg_bench.models.loading import VideoLLM
 from mmg_bench.options import check_path, check_text, check_whole
 from mmg_bench.report.overlay import Pictures, contact_sheet, kept_overlay
 
@@ -42,7 +43,7 @@ def show(configs: Sequence[DictConfig]) -> int:
     cells += [specs.cell(c["method"], c["retention_ratio"], c["positions"]) for c in plain]
     cells = list(dict.fromkeys(cells))
     spec = specs.model_spec(values["model"])
-    check_hub(spec, {cell.label: cell.method.needs for cell in cells})
+    check_model(spec, {cell.label: cell.method.needs for cell in cells})
 
     llm = VideoLLM(spec)
     needs = needs_of(cells)
