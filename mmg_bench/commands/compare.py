@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from mmg_bench import config as cfg
+from mmg_bench.methods.registry import read_label
 from mmg_bench.options import check_number, check_path, check_whole
 from mmg_bench.report.pairs import Side, pair_tables
 from mmg_bench.report.rows import DENSE
@@ -116,13 +117,8 @@ class _Asked:
 
 def _label(given: str, known: Collection[str]) -> str | None:
     """Which of the `known` labels is given: as a table prints it, its parameters in any order, blanks anywhere."""
-    return given if given in known else next((label for label in known if _read(label) == _read(given)), None)
-
-
-def _read(label: str) -> tuple[str, ...]:
-    """What a label says: the method, and its parameters in an order of their own."""
-    name, _, inside = "".join(label.split()).removesuffix("(control)").partition("(")
-    return name, *sorted(re.split(r",(?=\w+=)", inside.removesuffix(")")))
+    meant = read_label(given)
+    return given if given in known else next((label for label in known if read_label(label) == meant), None)
 
 
 def _meant(given: str, known: Collection[str]) -> str:
