@@ -99,8 +99,10 @@ def why_not_loaded(name: str, error: BaseException, settings: Mapping[str, Any],
 
 def is_local(settings: Mapping[str, Any]) -> bool:
     """Whether a task's questions are files of this machine, not of the hub."""
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as READERS
+
     path = str(settings.get("dataset_path"))
-    return "/" not in path or Path(path).exists()  # datasets calls its readers by one word, such as json
+    return path in READERS or Path(path).exists()  # of one word are readers, such as json, and some data of the hub
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -126,19 +128,32 @@ def _texts(value: Any) -> Iterable[str]:
     return [text for part in within for text in _texts(part)]
 
 
+def _is_object(line: str) -> bool:
+    """Whether a line is a whole JSON object."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except json.JSONDecodeError:
+        return False
+
+
 def bad_json(file: Path) -> str | None:
-    """The first fault of a file that should hold a JSON text or one a line, as `file:line: fault`."""
+    """The first fault of a file that should hold a JSON text or one a line, as `file:line: fault`.
+
+    It holds one a line where the first or the last line is one.
+    """
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError:  # compressed, or of another kind
         return None
     if not text.strip():
         return f"{file}: it is empty"
+    ends = text.strip().split("\n")
+    one_a_line = not text.lstrip().startswith("[") and any(map(_is_object, (ends[0], ends[-1])))
     try:
         json.loads(text)
         return None
     except json.JSONDecodeError as fault:
-        if text.lstrip().startswith("["):
+        if not one_a_line:
             return f"{file}:{fault.lineno}: {fault.msg}"
     for number, line in enumerate(text.split("\n"), start=1):
         try:

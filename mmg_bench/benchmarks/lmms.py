@@ -282,7 +282,7 @@ def _load_tasks(spec: BenchmarkSpec) -> dict[str, Any]:
         settings = {**load_yaml_config(file, mode="simple"), **override}
         try:
             changes = {**override, **_leaving_links(settings)}
-            with _loading_once() if is_local(settings) else nullcontext():
+            with _of_this_machine() if is_local(settings) else nullcontext():
                 (task,) = manager.load_config({"task": name, **changes}).values()
         except (Exception, SystemExit) as error:
             own = None if spec.include_path is None else Path(file)
@@ -301,16 +301,26 @@ def _once(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def _loading_once() -> Iterator[None]:
-    """Within it lmms-eval tries once to load data: files of this machine are there or not."""
+def _of_this_machine() -> Iterator[None]:
+    """Within it data are loaded that are files of this machine.
+
+    lmms-eval tries that once: they are there or not. And datasets, which else goes by a file's time of modification,
+    does not take what it made of an earlier content where that stayed, as after a copy that keeps times.
+    """
+    from datasets import data_files
     from lmms_eval.api.task import ConfigurableTask
 
-    download = ConfigurableTask.download
-    ConfigurableTask.download = _once(download)
+    download, told = ConfigurableTask.download, data_files._get_single_origin_metadata
+
+    def with_change(file: str, download_config: Any = None) -> tuple[str, ...]:
+        changed = (str(Path(file).stat().st_ctime_ns),) if Path(file).is_file() else ()  # no copy keeps this one
+        return *told(file, download_config=download_config), *changed
+
+    ConfigurableTask.download, data_files._get_single_origin_metadata = _once(download), with_change
     try:
         yield
     finally:
-        ConfigurableTask.download = download
+        ConfigurableTask.download, data_files._get_single_origin_metadata = download, told
 
 
 def _leaving_links(settings: dict[str, Any]) -> dict[str, Any]:
