@@ -326,7 +326,7 @@ def _line(
     )
     numbers = [f"{pair.difference.n}", f"{pair.difference.n_errors}"]
     accuracies = [NONE if math.isnan(value) else f"{value:.1f}" for value in (pair.accuracy, pair.other_accuracy)]
-    flips = [f"{pair.flips_won}", f"{pair.flips_lost}"]
+    flips = [NONE if math.isnan(count) else f"{count:.0f}" for count in (pair.flips_won, pair.flips_lost)]
     texts = [name, *numbers, *accuracies, _points(pair.difference), p_value(pair.p_mcnemar), *flips]
     return tuple(map(Entry, texts))
 
