@@ -39,7 +39,7 @@ def compare(methods: Sequence[str], config: DictConfig) -> int:
         entries = provenance.read(part)
         sources |= entries
         notes += _missing_shards(part, entries)
-    a, b = _with_frames([one.side(records, folder) for one in asked], records)
+    a, b = (one.side(records, folder) for one in asked)
     if a == b:
         raise _not_two(methods)
     tables = pair_tables(records, sources, a, b)
@@ -110,7 +110,8 @@ class _Asked:
             raise ValueError(f"no {label} at {by}={ratio:g} in {folder}; {there}")
         side = Side(label, ratio, frames)
         if not any(map(side.answered, records)):
-            every = " and ".join(map(str, _frames(replace(side, frames=None), records)))
+            anyhow = replace(side, frames=None)
+            every = " and ".join(map(str, sorted({r.frames for r in records if anyhow.answered(r)})))
             raise ValueError(f"{by_frames}={frames}: in {folder}, {side} has answers with {every} frames only")
         return side
 
@@ -127,28 +128,6 @@ def _meant(given: str, known: Collection[str]) -> str:
     near = difflib.get_close_matches(given, known, n=1)
     near = near or [by_method[m] for m in difflib.get_close_matches(given.partition("(")[0], by_method, n=1)]
     return "".join(f"did you mean {label}? " for label in near)
-
-
-def _with_frames(sides: Sequence[Side], records: Sequence[Record]) -> list[Side]:
-    """The sides, where one alone names its frames, with the only number of frames that the other has.
-
-    Raises ValueError where that has several.
-    """
-    if len({side.frames is None for side in sides}) == 1:
-        return list(sides)
-    found = []
-    for letter, side in zip("ab", sides, strict=True):
-        first, *others = _frames(side, records)
-        if others:
-            every = " and ".join(map(str, (first, *others)))
-            raise ValueError(f"{letter}.frames=null: {side} has answers with {every} frames; choose one")
-        found.append(replace(side, frames=first))
-    return found
-
-
-def _frames(side: Side, records: Sequence[Record]) -> list[int]:
-    """With which numbers of frames a side has answers."""
-    return sorted({r.frames for r in records if side.answered(r)})
 
 
 def _folders(folder: Path) -> list[Path]:
