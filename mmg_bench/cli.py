@@ -61,6 +61,11 @@ _ONLY_OF_RUN = re.compile(r"\+*(model|benchmark|method|retention_ratio|positions
 """Overrides of run.yaml that table.yaml has not: there, changes to a model go by `model.<name>.<option>`."""
 _OPTION = re.compile(r"-|[+~]*[\w./@]+=|~")
 """How an argument begins that is an option, not the label of a method."""
+_NOT_CHECKED = {
+    "retention_ratio": "every check has retention ratios of its own",
+    "positions": "position ids are the model's, and no model runs here",
+}
+"""Options of a run that check-method has not."""
 _GOES_ON = ("run", "table", "measure")
 """Commands that keep what they have done."""
 
@@ -200,9 +205,22 @@ def _check_method(arguments: list[str]) -> int:
     if not name or "=" in name or any(option.startswith("-") for option in options):
         print(f"usage: {usage}", file=sys.stderr)
         sys.exit(2)
-    overrides = [f"method={name}"]
-    overrides += [o if o.startswith(("hydra.", "method.")) else f"method.{o}" for o in options]
-    return _configured("run", overrides, lambda configs: _command("check_method").check_method(configs[0]["method"]))
+
+    def check() -> int:
+        overrides = [f"method={name}", *map(_of_method, options)]
+        return _configured("run", overrides, lambda configs: _command("check_method").check_method(configs[0].method))
+
+    return _guarded(check)
+
+
+def _of_method(option: str) -> str:
+    """An option of check-method as `run` has it. Raises ValueError for what no method is checked with."""
+    name, equals, _ = option.removeprefix("method.").partition("=")
+    if not equals:
+        raise ValueError(f"{option}: write option=value, such as tau=0.9; `mmg-bench methods NAME` lists the options")
+    if name in _NOT_CHECKED:
+        raise ValueError(f"{option}: {_NOT_CHECKED[name]}; leave it out")
+    return option if option.startswith(("hydra.", "method.")) else f"method.{option}"
 
 
 def _command(module: str) -> Any:

@@ -32,6 +32,13 @@ _FOLDERS = [CONFIGS]
 """Where files of config groups are looked for, as Hydra does: behind the first, the `hydra.searchpath` last given."""
 OPEN = ("model", "benchmark")
 """Sections of table.yaml that take changes to any file of the group of that name."""
+_MUST_HAVE = {
+    "table": ("name", "retention_ratios", "profiles"),
+    "model": ("name", "path"),
+    "benchmark": ("name", "tasks", "video"),
+    "method": ("name",),
+}
+"""What a file of each config group must have; the rest has defaults."""
 ONLY_FOR_DOCTOR = ("download_gb", "disk_gb", "gpu_gb", "dataset", "videos")
 """Entries that say what a model or benchmark needs, and are no part of it."""
 
@@ -41,7 +48,22 @@ def load(group: str, name: str) -> dict[str, Any]:
     if name not in names(group):
         raise _no_such(group, name, names(group))
     file = _files(group).get(name)
-    return {"name": name, **defaults(name)} if file is None else _read(file)
+    return {"name": name, **defaults(name)} if file is None else _member(group, file)
+
+
+def _member(group: str, file: Path) -> dict[str, Any]:
+    """A file of a config group. Raises ValueError, naming it, where it lacks what such a file must have."""
+    try:
+        content = _read(file)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        content = {}  # mere text
+    wanted = _MUST_HAVE.get(group, ())
+    lost = [entry for entry in wanted if not isinstance(content, dict) or content.get(entry) is None]
+    if lost and "defaults" not in content:  # what Hydra adds
+        raise ValueError(f"{file}: it lacks {', '.join(lost)}: the file of a {group} must have {', '.join(wanted)}")
+    return content
 
 
 def names(group: str) -> list[str]:
@@ -128,6 +150,10 @@ def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
         if name == "table" and key in OPEN:
             ways = f"change one by its name: {key}.<name>.<option>"
             raise ValueError(f"{override}: a table names its {key}s itself; {ways}")
+    for group, usual in _groups(name).items():
+        choice = next((o.partition("=")[2] for o in reversed(given) if _key(o).lstrip("+") == group), usual)
+        if (file := _files(group).get(choice.strip("'\""))) is not None:
+            _member(group, file)
 
     def chosen() -> DictConfig:
         return compose(name, [o for o in given if _key(o) in (*_groups(name), "hydra.searchpath")])

@@ -47,19 +47,27 @@ def cell(config: DictConfig | Mapping[str, Any], retention_ratio: float, positio
     return make_cell(values.pop("name"), retention_ratio, positions, **values)
 
 
-def table_cells(methods: list[dict[str, Any]], retention_ratios: list[float]) -> list[Cell]:
+def table_cells(methods: list[dict[str, Any]], retention_ratios: list[float], where: str = "methods") -> list[Cell]:
     """Every method of a table at every retention ratio, each once; dense first.
 
     An entry of `methods` is the name of a configuration file, or of a method, and what differs from it; it may set
-    `positions`, and `retention_ratios` of its own.
+    `positions`, and `retention_ratios` of its own. Raises ValueError, naming the entry in `where`, for a wrong one.
     """
     if not any(entry["name"] == "dense" for entry in methods):
         methods = [{"name": "dense"}, *methods]
     cells: list[Cell] = []
     for entry in sorted(methods, key=lambda e: e["name"] != "dense"):
-        changed = {k: v for k, v in entry.items() if k not in ("name", "positions", "retention_ratios")}
-        config = {**cfg.load("method", entry["name"]), **changed}
-        wanted = cfg.listed("retention_ratios", entry.get("retention_ratios", retention_ratios))
-        ratios = [1.0] if entry["name"] == "dense" else sorted(wanted, reverse=True)
-        cells += [cell(config, ratio, entry.get("positions")) for ratio in ratios]
+        try:
+            cells += _cells_of(entry, retention_ratios)
+        except ValueError as error:
+            raise ValueError(f"{where}: {entry['name']}: {error}") from error
     return list(dict.fromkeys(cells))
+
+
+def _cells_of(entry: Mapping[str, Any], retention_ratios: list[float]) -> list[Cell]:
+    """One entry of a table's methods at every retention ratio."""
+    changed = {k: v for k, v in entry.items() if k not in ("name", "positions", "retention_ratios")}
+    config = {**cfg.load("method", entry["name"]), **changed}
+    wanted = cfg.listed("retention_ratios", entry.get("retention_ratios", retention_ratios))
+    ratios = [1.0] if entry["name"] == "dense" else sorted(wanted, reverse=True)
+    return [cell(config, ratio, entry.get("positions")) for ratio in ratios]

@@ -80,6 +80,23 @@ def test_changes_to_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "or set model.llava_onevision_7b.siglip to a folder" in said
 
 
+def test_a_method_that_wants_a_checkpoint_which_the_model_has_not(capsys: pytest.CaptureFixture[str]) -> None:
+    (config,) = cfg.sweep("run", ["model=embedded", "method=fastvid"])
+    assert doctor(config) == 1
+    said = capsys.readouterr().out
+    assert (
+        "probe_attention (they supply attention, keys)\n      -> take its stand-in, fastvid with frame_source=" in said
+    )
+    assert "google" not in said  # which this tower was not made of
+    (config,) = cfg.sweep(
+        "run", ["model=embedded", "method=fastvid", "method.frame_source=mean", "method.salience=received"]
+    )
+    assert doctor(config) == 0
+    (config,) = cfg.sweep("run", ["model=qwen2_5_vl_7b", "model.device=cpu", "method=fastvid"])
+    doctor(config)
+    assert "(they supply nothing)\n      -> choose another method or model\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -85,6 +85,15 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         ("run +hydra.searchpath=[mine]", "+hydra.searchpath=[mine]: name folders so"),
         ("check-method mmg_vid hydra.searchpath=[/nowhere]", "hydra.searchpath: there is no folder /nowhere"),
         ("check-method mmg_vid tua=1", "method.tua: no such option; did you mean tau?"),
+        ("check-method mmg_vid positions=contiguous", "positions=contiguous: position ids are the model's, and no mod"),
+        (
+            "check-method mmg_vid method.retention_ratio=0.5",
+            "method.retention_ratio=0.5: every check has retention rati",
+        ),
+        (
+            "check-method mmg_vid fast",
+            "fast: write option=value, such as tau=0.9; `mmg-bench methods NAME` lists the opt",
+        ),
         ("table method.tau=0.9", "method.tau: no such option; table has: table, measure"),
         ("table ~table.retention_ratios", "table.retention_ratios is missing: name, retention_ratios, profiles must"),
         ("table table.profiles=3", "table.profiles: give one or several by their names"),

@@ -110,6 +110,83 @@ def test_mistakes_in_the_files_are_one_line(
     assert "embedded.yaml: the package has a model of this name" in says("mine/model/embedded.yaml", "name: embedded")
 
 
+METHODS = "table.profiles.small.methods: "
+ENTRIES = [
+    ("{name: mmg_vid, tau: 7}", f"{METHODS}mmg_vid: MMGVid.tau=7: it must be a number in [-1, 1]"),
+    ("{name: mmg_vid, tua: 0.9}", f"{METHODS}mmg_vid: method 'mmg_vid' has no parameter tua; it has: retention_ratio,"),
+    ("{name: mmg_vid, 7: 0.9}", f"{METHODS}mmg_vid: method 'mmg_vid' has no parameter 7; it has: retention_ratio,"),
+    ("{name: mmg_vid, positions: here}", f"{METHODS}mmg_vid: positions='here': choose original, contiguous"),
+    ("{name: mmg_vid, retention_ratios: 25}", f"{METHODS}mmg_vid: retention_ratios=25: it must be a number in (0, 1]"),
+    ("mmgvid", f"{METHODS}mmgvid: no method is called 'mmgvid'; did you mean mmg_vid? choose one of: "),
+    (
+        '"mmg_vid(tau=0.9, positions=contiguous)"',
+        f"{METHODS}'mmg_vid(tau=0.9, positions=contiguous)' is what a table calls it; write "
+        "{name: mmg_vid, tau: 0.9, positions: contiguous}\n",
+    ),
+    (
+        '{name: "prumerge(plus=None)"}',
+        f"{METHODS}'prumerge(plus=None)' is what a table calls it; write {{name: prumerge,",
+    ),
+    ("random (control)", f"{METHODS}'random (control)' is what a table calls it; write random\n"),
+]
+
+
+@pytest.mark.usefixtures("_here")
+@pytest.mark.parametrize("command", ["table", "doctor"])
+@pytest.mark.parametrize(("entry", "says"), ENTRIES)
+def test_a_mistake_in_an_entry_names_the_entry(
+    command: str, entry: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path("mine/table/ablation.yaml")
+    file.write_text(FILES[str(file)].replace("{name: mmg_vid, tau: 0.9}", entry))
+    assert given(f"mmg-bench {command} table=ablation hydra.searchpath=[mine]", monkeypatch) == 2
+    assert capsys.readouterr().err.startswith(f"mmg-bench: {says}")
+
+
+@pytest.mark.usefixtures("_here")
+def test_a_ratio_of_the_whole_table_is_no_entrys_mistake(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert given(f"{COMMANDS[0]} table.retention_ratios=[0.5,25]", monkeypatch) == 2
+    assert capsys.readouterr().err.startswith("mmg-bench: table.retention_ratios=25: it must be a number in (0, 1]")
+
+
+@pytest.mark.usefixtures("_here")
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "some text\n", "- a list\n", "name:\n"])
+@pytest.mark.parametrize(
+    ("group", "wanted"),
+    [
+        ("table", "name, retention_ratios, profiles"),
+        ("model", "name, path"),
+        ("benchmark", "name, tasks, video"),
+        ("method", "name"),
+    ],
+)
+def test_a_file_without_what_it_must_have_is_named(
+    group: str, wanted: str, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(f"mine/{group}").mkdir(exist_ok=True)
+    Path(f"mine/{group}/own.yaml").write_text(text)
+    says = f"mine/{group}/own.yaml: it lacks {wanted}: the file of a {group} must have {wanted}\n"
+    commands = [f"{'table' if group == 'table' else 'run'} {group}=own"]
+    if group != "table":
+        entry = {"method": "methods=own", "model": "model=own", "benchmark": "benchmarks=own"}[group]
+        commands.append(f"table table=ablation table.profiles.small.{entry}")
+    for command in commands:
+        assert given(f"mmg-bench {command} hydra.searchpath=[mine]", monkeypatch) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("mmg-bench: ")
+        assert error.endswith(says)
+        assert error.count("\n") == 1
+
+
+def test_a_file_may_build_on_another(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/own.yaml").write_text("defaults: [embedded]\nname: own\n")
+    config = cfg.composed("run", ["model=own", f"hydra.searchpath=[{tmp_path}]"])
+    assert (config.model.name, config.model.path) == ("own", "embedded")
+
+
 def test_the_page_on_results_names_everything() -> None:
     _, rows, records = RESULTS.split("\n## ")
     columns, metrics = rows.split("| metric | value |")

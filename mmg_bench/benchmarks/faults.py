@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,9 @@ def why_not_loaded(name: str, error: BaseException, settings: Mapping[str, Any],
 def is_local(settings: Mapping[str, Any]) -> bool:
     """Whether a task's questions are files of this machine, not of the hub."""
     path = str(settings.get("dataset_path"))
-    return "/" not in path or Path(path).exists()  # datasets calls its readers by one word, such as json
+    if path.isidentifier() and find_spec(f"datasets.packaged_modules.{path}") is not None:  # a reader, such as json
+        return True
+    return Path(path).exists()
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -126,19 +129,32 @@ def _texts(value: Any) -> Iterable[str]:
     return [text for part in within for text in _texts(part)]
 
 
+def _is_object(line: str) -> bool:
+    """Whether a line is a whole JSON object."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except json.JSONDecodeError:
+        return False
+
+
 def bad_json(file: Path) -> str | None:
-    """The first fault of a file that should hold a JSON text or one a line, as `file:line: fault`."""
+    """The first fault of a file that should hold a JSON text or one a line, as `file:line: fault`.
+
+    It holds one a line where the first or the last line is one.
+    """
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError:  # compressed, or of another kind
         return None
     if not text.strip():
         return f"{file}: it is empty"
+    ends = text.strip().split("\n")
+    one_a_line = not text.lstrip().startswith("[") and any(map(_is_object, (ends[0], ends[-1])))
     try:
         json.loads(text)
         return None
     except json.JSONDecodeError as fault:
-        if text.lstrip().startswith("["):
+        if not one_a_line:
             return f"{file}:{fault.lineno}: {fault.msg}"
     for number, line in enumerate(text.split("\n"), start=1):
         try:

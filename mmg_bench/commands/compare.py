@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from omegaconf import DictConfig
 
 from mmg_bench import config as cfg
 from mmg_bench.commands.answered import read_answered
+from mmg_bench.methods.registry import read_label
 from mmg_bench.options import check_number, check_path, check_whole
 from mmg_bench.report.pairs import Side, pair_tables
 from mmg_bench.report.rows import DENSE
@@ -31,7 +31,7 @@ def compare(methods: Sequence[str], config: DictConfig) -> int:
         raise _not_two(methods)
     asked = [_Asked.of(letter, method, values) for letter, method in zip("ab", methods, strict=True)]
     found = read_answered(folder)
-    a, b = _with_frames([one.side(found.records, folder) for one in asked], found.records)
+    a, b = (one.side(found.records, folder) for one in asked)
     if a == b:
         raise _not_two(methods)
     tables = pair_tables(found.records, found.sources, a, b)
@@ -102,20 +102,16 @@ class _Asked:
             raise ValueError(f"no {label} at {by}={ratio:g} in {folder}; {there}")
         side = Side(label, ratio, frames)
         if not any(map(side.answered, records)):
-            every = " and ".join(map(str, _frames(replace(side, frames=None), records)))
+            anyhow = replace(side, frames=None)
+            every = " and ".join(map(str, sorted({r.frames for r in records if anyhow.answered(r)})))
             raise ValueError(f"{by_frames}={frames}: in {folder}, {side} has answers with {every} frames only")
         return side
 
 
 def _label(given: str, known: Collection[str]) -> str | None:
     """Which of the `known` labels is given: as a table prints it, its parameters in any order, blanks anywhere."""
-    return given if given in known else next((label for label in known if _read(label) == _read(given)), None)
-
-
-def _read(label: str) -> tuple[str, ...]:
-    """What a label says: the method, and its parameters in an order of their own."""
-    name, _, inside = "".join(label.split()).removesuffix("(control)").partition("(")
-    return name, *sorted(re.split(r",(?=\w+=)", inside.removesuffix(")")))
+    meant = read_label(given)
+    return given if given in known else next((label for label in known if read_label(label) == meant), None)
 
 
 def _meant(given: str, known: Collection[str]) -> str:
@@ -124,25 +120,3 @@ def _meant(given: str, known: Collection[str]) -> str:
     near = difflib.get_close_matches(given, known, n=1)
     near = near or [by_method[m] for m in difflib.get_close_matches(given.partition("(")[0], by_method, n=1)]
     return "".join(f"did you mean {label}? " for label in near)
-
-
-def _with_frames(sides: Sequence[Side], records: Sequence[Record]) -> list[Side]:
-    """The sides, where one alone names its frames, with the only number of frames that the other has.
-
-    Raises ValueError where that has several.
-    """
-    if len({side.frames is None for side in sides}) == 1:
-        return list(sides)
-    found = []
-    for letter, side in zip("ab", sides, strict=True):
-        first, *others = _frames(side, records)
-        if others:
-            every = " and ".join(map(str, (first, *others)))
-            raise ValueError(f"{letter}.frames=null: {side} has answers with {every} frames; choose one")
-        found.append(replace(side, frames=first))
-    return found
-
-
-def _frames(side: Side, records: Sequence[Record]) -> list[int]:
-    """With which numbers of frames a side has answers."""
-    return sorted({r.frames for r in records if side.answered(r)})

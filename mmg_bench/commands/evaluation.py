@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -271,7 +272,7 @@ def _report(outcomes: Sequence[Outcome], *, shown: bool) -> None:
     sources: dict[str, Any] = {}
     for outcome in outcomes:
         sources |= outcome.sources
-    publish(rows, sources, jobs[0].results, layout, shown=shown)
+    publish(rows, sources, jobs[0].results, partial(layout, limit=jobs[0].limit), shown=shown)
 
 
 def _answer_share(

@@ -8,6 +8,7 @@ from typing import Any
 
 from mmg_bench import config as cfg
 from mmg_bench import specs
+from mmg_bench.methods.registry import read_label
 from mmg_bench.options import check_text
 from mmg_bench.runner import provenance
 from mmg_bench.runner.requirements import Check, check_all
@@ -51,7 +52,10 @@ def named(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     cfg.check_changes(config, profiles.values())
     if wanted not in ("auto", *profiles):
         raise ValueError(f"table {spec['name']!r} has no profile {wanted!r}; choose auto or {', '.join(profiles)}")
-    return profiles if wanted == "auto" else {wanted: profiles[wanted]}
+    found = profiles if wanted == "auto" else {wanted: profiles[wanted]}
+    for name, profile in found.items():  # here, where the entry's place in the file is known
+        specs.table_cells(profile["methods"], spec["retention_ratios"], f"table.profiles.{name}.methods")
+    return found
 
 
 _OF_TABLE = ("name", "retention_ratios", "profiles", "video", "text_tokens", "energy_seconds")
@@ -64,6 +68,7 @@ def profiles_of(spec: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     Raises ValueError, naming the entry, for what is missing, unknown or of another kind.
     """
     _check_entries("table", spec, _OF_TABLE, _OF_TABLE[:3])
+    _check_ratios("table.retention_ratios", spec["retention_ratios"])
     profiles = spec["profiles"]
     if not isinstance(profiles, dict) or not profiles or not all(isinstance(p, dict) for p in profiles.values()):
         raise ValueError("table.profiles: give one or several by their names, each with its model, benchmarks, methods")
@@ -112,13 +117,31 @@ def _check_workloads(where: str, workloads: Any) -> None:
 
 def _method(where: str, given: Any) -> dict[str, Any]:
     """An entry of a profile's methods: a name, or the name and what differs from the method's own configuration."""
-    if isinstance(given, str):
-        return {"name": given}
-    if not isinstance(given, dict) or not isinstance(given.get("name"), str):
+    entry = {"name": given} if isinstance(given, str) else given
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise ValueError(f"{where}: {given!r} is no method; write a name, or {{name: mmg_vid, tau: 0.9}}")
-    if "retention_ratio" in given:
-        raise ValueError(f"{where}: {given['name']} has a retention_ratio; write retention_ratios: [0.25, 0.1]")
-    return given
+    name = entry["name"]
+    if "(" in name:
+        raise ValueError(f"{where}: {name!r} is what a table calls it; write {_as_entry(name)}")
+    if "retention_ratio" in entry:
+        raise ValueError(f"{where}: {name} has a retention_ratio; write retention_ratios: [0.25, 0.1]")
+    if "retention_ratios" in entry:
+        _check_ratios(f"{where}: {name}: retention_ratios", entry["retention_ratios"])
+    return {str(option): value for option, value in entry.items()}
+
+
+def _as_entry(label: str) -> str:
+    """What stands in a table's file for the label that the table prints."""
+    name, parameters = read_label(label)
+    changed = [f"{option}: {'null' if value == 'None' else value}" for option, value in parameters.items()]
+    return f"{{{', '.join([f'name: {name}', *changed])}}}" if changed else name
+
+
+def _check_ratios(where: str, given: Any) -> None:
+    """Raise a ValueError that names the entry unless it is one or several retention ratios."""
+    for ratio in cfg.listed(where, given):
+        if not isinstance(ratio, int | float) or isinstance(ratio, bool) or not 0 < ratio <= 1:
+            raise ValueError(f"{where}={ratio!r}: it must be a number in (0, 1], or several")
 
 
 def what(profile: dict[str, Any]) -> str:

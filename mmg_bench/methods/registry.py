@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -41,6 +42,13 @@ def _entries(path: tuple[str, ...]) -> dict[str, EntryPoint]:
 def method_names() -> list[str]:
     """Every registered method, built-in ones first."""
     return [*sorted(_built_in()), *sorted(set(_third_party()) - set(_built_in()))]
+
+
+def read_label(label: str) -> tuple[str, dict[str, str]]:
+    """What a label says, as tables print it (`mmg_vid(tau=0.9)`, `random (control)`): the method and its parameters."""
+    name, _, inside = "".join(label.split()).removesuffix("(control)").partition("(")
+    parts = [part.partition("=") for part in re.split(r",(?=\w+=)", inside.removesuffix(")")) if part]
+    return name, {parameter: value for parameter, _, value in parts}
 
 
 @contextmanager

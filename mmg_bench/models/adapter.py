@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmg_bench.models.kept import Kept
+from mmg_bench.models.siglip import stand_in
 from mmg_bench.tokens import VideoTokens
 
 FAMILIES = {
@@ -165,16 +166,24 @@ class Adapter(ABC):
 
         `siglip`: whether the model will have its SigLIP checkpoint, though it is not loaded yet.
         """
-        missing = sorted(set(needs) - self.supplies - {"query"} - (self.from_siglip if siglip else set()))
-        if missing:
-            raise UnsupportedModelError(f"{who}: {self._lacks(missing)}")
+        if (lacking := self.lacking_for(needs, who, siglip=siglip)) is not None:
+            raise UnsupportedModelError(": ".join(lacking))
 
-    def _lacks(self, fields: Collection[str]) -> str:
-        supplied = ", ".join(sorted(self.supplies)) or "nothing"
-        return (
-            f"models of type {self.model.config.model_type!r} do not supply {', '.join(sorted(fields))} "
-            f"(they supply {supplied}): choose another method or model"
+    def lacking_for(self, needs: Collection[str], who: str, *, siglip: bool = False) -> tuple[str, str] | None:
+        """What the family cannot supply of what `who` needs, and what to do about it; None when it has everything."""
+        supplied = {*self.supplies, "query", *(self.from_siglip if siglip else ())}
+        if not (missing := sorted(set(needs) - supplied)):
+            return None
+        fault = (
+            f"{who}: models of type {self.model.config.model_type!r} do not supply {', '.join(missing)} (they supply "
+            f"{', '.join(sorted(self.supplies)) or 'nothing'})"
         )
+        ways = [*stand_in(who, supplied), *self._ways(missing), "choose another method or model"]
+        return fault, ", or ".join(ways)
+
+    def _ways(self, fields: Collection[str]) -> list[str]:
+        """How a model of the family comes to supply some fields, in the imperative."""
+        return []
 
 
 class Capture(ABC):

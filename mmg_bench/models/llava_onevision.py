@@ -88,9 +88,9 @@ class LlavaOnevision(Adapter):
         """Pool per-patch values `[T, P, C]` to per-token values `[T, N, C]` as the model pools its features."""
         return self.model.model.apply_pooling(maps)
 
-    def _lacks(self, fields: Collection[str]) -> str:
-        lacks = super()._lacks(fields)
-        return f"{lacks}, or {siglip.HINT}" if siglip.FIELDS & set(fields) else lacks
+    def _ways(self, fields: Collection[str]) -> list[str]:
+        width = self.model.config.vision_config.hidden_size
+        return [siglip.to_attach(width)] if siglip.FIELDS & set(fields) else []
 
 
 class SiglipCapture(Capture):

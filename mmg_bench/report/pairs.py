@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ class Side:
     """Label."""
     retention_ratio: float
     frames: int | None = None
-    """None, of both sides: a table for each number of frames with which both answered."""
+    """None, of both sides: a table for each number of frames with which both answered; of one: the only one it has."""
 
     def __str__(self) -> str:
         return f"{self.method} at R = {100 * self.retention_ratio:.4g} %"
@@ -68,9 +67,6 @@ def pair_tables(
     """
     records = list(records)
     mine = [r for r in records if a.answered(r) or b.answered(r)]
-    known: dict[str, set[str]] = defaultdict(set)
-    for r in records:
-        known[r.benchmark].add(r.question)
     latest, versions = newest(mine, provenance)
     found = {
         (model, benchmark, Side(*key, frames)): answers
@@ -98,13 +94,13 @@ def pair_tables(
             for name, key in zip(match.names, keys, strict=True):
                 label = Label(key[0], key[1], key[2].method, key[2].retention_ratio, key[2].frames or 0)
                 notes += [f"{name} answered {benchmark} {versions[label]}"] if label in versions else []
-            notes += _part(benchmark, pair, provenance, len(known[benchmark]))
+            notes += _part(benchmark, pair, provenance, records)
         if pairs:
             tables.append(_table(match.title, pairs, provenance, [*notes, *alone], bootstrap))
         else:
             elsewhere += alone
     if not tables:
-        raise ValueError(_apart(mine, a, b))
+        raise ValueError(_apart(found, a, b))
     return [*tables[:-1], replace(tables[-1], footnotes=(*tables[-1].footnotes, *elsewhere))]
 
 
@@ -148,22 +144,51 @@ class _Match:
 
 
 def _matches(found: Iterable[_Key], a: Side, b: Side) -> list[_Match]:
-    """Each model with the two sides, and with each number of frames where they do not name theirs."""
+    """Each model with the two sides, and with each number of frames where they do not name theirs.
+
+    Raises ValueError where one alone names its frames, and the other has several numbers of them, or the same alone.
+    """
     if a.frames is None and b.frames is None:
         cells = sorted({(model, side.frames or 0) for model, _, side in found})
         return [_Match(model, replace(a, frames=frames), replace(b, frames=frames)) for model, frames in cells]
-    return [_Match(model, a, b) for model in sorted({model for model, _, _ in found})]
+    matches = []
+    for model in sorted({model for model, _, _ in found}):
+        match = _Match(model, _with_frames("a", a, b, model, found), _with_frames("b", b, a, model, found))
+        if match.a == match.b:
+            raise ValueError(
+                f"A and B are both {match.a} with {match.a.frames} frames: give one of them another number"
+            )
+        matches.append(match)
+    return matches
 
 
-def _apart(records: Sequence[Record], a: Side, b: Side) -> str:
+def _with_frames(letter: str, side: Side, other: Side, model: str, found: Iterable[_Key]) -> Side:
+    """A side with its number of frames: where it names none, the only one with which it answered, of a model."""
+    if side.frames is not None:
+        return side
+    numbers = _frames(side, model, found)
+    if len(numbers) > 1 and _frames(other, model, found):
+        every = " and ".join(map(str, numbers))
+        raise ValueError(f"{letter}.frames=null: {side} has answers of {model} with {every} frames; choose one")
+    return replace(side, frames=numbers[0] if numbers else other.frames)  # of none, to say so
+
+
+def _frames(side: Side, model: str, found: Iterable[_Key]) -> list[int]:
+    """With which numbers of frames a side has answers of a model."""
+    sides = {s for name, _, s in found if name == model and replace(s, frames=None) == replace(side, frames=None)}
+    return sorted(s.frames or 0 for s in sides if side.frames in (None, s.frames))
+
+
+def _apart(found: Iterable[_Key], a: Side, b: Side) -> str:
     """Why there is no table of the two, and what to do."""
-    frames = [sorted({r.frames for r in records if side.answered(r)}) for side in (a, b)]
-    if a.frames is None and all(frames) and not set(frames[0]) & set(frames[1]):
-        one, other = (" and ".join(map(str, numbers)) for numbers in frames)
-        return (
-            f"{a} answered with {one} frames and {b} with {other}: run both in one command, or compare them so: "
-            f"a.frames={frames[0][0]} b.frames={frames[1][0]}"
-        )
+    for model in sorted({model for model, _, _ in found}):
+        frames = [_frames(side, model, found) for side in (a, b)]
+        if a.frames is b.frames is None and all(frames) and not set(frames[0]) & set(frames[1]):
+            one, other = (" and ".join(map(str, numbers)) for numbers in frames)
+            return (
+                f"{a} answered with {one} frames and {b} with {other}: run both in one command, or compare them so: "
+                f"a.frames={frames[0][0]} b.frames={frames[1][0]}"
+            )
     return f"{a} and {b} have no benchmark in common: run both in one command"
 
 
@@ -202,15 +227,32 @@ def _check_questions(pair: Pair, names: tuple[str, str], provenance: Sources, wh
     )
 
 
-def _part(benchmark: str, pair: Pair, provenance: Sources, known: int) -> list[str]:
-    """What to say where the questions of a pair are not all of its benchmark.
+def _changed(entry: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the questions changed between two provenance entries: of other limits, that cannot be told."""
+    data = {entry.get("data"), other.get("data")}
+    return len(data - {None}) > 1 and entry.get("limit") == other.get("limit")
 
-    known: how many the records of all methods hold. What the benchmark's configuration says counts as well: where the
-    data had another number, nothing was answered.
+
+def _part(benchmark: str, pair: Pair, provenance: Sources, records: Iterable[Record]) -> list[str]:
+    """What to say where the questions of a pair are not all of its benchmark, or not those of today.
+
+    records: of all methods. They tell which questions there are, apart from those that were asked before the data
+    changed. What the benchmark's configuration says counts as well: where the data had another number, nothing was
+    answered.
     """
     entries = [_entries(answers, provenance) for answers in pair]
-    every = [entry for found in entries for entry in found]
-    whole = max(known, *((entry.get("benchmark") or {}).get("questions") or 0 for entry in every))
+    every = sorted((entry for found in entries for entry in found), key=date_of)
+    last = every[-1]
+    of_benchmark = [e for e in provenance.values() if (e.get("benchmark") or {}).get("name") == benchmark]
+    if any(_changed(entry, last) and date_of(entry) > date_of(last) for entry in of_benchmark):
+        return [
+            f"The questions of {benchmark} have changed since: answers to some that are asked no more may count here; "
+            "run both again in one command, into a new output_dir"
+        ]
+    old = {key for key, entry in provenance.items() if _changed(entry, last)}
+    known = {r.question for r in records if r.benchmark == benchmark and r.provenance not in old}
+    valid = [entry for entry in every if not _changed(entry, last)]
+    whole = max(len(known), *((entry.get("benchmark") or {}).get("questions") or 0 for entry in valid))
     limit = _limit(every)
     wanted = min(whole, limit or whole)
     count = len(pair.one.records)
@@ -298,7 +340,7 @@ def _line(
     )
     numbers = [f"{pair.difference.n}", f"{pair.difference.n_errors}"]
     accuracies = [NONE if math.isnan(value) else f"{value:.1f}" for value in (pair.accuracy, pair.other_accuracy)]
-    flips = [f"{pair.flips_won}", f"{pair.flips_lost}"]
+    flips = [NONE if math.isnan(count) else f"{count:.0f}" for count in (pair.flips_won, pair.flips_lost)]
     texts = [name, *numbers, *accuracies, _points(pair.difference), p_value(pair.p_mcnemar), *flips]
     return tuple(map(Entry, texts))
 

@@ -2,8 +2,8 @@
 
 Questions about one video are not independent, so the bootstrap draws whole videos. All functions are pure: the same
 scores give the same result to the last digit, in any order of the questions. Scores are in 0..1, NaN where a question
-failed; percentages are in 0..100. A quantity that is not defined (accuracy or p of no question, percent kept of a dense
-accuracy of 0, the interval of a single video) is NaN.
+failed; percentages are in 0..100. A quantity that is not defined (accuracy, flips and p of no question, percent kept of
+a dense accuracy of 0, the interval of a single video) is NaN.
 """
 
 from __future__ import annotations
@@ -91,10 +91,10 @@ class Comparison:
     """accuracy - other_accuracy, in points."""
     kept_percent: Estimate
     """100 * accuracy / other_accuracy."""
-    flips_lost: int
-    """Questions that the other answered better."""
-    flips_won: int
-    """Questions that the cell answered better."""
+    flips_lost: float
+    """How many questions the other answered better; NaN, as all of them, where there is none that both answered."""
+    flips_won: float
+    """How many questions the cell answered better."""
     p_mcnemar: float
     """Exact two-sided p of as uneven a split of the flips, were both directions equally likely."""
 
@@ -148,8 +148,8 @@ def compare(
         other_accuracy=float(100 * theirs[0]),
         difference=Estimate(float(points[0]), *bootstrap.interval(points[1:]), n, n_errors),
         kept_percent=Estimate(float(kept[0]), *bootstrap.interval(kept[1:]), n, n_errors),
-        flips_lost=lost,
-        flips_won=won,
+        flips_lost=lost if n else math.nan,
+        flips_won=won if n else math.nan,
         p_mcnemar=mcnemar(lost, won) if n else math.nan,
     )
 

@@ -73,13 +73,19 @@ def is_control(method: str) -> bool:
 
 
 def layout(
-    rows: pd.DataFrame, provenance: Mapping[str, Mapping[str, Any]], published: pd.DataFrame | None = None
+    rows: pd.DataFrame,
+    provenance: Mapping[str, Mapping[str, Any]],
+    published: pd.DataFrame | None = None,
+    *,
+    limit: int | None = None,
 ) -> list[Table]:
     """The tables of `rows`, one for each model and number of frames. What was measured as well is not pending.
 
     provenance: what provenance.json holds; the header shows device, dtype, attention, date, commit and command of each
         key that the rows name.
     published: numbers to show beside ours, as `mmg_bench.report.published.published` returns them (the default).
+    limit: the first how many questions of each benchmark were asked; None: all. Provenance has that of the command that
+        gave the answers, which may be an earlier one.
 
     Raises ValueError when there are no rows, or when they name a provenance key that is missing.
     """
@@ -87,7 +93,7 @@ def layout(
         raise ValueError("there are no rows to make a table of")
     published = published_numbers() if published is None else published
     return [
-        _Layout(part, provenance, published[(published.model == model) & (published.frames == frames)]).table()
+        _Layout(part, provenance, published[(published.model == model) & (published.frames == frames)], limit).table()
         for (model, frames), part in measured_over_pending(rows).groupby(["model", "frames"], sort=False)
     ]
 
@@ -154,8 +160,14 @@ class _Notes:
 class _Layout:
     """Makes the table of one model and number of frames."""
 
-    def __init__(self, rows: pd.DataFrame, provenance: Mapping[str, Mapping[str, Any]], published: pd.DataFrame):
-        self.rows, self.provenance, self.published = rows, provenance, published
+    def __init__(
+        self,
+        rows: pd.DataFrame,
+        provenance: Mapping[str, Mapping[str, Any]],
+        published: pd.DataFrame,
+        limit: int | None,
+    ):
+        self.rows, self.provenance, self.published, self.limit = rows, provenance, published, limit
         self.notes = _Notes()
         self.by_key = {(r.benchmark, r.skill, r.method, r.retention_ratio, r.metric): r for r in as_tuples(rows)}
         self.benchmarks = [b for b in rows.benchmark.unique() if b not in (AVERAGE, NO_BENCHMARK)]
@@ -167,6 +179,9 @@ class _Layout:
         self.prunes_inside = prunes_inside(rows)
         self.cells = list(dict.fromkeys(zip(rows.method, rows.retention_ratio, strict=True)))
         accuracy = rows[(rows.metric == "accuracy") & (rows.source != "pending")]
+        whole = (self.by_key.get((b, ALL, DENSE, 1.0, "accuracy")) for b in self.benchmarks)
+        self.whole = [row for row in whole if row is not None]
+        """Dense on each benchmark."""
         self.no_mean = set(accuracy[(accuracy.skill == ALL) & accuracy.value.isna() & (accuracy.n > 0)].benchmark)
         """Benchmarks that have answers and no accuracy: means over skills, to one of which there is no answer."""
         lacking = accuracy[accuracy.benchmark.isin(self.no_mean) & (accuracy.skill != ALL) & accuracy.value.isna()]
@@ -179,6 +194,8 @@ class _Layout:
         first = self.rows.iloc[0]
         names = ", ".join(self.benchmarks) or "no benchmark"
         title = f"{first['table']}: {first['model']}, {names}, {first['frames']} frames"
+        if parts := [row.n + row.n_errors for row in self.whole if self._questions(row).startswith("first")]:
+            title += f", only the first {max(parts)} questions{' of each' if len(self.benchmarks) > 1 else ''}"
         columns = self._columns()  # which makes the notes
         return table_by_ratio(title, self._header(), self.cells, columns, self.notes.lines)
 
@@ -296,13 +313,22 @@ class _Layout:
         row = self.by_key.get((self.main, ALL, method, ratio, "accuracy"))
         return NONE if row is None or row.source == "pending" else f"{row.n_errors} of {row.n + row.n_errors}"
 
+    def _questions(self, row: ResultRow) -> str:
+        """How many questions a row is of, and whether they are the first of more; empty where it is pending."""
+        if row.source == "pending":
+            return ""
+        count = row.n + row.n_errors
+        facts = (self.provenance.get(key, {}).get("benchmark") for key in row.provenance.split(";"))
+        whole = max((fact.get("questions") or 0 for fact in facts if isinstance(fact, Mapping)), default=0)
+        if whole > count:
+            return f"first {count} of {whole} questions"
+        first = "first " if count == self.limit and not whole else ""  # its configuration does not say how many it has
+        return f"{first}{count} questions"
+
     def _header(self) -> tuple[str, ...]:
         weights = ", ".join(self.rows.weights.unique())
-        counts = [
-            f"{row.benchmark} ({row.n + row.n_errors} questions)" if row.source != "pending" else row.benchmark
-            for b in self.benchmarks
-            if (row := self.by_key.get((b, ALL, DENSE, 1.0, "accuracy"))) is not None
-        ]
+        asked = [(row.benchmark, self._questions(row)) for row in self.whole]
+        counts = [f"{benchmark} ({questions})" if questions else benchmark for benchmark, questions in asked]
         first = self.rows.iloc[0]
         lines = [f"Model: {first['model']}, weights: {weights}; {first['frames']} frames; {', '.join(counts)}"]
         keys = provenance_keys(self.rows)

@@ -127,10 +127,8 @@ def _methods(spec: ModelSpec, needs: Mapping[str, Collection[str]]) -> Iterator[
             yield Check(f"the architecture of {spec.name}", fault, fix)
         return
     for label, fields in needs.items():
-        try:
-            adapter.check(fields, label, siglip=spec.siglip is not None)
-        except UnsupportedModelError as error:
-            yield Check(f"what {label} reads", str(error), f"leave it out, or {other}")
+        if (lacking := adapter.lacking_for(fields, label, siglip=spec.siglip is not None)) is not None:
+            yield Check(f"what {label} reads", *lacking)
 
 
 def _gpu(model: Mapping[str, Any], spec: ModelSpec) -> Iterator[Check]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mmg_bench.benchmarks.faults import bad_json, why_not_loaded
+from mmg_bench.benchmarks.faults import bad_json, is_local, why_not_loaded
 from mmg_bench.benchmarks.lmms import Benchmark, BenchmarkError, BenchmarkSpec
 from test_your_own_videos import FILES
 
@@ -128,6 +129,7 @@ DATA = [
         r".*mine/questions.jsonl:2: Expecting ','.*",
     ),
     ((QUESTIONS, "", "[{},\n{}\n"), r".*mine/questions\.jsonl:3: Expecting ',' delimiter"),
+    ((QUESTIONS, "", '{\n"a": 1,\n"b" 2\n}\n'), r".*mine/questions\.jsonl:3: Expecting ':' delimiter"),
     ((QUESTIONS, "", "\n"), r".*mine/questions\.jsonl: it is empty"),
     ((TASK, "data_files:", "data_file:"), "TypeError: .* unexpected keyword argument 'data_file'"),
     ((TASK, "!function utils.QUESTIONS", "question.jsonl"), "FileNotFoundError: Unable to find '.*/question.jsonl'"),
@@ -147,17 +149,32 @@ def test_questions_that_are_not_there() -> None:
     assert "download" not in said()
 
 
+def test_a_file_that_changes_is_read_anew() -> None:
+    """Also where the new content is the older: datasets goes by the time alone."""
+    assert "circle" in mine().questions[0].prompt
+    before = Path(QUESTIONS).stat()
+    change((QUESTIONS, "the circle", "the square"))
+    os.utime(QUESTIONS, ns=(before.st_atime_ns, before.st_mtime_ns - 10**12))
+    assert "square" in mine().questions[0].prompt
+
+
 def test_a_split_that_is_not_there() -> None:
     change((TASK, "test_split: test", "test_split: val"))
     assert said() == "the data of task 'mine' has no split 'val': correct mine/task.yaml"
 
 
 def test_data_of_the_hub_are_tried_again_and_may_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    waited: list[float] = []
-    monkeypatch.setattr(time, "sleep", waited.append)
-    change((TASK, "dataset_path: json", "dataset_path: nobody/nothing"))
-    assert re.search(r"correct dataset_path .* in mine/task\.yaml, .*; or download it, or point HF_HOME", said())
-    assert waited == [2, 2, 2, 2]
+    for name in ("nobody/nothing", "squad"):
+        waited: list[float] = []
+        monkeypatch.setattr(time, "sleep", waited.append)
+        change((TASK, re.findall("dataset_path: .*", Path(TASK).read_text())[0], f"dataset_path: {name}"))
+        assert re.search(r"correct dataset_path .* in mine/task\.yaml, .*; or download it, or point HF_HOME", said())
+        assert waited == [2, 2, 2, 2]
+
+
+def test_what_lies_on_this_machine() -> None:
+    for path, local in (("json", True), ("imagefolder", True), ("mine", True), ("squad", False), ("a/b", False)):
+        assert is_local({"dataset_path": path}) == local
 
 
 READ = "benchmark.include_path='mine': lmms-eval reads each yaml file there, and cannot read one: "
@@ -229,3 +246,20 @@ def test_json_that_is_good(tmp_path: Path) -> None:
         assert bad_json(tmp_path / "good") is None
     (tmp_path / "packed").write_bytes(b"\x1f\x8b\xff")
     assert bad_json(tmp_path / "packed") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('{"a": 1}\n{"b" 2}\n{"c": 3}\n', 2),
+        ('{"a" 1}\n{"b": 2}\n', 1),
+        ('{"a": 1\n{"b": 2}\n', 1),
+        ('\n{"a": 1}\n\n{"b": 2', 4),
+        ('{"a": 1,\n "b": [1,\n 2\n "c": 3}\n', 4),
+        ('{\n "a": [\n  {"b": 1}\n  {"b": 2}\n ]\n}\n', 4),
+        ('[\n{"a": 1},\n{"b" 2}\n]\n', 3),
+    ],
+)
+def test_the_line_of_a_fault_is_the_true_one(text: str, line: int, tmp_path: Path) -> None:
+    (tmp_path / "bad").write_text(text)
+    assert str(bad_json(tmp_path / "bad")).startswith(f"{tmp_path}/bad:{line}: ")

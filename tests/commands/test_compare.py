@@ -133,7 +133,7 @@ def test_each_side_may_have_its_own_ratio_and_frames(
     assert called(monkeypatch, *arguments, f"output_dir={folder}") == 0
     assert title in " ".join(capsys.readouterr().out.split())
     assert called(monkeypatch, LONG, "dense", "a.frames=8", f"output_dir={folder}") == 2
-    said = "mmg-bench: b.frames=null: dense at R = 100 % has answers with 4 and 8 frames; choose one\n"
+    said = "mmg-bench: b.frames=null: dense at R = 100 % has answers of m with 4 and 8 frames; choose one\n"
     assert capsys.readouterr().err == said
     assert called(monkeypatch, "dense", "dense", "frames=8", f"output_dir={folder}") == 2
     assert capsys.readouterr().err.startswith("mmg-bench: compare dense dense: name two methods")

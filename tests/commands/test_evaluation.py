@@ -163,3 +163,15 @@ def test_shares_of_the_videos_have_no_rows(tmp_path: Path, capsys: pytest.Captur
     assert run("shard.index=0,1", "shard.count=2", "limit=12", f"output_dir={tmp_path}/") == 0
     assert "shard.index=1 of shard.count=2 is done" in capsys.readouterr().out
     assert not (tmp_path / "rows.csv").exists()
+
+
+def test_a_table_of_the_first_questions_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    of_none = "benchmark.questions=null"  # as of videos of one's own
+    for limit, options in ((3, [of_none]), (2, [of_none]), (2, [])):  # of the second, all answers are the first one's
+        folder = tmp_path / ("some" if options else "of_all")
+        assert run(f"limit={limit}", *options, f"output_dir={folder}") == 0
+        of = "" if options else " of 382"
+        title = f"run: embedded, embedded, 16 frames, only the first {limit} questions"
+        for text in ((folder / "table.md").read_text(), capsys.readouterr().out):
+            assert title in text
+            assert f"; embedded (first {limit}{of} questions)" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import shutil
 import time
 import weakref
@@ -175,10 +176,17 @@ def test_methods_prune_the_model(
         torch.testing.assert_close(embeds[0, start : start + 24], expected.features)
 
 
-def test_without_a_checkpoint_the_option_is_named(tiny: tuple[Any, Any]) -> None:
-    for method in (FastVID(), CDPruner()):
-        with pytest.raises(UnsupportedModelError, match=r"option `siglip`, such as google/siglip"), method(tiny[0]):
-            pass
+def test_without_a_checkpoint_the_option_is_named(tiny: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    tower = tiny[0].config.vision_config
+    own = tower.hidden_size, "the SigLIP checkpoint that its tower was made of, if there is one (option `siglip`)"
+    usual = 1152, "its original SigLIP checkpoint (option `siglip`, such as google/siglip-so400m-patch14-384)"
+    for method, options in ((FastVID(), "frame_source=mean and salience=received"), (CDPruner(), "relevance=llm")):
+        for width, checkpoint in (own, usual):
+            monkeypatch.setattr(tower, "hidden_size", width)
+            ways = f"take its stand-in, {method.name} with {options}, or give the model {checkpoint}, or choose another"
+            with pytest.raises(UnsupportedModelError, match=re.escape(f"attention, keys): {ways}")), method(tiny[0]):
+                pass
+    monkeypatch.undo()
     for method in (FastVID(frame_source="mean", salience="received"), CDPruner(relevance="llm")):
         with method(tiny[0]):
             pass

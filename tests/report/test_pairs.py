@@ -94,7 +94,7 @@ def test_the_newest_wording_of_a_question_counts(make, provenance):
 
 def test_nothing_answered_by_both_is_no_number(make, provenance):
     (table,) = pair_tables([*make("ours", 0.25, "xx"), *make("random", 0.25, "11")], provenance, OURS, RANDOM)
-    assert lines(table)["bench", "all"] == ["0", "2", "–", "–", "–", "–", "0", "0"]
+    assert lines(table)["bench", "all"] == ["0", "2", *"––––––"]
 
 
 @pytest.mark.parametrize(
@@ -262,3 +262,58 @@ def test_a_part_of_the_questions_is_said_to_be_one(make, provenance, facts, othe
     (table,) = pair_tables(records, provenance, OURS, RANDOM, bootstrap=FAST)
     assert len(table.footnotes) == (note is not None)
     assert all(found.startswith(note) for found in table.footnotes)
+
+
+def at(key, records):
+    return [dataclasses.replace(r, provenance=key, cell=f"{r.cell}-{key}") for r in records]
+
+
+def test_questions_that_were_taken_out_are_not_missed(make, provenance):
+    """As of videos of one's own: two lines of questions.jsonl are deleted, and the method has changed since as well."""
+    old = {**provenance["key1"], "data": "before", "benchmark": {"name": "bench", "questions": 6}}
+    new = {**old, "data": "after", "date": "2026-01-03", "benchmark": {"name": "bench", "questions": 4}}
+    before = [*make("ours", 0.25, "111111"), *make("random", 0.25, "110011"), *make("other", 0.25, "111111")]
+    records = [*before, *at("key2", [*make("ours", 0.25, "1111"), *make("random", 0.25, "1100")])]
+    (table,) = pair_tables(records, {"key1": old, "key2": new}, OURS, RANDOM, bootstrap=FAST)
+    assert lines(table)["bench", "all"][0] == "4"
+    assert [note for note in table.footnotes if "versions of its code" not in note] == []
+    # of other limits, data always differ: those of the whole tell what there is
+    (table,) = pair_tables(records, {"key1": old, "key2": {**new, "limit": 4}}, OURS, RANDOM, bootstrap=FAST)
+    assert table.footnotes[-1] == "Of the 6 questions of bench, both were asked only the first 4 (limit=4)"
+
+
+def test_answers_to_questions_of_yesterday_are_told(make, provenance):
+    old = {**provenance["key1"], "data": "before", "benchmark": {"name": "bench"}}
+    records = [*make("ours", 0.25, "1111"), *make("random", 0.25, "1100")]
+    for changes, said in (
+        ({"data": "after", "date": "2026-01-03"}, True),
+        ({"data": "after", "date": "2026-01-01"}, False),
+        ({"data": "after", "date": "2026-01-03", "limit": 2}, False),
+        ({"data": "after", "date": "2026-01-03", "benchmark": {"name": "other"}}, False),
+        ({"date": "2026-01-03"}, False),
+    ):
+        (table,) = pair_tables(records, {"key1": old, "key2": {**old, **changes}}, OURS, RANDOM, bootstrap=FAST)
+        assert any(note.startswith("The questions of bench have changed since") for note in table.footnotes) == said
+
+
+def test_the_frames_of_each_model_are_its_own(make, provenance):
+    """One side names its frames; the other has a number of its own with each model, and none with a third."""
+    few = Side("random", 0.25, 8)
+    records = [
+        *make("ours", 0.25, "11", model="m", frames=16),
+        *make("random", 0.25, "10", model="m"),
+        *make("ours", 0.25, "10", model="n", frames=32),
+        *make("random", 0.25, "11", model="n"),
+        *make("random", 0.25, "11", model="o"),
+    ]
+    m, n = pair_tables(records, provenance, OURS, few, bootstrap=FAST)
+    assert m.title == "A: ours at R = 25 %, 16 frames; B: random at R = 25 %, 8 frames; m"
+    assert n.title == "A: ours at R = 25 %, 32 frames; B: random at R = 25 %, 8 frames; n"
+    assert n.footnotes[-1] == "On bench (o, 8 frames), only random has answers"
+    records += make("ours", 0.25, "10", model="n", frames=64)
+    with pytest.raises(
+        ValueError, match=r"^a.frames=null: ours at R = 25 % has answers of n with 32 and 64 frames; ch"
+    ):
+        pair_tables(records, provenance, OURS, few, bootstrap=FAST)
+    with pytest.raises(ValueError, match=r"^A and B are both random at R = 25 % with 8 frames: give one of them"):
+        pair_tables(records, provenance, RANDOM, few, bootstrap=FAST)

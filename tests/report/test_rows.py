@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import random
 
 import pandas as pd
@@ -65,6 +66,13 @@ def test_failures_are_left_out_and_counted(toy):
     assert kept.value == pytest.approx(100 * 4 / 9)  # dense without the question that failed here
     assert (kept.n, kept.n_errors) == (11, 1)
     assert value(rows, "random", 0.25, "accuracy").realised_tokens == 16
+
+
+def test_a_cell_without_an_answer_has_no_values(make, tmp_path):
+    write_rows(result_rows([*make("dense", 1.0, "1101"), *make("ours", 0.25, "xxxx")]), tmp_path / "rows.csv")
+    ours = [row for row in as_tuples(read_rows(tmp_path / "rows.csv")) if row.method == "ours"]
+    assert {"accuracy", "accuracy_kept_percent", "flips_lost", "flips_won", "p_mcnemar"} == {row.metric for row in ours}
+    assert all(math.isnan(row.value) and (row.n, row.n_errors) in ((0, 4), (0, 2)) for row in ours)
 
 
 def test_order_is_dense_first_then_methods_as_given_then_falling_ratios(toy):
