@@ -15,14 +15,12 @@ import pandas as pd
 from PIL import Image
 
 from mmg_bench import config as cfg
-from mmg_bench import specs
 from mmg_bench.benchmarks.embedded.dataset import video_file
 from mmg_bench.benchmarks.video import read_frames
-from mmg_bench.methods.registry import get_method
-from mmg_bench.models.loading import VideoLLM
+from mmg_bench.commands.show import show
 from mmg_bench.report import figures
 from mmg_bench.report.answers import ALL
-from mmg_bench.report.overlay import contact_sheet, kept_overlay
+from mmg_bench.report.overlay import contact_sheet
 from mmg_bench.report.rows import DENSE, read_rows
 from mmg_bench.report.table import WITHIN, is_control
 
@@ -30,7 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = (ROOT / "tests", ROOT / "tests" / "models", ROOT / "tests" / "measure")
 VIDEOS = (3, 5, 8, 13)
 SIZE = 112
-METHODS = ("mmg_vid", "dpc_knn", "random")
+KEPT = (("kept", 3, 0.25, "mmg_vid,dpc_knn,random"), ("show", 0, 0.1, "mmg_vid,dpc_knn,random,fastv"))
+"""Pictures of what methods keep: name, video, retention ratio, methods."""
 
 
 def frames_of(number: int) -> np.ndarray:
@@ -98,12 +97,10 @@ def main() -> None:
 
     Image.fromarray(contact_sheet([frames_of(v) for v in VIDEOS])).save(folder / "embedded.png")
 
-    llm = VideoLLM(specs.model_spec(cfg.load("model", "embedded")))
-    frames = frames_of(VIDEOS[0])
-    encoded = llm.encode(llm.preprocess(read_frames(video_file(f"test-{VIDEOS[0]:04d}.mp4"), 16)), set())
-    kept = [get_method(name, retention_ratio=0.25).prune(encoded.tokens[0]).positions.numpy() for name in METHODS]
-    rows = [frames, *(kept_overlay(frames, positions, llm.adapter.grid) for positions in kept)]
-    Image.fromarray(contact_sheet(rows, names=["all", *METHODS])).save(folder / "kept.png")
+    for name, video, ratio, methods in KEPT:
+        path, picture = video_file(f"test-{video:04d}.mp4"), folder / f"{name}.png"
+        options = [f"method={methods}", f"retention_ratio={ratio}", f"video='{path}'", f"picture='{picture}'"]
+        show(cfg.sweep("show", options))
 
     rows_of_table = read_rows(results / "rows.csv")
     where = f"[The whole table]({(results / 'table.md').relative_to(ROOT)}): every skill, tokens, FLOPs, speed-up."
