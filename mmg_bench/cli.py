@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -276,9 +277,14 @@ def _guarded(task: Callable[[], int]) -> int:
         return task()
     except BrokenPipeError:
         raise
+    except OverrideParseException as error:
+        key, _, value = error.override.partition("=")
+        fault = str(error).splitlines()[0]
+        quoted = shlex.quote(f'{key}="{value}"')
+        print(f"mmg-bench: {error.override}: {fault}; a text may need quotes of its own: {quoted}", file=sys.stderr)
+        sys.exit(2)
     except (ValueError, RuntimeError, OSError, HydraException, OmegaConfBaseException) as error:
-        which = f"{error.override}: " if isinstance(error, OverrideParseException) else ""
-        print(f"mmg-bench: {which}{error}", file=sys.stderr)
+        print(f"mmg-bench: {error}", file=sys.stderr)
         sys.exit(2)
     except YAMLError as error:
         print(f"mmg-bench: {' '.join(str(error).split())}", file=sys.stderr)

@@ -54,6 +54,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         ),
         ("run -m model=embedded,llava_onevision_0_5b workers=1,2 output_dir=here", "workers=1,2: rows in one folder"),
         ("run benchmark.frames=[4", "benchmark.frames=[4: no viable alternative"),
+        ("run output_dir=ü", "output_dir=ü; a text may need quotes of its own: 'output_dir=\"ü\"'"),
         ("run shard.count=abc", "shard.count='abc': it must be a whole number, at least 1"),
         ("methods mmgvid", "unknown method 'mmgvid'; the registered methods are: "),
         ("run output_dir=null", "output_dir=None: it must be a text"),
