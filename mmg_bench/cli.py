@@ -256,6 +256,8 @@ def _configured(name: str, arguments: list[str], task: Callable[[list[Any]], int
 
     def carry_out() -> int:
         known = {"--cfg", *(("-m", "--multirun") if sweeps else ())}
+        if alone := next((o for o in overrides if "=" not in o and not o.startswith("~")), None):
+            raise ValueError(f"{alone}: write option=value; --help lists the options")
         if unknown := sorted(flags - known):
             raise ValueError(f"{unknown[0]}: no such flag here; there are {', '.join(sorted(known))} and --help")
         configs = cfg.sweep(name, overrides) if flags & {"-m", "--multirun"} else [cfg.composed(name, overrides)]

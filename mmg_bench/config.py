@@ -6,6 +6,7 @@ Imports nothing heavy, so that help and a misspelt option are answered at once. 
 from __future__ import annotations
 
 import difflib
+import re
 import textwrap
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,9 @@ _FOLDERS = [CONFIGS]
 """Where files of config groups are looked for, as Hydra does: behind the first, the `hydra.searchpath` last given."""
 OPEN = ("model", "benchmark")
 """Sections of table.yaml that take changes to any file of the group of that name."""
+_TEXTS = ("question", "video", "picture", "page", "output_dir")
+"""Options that take any text."""
+_PLAIN = re.compile(r"[\w./:${}-]*", re.ASCII)
 _MUST_HAVE = {
     "table": ("name", "retention_ratios", "profiles"),
     "model": ("name", "path"),
@@ -90,7 +94,9 @@ def composed(name: str, overrides: Sequence[str]) -> DictConfig:
     with _hydra(overrides):
         for given, override in zip(overrides, _parsed(name, overrides), strict=True):
             if override.is_sweep_override():
-                raise ValueError(f"{given}: several values are for run -m and measure -m; a list is one, in brackets")
+                raise ValueError(
+                    f"{given}: several values are for run -m, measure -m and show -m; a list is one, in brackets"
+                )
         return _compose(name, overrides)
 
 
@@ -207,8 +213,18 @@ def _key(override: str) -> str:
 
 def _opened(name: str, override: str) -> str:
     """An override as Hydra takes it: with `++` where it adds to an open section, and `~` for one's home spelt out."""
-    home = override.replace("=~/", f"={Path.home()}/", 1)
+    home = _quoted(override.replace("=~/", f"={Path.home()}/", 1))
     return f"++{home}" if name == "table" and home.startswith(tuple(f"{section}." for section in OPEN)) else home
+
+
+def _quoted(override: str) -> str:
+    """An override with a text for a value, in the quotes that Hydra wants of one with commas or umlauts in it."""
+    key, _, text = override.partition("=")
+    if key not in _TEXTS or _PLAIN.fullmatch(text) or (len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"):
+        return override
+    literal = text.replace("${", r"\${") if key == "question" else text
+    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + found[2].replace("'", r"\'"), literal)
+    return f"{key}='{escaped}'"
 
 
 def _groups(name: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ _LIBRARIES = {"torch", "transformers", "lmms_eval", "numpy"}
 def told(error: BaseException, plain: tuple[type[BaseException], ...] = ()) -> str:
     """Kind and message of a fault; and where it was raised, but for the kinds `plain`, whose messages say enough."""
     message = error.msg if isinstance(error, SyntaxError) else str(error)  # that of the whole has the place
+    message = " ".join(message.split())
     place = "" if isinstance(error, plain) else place_of(error)
     return f"{type(error).__name__}: {message}{place and f' ({place})'}"
 

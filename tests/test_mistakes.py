@@ -54,7 +54,8 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         ),
         ("run -m model=embedded,llava_onevision_0_5b workers=1,2 output_dir=here", "workers=1,2: rows in one folder"),
         ("run benchmark.frames=[4", "benchmark.frames=[4: no viable alternative"),
-        ("run output_dir=ü", "output_dir=ü; a text may need quotes of its own: 'output_dir=\"ü\"'"),
+        ("run benchmark.name=ü", "benchmark.name=ü; a text may need quotes of its own: 'benchmark.name=\"ü\"'"),
+        ("run mmg_vid", "mmg_vid: write option=value; --help lists the options"),
         ("run shard.count=abc", "shard.count='abc': it must be a whole number, at least 1"),
         ("methods mmgvid", "unknown method 'mmgvid'; the registered methods are: "),
         ("run output_dir=null", "output_dir=None: it must be a text"),
@@ -76,7 +77,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         ("run model.foo=1 method.bar=2", "model.foo: no such option; model embedded has: name, path"),
         (
             "run retention_ratio=0.1,0.25",
-            "retention_ratio=0.1,0.25: several values are for run -m and measure -m",
+            "retention_ratio=0.1,0.25: several values are for run -m, measure -m and show -m",
         ),
         ("doctor table=table1 model.embedded.frames=8,16", "mmg-bench: model.embedded.frames=8,16: several values are"),
         ("run hydra.searchpath=[/nowhere]", "hydra.searchpath: there is no folder /nowhere"),

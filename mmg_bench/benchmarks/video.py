@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from mmg_bench.benchmarks.embedded.dataset import cache_folder
 PICTURES = (".jpg", ".jpeg", ".png")
 PICTURES_FPS = 3.0
 """Of folders of pictures, which do not say it: TVQA's in MVBench, the only ones here, were taken three a second."""
+
+
+_NUMBER = re.compile(r"(\d+)")
 
 
 class VideoError(RuntimeError):
@@ -61,7 +65,7 @@ def read_clip(path: str | Path, frames: int) -> Clip:
     """`frames` frames of a video, uniformly from the first to the last (shorter videos repeat some).
 
     The sampling is lmms-eval's: `linspace(0, n - 1, frames)`, rounded down. `path` may also be a folder of pictures,
-    one a frame, in the order of their names. Raises VideoError.
+    one a frame, in the order of `pictures`. Raises VideoError.
     """
     if frames < 1:
         raise ValueError(f"frames={frames}: at least one frame must be sampled")
@@ -94,8 +98,9 @@ def _remedy(path: Path) -> str:
 
 
 def pictures(folder: Path) -> list[Path]:
-    """The pictures in a folder, in the order of their names."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES)
+    """The pictures in a folder, in the order of their names, in which numbers count as such: 9.png before 10.png."""
+    found = (p for p in folder.iterdir() if p.suffix.lower() in PICTURES)
+    return sorted(found, key=lambda p: [int(part) if i % 2 else part for i, part in enumerate(_NUMBER.split(p.name))])
 
 
 def _sampled(count: int, frames: int) -> list[int]:
@@ -107,10 +112,12 @@ def _read_pictures(folder: Path, frames: int) -> Clip:
 
     names = pictures(folder)
     if not names:
-        raise VideoError(f"{folder}: the folder holds no picture ({', '.join(PICTURES)}); download it again")
+        raise VideoError(f"{folder}: the folder holds no picture ({', '.join(PICTURES)})")
     indices = _sampled(len(names), frames)
     try:
         pixels = np.stack([np.asarray(Image.open(names[i]).convert("RGB")) for i in indices])
     except (OSError, ValueError) as error:  # damaged, or of several sizes
-        raise VideoError(f"{folder}: cannot be read as one video ({error}); download it again") from error
+        raise VideoError(
+            f"{folder}: cannot be read as one video ({error}): its pictures must be whole, and of one size"
+        ) from error
     return Clip(pixels, Timing(tuple(indices), len(names), PICTURES_FPS))

@@ -41,7 +41,10 @@ def _folders(folder: Path) -> list[Path]:
     for depth in ("", "*/", "*/*/"):
         if found := sorted({file.parent for file in folder.glob(f"{depth}records*.jsonl")}):
             return found
-    raise ValueError(f"output_dir={str(folder)!r}: no records there; give the output_dir of a run or of a table")
+    only_rows = ", which has rows alone" if any(folder.glob("rows.csv")) else ""
+    raise ValueError(
+        f"output_dir={str(folder)!r}{only_rows}: no records there; give the output_dir of a run or of a table"
+    )
 
 
 def _missing_shards(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -38,7 +38,10 @@ def browse(config: DictConfig) -> int:
         answered = [r for r in records if r.benchmark == name]
         latest = max((found.sources[key] for key in {r.provenance for r in answered}), key=date_of)
         try:
-            asked |= _asked(latest.get("benchmark"), answered, file.parent)
+            benchmark = _benchmark(latest.get("benchmark"))
+            asked |= _asked(benchmark, answered, file.parent)
+            done, whole = len({r.question for r in answered}), len(benchmark.questions)
+            notes += [f"Of the {whole} questions of {name}, {done} were asked"] if done < whole else []
         except (ValueError, OSError) as error:
             notes.append(f"Prompts and videos of {name} are left out: {error}")
     for note in notes:
@@ -49,14 +52,15 @@ def browse(config: DictConfig) -> int:
     return 0
 
 
-def _asked(config: Any, records: Collection[Record], beside: Path) -> dict[tuple[str, str], Asked]:
-    """What the questions of a benchmark ask, as far as they are still those that were answered.
-
-    Raises ValueError or OSError where its data cannot be read.
-    """
+def _benchmark(config: Any) -> Benchmark:
+    """The benchmark that provenance describes so. Raises ValueError or OSError where its data cannot be read."""
     if not isinstance(config, Mapping):
         raise ValueError("provenance.json does not describe the benchmark")
-    benchmark = Benchmark(specs.benchmark_spec(config))
+    return Benchmark(specs.benchmark_spec(config))
+
+
+def _asked(benchmark: Benchmark, records: Collection[Record], beside: Path) -> dict[tuple[str, str], Asked]:
+    """What the questions of a benchmark ask, as far as they are still those that were answered."""
     answered = {(r.question, r.asked) for r in records}
     videos: dict[tuple[str, str], str | None] = {}
     found = {}

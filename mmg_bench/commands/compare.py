@@ -41,8 +41,8 @@ def compare(methods: Sequence[str], config: DictConfig) -> int:
 
 def _not_two(methods: Sequence[str]) -> ValueError:
     return ValueError(
-        f"compare {' '.join(methods)}: name two methods, such as: mmg-bench compare mmg_vid dpc_knn; or one twice, and "
-        "what differs, such as: a.retention_ratio=0.1 b.retention_ratio=0.25"
+        f"{' '.join(['compare', *methods])}: name two methods, such as: mmg-bench compare mmg_vid dpc_knn; or one "
+        "twice, and what differs, such as: a.retention_ratio=0.1 b.retention_ratio=0.25"
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -176,8 +175,7 @@ def _do(jobs: Sequence[Job]) -> int:
         before += [outcome] if job.reports else []
         failed += outcome.failed
     for folder in dict.fromkeys(os.path.commonpath(job.folders) for job in jobs if job.reports):
-        option = f"output_dir={folder}" if re.fullmatch(r"[\w./-]+", folder, re.ASCII) else f'output_dir="{folder}"'
-        print(f"Question by question: mmg-bench browse {shlex.quote(option)}")
+        print(f"Question by question: mmg-bench browse {shlex.quote(f'output_dir={folder}')}")
     return failed
 
 

@@ -16,6 +16,7 @@ from mmg_bench import config as cfg
 from mmg_bench import specs
 from mmg_bench.benchmarks.video import read_clip
 from mmg_bench.cells import Cell, needs_of
+from mmg_bench.faults import told
 from mmg_bench.files import written_whole
 from mmg_bench.measure.workload import standard_video
 from mmg_bench.models.checking import check_model
@@ -24,8 +25,11 @@ from mmg_bench.models.loading import VideoLLM
 from mmg_bench.options import check_path, check_text, check_whole
 from mmg_bench.report.overlay import Pictures, contact_sheet, kept_overlay
 
-_HEIGHT = 112
-"""Of a frame in the picture, in pixels."""
+_SIDE = 112
+"""Of a square frame in the picture, in pixels; others have the same area."""
+
+
+_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
 
 
 def show(configs: Sequence[DictConfig]) -> int:
@@ -38,7 +42,7 @@ def show(configs: Sequence[DictConfig]) -> int:
     check_text("question", values["question"])
     check_whole("new_tokens", values["new_tokens"], 1)
     check_whole("pictures", values["pictures"], 1)
-    file, video = check_path("picture", values["picture"]), _video(values["video"])
+    file, video = _picture(values["picture"]), _video(values["video"])
     cells = [specs.cell({"name": "dense"}, 1.0)]
     cells += [specs.cell(c["method"], c["retention_ratio"], c["positions"]) for c in plain]
     cells = list(dict.fromkeys(cells))
@@ -52,17 +56,31 @@ def show(configs: Sequence[DictConfig]) -> int:
     encoded = llm.encode(llm.preprocess(clip.pixels, clip.timing), needs)
     inputs = llm.tokenize(values["question"], encoded.texts)
     print(f"{video.name}, {len(clip.pixels)} frames: {values['question']}")
-    rows = []
+    rows: dict[Cell, Pictures] = {}
     for cell in cells:
-        with pruning(llm.model, cell.method, cell.positions, encoded=encoded.tokens) as run:
-            text = llm.generate(inputs, encoded, {"max_new_tokens": values["new_tokens"]})
+        try:
+            with pruning(llm.model, cell.method, cell.positions, encoded=encoded.tokens) as run:
+                text = llm.generate(inputs, encoded, {"max_new_tokens": values["new_tokens"]})
+        except Exception as error:  # one method's fault must not lose the others' picture
+            print(f"  {_who(cell)} failed: {told(error)}", flush=True)
+            continue
         (report,) = run.report
-        print(f"  {_who(cell)}: {_tokens(report)}: {text}", flush=True)
-        rows.append(_row(clip.pixels, report, values["pictures"]))
-    with written_whole(file) as temporary:
-        Image.fromarray(contact_sheet(rows, names=_names(cells))).save(temporary, format="png")
-    print(f"Written: {file}")
-    return 0
+        print(f"  {_who(cell)}: {_tokens(report)}: {text or '(nothing)'}", flush=True)
+        rows[cell] = _row(clip.pixels, report, values["pictures"])
+    if rows:
+        with written_whole(file) as temporary:
+            sheet = contact_sheet(list(rows.values()), names=_names(list(rows)))
+            Image.fromarray(sheet).save(temporary, format=_FORMATS[file.suffix.lower()])
+        print(f"Written: {file}")
+    return len(cells) - len(rows)
+
+
+def _picture(given: Any) -> Path:
+    """The file to write. Raises ValueError where it cannot be one."""
+    path = check_path("picture", given)
+    if path.is_dir() or path.suffix.lower() not in _FORMATS:
+        raise ValueError(f"picture={given!r}: name a file that ends in {', '.join(_FORMATS)}")
+    return path
 
 
 def _video(given: Any) -> Path:
@@ -74,9 +92,14 @@ def _video(given: Any) -> Path:
 
 
 def _names(cells: Sequence[Cell]) -> list[str]:
-    """What the rows of the picture are called: no more than there is room for, where the lines printed tell all."""
-    one_ratio = len({cell.method.retention_ratio for cell in cells[1:]}) < 2
-    return [c.method.name if one_ratio else f"{c.method.name} {100 * c.method.retention_ratio:.4g} %" for c in cells]
+    """What the rows of the picture are called: no more than tells them apart, for there is little room."""
+    one_ratio = len({cell.method.retention_ratio for cell in cells if cell.method.name != "dense"}) < 2
+    names = []
+    for cell in cells:
+        several = len({other.label for other in cells if other.method.name == cell.method.name}) > 1
+        name = cell.label if several else cell.method.name
+        names.append(name if one_ratio else f"{name} {100 * cell.method.retention_ratio:.4g} %")
+    return names
 
 
 def _who(cell: Cell) -> str:
@@ -95,7 +118,8 @@ def _row(pixels: Pictures, report: VideoReport, most: int) -> Pictures:
     count, *grid = report.layout
     frames = pixels[:: math.ceil(len(pixels) / count)]  # some models make one of two
     which = np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int))
-    size = (round(_HEIGHT * frames.shape[2] / frames.shape[1]), _HEIGHT)
+    shape = math.sqrt(frames.shape[2] / frames.shape[1])
+    size = (round(_SIDE * shape), round(_SIDE / shape))
     small = np.stack([np.asarray(Image.fromarray(frames[t]).resize(size)) for t in which])
     tokens: NDArray[np.bool_] = np.zeros((count, grid[0] * grid[1]), dtype=bool)
     tokens.reshape(-1)[report.left.numpy(force=True)] = True

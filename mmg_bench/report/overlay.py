@@ -54,7 +54,9 @@ def _joined(pictures: list[Pictures], gap: int, axis: int) -> Pictures:
 
 
 def _upwards(text: str, height: int) -> Pictures:
-    """Black text on white, read from below, as high as a row of frames."""
+    """Black text on white, read from below, no longer than a row of frames is high."""
     picture = Image.new("RGB", (height, _MARGIN), "white")
-    ImageDraw.Draw(picture).text((height / 2, _MARGIN / 2), text, fill="black", anchor="mm", font_size=_MARGIN * 0.7)
+    draw, size = ImageDraw.Draw(picture), _MARGIN * 0.7
+    size *= min(1, height / draw.textlength(text, font_size=size)) if text else 1
+    draw.text((height / 2, _MARGIN / 2), text, fill="black", anchor="mm", font_size=size)
     return np.asarray(picture.rotate(90, expand=True))

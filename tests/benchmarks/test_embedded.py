@@ -17,7 +17,7 @@ from mmg_bench.benchmarks.embedded import dataset
 from mmg_bench.benchmarks.embedded.questions import COUNTS, SKILLS, all_questions, sample_questions, vocabulary
 from mmg_bench.benchmarks.embedded.render import coverage, render_frames, write_video
 from mmg_bench.benchmarks.embedded.world import COLOURS, SAMPLED, SHAPES, STRIDE, make_rng, make_world
-from mmg_bench.benchmarks.video import Timing, VideoError, read_clip, read_frames
+from mmg_bench.benchmarks.video import Timing, VideoError, pictures, read_clip, read_frames
 
 WORLDS = [make_world("test", i) for i in range(150)]
 
@@ -197,3 +197,10 @@ def test_clips_tell_when_their_frames_are_shown(tmp_path: Path) -> None:
         Timing((0,), 1, 0)
     with pytest.raises(ValueError, match="not ascending in a video of 2 frames"):
         Timing((0, 2), 2, 1.0)
+
+
+def test_numbers_of_pictures_count_as_such(tmp_path: Path) -> None:
+    names = ["0001.jpg", "2.png", "9.png", "10.PNG", "a2b1.png", "a2b03.png", "a10.png", "b.png"]
+    for name in [*names, "notes.txt"]:
+        (tmp_path / name).touch()
+    assert [path.name for path in pictures(tmp_path)] == names

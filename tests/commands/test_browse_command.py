@@ -25,14 +25,14 @@ def data_of(page: Path) -> Any:
 def test_a_run_with_its_prompts_and_videos(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "a run"
+    folder = tmp_path / "a run, ü"
     run = "mmg-bench run -m model=embedded benchmark=embedded limit=3 method=random retention_ratio=0.25,0.1"
     assert given(f"{run} 'output_dir={folder}'", monkeypatch) == 0
     *_, last = capsys.readouterr().out.splitlines()
     assert given(last.removeprefix("Question by question: "), monkeypatch) == 0
     assert f"Written: {folder}/browse.html" in capsys.readouterr().out
     data = data_of(folder / "browse.html")
-    assert (data["title"], data["notes"]) == ("a run", [])
+    assert (data["title"], data["notes"]) == ("a run, ü", ["Of the 382 questions of embedded, 3 were asked"])
     (part,) = data["parts"]
     assert part["cells"] == [["dense", 1.0], ["random (control)", 0.25], ["random (control)", 0.1]]
     records = {(r.question, r.method, r.retention_ratio): r for r in read_records(folder)}
@@ -90,4 +90,8 @@ def test_without_the_benchmark_and_in_two_versions(
 
 def test_no_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert given(f"mmg-bench browse output_dir={tmp_path}", monkeypatch) == 2
-    assert "no records there; give the output_dir of a run or of a table" in capsys.readouterr().err
+    (tmp_path / "rows.csv").touch()
+    assert given(f"mmg-bench browse output_dir={tmp_path}", monkeypatch) == 2
+    plain, with_rows = capsys.readouterr().err.splitlines()
+    assert plain.endswith("': no records there; give the output_dir of a run or of a table")
+    assert "', which has rows alone: no records there" in with_rows

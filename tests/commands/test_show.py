@@ -14,6 +14,8 @@ from mmg_bench import specs
 from mmg_bench.benchmarks.embedded.render import write_video
 from mmg_bench.benchmarks.embedded.world import make_world
 from mmg_bench.benchmarks.video import read_clip
+from mmg_bench.cells import Cell
+from mmg_bench.commands.show import _names
 from mmg_bench.methods.registry import get_method
 from mmg_bench.models.loading import VideoLLM
 
@@ -72,11 +74,42 @@ def test_of_a_method_inside_the_model_what_the_last_layer_sees(
     assert sum(bright(picture, 1, frame).sum() for frame in range(16)) == 78
 
 
+def test_a_method_that_fails_does_not_take_the_others_down(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(self: object, tokens: object) -> None:
+        raise ArithmeticError("no\nluck")
+
+    monkeypatch.setattr("mmg_bench.methods.uniform.Uniform.select", broken)
+    file = tmp_path / "kept.jpg"
+    command = (
+        f"mmg-bench show -m method=uniform,random 'video={video}' 'picture={file}' 'question=It is (what), ${{x}}?'"
+    )
+    assert given(command, monkeypatch) == 1
+    shown = capsys.readouterr().out
+    assert "16 frames: It is (what), ${x}?" in shown
+    assert "  uniform at R = 25 % failed: ArithmeticError: no luck (test_show.py:" in shown
+    assert "  random at R = 25 %: 196 of 784 tokens: " in shown
+    with Image.open(file) as picture:
+        assert (picture.format, picture.height) == ("JPEG", 2 * (SIDE + GAP) - GAP)
+
+
+def test_rows_are_told_apart() -> None:
+    def cell(name: str, ratio: float, **options: object) -> Cell:
+        return specs.cell({"name": name, **options}, ratio)
+
+    assert _names([cell("dense", 1.0), cell("tome", 0.1), cell("random", 0.1)]) == ["dense", "tome", "random"]
+    several = [cell("mmg_vid", 0.1, tau=0.9), cell("mmg_vid", 0.1), cell("tome", 0.25)]
+    assert _names(several) == ["mmg_vid(tau=0.9) 10 %", "mmg_vid 10 %", "tome 25 %"]
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         ("video=no.mp4", "video='no.mp4': no such video; name a file, a folder of pictures, or generated"),
-        ("question=''", "question='': it must be a text"),
+        ("question=", "question='': it must be a text"),
+        ("picture=kept", "picture='kept': name a file that ends in .png, .jpg, .jpeg"),
+        ("picture=configs", "picture='configs': name a file"),
         ("pictures=0", "pictures=0: it must be a whole number, at least 1"),
         ("new_tokens=many", "new_tokens='many': it must be a whole number, at least 1"),
         ("-m new_tokens=1,2", "pictures that differ in new_tokens do not fit one: make them one by one"),

@@ -122,13 +122,13 @@ def test_in_a_browser(toy, provenance, tmp_path):
     file = tmp_path / "page.html"
     file.write_text(page("t", toy, provenance, {("bench", "q07"): Asked("Which <b>colour</b>?", None)}))
     _, sums, *lines = table_of(file, "ratio=0.25")
-    assert sums[4:] == ["83.3", "58.3 ▼4 ▲1", "36.4 ▼5 ▲0"]
+    assert sums[4:] == ["83.3", "58.3 ▼4 ▲1", "36.4 of 11 ▼5 ▲0"]
     assert [line[0] for line in lines] == [f"q{i:02d}" for i in range(12)]
     assert lines[9][4:] == ["+", "▼", "!"]
     address = "ratio=0.25&method=ours&show=lost+against+dense&skill=order&open=q07"
     names, sums, first, opened, *said, last = table_of(file, address)
     assert names[4:] == ["dense", "ours", "random (control)"]
-    assert sums[4:] == ["100.0", "0.0 ▼2 ▲0", "0.0 ▼1 ▲0"]
+    assert sums[4:] == ["100.0", "0.0 ▼2 ▲0", "0.0 of 1 ▼1 ▲0"]
     assert first == ["q07", "order", "Which <b>colour</b>?", "red", "+", "▼", "▼"]
     assert "Right answer: red" in opened[0]
     assert said == [["▼", "blue", "ours, random (control)"]]
