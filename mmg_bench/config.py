@@ -220,7 +220,8 @@ def _opened(name: str, override: str) -> str:
 def _quoted(override: str) -> str:
     """An override with a text for a value, in the quotes that Hydra wants of one with commas or umlauts in it."""
     key, _, text = override.partition("=")
-    if key not in _TEXTS or _PLAIN.fullmatch(text) or (len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"):
+    plain = key != "question" and _PLAIN.fullmatch(text)  # a question may be a number
+    if key not in _TEXTS or plain or (len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"):
         return override
     literal = text.replace("${", r"\${") if key == "question" else text
     escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + found[2].replace("'", r"\'"), literal)

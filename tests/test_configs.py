@@ -242,3 +242,21 @@ def test_a_sweep_is_every_combination() -> None:
     assert one.method.tau == 0.9
     assert [c.method.name for c in cfg.sweep("run", ["method=glob(fast*)"])] == ["fastv", "fastvid"]
     assert [c.limit for c in cfg.sweep("run", ["limit=range(1,7,2)"])] == [1, 3, 5]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["What's this?", "Who? (A) he (B) she", "a, or b", "cost ${x}", "ends \\", "\\'", "5", "null", "ü = {1}", '"'],
+)
+def test_a_question_is_taken_as_it_stands(text: str) -> None:
+    GlobalHydra.instance().clear()
+    assert cfg.plain(cfg.composed("show", [f"question={text}"]))["question"] == text
+    both = cfg.sweep("show", [f"question={text}", "method=mmg_vid,random"])
+    assert [cfg.plain(config)["question"] for config in both] == [text, text]
+
+
+def test_paths_are_taken_as_they_stand_but_for_references() -> None:
+    GlobalHydra.instance().clear()
+    config = cfg.plain(cfg.composed("run", ["output_dir=a, b/ü/${model.name}", "model=embedded"]))
+    assert config["output_dir"] == "a, b/ü/embedded"
+    assert cfg.plain(cfg.composed("show", ["video='it is'"]))["video"] == "it is"
