@@ -117,6 +117,10 @@ ENTRIES = [
     ("{name: mmg_vid, 7: 0.9}", f"{METHODS}mmg_vid: method 'mmg_vid' has no parameter 7; it has: retention_ratio,"),
     ("{name: mmg_vid, positions: here}", f"{METHODS}mmg_vid: positions='here': choose original, contiguous"),
     ("{name: mmg_vid, retention_ratios: 25}", f"{METHODS}mmg_vid: retention_ratios=25: it must be a number in (0, 1]"),
+    (
+        "{name: mmg_vid, retention_ratios: [true]}",
+        f"{METHODS}mmg_vid: retention_ratios=True: it must be a number in (0, 1]",
+    ),
     ("mmgvid", f"{METHODS}mmgvid: no method is called 'mmgvid'; did you mean mmg_vid? choose one of: "),
     (
         '"mmg_vid(tau=0.9, positions=contiguous)"',
@@ -125,7 +129,7 @@ ENTRIES = [
     ),
     (
         '{name: "prumerge(plus=None)"}',
-        f"{METHODS}'prumerge(plus=None)' is what a table calls it; write {{name: prumerge,",
+        f"{METHODS}'prumerge(plus=None)' is what a table calls it; write {{name: prumerge, plus: null}}\n",
     ),
     ("random (control)", f"{METHODS}'random (control)' is what a table calls it; write random\n"),
 ]
@@ -188,7 +192,7 @@ def test_a_file_may_build_on_another(tmp_path: Path) -> None:
 
 
 def test_the_page_on_results_names_everything() -> None:
-    _, rows, records = RESULTS.split("\n## ")
+    _, rows, records, _ = RESULTS.split("\n## ")
     columns, metrics = rows.split("| metric | value |")
     for part, names in ((columns, COLUMNS), (metrics, METRICS), (records, [f.name for f in fields(Record)])):
         first = re.findall(r"^\| (`.*?`) \|", part, re.MULTILINE)

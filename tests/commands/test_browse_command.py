@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import pytest
 
 from command_line import given
+from mmg_bench.commands.browse import _video
 from mmg_bench.runner import provenance
 from mmg_bench.runner.records import Record, RecordFile, read_records
 
@@ -56,6 +57,20 @@ def test_a_run_with_its_prompts_and_videos(
     assert [q["id"] for q in part["questions"] if q["prompt"] is None] == [first]
     other = next(q for q in part["questions"] if q["prompt"] is not None)
     assert (tmp_path / "other" / unquote(other["address"])).resolve().is_file()
+
+
+def test_addresses_of_videos(tmp_path: Path) -> None:
+    """As seen from the page, every sign that means something in an address written out; none of what is not there."""
+
+    class Named:
+        def video_path(self, question: Any) -> Path:
+            return tmp_path / "videos" / question
+
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "100 %#.mp4").touch()
+    there: Any = Named()
+    assert _video(there, "100 %#.mp4", tmp_path / "pages") == "../videos/100%20%25%23.mp4"  # type: ignore[arg-type]
+    assert _video(there, "no.mp4", tmp_path) is None  # type: ignore[arg-type]
 
 
 def record(question: str, date: str, score: float) -> Record:

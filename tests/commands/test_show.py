@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from command_line import given
@@ -15,8 +18,9 @@ from mmg_bench.benchmarks.embedded.render import write_video
 from mmg_bench.benchmarks.embedded.world import make_world
 from mmg_bench.benchmarks.video import read_clip
 from mmg_bench.cells import Cell
-from mmg_bench.commands.show import _names
+from mmg_bench.commands.show import _names, _row
 from mmg_bench.methods.registry import get_method
+from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import VideoLLM
 
 MARGIN, SIDE, GAP = 22, 112, 2
@@ -92,6 +96,35 @@ def test_a_method_that_fails_does_not_take_the_others_down(
     assert "  random at R = 25 %: 196 of 784 tokens: " in shown
     with Image.open(file) as picture:
         assert (picture.format, picture.height) == ("JPEG", 2 * (SIDE + GAP) - GAP)
+
+
+def test_methods_run_as_they_are_asked_to(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Any] = []
+
+    def watched(model: Any, method: Any, positions: str, encoded: Any) -> Any:
+        seen.append((method.name, positions))
+        return pruning(model, method, positions, encoded)
+
+    def generate(self: VideoLLM, inputs: Any, encoded: Any, generation: dict[str, Any]) -> str:
+        seen.append(generation)
+        self.model(**inputs, **encoded.arguments)
+        return ""
+
+    monkeypatch.setattr("mmg_bench.commands.show.pruning", watched)
+    monkeypatch.setattr(VideoLLM, "generate", generate)
+    options = f"'video={video}' new_tokens=3 picture={tmp_path}/kept.png"
+    assert given(f"mmg-bench show -m positions=contiguous,original,null {options}", monkeypatch) == 0
+    assert seen[::2] == [("dense", "original"), ("mmg_vid", "contiguous"), ("mmg_vid", "original")]
+    assert seen[1::2] == 3 * [{"max_new_tokens": 3}]
+    assert "mmg_vid(positions=contiguous) at R = 25 %: 196 of 784 tokens: (nothing)" in capsys.readouterr().out
+
+
+def test_of_models_that_make_one_frame_of_two_the_first_is_shown() -> None:
+    pixels = np.stack([np.full((8, 8, 3), 50 * t, np.uint8) for t in range(5)])
+    report: Any = SimpleNamespace(layout=(3, 1, 1), left=torch.tensor([0, 1, 2]))
+    assert [frame.mean() for frame in _row(pixels, report, 16)] == [0, 100, 200]
 
 
 def test_rows_are_told_apart() -> None:

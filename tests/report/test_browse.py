@@ -104,12 +104,16 @@ def test_an_answer_cannot_become_a_part_of_the_page(make, provenance):
     assert answers(part, "dense", 1.0) == [("right", 1, text)]
 
 
-def table_of(file, address):
-    """The lines of the page's table, each a text a cell, as a browser makes them."""
+def opened(file, address):
+    """The page as a browser makes it, without its script."""
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=4000", "--dump-dom"]
     made = subprocess.run([*command, f"{file.as_uri()}#{address}"], capture_output=True, text=True, check=True).stdout
-    made = re.sub(r"<script.*?</script>", "", made, flags=re.DOTALL)
-    lines = re.findall(r"<tr\b.*?</tr>", made, re.DOTALL)
+    return re.sub(r"<script.*?</script>", "", made, flags=re.DOTALL)
+
+
+def table_of(file, address):
+    """The lines of the page's table, each a text a cell."""
+    lines = re.findall(r"<tr\b.*?</tr>", opened(file, address), re.DOTALL)
     cells = [re.findall(r"<t[dh]\b.*?</t[dh]>", line, re.DOTALL) for line in lines]
     return [[unescape(re.sub("<[^>]*>", " ", cell)).strip() for cell in line] for line in cells]
 
@@ -126,10 +130,47 @@ def test_in_a_browser(toy, provenance, tmp_path):
     assert [line[0] for line in lines] == [f"q{i:02d}" for i in range(12)]
     assert lines[9][4:] == ["+", "▼", "!"]
     address = "ratio=0.25&method=ours&show=lost+against+dense&skill=order&open=q07"
-    names, sums, first, opened, *said, last = table_of(file, address)
+    names, sums, first, details, *said, last = table_of(file, address)
     assert names[4:] == ["dense", "ours", "random (control)"]
     assert sums[4:] == ["100.0", "0.0 ▼2 ▲0", "0.0 of 1 ▼1 ▲0"]
     assert first == ["q07", "order", "Which <b>colour</b>?", "red", "+", "▼", "▼"]
-    assert "Right answer: red" in opened[0]
+    assert "Right answer: red" in details[0]
     assert said == [["▼", "blue", "ours, random (control)"]]
     assert last[0] == "q09"
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser here")
+@pytest.mark.parametrize(
+    ("address", "found"),
+    [
+        ("search=NO+SUCH", "q09"),
+        ("show=failed", "q09"),
+        ("show=won+against+dense", "q11"),
+        ("show=lost+or+won&method=ours&search=q0", "q00 q07 q08 q09"),
+        ("show=not+right&method=dense", "q10 q11"),
+        ("show=not+right&method=random+(control)&skill=colour", "q04 q06 q08 q10"),
+        ("part=1", "q00 q01"),
+        ("ratio=7&show=nothing&skill=none&part=9&method=no", " ".join(f"q{i:02d}" for i in range(12))),
+    ],
+)
+def test_what_is_chosen_in_a_browser(toy, make, provenance, tmp_path, address, found):
+    file = tmp_path / "page.html"
+    file.write_text(page("t", [*toy, *make("dense", 1.0, "10", benchmark="more")], provenance, {}))
+    _, _, *lines = table_of(file, address if "ratio" in address else f"ratio=0.25&{address}")
+    assert [line[0] for line in lines] == found.split()
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser here")
+def test_many_questions_notes_and_a_video_in_a_browser(make, provenance, tmp_path):
+    records = [*make("dense", 1.0, "1" * 250), *make("ours", 0.5, "1" * 250)]
+    records[250] = replace(records[250], score=0.25)
+    asked = {("bench", "q00"): Asked("Who?", "no%20such.mp4")}
+    file = tmp_path / "page.html"
+    file.write_text(page("t", records, provenance, asked, ["a <note>"]))
+    made = opened(file, "ratio=0.5&open=q00")
+    assert made.count('class="question"') == 200
+    assert "50 more" in made
+    assert "a &lt;note&gt;" in made
+    assert 'href="no%20such.mp4"' in made
+    assert "this browser cannot show the video" in made
+    assert "▼ 0.25" in made
