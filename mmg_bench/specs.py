@@ -30,7 +30,7 @@ def table_model(key: str, config: Mapping[str, Any]) -> ModelSpec:
 def benchmark_spec(config: Mapping[str, Any]) -> BenchmarkSpec:
     """The benchmark that a configuration describes."""
     values = cfg.known(BenchmarkSpec, config, "benchmark")
-    values["tasks"] = tuple(cfg.listed("benchmark.tasks", values["tasks"]))
+    values["tasks"] = tuple(cfg.listed("benchmark.tasks", values.get("tasks")))
     if values.get("include_path") == "embedded":
         values["include_path"] = str(Path(embedded.__file__).parent / "task")
     return BenchmarkSpec(**values)

@@ -104,6 +104,7 @@ class Benchmark:
         if limit is not None:
             check_whole("limit", limit, 1, ", or null for every question")
         self.spec, self.limit = spec, limit
+        self.whole: int | None = None  # how many questions there are, `limit` apart, once they are read
         self._tasks = _load_tasks(spec)
 
     @cached_property
@@ -122,6 +123,7 @@ class Benchmark:
             )
         order = {video: number for number, video in reversed(list(enumerate(q.video for q in found)))}
         found.sort(key=lambda q: order[q.video])
+        self.whole = len(found)
         return found[: self.limit]
 
     @cached_property

@@ -33,6 +33,8 @@ def read_answered(folder: Path) -> Answered:
         entries = provenance.read(part)
         sources |= entries
         notes += _missing_shards(part, entries)
+    if not records:
+        raise ValueError(f"output_dir={str(folder)!r}: no question is answered there yet")
     return Answered(records, sources, notes)
 
 

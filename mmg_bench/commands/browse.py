@@ -32,7 +32,9 @@ def browse(config: DictConfig) -> int:
     found = read_answered(folder)
     records, versions = newest(found.records, found.sources)
     notes = [*found.notes]
-    notes += [f"{label.method} at R = {label.retention_ratio:g} answered {note}" for label, note in versions.items()]
+    for label, note in versions.items():
+        where = f"on {label.benchmark} ({label.model}, {label.frames} frames)"
+        notes.append(f"{label.method} at R = {100 * label.retention_ratio:.4g} % {where} answered {note}")
     asked: dict[tuple[str, str], Asked] = {}
     for name in dict.fromkeys(r.benchmark for r in records):
         answered = [r for r in records if r.benchmark == name]
@@ -40,8 +42,7 @@ def browse(config: DictConfig) -> int:
         try:
             benchmark = _benchmark(latest.get("benchmark"))
             asked |= _asked(benchmark, answered, file.parent)
-            done, whole = len({r.question for r in answered}), len(benchmark.questions)
-            notes += [f"Of the {whole} questions of {name}, {done} were asked"] if done < whole else []
+            notes += _counts(benchmark, answered)
         except (ValueError, OSError) as error:
             notes.append(f"Prompts and videos of {name} are left out: {error}")
     for note in notes:
@@ -57,6 +58,15 @@ def _benchmark(config: Any) -> Benchmark:
     if not isinstance(config, Mapping):
         raise ValueError("provenance.json does not describe the benchmark")
     return Benchmark(specs.benchmark_spec(config))
+
+
+def _counts(benchmark: Benchmark, records: Collection[Record]) -> list[str]:
+    """What to say where the questions that were answered are not those of the benchmark."""
+    now = {(q.id, q.digest) for q in benchmark.questions}
+    done = {(r.question, r.asked) for r in records}
+    name, some, old = benchmark.spec.name, len(done & now), len(done - now)
+    notes = [f"Of the {len(now)} questions of {name}, {some} were asked"] if some < len(now) else []
+    return [*notes, *([f"{old} questions of {name} are asked in other words by now, or no more"] if old else [])]
 
 
 def _asked(benchmark: Benchmark, records: Collection[Record], beside: Path) -> dict[tuple[str, str], Asked]:

@@ -71,6 +71,8 @@ class Outcome:
     job: Job
     weights: str
     geometry: TextGeometry
+    questions: dict[str, int]
+    """How many each benchmark has, `limit` apart."""
     over_skills: set[str]
     """Benchmarks whose accuracy is the mean over their skills."""
     records: list[Record]
@@ -218,6 +220,7 @@ def _carry_out(job: Job) -> Iterator[Outcome]:
         job=job,
         weights=llm.weights,
         geometry=TextGeometry.from_config(llm.model.config.get_text_config()),
+        questions={b.spec.name: b.whole for b in benchmarks if b.whole is not None},
         over_skills={b.spec.name for b in benchmarks if b.spec.average == "skills"},
         records=records,
         measurements=[],
@@ -274,9 +277,11 @@ def _report(outcomes: Sequence[Outcome], *, shown: bool) -> None:
         geometries={outcome.job.model.name: outcome.geometry for outcome in outcomes},
     )
     sources: dict[str, Any] = {}
+    whole: dict[str, int] = {}
     for outcome in outcomes:
         sources |= outcome.sources
-    publish(rows, sources, jobs[0].results, partial(layout, limit=jobs[0].limit), shown=shown)
+        whole |= outcome.questions
+    publish(rows, sources, jobs[0].results, partial(layout, whole=whole), shown=shown)
 
 
 def _answer_share(

@@ -52,6 +52,8 @@ def show(configs: Sequence[DictConfig]) -> int:
     llm = VideoLLM(spec)
     needs = needs_of(cells)
     llm.prepare(needs)
+    for cell in cells:
+        llm.adapter.check(cell.method.needs, cell.label)
     clip = read_clip(video, spec.frames)
     encoded = llm.encode(llm.preprocess(clip.pixels, clip.timing), needs)
     inputs = llm.tokenize(values["question"], encoded.texts)

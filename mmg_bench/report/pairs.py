@@ -244,15 +244,15 @@ def _part(benchmark: str, pair: Pair, provenance: Sources, records: Iterable[Rec
     every = sorted((entry for found in entries for entry in found), key=date_of)
     last = every[-1]
     of_benchmark = [e for e in provenance.values() if (e.get("benchmark") or {}).get("name") == benchmark]
-    if any(_changed(entry, last) and date_of(entry) > date_of(last) for entry in of_benchmark):
+    later = [entry for entry in of_benchmark if date_of(entry) > date_of(last)]
+    if any(_changed(entry, last) for entry in [*every, *later]):
         return [
             f"The questions of {benchmark} have changed since: answers to some that are asked no more may count here; "
             "run both again in one command, into a new output_dir"
         ]
     old = {key for key, entry in provenance.items() if _changed(entry, last)}
     known = {r.question for r in records if r.benchmark == benchmark and r.provenance not in old}
-    valid = [entry for entry in every if not _changed(entry, last)]
-    whole = max(len(known), *((entry.get("benchmark") or {}).get("questions") or 0 for entry in valid))
+    whole = max(len(known), *((entry.get("benchmark") or {}).get("questions") or 0 for entry in every))
     limit = _limit(every)
     wanted = min(whole, limit or whole)
     count = len(pair.one.records)

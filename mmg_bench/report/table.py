@@ -77,23 +77,24 @@ def layout(
     provenance: Mapping[str, Mapping[str, Any]],
     published: pd.DataFrame | None = None,
     *,
-    limit: int | None = None,
+    whole: Mapping[str, int] | None = None,
 ) -> list[Table]:
     """The tables of `rows`, one for each model and number of frames. What was measured as well is not pending.
 
     provenance: what provenance.json holds; the header shows device, dtype, attention, date, commit and command of each
         key that the rows name.
     published: numbers to show beside ours, as `mmg_bench.report.published.published` returns them (the default).
-    limit: the first how many questions of each benchmark were asked; None: all. Provenance has that of the command that
-        gave the answers, which may be an earlier one.
+    whole: how many questions each benchmark has, where that is known: a table of fewer says so.
 
     Raises ValueError when there are no rows, or when they name a provenance key that is missing.
     """
     if rows.empty:
         raise ValueError("there are no rows to make a table of")
-    published = published_numbers() if published is None else published
+    published, questions = published_numbers() if published is None else published, whole or {}
     return [
-        _Layout(part, provenance, published[(published.model == model) & (published.frames == frames)], limit).table()
+        _Layout(
+            part, provenance, published[(published.model == model) & (published.frames == frames)], questions
+        ).table()
         for (model, frames), part in measured_over_pending(rows).groupby(["model", "frames"], sort=False)
     ]
 
@@ -165,9 +166,9 @@ class _Layout:
         rows: pd.DataFrame,
         provenance: Mapping[str, Mapping[str, Any]],
         published: pd.DataFrame,
-        limit: int | None,
+        questions: Mapping[str, int],
     ):
-        self.rows, self.provenance, self.published, self.limit = rows, provenance, published, limit
+        self.rows, self.provenance, self.published, self.questions = rows, provenance, published, questions
         self.notes = _Notes()
         self.by_key = {(r.benchmark, r.skill, r.method, r.retention_ratio, r.metric): r for r in as_tuples(rows)}
         self.benchmarks = [b for b in rows.benchmark.unique() if b not in (AVERAGE, NO_BENCHMARK)]
@@ -194,7 +195,7 @@ class _Layout:
         first = self.rows.iloc[0]
         names = ", ".join(self.benchmarks) or "no benchmark"
         title = f"{first['table']}: {first['model']}, {names}, {first['frames']} frames"
-        if parts := [row.n + row.n_errors for row in self.whole if self._questions(row).startswith("first")]:
+        if parts := [row.n + row.n_errors for row in self.whole if self._first(row)]:
             title += f", only the first {max(parts)} questions{' of each' if len(self.benchmarks) > 1 else ''}"
         columns = self._columns()  # which makes the notes
         return table_by_ratio(title, self._header(), self.cells, columns, self.notes.lines)
@@ -313,22 +314,20 @@ class _Layout:
         row = self.by_key.get((self.main, ALL, method, ratio, "accuracy"))
         return NONE if row is None or row.source == "pending" else f"{row.n_errors} of {row.n + row.n_errors}"
 
-    def _questions(self, row: ResultRow) -> str:
-        """How many questions a row is of, and whether they are the first of more; empty where it is pending."""
-        if row.source == "pending":
-            return ""
+    def _first(self, row: ResultRow) -> bool:
+        """Whether a row is of the first questions of more."""
+        return row.source != "pending" and row.n + row.n_errors < self.questions.get(row.benchmark, 0)
+
+    def _asked(self, row: ResultRow) -> str:
+        """How many questions a row is of; empty where it is pending."""
         count = row.n + row.n_errors
-        facts = (self.provenance.get(key, {}).get("benchmark") for key in row.provenance.split(";"))
-        whole = max((fact.get("questions") or 0 for fact in facts if isinstance(fact, Mapping)), default=0)
-        if whole > count:
-            return f"first {count} of {whole} questions"
-        first = "first " if count == self.limit and not whole else ""  # its configuration does not say how many it has
-        return f"{first}{count} questions"
+        if self._first(row):
+            return f" (first {count} of {self.questions[row.benchmark]} questions)"
+        return f" ({count} questions)" if row.source != "pending" else ""
 
     def _header(self) -> tuple[str, ...]:
         weights = ", ".join(self.rows.weights.unique())
-        asked = [(row.benchmark, self._questions(row)) for row in self.whole]
-        counts = [f"{benchmark} ({questions})" if questions else benchmark for benchmark, questions in asked]
+        counts = [f"{row.benchmark}{self._asked(row)}" for row in self.whole]
         first = self.rows.iloc[0]
         lines = [f"Model: {first['model']}, weights: {weights}; {first['frames']} frames; {', '.join(counts)}"]
         keys = provenance_keys(self.rows)

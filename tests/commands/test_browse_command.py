@@ -55,6 +55,10 @@ def test_a_run_with_its_prompts_and_videos(
     assert given(f"mmg-bench browse 'output_dir={folder}' 'page={tmp_path}/other/page.html'", monkeypatch) == 0
     (part,) = data_of(tmp_path / "other" / "page.html")["parts"]
     assert [q["id"] for q in part["questions"] if q["prompt"] is None] == [first]
+    assert data_of(tmp_path / "other" / "page.html")["notes"] == [
+        "Of the 382 questions of embedded, 2 were asked",
+        "1 questions of embedded are asked in other words by now, or no more",
+    ]
     other = next(q for q in part["questions"] if q["prompt"] is not None)
     assert (tmp_path / "other" / unquote(other["address"])).resolve().is_file()
 
@@ -94,7 +98,9 @@ def test_without_the_benchmark_and_in_two_versions(
     data = data_of(tmp_path / "browse.html")
     shard, version, missing = data["notes"]
     assert "has no records of shard.index=1 of shard.count=2" in shard
-    assert version.startswith("mine at R = 0.25 answered in 2 versions of its code or settings: the newest counts")
+    assert version.startswith(
+        "mine at R = 25 % on bench (m, 8 frames) answered in 2 versions of its code or settings: the newest counts"
+    )
     assert missing.startswith("Prompts and videos of bench are left out: benchmark.include_path=")
     told = capsys.readouterr().out
     assert all(note in told for note in data["notes"])
@@ -104,9 +110,14 @@ def test_without_the_benchmark_and_in_two_versions(
 
 
 def test_no_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "records.jsonl").touch()  # as of a command that has just begun
     assert given(f"mmg-bench browse output_dir={tmp_path}", monkeypatch) == 2
+    assert capsys.readouterr().err.endswith("': no question is answered there yet\n")
+    (tmp_path / "records.jsonl").unlink()
+    assert given(f"mmg-bench browse output_dir={tmp_path}", monkeypatch) == 2
+    plain = capsys.readouterr().err.strip()
     (tmp_path / "rows.csv").touch()
     assert given(f"mmg-bench browse output_dir={tmp_path}", monkeypatch) == 2
-    plain, with_rows = capsys.readouterr().err.splitlines()
+    with_rows = capsys.readouterr().err.strip()
     assert plain.endswith("': no records there; give the output_dir of a run or of a table")
     assert "', which has rows alone: no records there" in with_rows

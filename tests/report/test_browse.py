@@ -161,6 +161,17 @@ def test_what_is_chosen_in_a_browser(toy, make, provenance, tmp_path, address, f
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no browser here")
+def test_accuracy_in_a_browser_is_the_tables(make, provenance, tmp_path):
+    records = [*make("ours", 0.5, "1110", skills=("a", "a", "a", "b"))]
+    for average, mean in (("questions", "75.0"), ("skills", "50.0")):
+        provenance["key1"]["benchmark"] = {"name": "bench", "average": average}
+        file = tmp_path / f"{average}.html"
+        file.write_text(page("t", records, provenance, {}))
+        _, sums, *_ = table_of(file, "")
+        assert sums[4:] == [mean]  # and no flips without dense
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser here")
 def test_many_questions_notes_and_a_video_in_a_browser(make, provenance, tmp_path):
     records = [*make("dense", 1.0, "1" * 250), *make("ours", 0.5, "1" * 250)]
     records[250] = replace(records[250], score=0.25)

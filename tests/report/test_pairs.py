@@ -294,6 +294,11 @@ def test_answers_to_questions_of_yesterday_are_told(make, provenance):
     ):
         (table,) = pair_tables(records, {"key1": old, "key2": {**old, **changes}}, OURS, RANDOM, bootstrap=FAST)
         assert any(note.startswith("The questions of bench have changed since") for note in table.footnotes) == said
+    # and where the two themselves answered before and after
+    more = [dataclasses.replace(r, provenance="key2") for m in ("ours", "random") for r in make(m, 0.25, "11111")[4:]]
+    sources = {"key1": old, "key2": {**old, "data": "after", "date": "2026-01-03"}}
+    (table,) = pair_tables([*records, *more], sources, OURS, RANDOM, bootstrap=FAST)
+    assert table.footnotes[0].startswith("The questions of bench have changed since")
 
 
 def test_the_frames_of_each_model_are_its_own(make, provenance):

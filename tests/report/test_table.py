@@ -258,26 +258,21 @@ def test_a_mean_that_a_skill_without_answers_denies_is_flagged(make, provenance)
 
 
 @pytest.mark.parametrize(
-    ("whole", "limit", "title", "counted"),
+    ("whole", "title", "counted"),
     [
-        (None, None, "", "bench (12 questions)"),
-        (12, 12, "", "bench (12 questions)"),
-        (None, 13, "", "bench (12 questions)"),
-        (None, 12, ", only the first 12 questions", "bench (first 12 questions)"),
-        (40, 12, ", only the first 12 questions", "bench (first 12 of 40 questions)"),
-        (40, None, ", only the first 12 questions", "bench (first 12 of 40 questions)"),
+        ({}, "", "bench (12 questions)"),
+        ({"bench": 12}, "", "bench (12 questions)"),
+        ({"bench": 40}, ", only the first 12 questions", "bench (first 12 of 40 questions)"),
     ],
 )
-def test_a_table_of_the_first_questions_says_so(toy, provenance, whole, limit, title, counted):
-    provenance["key1"]["benchmark"] = {"name": "bench", "questions": whole}
-    (table,) = layout(rows_of(toy), provenance, NOTHING, limit=limit)
+def test_a_table_of_the_first_questions_says_so(toy, provenance, whole, title, counted):
+    (table,) = layout(rows_of(toy), provenance, NOTHING, whole=whole)
     assert table.title == f"t: toy, bench, 8 frames{title}"
     assert table.header[0] == f"Model: toy, weights: trained; 8 frames; {counted}"
 
 
 def test_of_several_benchmarks_each_has_its_first_questions(make, provenance):
-    provenance["key1"]["benchmark"] = None  # as of answers to no configuration
     records = [r for b, right in (("long", "1111"), ("short", "11")) for r in make("dense", 1.0, right, benchmark=b)]
-    (table,) = layout(rows_of(records), provenance, NOTHING, limit=4)
+    (table,) = layout(rows_of(records), provenance, NOTHING, whole={"long": 9, "short": 2})
     assert table.title == "t: toy, long, short, 8 frames, only the first 4 questions of each"
-    assert table.header[0].endswith("; long (first 4 questions), short (2 questions)")
+    assert table.header[0].endswith("; long (first 4 of 9 questions), short (2 questions)")
