@@ -27,9 +27,8 @@ from mmg_bench.report.overlay import Pictures, contact_sheet, kept_overlay
 
 _SIDE = 112
 """Of a square frame in the picture, in pixels; others have the same area."""
-
-
 _FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
+"""Suffix of a picture's file -> its format."""
 
 
 def show(configs: Sequence[DictConfig]) -> int:
