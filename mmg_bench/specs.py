@@ -47,6 +47,11 @@ def cell(config: DictConfig | Mapping[str, Any], retention_ratio: float, positio
     return make_cell(values.pop("name"), retention_ratio, positions, **values)
 
 
+def dense() -> Cell:
+    """The reference of every percentage and every speed-up."""
+    return cell({"name": "dense"}, 1.0)
+
+
 def table_cells(methods: list[dict[str, Any]], retention_ratios: list[float], where: str = "methods") -> list[Cell]:
     """Every method of a table at every retention ratio, each once; dense first.
 

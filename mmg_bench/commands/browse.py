@@ -18,6 +18,7 @@ from mmg_bench.files import written_whole
 from mmg_bench.options import check_path
 from mmg_bench.report.answers import date_of, newest
 from mmg_bench.report.browse import Asked, page
+from mmg_bench.report.pairs import Side
 from mmg_bench.runner.records import Record
 
 
@@ -34,7 +35,7 @@ def browse(config: DictConfig) -> int:
     notes = [*found.notes]
     for label, note in versions.items():
         where = f"on {label.benchmark} ({label.model}, {label.frames} frames)"
-        notes.append(f"{label.method} at R = {100 * label.retention_ratio:.4g} % {where} answered {note}")
+        notes.append(f"{Side(label.method, label.retention_ratio)} {where} answered {note}")
     asked: dict[tuple[str, str], Asked] = {}
     for name in dict.fromkeys(r.benchmark for r in records):
         answered = [r for r in records if r.benchmark == name]

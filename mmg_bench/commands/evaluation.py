@@ -99,7 +99,7 @@ def run(configs: Sequence[DictConfig]) -> int:
     for members in groups.values():  # every configuration is checked before the first model is loaded
         first = members[0]
         cells = [specs.cell(m["method"], m["retention_ratio"], m["positions"]) for m in members]
-        cells.insert(0, specs.cell({"name": "dense"}, 1.0))  # the reference of every percentage
+        cells.insert(0, specs.dense())
         folder, model = Path(first["output_dir"]), specs.model_spec(first["model"])
         jobs.append(
             Job(

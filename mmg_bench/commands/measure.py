@@ -26,7 +26,7 @@ from mmg_bench.measure.clock import Clock
 from mmg_bench.measure.efficiency import CellResult, Value, measure_efficiency
 from mmg_bench.measure.latency import LatencySettings, check_engine, within_memory
 from mmg_bench.measure.roofline import Ceilings, measure_ceilings
-from mmg_bench.measure.workload import PIXELS, Workload, random_prompt, standard_video
+from mmg_bench.measure.workload import PIXELS, Workload, random_prompt, video_file
 from mmg_bench.models.checking import ModelError, check_model
 from mmg_bench.models.geometry import GEOMETRIES
 from mmg_bench.models.loading import VideoLLM
@@ -91,7 +91,7 @@ def measure(configs: Sequence[DictConfig]) -> int:
     cfg.check_told_apart([{k: c[k] for k in of_unit} for c in plain], told, "run them one by one")
     cells: dict[tuple[ModelSpec, int], list[Cell]] = {}
     for c in plain:
-        found = cells.setdefault((_spec(c["model"], c["weights"], c["frames"]), c["batch_size"]), [_dense()])
+        found = cells.setdefault((_spec(c["model"], c["weights"], c["frames"]), c["batch_size"]), [specs.dense()])
         found.append(specs.cell(c["method"], c["retention_ratio"], c["positions"]))
     # of several models what their folders are in, outputs/measure if nothing else is said
     folder = Path(os.path.commonpath([check_path("output_dir", c["output_dir"]) for c in plain]))
@@ -151,10 +151,6 @@ def units(config: dict[str, Any], profile: dict[str, Any]) -> list[Unit]:
 def _spec(model: dict[str, Any], weights: str, frames: int | None) -> ModelSpec:
     changed = {"weights": weights} if frames is None else {"weights": weights, "frames": frames}
     return specs.model_spec({**model, **changed}, _OWN)
-
-
-def _dense() -> Cell:
-    return specs.cell({"name": "dense"}, 1.0)  # the reference of every speed-up
 
 
 def _do(job: Job) -> int:
@@ -248,9 +244,7 @@ def _video(given: str) -> str:
 
 def _video_file(given: str) -> Path | None:
     """The file that is meant, made if need be; None for random pixels."""
-    if given == "random":
-        return None
-    return standard_video() if given == "generated" else check_path("video", given)
+    return None if given == "random" else video_file(given)
 
 
 def _measure_model(job: Job, todo: list[tuple[str, Unit, dict[str, Any]]]) -> Iterator[dict[str, Any]]:

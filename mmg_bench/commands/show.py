@@ -18,12 +18,13 @@ from mmg_bench.benchmarks.video import read_clip
 from mmg_bench.cells import Cell, needs_of
 from mmg_bench.faults import told
 from mmg_bench.files import written_whole
-from mmg_bench.measure.workload import standard_video
+from mmg_bench.measure.workload import video_file
 from mmg_bench.models.checking import check_model
 from mmg_bench.models.hooks import VideoReport, pruning
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.options import check_path, check_text, check_whole
 from mmg_bench.report.overlay import Pictures, contact_sheet, kept_overlay
+from mmg_bench.report.pairs import Side
 
 _SIDE = 112
 """Of a square frame in the picture, in pixels; others have the same area."""
@@ -42,7 +43,7 @@ def show(configs: Sequence[DictConfig]) -> int:
     check_whole("new_tokens", values["new_tokens"], 1)
     check_whole("pictures", values["pictures"], 1)
     file, video = _picture(values["picture"]), _video(values["video"])
-    cells = [specs.cell({"name": "dense"}, 1.0)]
+    cells = [specs.dense()]
     cells += [specs.cell(c["method"], c["retention_ratio"], c["positions"]) for c in plain]
     cells = list(dict.fromkeys(cells))
     spec = specs.model_spec(values["model"])
@@ -86,7 +87,7 @@ def _picture(given: Any) -> Path:
 
 def _video(given: Any) -> Path:
     """The video that is meant, made if need be."""
-    path = standard_video() if given == "generated" else check_path("video", given)
+    path = video_file(given)
     if not path.exists():
         raise ValueError(f"video={given!r}: no such video; name a file, a folder of pictures, or generated")
     return path
@@ -105,7 +106,7 @@ def _names(cells: Sequence[Cell]) -> list[str]:
 
 def _who(cell: Cell) -> str:
     ratio = cell.method.retention_ratio
-    return cell.label if ratio == 1 else f"{cell.label} at R = {100 * ratio:.4g} %"
+    return cell.label if ratio == 1 else str(Side(cell.label, ratio))
 
 
 def _tokens(report: VideoReport) -> str:

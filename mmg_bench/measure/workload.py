@@ -18,7 +18,7 @@ from mmg_bench.benchmarks.embedded.world import make_world
 from mmg_bench.benchmarks.video import Clip, Timing, read_clip
 from mmg_bench.cells import Cell
 from mmg_bench.models.loading import Encoded, Pixels, VideoLLM
-from mmg_bench.options import check_whole
+from mmg_bench.options import check_path, check_whole
 
 PIXELS = (360, 640)
 """Height and width of frames of random pixels."""
@@ -62,6 +62,11 @@ def standard_video() -> Path:
     if not path.exists():
         write_video(make_world("test", 0), path, _SIDE)
     return path
+
+
+def video_file(given: str) -> Path:
+    """The file that the option `video` names, which need not exist; of `generated`, the standard one."""
+    return standard_video() if given == "generated" else check_path("video", given)
 
 
 def preprocess(llm: VideoLLM, clips: Sequence[Clip]) -> Pixels:
