@@ -58,8 +58,8 @@ def named(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-_OF_TABLE = ("name", "retention_ratios", "profiles", "video", "text_tokens", "energy_seconds")
-"""Entries of a table's file; the last three are those of one of speed."""
+_OF_TABLE = ("name", "retention_ratios", "profiles", "few_ratios", "video", "text_tokens", "energy_seconds")
+"""Entries of a table's file; `few_ratios` is there to be referred to, the last three are those of one of speed."""
 
 
 def profiles_of(spec: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
