@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +57,41 @@ def accuracy_vs_retention(
     axes.set_xlabel("retention ratio, %")
     axes.set_ylabel("accuracy, %")
     _finish(figure, axes, accuracy)
+    return figure
+
+
+def accuracy_vs_tokens(rows: pd.DataFrame, *, methods: Collection[str] | None = None) -> Figure:
+    """Accuracy over the tokens that a layer sees: a panel a method with its 95 % band, all others faint behind it.
+
+    rows: of one model and number of frames. methods: labels that get a panel, all by default; controls come last.
+    Tokens are the average over the layers, in percent of all visual tokens: what a method spends, which its retention
+    ratio does not tell where it prunes inside the language model or has a budget of its own. Each point is a ratio.
+    """
+    accuracy, seen = _select(rows, "accuracy"), _select(rows, "retention_layer_mean")
+    styles = _styles(accuracy, methods)
+    both = accuracy.merge(seen, on=["method", "retention_ratio"], suffixes=("", "_seen"))
+    both = both.sort_values("retention_ratio").assign(share=100 * both.value_seen)
+    dense, pruned = both[both.method == DENSE], both[both.method != DENSE]
+    if pruned.empty:
+        raise ValueError("the rows hold no method but dense to draw: run one")
+    figure, panels = _panels(len(styles))
+    for axes, (method, style) in zip(panels, styles.items(), strict=True):
+        for level in dense.value:
+            axes.axhline(level, color="black", lw=0.8)
+        for _, line in pruned.groupby("method", sort=False):
+            axes.plot(line.share, line.value, color="black", alpha=0.12, lw=0.7)
+        line = pruned[pruned.method == method]
+        axes.fill_between(line.share, line.ci_low, line.ci_high, color=style["color"], alpha=0.2, lw=0)
+        axes.plot(line.share, line.value, **{**style, "markersize": 3.5, "lw": 1.5})
+        axes.set_title(textwrap.fill(method, 34, break_long_words=False), fontsize=7, loc="left")
+    low, high = pruned.share.min() / 1.5, pruned.share.max() * 1.5
+    ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100) if low < tick < high]
+    panels[0].set_xscale("log")
+    panels[0].set_xticks(ticks, [f"{tick}" for tick in ticks])
+    panels[0].set_xticks([], minor=True)
+    figure.supxlabel("visual tokens that a layer sees on average, %", fontsize=9)
+    figure.supylabel("accuracy, %", fontsize=9)
+    figure.suptitle(_title(accuracy), x=0.01, ha="left", fontsize=10)
     return figure
 
 
@@ -239,10 +276,31 @@ def _axes() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _finish(figure: Figure, axes: Axes, rows: pd.DataFrame) -> None:
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` small panels in rows, all of the same scale."""
+    from matplotlib.figure import Figure as NewFigure
+
+    columns = min(count, 5)
+    rows = math.ceil(count / columns)
+    figure = NewFigure(figsize=(1.9 * columns + 0.4, 1.5 * rows + 0.8), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten().tolist()
+    for axes in panels:
+        axes.grid(alpha=0.25, lw=0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=7)
+    for axes in panels[count:]:
+        axes.remove()
+    return figure, panels[:count]
+
+
+def _title(rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
     where = "the average of benchmarks" if first["benchmark"] == AVERAGE else first["benchmark"]
-    axes.set_title(f"{first['model']} on {where}, {first['frames']} frames", loc="left", fontsize=10)
+    return f"{first['model']} on {where}, {first['frames']} frames"
+
+
+def _finish(figure: Figure, axes: Axes, rows: pd.DataFrame) -> None:
+    axes.set_title(_title(rows), loc="left", fontsize=10)
     entries = len(axes.get_legend_handles_labels()[0])
     figure.set_figheight(max(4.2, 0.18 * entries + 0.3))  # a line of the legend takes 0.18 inches
     figure.legend(loc="outside right center", frameon=False, fontsize=8)

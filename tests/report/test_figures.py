@@ -5,7 +5,13 @@ import sys
 import pandas as pd
 import pytest
 
-from mmg_bench.report.figures import accuracy_vs_retention, accuracy_vs_speedup, kept_by_method, save
+from mmg_bench.report.figures import (
+    accuracy_vs_retention,
+    accuracy_vs_speedup,
+    accuracy_vs_tokens,
+    kept_by_method,
+    save,
+)
 from mmg_bench.report.rows import Measurement, headline, result_rows
 from mmg_bench.report.statistics import Bootstrap
 
@@ -59,6 +65,31 @@ def test_labels_do_not_cover_each_other(rows):
     assert sorted(label.get_text() for label in labels) == ["25", "25", "50"]  # ours, three copies upon it, and random
     boxes = [label.get_window_extent() for label in labels]
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+def test_a_panel_a_method_over_what_layers_see(rows):
+    main = headline(rows)
+    seen = main[main.metric == "accuracy"].assign(metric="retention_layer_mean")
+    seen["value"] = seen.retention_ratio.where(seen.method != "ours", seen.retention_ratio + 0.1)
+    rows = pd.concat([rows, seen])
+    figure = accuracy_vs_tokens(rows)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["ours", "random"]  # a control, so last
+    ours, random = ([line.get_xydata().tolist() for line in axes.get_lines()] for axes in figure.axes)
+    assert ours[-1] == [pytest.approx([35, 100 * 7 / 12]), pytest.approx([60, 100 * 8 / 12])]
+    assert [x for x, _ in random[-1]] == [25]
+    assert ours[1:3] == random[1:3]  # behind, the lines of all
+    assert sorted(ours[1:3]) == sorted([ours[-1], random[-1]])
+    (band,) = figure.axes[0].collections
+    accuracy = main[(main.metric == "accuracy") & (main.method == "ours")]
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert {heights.min(), heights.max()} == {accuracy.ci_low.min(), accuracy.ci_high.max()}
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
+    (alone,) = accuracy_vs_tokens(rows, methods=["random"]).axes
+    assert alone.get_lines()[-1].get_color() == figure.axes[1].get_lines()[-1].get_color()
+    with pytest.raises(ValueError, match="the rows hold no method but dense to draw"):
+        accuracy_vs_tokens(rows[rows.method == "dense"])
+    with pytest.raises(ValueError, match="no measured retention_layer_mean"):
+        accuracy_vs_tokens(rows[rows.metric == "accuracy"])
 
 
 def test_methods_stand_by_what_they_keep(rows):
