@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mmg_bench.cells import Cell
 from mmg_bench.measure.workload import decode_steps, prefill
 from mmg_bench.models import siglip
+from mmg_bench.models.caches import CACHE
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import Encoded, VideoLLM
 
@@ -100,7 +101,7 @@ def memory_values(
         out = prefill(llm, encoded, inputs)
         if not bool(out.logits.isfinite().all()):
             raise ValueError(f"{llm.spec.name} gives NaN or infinite logits in {llm.spec.dtype}: choose another dtype")
-        cache = cache_bytes(out.past_key_values)
+        cache = cache_bytes(getattr(out, CACHE))
         decode_steps(llm, out, inputs["attention_mask"], new_tokens)
     beside = siglip.attached(llm.model)
     extra = [] if beside is None else beside.modules(cell.method.needs)

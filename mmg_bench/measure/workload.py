@@ -17,6 +17,7 @@ from mmg_bench.benchmarks.embedded.render import VERSION, write_video
 from mmg_bench.benchmarks.embedded.world import make_world
 from mmg_bench.benchmarks.video import Clip, Timing, read_clip
 from mmg_bench.cells import Cell
+from mmg_bench.models.caches import CACHE
 from mmg_bench.models.loading import Encoded, Pixels, VideoLLM
 from mmg_bench.options import check_path, check_whole
 
@@ -99,8 +100,8 @@ def decode_steps(llm: VideoLLM, out: Any, mask: Tensor, steps: int) -> None:
             input_ids=out.logits[:, -1:].argmax(-1),
             attention_mask=mask,
             position_ids=llm.adapter.next_ids(mask),
-            past_key_values=out.past_key_values,
             use_cache=True,
+            **{CACHE: getattr(out, CACHE)},
         )
 
 

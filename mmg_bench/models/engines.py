@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DynamicCache
 
+from mmg_bench.models.caches import CACHE, cache_of
+
 Engine = Literal["stock", "graphs", "compile"]
 """`stock`: transformers as it is. `graphs`: its launches, recorded and replayed. `compile`: torch.compile's code."""
 ROUNDS = {"stock": 0, "graphs": 2, "compile": 3}
@@ -30,7 +32,7 @@ BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-_SET = ("inputs_embeds", "position_ids", "attention_mask", "past_key_values", "cache_position", "use_cache")
+_SET = ("inputs_embeds", "position_ids", "attention_mask", "cache", "past_key_values", "cache_position", "use_cache")
 """Arguments of a language model that engines set themselves."""
 
 
@@ -69,7 +71,7 @@ def prefill_engine(language_model: Any, engine: Engine) -> Iterator[Switch]:
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         embeds, ids, mask = (kwargs.get(name) for name in ("inputs_embeds", "position_ids", "attention_mask"))
-        cache = kwargs.get("past_key_values")
+        cache = cache_of(kwargs)
         if not switch.on or args or embeds is None or (cache is not None and cache.get_seq_length()):
             return original(*args, **kwargs)
         if mask is not None and (mask.dim() != 2 or not (switch.unpadded or bool(mask.all()))):
@@ -116,7 +118,7 @@ def _whole(cache: DynamicCache, mask: dict[str, None] | None = None) -> dict[str
     No mask: causal, as with one that hides nothing. The cache keeps jumps in position ids from being taken for borders
     between packed sequences.
     """
-    return {"attention_mask": mask, "past_key_values": cache, "use_cache": True}
+    return {"attention_mask": mask, CACHE: cache, "use_cache": True}
 
 
 def _no_masks(config: Any) -> dict[str, None] | None:
@@ -198,5 +200,5 @@ class _Recording:
         cache = copy.copy(self.cache)
         cache.layers = [copy.copy(layer) for layer in self.cache.layers]
         output = copy.copy(self.output)
-        output["past_key_values"] = cache
+        output[CACHE] = cache
         return output

@@ -31,6 +31,7 @@ from mmg_bench.elapsed import Elapsed
 from mmg_bench.methods.base import Method, Positions, check_choice
 from mmg_bench.models import siglip
 from mmg_bench.models.adapter import Adapter, Capture, Layout, adapter_for
+from mmg_bench.models.caches import CACHE, cache_of
 from mmg_bench.models.inside import Inside, Prompt, Span
 from mmg_bench.models.kept import Kept
 from mmg_bench.models.places import Place, Row, places, shifted
@@ -208,7 +209,7 @@ class _Splice:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Before the language model: prune at prefill, and follow up at each decoding step."""
-        embeds, cache = kwargs["inputs_embeds"], kwargs.get("past_key_values")
+        embeds, cache = kwargs["inputs_embeds"], cache_of(kwargs)
         past = cache.get_seq_length() if cache is not None else 0
         prompt: Prompt | None = None
         labelled, self.labelled, self.prefilled = self.labelled, False, None
@@ -299,7 +300,7 @@ class _Splice:
         """After the language model: let a prefilled prompt go with its cache."""
         if self.prefilled is None:
             return
-        if (cache := output.past_key_values) is not None:
+        if (cache := getattr(output, CACHE)) is not None:
             setattr(cache, _PROMPT, self.prefilled)
             if self.inside.key_layer is not None:
                 cache.reorder_cache = MethodType(_reorder_cache, cache)

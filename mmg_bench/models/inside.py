@@ -22,6 +22,7 @@ from transformers.masking_utils import create_causal_mask
 from mmg_bench.methods.base import Method, Positions
 from mmg_bench.models.adapter import Adapter, UnsupportedModelError
 from mmg_bench.models.attention import LayerAttention, rotate, softmax_weights
+from mmg_bench.models.caches import CACHE, cache_of
 from mmg_bench.models.kept import Kept
 from mmg_bench.tokens import LayerTokens
 
@@ -170,7 +171,7 @@ class Inside:
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if self.base is None:
                 return None
-            hidden, cache = args[0], kwargs.get("past_key_values")
+            hidden, cache = args[0], cache_of(kwargs)
             if number in self.at:
                 stage = self.at.index(number)
                 if self.prefill:
@@ -254,8 +255,8 @@ class Inside:
             config=self.adapter.text_config,
             inputs_embeds=hidden,
             attention_mask=mask,
-            past_key_values=cache,
             layer_idx=number,
+            **{CACHE: cache},
         )
         return Flow(mask, ids, self.adapter.rotary(hidden, ids), causal)
 

@@ -1,0 +1,33 @@
+"""What transformers calls the cache of keys and values: `cache` since 5.24, `past_key_values` before."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import transformers
+from transformers.masking_utils import create_causal_mask
+
+_NAMES = ("cache", "past_key_values")
+
+
+def _name() -> str:
+    """That of the two which is used here. Raises ImportError for a version that has a third one."""
+    known = inspect.signature(create_causal_mask).parameters
+    for name in _NAMES:
+        if name in known:
+            return name
+    raise ImportError(
+        f"transformers {transformers.__version__} calls the cache of keys and values neither {' nor '.join(_NAMES)}: "
+        "install an older one"
+    )
+
+
+CACHE = _name()
+"""Name of the argument of models and masks, and of the field of what models return."""
+
+
+def cache_of(arguments: Mapping[str, Any]) -> Any:
+    """The cache among a call's keyword arguments, under its own name or its old one; None if there is none."""
+    return next((arguments[name] for name in _NAMES if name in arguments), None)
