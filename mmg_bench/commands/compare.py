@@ -14,7 +14,8 @@ from mmg_bench import config as cfg
 from mmg_bench.commands.answered import read_answered
 from mmg_bench.methods.registry import read_label
 from mmg_bench.options import check_number, check_path, check_whole
-from mmg_bench.report.pairs import Side, pair_tables
+from mmg_bench.report.pair_tables import pair_tables
+from mmg_bench.report.pairs import Side
 from mmg_bench.report.rows import DENSE
 from mmg_bench.report.table import print_tables
 from mmg_bench.runner.records import Record

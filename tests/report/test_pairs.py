@@ -2,7 +2,8 @@ import dataclasses
 
 import pytest
 
-from mmg_bench.report.pairs import Side, pair_tables
+from mmg_bench.report.pair_tables import pair_tables
+from mmg_bench.report.pairs import Side
 from mmg_bench.report.statistics import Bootstrap
 
 FAST = Bootstrap(n_boot=300)
