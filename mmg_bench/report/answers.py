@@ -72,7 +72,8 @@ class Label(NamedTuple):
 def newest(records: Iterable[Record], provenance: Sources) -> tuple[list[Record], dict[Label, str]]:
     """The records of the cell that answered last of those with one label, and where there were others, a note.
 
-    Of a question that was reworded the newest answer. Raises ValueError where `provenance` does not explain a record.
+    Of a question that was reworded the answer to what was asked last. Raises ValueError where `provenance` does not
+    explain a record.
     """
     cells: dict[Label, dict[str, list[Record]]] = defaultdict(dict)
     lost: set[str] = set()
@@ -83,13 +84,13 @@ def newest(records: Iterable[Record], provenance: Sources) -> tuple[list[Record]
         raise ValueError(
             f"provenance.json lacks {', '.join(sorted(lost))}, which records name: restore it, or run anew"
         )
+    seen = last_seen(provenance)
     kept: list[Record] = []
     notes: dict[Label, str] = {}
     for label, versions in cells.items():
         numbered = enumerate(versions.values())
         date, _, found = max((max(date_of(provenance[r.provenance]) for r in v), i, v) for i, v in numbered)
-        by_date = sorted(found, key=lambda r: date_of(provenance[r.provenance]))
-        kept += {r.question: r for r in by_date}.values()
+        kept += {r.question: r for r in sorted(found, key=lambda r: seen[r.provenance])}.values()
         if len(versions) > 1:
             notes[label] = f"in {len(versions)} versions of its code or settings: the newest counts, of {date}"
     return kept, notes
@@ -98,6 +99,18 @@ def newest(records: Iterable[Record], provenance: Sources) -> tuple[list[Record]
 def date_of(entry: Mapping[str, Any]) -> str:
     """When what a provenance entry explains was measured."""
     return str(entry.get("date"))
+
+
+def last_seen(provenance: Sources) -> dict[str, str]:
+    """When the questions of each entry were last seen to be those of their benchmark: by any entry with its data.
+
+    Questions may be reworded and then be as before: what they were answered is not asked again.
+    """
+    dates: dict[str, str] = {}
+    for key, entry in provenance.items():
+        data = entry.get("data") or key
+        dates[data] = max(dates.get(data, ""), date_of(entry))
+    return {key: dates[entry.get("data") or key] for key, entry in provenance.items()}
 
 
 def answers_by_label(records: Iterable[Record]) -> dict[Label, Answers]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mmg_bench.report.answers import Answers, Sources, date_of
+from mmg_bench.report.answers import Answers, Sources, date_of, last_seen
 from mmg_bench.runner.records import Record
 
 _WHERE = ("device", "device_map", "path", "revision", "siglip", "siglip_revision")
@@ -50,14 +50,11 @@ def notes_on(pair: Pair, provenance: Sources, records: Iterable[Record]) -> list
 
     records: of all methods. They tell which questions there are, apart from those of other data.
     """
-    last = max((provenance[key] for key in pair.sources), key=date_of)
-    others = {key: entry for key, entry in provenance.items() if _changed(entry, last)}
-    later = [
-        e
-        for e in others.values()
-        if (e.get("benchmark") or {}).get("name") == pair.benchmark and date_of(e) > date_of(last)
-    ]
-    if later or others.keys() & {*pair.sources}:
+    seen = last_seen(provenance)
+    last = max(pair.sources, key=lambda key: seen[key])
+    others = {key for key, entry in provenance.items() if _changed(entry, provenance[last])}
+    later = [key for key in others if seen[key] > seen[last] and _of(provenance[key], "name") == pair.benchmark]
+    if later or others.intersection(pair.sources):
         return [
             f"The questions of {pair.benchmark} have changed since: answers to some that are asked no more may count "
             "here; run both again in one command, into a new output_dir"
@@ -72,6 +69,11 @@ def _changed(entry: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return len(data - {None}) > 1 and entry.get("limit") == other.get("limit")
 
 
+def _of(entry: Mapping[str, Any], field: str) -> Any:
+    """What a provenance entry says of its benchmark; None where it does not."""
+    return (entry.get("benchmark") or {}).get(field)
+
+
 def _missing(pair: Pair, provenance: Sources, known: int) -> list[str]:
     """What to say where a pair has not all questions of its benchmark.
 
@@ -79,7 +81,7 @@ def _missing(pair: Pair, provenance: Sources, known: int) -> list[str]:
         another number, nothing was answered.
     """
     entries = [provenance[key] for key in pair.sources]
-    whole = max(known, *((entry.get("benchmark") or {}).get("questions") or 0 for entry in entries))
+    whole = max(known, *(_of(entry, "questions") or 0 for entry in entries))
     limit = _limit(entries)
     wanted = min(whole, limit or whole)
     count = len(pair.one.records)

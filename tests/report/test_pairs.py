@@ -302,6 +302,23 @@ def test_answers_to_questions_of_yesterday_are_told(make, provenance):
     assert table.footnotes[0].startswith("The questions of bench have changed since")
 
 
+def test_a_question_that_is_asked_again_as_before(make, provenance):
+    """Wording A, then B, then A again with another method: A's answers are found, and nothing has changed since."""
+    old = {**provenance["key1"], "data": "A", "benchmark": {"name": "bench"}}
+    new = {**old, "data": "B", "date": "2026-01-03"}
+    ours = make("ours", 0.25, "1111")
+    reworded = dataclasses.replace(ours[0], asked="B", score=0.0, provenance="key2")
+    random = [dataclasses.replace(r, provenance="key3") for r in make("random", 0.25, "1100")]
+    sources = {"key1": old, "key2": new, "key3": {**old, "date": "2026-01-04"}}
+    (table,) = pair_tables([*ours, reworded, *random], sources, OURS, RANDOM, bootstrap=FAST)
+    assert lines(table)["bench", "all"][2:4] == ["100.0", "50.0"]
+    assert table.footnotes == ()
+    # of both from before, the third command may have asked another
+    both = [*ours, reworded, *make("random", 0.25, "1100")]
+    (table,) = pair_tables(both, sources, OURS, RANDOM, bootstrap=FAST)
+    assert table.footnotes == ()
+
+
 def test_the_frames_of_each_model_are_its_own(make, provenance):
     """One side names its frames; the other has a number of its own with each model, and none with a third."""
     few = Side("random", 0.25, 8)
