@@ -374,13 +374,13 @@ def test_why_there_is_no_table(make, provenance):
         *make("ours", 0.25, "11", model="o", frames=16),
         *make("random", 0.25, "11", model="o", benchmark="other"),
     ]
-    with pytest.raises(ValueError, match="^ours at") as raised:
+    with pytest.raises(ValueError, match="answered with") as raised:
         pair_tables(records, provenance, OURS, RANDOM, bootstrap=FAST)
     assert str(raised.value) == (
         "ours at R = 25 % answered with 16 and 32 frames and random at R = 25 % with 8: run both in one command, or "
         "compare them so: a.frames=16 b.frames=8"
     )
     for a, b in ((Side("ours", 0.25, 16), RANDOM), (RANDOM, Side("ours", 0.25, 16))):
-        with pytest.raises(ValueError, match="^(ours|random) at") as raised:
+        with pytest.raises(ValueError, match="no benchmark") as raised:
             pair_tables(records, provenance, a, b, bootstrap=FAST)
         assert str(raised.value) == f"{a} and {b} have no benchmark in common: run both in one command"
