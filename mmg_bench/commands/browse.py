@@ -68,16 +68,15 @@ def _of_several_commits(records: Collection[Record], sources: Sources) -> list[s
     """What to say where one label's answers at different ratios come from different commits of this code."""
     cells: dict[tuple[str, str], dict[float, set[str]]] = defaultdict(lambda: defaultdict(set))
     for r in records:
-        where = f"{r.benchmark} ({r.model}, {r.frames} frames)"
+        where = f"on {r.benchmark} ({r.model}, {r.frames} frames)"
         cells[where, r.method][r.retention_ratio].add(str(sources[r.provenance].get("commit")))
-    alike: dict[str, list[str]] = defaultdict(list)
+    alike: dict[tuple[str, str], list[str]] = defaultdict(list)
     for (where, method), ratios in cells.items():
-        if len(set(map(frozenset, ratios.values()))) > 1:
-            commits = (f"R = {100 * ratio:.4g} % from {' and '.join(sorted(c))}" for ratio, c in ratios.items())
-            alike[f"on {where}: answers of different commits, perhaps of different code ({', '.join(commits)})"] += [
-                method
-            ]
-    return [f"{', '.join(methods)} {what}" for what, methods in alike.items()]
+        if len({frozenset(commits) for commits in ratios.values()}) > 1:
+            listed = (f"R = {100 * ratio:.4g} % from {' and '.join(sorted(c))}" for ratio, c in ratios.items())
+            alike[where, ", ".join(listed)].append(method)
+    what = "answers of different commits, perhaps of different code"
+    return [f"{', '.join(methods)} {where}: {what} ({listed})" for (where, listed), methods in alike.items()]
 
 
 def _benchmark(config: Any) -> Benchmark:

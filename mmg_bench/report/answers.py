@@ -104,13 +104,11 @@ def date_of(entry: Mapping[str, Any]) -> str:
 def last_seen(provenance: Sources) -> dict[str, str]:
     """When the questions of each entry were last seen to be those of their benchmark: by any entry with its data.
 
-    Questions may be reworded and then be as before: what they were answered is not asked again.
+    Questions that are reworded, and then put as before, are not asked again.
     """
-    dates: dict[str, str] = {}
-    for key, entry in provenance.items():
-        data = entry.get("data") or key
-        dates[data] = max(dates.get(data, ""), date_of(entry))
-    return {key: dates[entry.get("data") or key] for key, entry in provenance.items()}
+    data = {key: entry.get("data") or key for key, entry in provenance.items()}
+    last = {data[key]: date_of(provenance[key]) for key in sorted(provenance, key=lambda key: date_of(provenance[key]))}
+    return {key: last[data[key]] for key in provenance}
 
 
 def answers_by_label(records: Iterable[Record]) -> dict[Label, Answers]:

@@ -76,10 +76,7 @@ def matches(found: Collection[Label], a: Side, b: Side) -> list[Match]:
     if a.frames is b.frames is None:
         cells = sorted({(label.model, label.frames) for label in found})
         return [Match(model, replace(a, frames=frames), replace(b, frames=frames)) for model, frames in cells]
-    made = [
-        Match(model, _with_frames("a", a, b, model, found), _with_frames("b", b, a, model, found))
-        for model in _models(found)
-    ]
+    made = [Match(m, _with_frames("a", a, b, m, found), _with_frames("b", b, a, m, found)) for m in _models(found)]
     if same := next((match.a for match in made if match.a == match.b), None):
         raise ValueError(f"A and B are both {same} with {same.frames} frames: give one of them another number")
     return made

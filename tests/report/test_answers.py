@@ -55,7 +55,7 @@ def test_of_a_question_reworded_and_back_the_first_answer_counts(make):
     records = [*asked("A", "a"), *asked("B", "b")]
     for sign in (1, -1):
         assert [r.asked for r in newest(records[::sign], sources)[0]] == ["B"]
-        again = {**sources, "c": {"data": "A", "date": "2026-01-03"}}
+        again = dict(list({**sources, "c": {"data": "A", "date": "2026-01-03"}}.items())[::sign])
         assert [r.asked for r in newest(records[::sign], again)[0]] == ["A"]
-    unknown = {key: {**entry, "data": None} for key, entry in again.items()}
-    assert [r.asked for r in newest(records, unknown)[0]] == ["B"]
+        unknown = {key: {**entry, "data": None} for key, entry in again.items()}
+        assert [r.asked for r in newest(records[::sign], unknown)[0]] == ["B"]
