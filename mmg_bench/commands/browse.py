@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from omegaconf import DictConfig
 
 from mmg_bench import config as cfg
 from mmg_bench import specs
 from mmg_bench.benchmarks.lmms import Benchmark, Question
+from mmg_bench.benchmarks.video import pictures
 from mmg_bench.commands.answered import read_answered
 from mmg_bench.files import written_whole
 from mmg_bench.options import check_path
-from mmg_bench.report.answers import date_of, newest
+from mmg_bench.report.answers import Sources, date_of, newest
 from mmg_bench.report.browse import Asked, page
 from mmg_bench.report.pairs import Side
 from mmg_bench.runner.records import Record
+
+_PICTURES = 6
+"""How many pictures of a video the page shows at most."""
 
 
 def browse(config: DictConfig) -> int:
@@ -36,6 +42,7 @@ def browse(config: DictConfig) -> int:
     for label, note in versions.items():
         where = f"on {label.benchmark} ({label.model}, {label.frames} frames)"
         notes.append(f"{Side(label.method, label.retention_ratio)} {where} answered {note}")
+    notes += _of_several_commits(records, found.sources)
     asked: dict[tuple[str, str], Asked] = {}
     for name in dict.fromkeys(r.benchmark for r in records):
         answered = [r for r in records if r.benchmark == name]
@@ -48,10 +55,28 @@ def browse(config: DictConfig) -> int:
             notes.append(f"Prompts and videos of {name} are left out: {error}")
     for note in notes:
         print(note)
-    with written_whole(file) as temporary:
-        temporary.write_text(page(folder.name, records, found.sources, asked, notes), encoding="utf-8")
+    try:
+        with written_whole(file) as temporary:
+            temporary.write_text(page(folder.name, records, found.sources, asked, notes), encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{file} cannot be written ({error.strerror}): name another file by page=") from error
     print(f"Written: {file}; open it in a browser")
     return 0
+
+
+def _of_several_commits(records: Collection[Record], sources: Sources) -> list[str]:
+    """What to say where one label's answers at different ratios come from different commits of this code."""
+    cells: dict[tuple[str, str], dict[float, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for r in records:
+        where = f"on {r.benchmark} ({r.model}, {r.frames} frames)"
+        cells[where, r.method][r.retention_ratio].add(str(sources[r.provenance].get("commit")))
+    alike: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for (where, method), ratios in cells.items():
+        if len({frozenset(commits) for commits in ratios.values()}) > 1:
+            listed = (f"R = {100 * ratio:.4g} % from {' and '.join(sorted(c))}" for ratio, c in ratios.items())
+            alike[where, ", ".join(listed)].append(method)
+    what = "answers of different commits, perhaps of different code"
+    return [f"{', '.join(methods)} {where}: {what} ({listed})" for (where, listed), methods in alike.items()]
 
 
 def _benchmark(config: Any) -> Benchmark:
@@ -73,14 +98,15 @@ def _counts(benchmark: Benchmark, records: Collection[Record]) -> list[str]:
 def _asked(benchmark: Benchmark, records: Collection[Record], beside: Path) -> dict[tuple[str, str], Asked]:
     """What the questions of a benchmark ask, as far as they are still those that were answered."""
     answered = {(r.question, r.asked) for r in records}
-    videos: dict[tuple[str, str], str | None] = {}
+    videos: dict[tuple[str, str], tuple[str | None, list[str]]] = {}
     found = {}
     for question in benchmark.questions:
         if (question.id, question.digest) in answered:
             which = (question.task, question.video)
             if which not in videos:
-                videos[which] = _video(benchmark, question, beside)
-            found[benchmark.spec.name, question.id] = Asked(question.prompt, videos[which])
+                address = _video(benchmark, question, beside)
+                videos[which] = address, _pictures(beside.resolve() / unquote(address)) if address else []
+            found[benchmark.spec.name, question.id] = Asked(question.prompt, *videos[which])
     return found
 
 
@@ -91,3 +117,9 @@ def _video(benchmark: Benchmark, question: Question, beside: Path) -> str | None
     except ValueError:
         return None
     return quote(os.path.relpath(path.resolve(), beside.resolve())) if path.exists() else None
+
+
+def _pictures(video: Path) -> list[str]:
+    """Addresses of some pictures, spread over a video that is a folder of them, within it; none of a file."""
+    found = pictures(video) if video.is_dir() else []
+    return [quote(picture.name) for picture in found[:: math.ceil(len(found) / _PICTURES) or 1]]

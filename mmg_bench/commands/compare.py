@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,12 +13,16 @@ from omegaconf import DictConfig
 
 from mmg_bench import config as cfg
 from mmg_bench.commands.answered import read_answered
-from mmg_bench.methods.registry import read_label
+from mmg_bench.methods.registry import read_label, without_defaults
 from mmg_bench.options import check_number, check_path, check_whole
-from mmg_bench.report.pairs import Side, pair_tables
+from mmg_bench.report.pair_tables import pair_tables
+from mmg_bench.report.pairs import Side
 from mmg_bench.report.rows import DENSE
 from mmg_bench.report.table import print_tables
 from mmg_bench.runner.records import Record
+
+_WRITTEN = re.compile(r"[^()=,]+(\((\w+=.+)?\))?(\(control\))?")
+"""A label, without blanks."""
 
 
 def compare(methods: Sequence[str], config: DictConfig) -> int:
@@ -40,9 +45,10 @@ def compare(methods: Sequence[str], config: DictConfig) -> int:
 
 
 def _not_two(methods: Sequence[str]) -> ValueError:
+    quotes = "; a label with blanks goes in quotes" if len(methods) > 2 else ""
     return ValueError(
         f"{' '.join(['compare', *methods])}: name two methods, such as: mmg-bench compare mmg_vid dpc_knn; or one "
-        "twice, and what differs, such as: a.retention_ratio=0.1 b.retention_ratio=0.25"
+        f"twice, and what differs, such as: a.retention_ratio=0.1 b.retention_ratio=0.25{quotes}"
     )
 
 
@@ -109,9 +115,20 @@ class _Asked:
 
 
 def _label(given: str, known: Collection[str]) -> str | None:
-    """Which of the `known` labels is given: as a table prints it, its parameters in any order, blanks anywhere."""
-    meant = read_label(given)
-    return given if given in known else next((label for label in known if read_label(label) == meant), None)
+    """Which of the `known` labels is given: as a table prints it, parameters in any order, blanks anywhere.
+
+    Parameters of a registered method may also stand there at their defaults, which no table prints. Raises ValueError
+    for what is no label.
+    """
+    if given in known:
+        return given
+    if not _WRITTEN.fullmatch("".join(given.split())):
+        raise ValueError(
+            f"{given!r} is no label: write a method's name, behind it in parentheses what is not at its default, and "
+            "all in quotes, such as 'mmg_vid(tau=0.9, positions=contiguous)'"
+        )
+    meant = (reading(given) for reading in (read_label, without_defaults))  # the second imports torch
+    return next((label for one in meant for label in known if read_label(label) == one), None)
 
 
 def _meant(given: str, known: Collection[str]) -> str:

@@ -51,6 +51,23 @@ def read_label(label: str) -> tuple[str, dict[str, str]]:
     return name, {parameter: value for parameter, _, value in parts}
 
 
+def without_defaults(label: str) -> tuple[str, dict[str, str]]:
+    """What a label says but for parameters at their defaults, which no table prints; all where nobody registers it."""
+    name, parameters = read_label(label)
+    if not parameters or name not in method_names():
+        return name, parameters
+    usual = {"positions": method_class(name).positions, **defaults(name)}
+    return name, {p: text for p, text in parameters.items() if p not in usual or not _says(text, usual[p])}
+
+
+def _says(text: str, value: Any) -> bool:
+    """Whether a text without blanks stands for the value of a parameter."""
+    try:
+        return float(text) == value
+    except ValueError:
+        return text == "".join(str(value).split())
+
+
 @contextmanager
 def _told(name: str) -> Iterator[None]:
     """What goes wrong while the code of a method is read becomes one line that names it, and the place."""

@@ -37,6 +37,11 @@ class Answers:
     def benchmarks(self) -> list[str]:
         return [r.benchmark for r in self.records]
 
+    @property
+    def sources(self) -> list[str]:
+        """Keys into provenance."""
+        return sorted({r.provenance for r in self.records})
+
     def subgroups(self, over_skills: Collection[str]) -> list[str]:
         """What a benchmark's accuracy is the mean over: its skills, or one group of all its questions."""
         return [r.skill if r.benchmark in over_skills else ALL for r in self.records]
@@ -59,31 +64,35 @@ class Label(NamedTuple):
     retention_ratio: float
     frames: int
 
+    @classmethod
+    def of(cls, r: Record) -> Label:
+        return cls(r.model, r.benchmark, r.method, r.retention_ratio, r.frames)
+
 
 def newest(records: Iterable[Record], provenance: Sources) -> tuple[list[Record], dict[Label, str]]:
     """The records of the cell that answered last of those with one label, and where there were others, a note.
 
-    Of a question that was reworded the newest answer. Raises ValueError where `provenance` does not explain a record.
+    Of a question that was reworded the answer to what was asked last. Raises ValueError where `provenance` does not
+    explain a record.
     """
     cells: dict[Label, dict[str, list[Record]]] = defaultdict(dict)
     lost: set[str] = set()
     for r in records:
-        label = Label(r.model, r.benchmark, r.method, r.retention_ratio, r.frames)
-        cells[label].setdefault(r.cell, []).append(r)
+        cells[Label.of(r)].setdefault(r.cell, []).append(r)
         lost |= {r.provenance} - provenance.keys()
     if lost:
         raise ValueError(
             f"provenance.json lacks {', '.join(sorted(lost))}, which records name: restore it, or run anew"
         )
+    seen = last_seen(provenance)
     kept: list[Record] = []
     notes: dict[Label, str] = {}
     for label, versions in cells.items():
-        dates = [max(date_of(provenance[r.provenance]) for r in found) for found in versions.values()]
-        last = max(range(len(dates)), key=lambda i: (dates[i], i))
-        by_date = sorted(list(versions.values())[last], key=lambda r: date_of(provenance[r.provenance]))
-        kept += {r.question: r for r in by_date}.values()
+        numbered = enumerate(versions.values())
+        date, _, found = max((max(date_of(provenance[r.provenance]) for r in v), i, v) for i, v in numbered)
+        kept += {r.question: r for r in sorted(found, key=lambda r: seen[r.provenance])}.values()
         if len(versions) > 1:
-            notes[label] = f"in {len(versions)} versions of its code or settings: the newest counts, of {dates[last]}"
+            notes[label] = f"in {len(versions)} versions of its code or settings: the newest counts, of {date}"
     return kept, notes
 
 
@@ -92,26 +101,46 @@ def date_of(entry: Mapping[str, Any]) -> str:
     return str(entry.get("date"))
 
 
-def answers_by_cell(records: Iterable[Record]) -> dict[tuple[str, int], dict[str, Cells]]:
-    """(model, frames) -> benchmark -> (method, retention ratio) -> answers.
+def last_seen(provenance: Sources) -> dict[str, str]:
+    """When the questions of each entry were last seen to be those of their benchmark: by any entry with its data.
+
+    Questions that are reworded, and then put as before, are not asked again.
+    """
+    data = {key: entry.get("data") or key for key, entry in provenance.items()}
+    last = {data[key]: date_of(provenance[key]) for key in sorted(provenance, key=lambda key: date_of(provenance[key]))}
+    return {key: last[data[key]] for key in provenance}
+
+
+def answers_by_label(records: Iterable[Record]) -> dict[Label, Answers]:
+    """The answers of each label.
 
     Raises ValueError when two cells share a label, when a question has two records, and for names that rows use.
     """
-    grouped: dict[tuple[str, int, str, str, float], list[Record]] = defaultdict(list)
+    grouped: dict[Label, list[Record]] = defaultdict(list)
     for r in records:
-        grouped[r.model, r.frames, r.benchmark, r.method, r.retention_ratio].append(r)
-    cells: dict[tuple[str, int], dict[str, Cells]] = defaultdict(lambda: defaultdict(dict))
-    for (model, frames, benchmark, method, ratio), members in sorted(grouped.items()):
-        who = f"{method} at retention ratio {ratio:g} on {benchmark} ({model}, {frames} frames)"
+        grouped[Label.of(r)].append(r)
+    for label, members in grouped.items():
+        who = (
+            f"{label.method} at retention ratio {label.retention_ratio:g} on {label.benchmark} "
+            f"({label.model}, {label.frames} frames)"
+        )
         if len({r.cell for r in members}) > 1:
             raise ValueError(f"{who}: cells with different parameters share this label: give each its own label")
         if len({r.question for r in members}) < len(members):
             raise ValueError(f"{who}: a question has more than one record: pass each record once")
-        if benchmark in (AVERAGE, NO_BENCHMARK):
-            raise ValueError(f"{who}: a benchmark cannot be called {benchmark!r}; rows use that name")
+        if label.benchmark in (AVERAGE, NO_BENCHMARK):
+            raise ValueError(f"{who}: a benchmark cannot be called {label.benchmark!r}; rows use that name")
         if any(r.skill == ALL for r in members):
             raise ValueError(f"{who}: a skill cannot be called {ALL!r}; rows use that name")
-        cells[model, frames][benchmark][method, ratio] = Answers(tuple(sorted(members, key=lambda r: r.question)))
+    return {label: Answers(tuple(sorted(members, key=lambda r: r.question))) for label, members in grouped.items()}
+
+
+def answers_by_cell(records: Iterable[Record]) -> dict[tuple[str, int], dict[str, Cells]]:
+    """(model, frames) -> benchmark -> (method, retention ratio) -> answers. Raises ValueError as `answers_by_label`."""
+    cells: dict[tuple[str, int], dict[str, Cells]] = defaultdict(lambda: defaultdict(dict))
+    found = answers_by_label(records)
+    for label in sorted(found, key=lambda label: (label.model, label.frames, label)):
+        cells[label.model, label.frames][label.benchmark][label.method, label.retention_ratio] = found[label]
     return cells
 
 

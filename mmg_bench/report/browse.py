@@ -25,6 +25,8 @@ class Asked:
     prompt: str
     video: str | None
     """Address of the video as seen from the page; None where it cannot be shown."""
+    pictures: Sequence[str] = ()
+    """Of a video that is a folder of pictures, the addresses within it of those to show."""
 
 
 def page(
@@ -106,5 +108,6 @@ def _row(r: Record, asked: Asked | None, cells: int) -> dict[str, Any]:
         "target": r.target,
         "prompt": None if asked is None else asked.prompt,
         "address": None if asked is None else asked.video,
+        **({"pictures": asked.pictures} if asked is not None and asked.pictures else {}),
         "answers": [None] * cells,
     }

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import pytest
 
 from command_line import given
-from mmg_bench.commands.browse import _video
+from mmg_bench.commands.browse import _pictures, _video
 from mmg_bench.runner import provenance
 from mmg_bench.runner.records import Record, RecordFile, read_records
 
@@ -77,6 +77,16 @@ def test_addresses_of_videos(tmp_path: Path) -> None:
     assert _video(there, "no.mp4", tmp_path) is None  # type: ignore[arg-type]
 
 
+def test_some_pictures_of_a_video_that_is_a_folder_of_them(tmp_path: Path) -> None:
+    """Spread over the video, in its order, the first among them."""
+    for number in range(1, 14):
+        (tmp_path / f"{number} #.JPG").touch()
+    (tmp_path / "0.txt").touch()
+    assert _pictures(tmp_path) == [f"{number}%20%23.JPG" for number in (1, 4, 7, 10, 13)]
+    (tmp_path / "empty").mkdir()
+    assert _pictures(tmp_path / "empty") == _pictures(tmp_path / "0.txt") == []
+
+
 def record(question: str, date: str, score: float) -> Record:
     tokens = (None, 4, 16, 9, [])
     return Record(
@@ -107,6 +117,61 @@ def test_without_the_benchmark_and_in_two_versions(
     ((question,),) = [part["questions"] for part in data["parts"]]
     assert question["prompt"] is None
     assert question["answers"] == [["right", 1.0, 0]]
+
+
+def test_the_benchmark_is_described_by_the_newest_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dates = {"2026-01-02": "z", "2026-01-03": "newest", "2026-01-01": "a"}
+    with RecordFile(tmp_path / "records.jsonl") as file:
+        file.add([replace(record(f"q{date}", date, 1.0), cell="one") for date in dates])
+    spec = {"name": "bench", "tasks": ["no_such_task"], "video": "video"}
+    entries = {date: {"benchmark": {**spec, "include_path": f"/{name}"}, "date": date} for date, name in dates.items()}
+    provenance.write(tmp_path, entries)
+    assert given(f"mmg-bench browse output_dir={tmp_path}", monkeypatch) == 0
+    (note,) = data_of(tmp_path / "browse.html")["notes"]
+    assert note.startswith("Prompts and videos of bench are left out: benchmark.include_path='/newest'")
+
+
+@pytest.mark.parametrize("where", ["a_file/page.html", "a_folder"])
+def test_a_page_that_cannot_be_written(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RecordFile(tmp_path / "records.jsonl") as file:
+        file.add([record("q", "2026-01-01", 1.0)])
+    provenance.write(tmp_path, {"2026-01-01": {}})
+    (tmp_path / "a_file").touch()
+    (tmp_path / "a_folder").mkdir()
+    assert given(f"mmg-bench browse output_dir={tmp_path} page={tmp_path}/{where}", monkeypatch) == 2
+    told = capsys.readouterr()
+    why = {"a_file/page.html": "File exists", "a_folder": "Is a directory"}[where]
+    assert told.err == f"mmg-bench: {tmp_path}/{where} cannot be written ({why}): name another file by page=\n"
+    assert "Written" not in told.out
+
+
+def test_ratios_that_different_commits_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while a method is written: its column at one ratio may be of other code than that at another."""
+    commits = {"2026-01-01": "aaa", "2026-01-02": "bbb"}
+    answers = [
+        replace(record("q", date, 1.0), method=method, retention_ratio=ratio, cell=f"{method} {ratio}")
+        for method, ratio, date in (
+            ("mine", 0.25, "2026-01-02"),
+            ("mine", 0.1, "2026-01-01"),
+            ("other", 0.25, "2026-01-02"),
+            ("other", 0.1, "2026-01-01"),
+            ("same", 0.25, "2026-01-02"),
+            ("same", 0.1, "2026-01-02"),
+        )
+    ]
+    with RecordFile(tmp_path / "records.jsonl") as file:
+        file.add([*answers, *(replace(r, frames=16, cell=f"{r.cell} 16") for r in answers[2:])])
+    provenance.write(tmp_path, {date: {"date": date, "commit": commit} for date, commit in commits.items()})
+    assert given(f"mmg-bench browse output_dir={tmp_path}", monkeypatch) == 0
+    what = "answers of different commits, perhaps of different code (R = 25 % from bbb, R = 10 % from aaa)"
+    assert data_of(tmp_path / "browse.html")["notes"][:-1] == [
+        f"mine, other on bench (m, 8 frames): {what}",
+        f"other on bench (m, 16 frames): {what}",
+    ]
 
 
 def test_no_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

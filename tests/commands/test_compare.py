@@ -78,6 +78,27 @@ def test_a_folder_of_records(
         (["dense", LONG, "b=8"], "b=8: give b.retention_ratio or b.frames"),
         (["dense", LONG, "b.frame=8"], "b.frame: no such option; did you mean frames? b has: retention_ratio, frames"),
         ([LONG, "dense", "retention_ratio=0.5"], f"no {LONG} at retention_ratio=0.5 in FOLDER; there are: dense (1)"),
+        (["mmgvid(tau=0.95)", "dense"], f"no mmgvid(tau=0.95) in FOLDER; did you mean {LONG}? there are: "),
+        (["mmg_vid(tau=0.95)", "dense"], f"no mmg_vid(tau=0.95) in FOLDER; did you mean {LONG}? there are: "),
+        *(
+            ([label, "dense"], f"{label!r} is no label: write a method's name, behind it in parentheses what")
+            for label in (
+                "mmg_vid(tau=",
+                "mmg_vid(tau)",
+                "mmg_vid(tau=)",
+                "mmg_vid(",
+                "mmg_vid)",
+                "dense tau=1",
+                "",
+                "(control)",
+            )
+        ),
+        (
+            ["random", "(control)", "dense"],
+            "compare random (control) dense: name two methods, such as: mmg-bench compare mmg_vid dpc_knn; or one "
+            "twice, and what differs, such as: a.retention_ratio=0.1 b.retention_ratio=0.25; a label with blanks goes "
+            "in quotes\n",
+        ),
         ([LONG], f"compare {LONG}: name two methods, such as: mmg-bench compare mmg_vid dpc_knn"),
         (["dense", "dense"], "compare dense dense: name two methods"),
         ([LONG, "dense", "ratio=0.1"], "ratio: no such option; compare has: retention_ratio, frames, a, b, output_dir"),
@@ -152,6 +173,9 @@ def test_each_side_may_have_its_own_ratio_and_frames(
             ["mmg_vid(beta=2, tau=0.9)", "mmg_vid(tau=0.9,beta=2)", "mmg_vid (beta=2,tau=0.9)"],
         ),
         ("m(a=[1, 2], b=[3, 4])", ["m(b=[3,4], a=[1,2])"]),
+        ("mmg_vid", ["mmg_vid(tau=0.95)", "mmg_vid(knn=7.0, positions=original, channels=all)", "mmg_vid()"]),
+        ("mmg_vid(tau=0.9)", ["mmg_vid(k=0.50, tau=0.9)"]),
+        ("mmg_vid(tau=0.95, k=1)", ["mmg_vid(k=1,tau=0.95)"]),  # its default was another when that ran
     ],
 )
 def test_a_label_as_a_table_prints_it(

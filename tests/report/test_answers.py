@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from mmg_bench.report.answers import answers_by_cell, over_benchmarks
+from mmg_bench.report.answers import answers_by_cell, newest, over_benchmarks
 
 
 def test_answers_of_a_cell_are_in_the_order_of_the_questions(toy):
@@ -43,3 +43,19 @@ def test_reserved_names_are_errors(make):
             answers_by_cell(make("dense", 1.0, "11", benchmark=benchmark))
     with pytest.raises(ValueError, match="a skill cannot be called 'all'"):
         answers_by_cell(make("dense", 1.0, "11", skills=("all",)))
+
+
+def test_of_a_question_reworded_and_back_the_first_answer_counts(make):
+    """Wording A, then B, then A again: its answer stands, so that only the entry of another command tells of it."""
+
+    def asked(wording, key):
+        return [dataclasses.replace(r, asked=wording, provenance=key) for r in make("ours", 0.25, "1")]
+
+    sources = {"a": {"data": "A", "date": "2026-01-01"}, "b": {"data": "B", "date": "2026-01-02"}}
+    records = [*asked("A", "a"), *asked("B", "b")]
+    for sign in (1, -1):
+        assert [r.asked for r in newest(records[::sign], sources)[0]] == ["B"]
+        again = dict(list({**sources, "c": {"data": "A", "date": "2026-01-03"}}.items())[::sign])
+        assert [r.asked for r in newest(records[::sign], again)[0]] == ["A"]
+        unknown = {key: {**entry, "data": None} for key, entry in again.items()}
+        assert [r.asked for r in newest(records[::sign], unknown)[0]] == ["B"]

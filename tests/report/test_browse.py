@@ -104,6 +104,14 @@ def test_an_answer_cannot_become_a_part_of_the_page(make, provenance):
     assert answers(part, "dense", 1.0) == [("right", 1, text)]
 
 
+def test_nothing_is_fetched(toy, provenance):
+    """The page is whole in itself: it is also read where there is no network."""
+    made = page("t", toy, provenance, {})
+    assert not re.findall(
+        r"""//[\w.-]+\.\w|<(?:link|script|img|iframe)\b[^>]*\b(?:src|href)\b|@import|url\(|fetch\(""", made
+    )
+
+
 def opened(file, address):
     """The page as a browser makes it, without its script."""
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=4000", "--dump-dom"]
@@ -169,6 +177,20 @@ def test_accuracy_in_a_browser_is_the_tables(make, provenance, tmp_path):
         file.write_text(page("t", records, provenance, {}))
         _, sums, *_ = table_of(file, "")
         assert sums[4:] == [mean]  # and no flips without dense
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser here")
+def test_pictures_of_a_video_in_a_browser(make, provenance, tmp_path):
+    """Of the question that is open alone."""
+    videos = {f"q{i:02d}": Asked("Who?", f"../a%20video{i}", ["1.png", "2%23.png"]) for i in range(2)}
+    file = tmp_path / "page.html"
+    file.write_text(page("t", make("dense", 1.0, "111"), provenance, {("bench", q): a for q, a in videos.items()}))
+    images = re.findall("<img [^>]*>", opened(file, "open=q01"))
+    assert [re.findall('(?:src|loading)="(.*?)"', image) for image in images] == [
+        ["lazy", "../a%20video1/1.png"],
+        ["lazy", "../a%20video1/2%23.png"],
+    ]
+    assert "<img" not in opened(file, "open=q02")
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no browser here")

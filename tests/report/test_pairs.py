@@ -2,7 +2,8 @@ import dataclasses
 
 import pytest
 
-from mmg_bench.report.pairs import Side, pair_tables
+from mmg_bench.report.pair_tables import pair_tables
+from mmg_bench.report.pairs import Side
 from mmg_bench.report.statistics import Bootstrap
 
 FAST = Bootstrap(n_boot=300)
@@ -288,6 +289,7 @@ def test_answers_to_questions_of_yesterday_are_told(make, provenance):
     for changes, said in (
         ({"data": "after", "date": "2026-01-03"}, True),
         ({"data": "after", "date": "2026-01-01"}, False),
+        ({"data": "after"}, False),
         ({"data": "after", "date": "2026-01-03", "limit": 2}, False),
         ({"data": "after", "date": "2026-01-03", "benchmark": {"name": "other"}}, False),
         ({"date": "2026-01-03"}, False),
@@ -299,6 +301,23 @@ def test_answers_to_questions_of_yesterday_are_told(make, provenance):
     sources = {"key1": old, "key2": {**old, "data": "after", "date": "2026-01-03"}}
     (table,) = pair_tables([*records, *more], sources, OURS, RANDOM, bootstrap=FAST)
     assert table.footnotes[0].startswith("The questions of bench have changed since")
+
+
+def test_a_question_that_is_asked_again_as_before(make, provenance):
+    """Wording A, then B, then A again with another method: A's answers are found, and nothing has changed since."""
+    old = {**provenance["key1"], "data": "A", "benchmark": {"name": "bench"}}
+    new = {**old, "data": "B", "date": "2026-01-03"}
+    ours = make("ours", 0.25, "1111")
+    reworded = dataclasses.replace(ours[0], asked="B", score=0.0, provenance="key2")
+    random = [dataclasses.replace(r, provenance="key3") for r in make("random", 0.25, "1100")]
+    sources = {"key1": old, "key2": new, "key3": {**old, "date": "2026-01-04"}}
+    (table,) = pair_tables([*ours, reworded, *random], sources, OURS, RANDOM, bootstrap=FAST)
+    assert lines(table)["bench", "all"][2:4] == ["100.0", "50.0"]
+    assert table.footnotes == ()
+    # of both from before, the third command may have asked another
+    both = [*ours, reworded, *make("random", 0.25, "1100")]
+    (table,) = pair_tables(both, sources, OURS, RANDOM, bootstrap=FAST)
+    assert table.footnotes == ()
 
 
 def test_the_frames_of_each_model_are_its_own(make, provenance):
@@ -322,3 +341,46 @@ def test_the_frames_of_each_model_are_its_own(make, provenance):
         pair_tables(records, provenance, OURS, few, bootstrap=FAST)
     with pytest.raises(ValueError, match=r"^A and B are both random at R = 25 % with 8 frames: give one of them"):
         pair_tables(records, provenance, RANDOM, few, bootstrap=FAST)
+    # in whose place the two stand, the message tells
+    with pytest.raises(
+        ValueError, match=r"^b.frames=null: ours at R = 25 % has answers of n with 32 and 64 frames; ch"
+    ):
+        pair_tables(records, provenance, few, OURS, bootstrap=FAST)
+
+
+def test_a_model_with_which_one_side_alone_answered(make, provenance):
+    """Its numbers of frames are no question: nothing is compared, and a footnote says so."""
+    records = [
+        *make("ours", 0.25, "11", model="m", frames=16),
+        *make("random", 0.25, "10", model="m"),
+        *make("ours", 0.25, "11", model="n", frames=64),
+        *make("ours", 0.25, "11", model="n", frames=32),
+        *make("random", 0.25, "11", model="o"),
+    ]
+    alone = "On bench (n, 32 and 8 frames), only ours has answers"
+    (table,) = pair_tables(records, provenance, OURS, Side("random", 0.25, 8), bootstrap=FAST)
+    assert table.footnotes == (alone, "On bench (o, 8 frames), only random has answers")
+    # where both name their frames, these stand also for what is not there
+    (table,) = pair_tables(records, provenance, Side("ours", 0.25, 16), Side("random", 0.25, 8), bootstrap=FAST)
+    assert table.footnotes == ("On bench (o, 16 and 8 frames), only random has answers",)
+
+
+def test_why_there_is_no_table(make, provenance):
+    """Of the first model with which both answered, with which frames; else that no benchmark is common."""
+    records = [
+        *make("ours", 0.25, "11", model="m"),
+        *make("random", 0.25, "11", model="n"),
+        *make("ours", 0.25, "11", model="o", frames=32),
+        *make("ours", 0.25, "11", model="o", frames=16),
+        *make("random", 0.25, "11", model="o", benchmark="other"),
+    ]
+    with pytest.raises(ValueError, match="answered with") as raised:
+        pair_tables(records, provenance, OURS, RANDOM, bootstrap=FAST)
+    assert str(raised.value) == (
+        "ours at R = 25 % answered with 16 and 32 frames and random at R = 25 % with 8: run both in one command, or "
+        "compare them so: a.frames=16 b.frames=8"
+    )
+    for a, b in ((Side("ours", 0.25, 16), RANDOM), (RANDOM, Side("ours", 0.25, 16))):
+        with pytest.raises(ValueError, match="no benchmark") as raised:
+            pair_tables(records, provenance, a, b, bootstrap=FAST)
+        assert str(raised.value) == f"{a} and {b} have no benchmark in common: run both in one command"

@@ -1,0 +1,105 @@
+"""Two methods on the same questions: what one gains over the other, and how sure that is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+
+from mmg_bench.report.answers import ALL, AVERAGE, Answers, Sources, answers_by_label, newest
+from mmg_bench.report.comparable import Pair, check_pair, notes_on
+from mmg_bench.report.pairs import Side, matches, why_apart
+from mmg_bench.report.statistics import Bootstrap, Comparison, Estimate, compare
+from mmg_bench.report.table import NONE, Block, Entry, Table, mean_lines, measured_line, over_skills, p_value
+from mmg_bench.runner.records import Record
+
+COLUMNS = ("", "Questions", "Failed", "A", "B", "A − B [95 % CI]", "p (McNemar)", "Only A", "Only B")
+MEANING = (
+    "A, B: accuracy in percent over the questions that both answered; failed: left out, as one of them failed there",
+    "A − B: in points, with a paired interval from a bootstrap over videos; p: exact two-sided McNemar test",
+    "Only A, only B: questions that only one got right (where scores are graded, that it answered better)",
+)
+
+
+def pair_tables(
+    records: Iterable[Record], provenance: Sources, a: Side, b: Side, *, bootstrap: Bootstrap | None = None
+) -> list[Table]:
+    """A table for each model with which both `a` and `b` answered: all questions, then each skill.
+
+    records: of all methods there are. Those of others tell which questions there are, so that a table of a part of them
+        says so.
+    provenance: what provenance.json holds, which must explain the records. Of a method that answered anew, because its
+        code or a setting had changed, the newest answers count, and the table says so.
+
+    Raises ValueError when the two have nothing in common, when they were not asked the same questions, and when they
+    answered under different settings. Only numbers of frames may differ, where the sides ask for that.
+    """
+    records = list(records)
+    latest, versions = newest([r for r in records if a.answered(r) or b.answered(r)], provenance)
+    found = answers_by_label(latest)
+    tables: list[Table] = []
+    elsewhere: list[str] = []
+    for match in matches(found, a, b):
+        pairs: list[Pair] = []
+        notes: list[str] = []
+        alone: list[str] = []
+        of_a, of_b = match.labels(found)
+        for benchmark in sorted({*of_a, *of_b}):
+            one, other = of_a.get(benchmark), of_b.get(benchmark)
+            if one is None or other is None:
+                alone.append(f"On {benchmark} {match.where}, only {match.names[one is None]} has answers")
+                continue
+            pair = Pair(found[one], found[other], match.names, benchmark, match.where)
+            check_pair(pair, provenance, match.apart)
+            for name, label in zip(match.names, (one, other), strict=True):
+                notes += [f"{name} answered {benchmark} {versions[label]}"] if label in versions else []
+            notes += notes_on(pair, provenance, records)
+            pairs.append(pair)
+        if pairs:
+            tables.append(_table(match.title, pairs, provenance, [*notes, *alone], bootstrap))
+        else:
+            elsewhere += alone
+    if not tables:
+        raise ValueError(why_apart(found, a, b))
+    return [*tables[:-1], replace(tables[-1], footnotes=(*tables[-1].footnotes, *elsewhere))]
+
+
+def _table(
+    title: str, pairs: Sequence[Pair], provenance: Sources, notes: Sequence[str], bootstrap: Bootstrap | None
+) -> Table:
+    keys = sorted({key for pair in pairs for key in pair.sources})
+    means = over_skills(provenance[key] for key in keys)
+    blocks = []
+    if len(pairs) > 1:
+        one = Answers(tuple(r for pair in pairs for r in pair.one.records))
+        other = Answers(tuple(r for pair in pairs for r in pair.other.records))
+        blocks.append(Block("", (_line(AVERAGE, one, other, means, bootstrap),)))
+    for pair in pairs:
+        lines = [_line(ALL, pair.one, pair.other, means, bootstrap)]
+        skills = sorted({r.skill for r in pair.one.records})
+        if len(skills) > 1:  # a single skill is the whole benchmark once more
+            lines += [_line(s, pair.one.of_skill(s), pair.other.of_skill(s), (), bootstrap) for s in skills]
+        blocks.append(Block(pair.benchmark, tuple(lines)))
+    header = (*(measured_line(key, provenance) for key in keys), *MEANING, *mean_lines(means))
+    return Table(title, header, COLUMNS, tuple(blocks), tuple(notes))
+
+
+def _line(
+    name: str, one: Answers, other: Answers, means: Collection[str], bootstrap: Bootstrap | None
+) -> tuple[Entry, ...]:
+    """Entries of a comparison, as `COLUMNS` has them."""
+    pair: Comparison = compare(
+        one.scores, other.scores, one.videos, one.benchmarks, one.subgroups(means), bootstrap=bootstrap
+    )
+    numbers = [f"{pair.difference.n}", f"{pair.difference.n_errors}"]
+    accuracies = [NONE if math.isnan(value) else f"{value:.1f}" for value in (pair.accuracy, pair.other_accuracy)]
+    flips = [NONE if math.isnan(count) else f"{count:.0f}" for count in (pair.flips_won, pair.flips_lost)]
+    texts = [name, *numbers, *accuracies, _points(pair.difference), p_value(pair.p_mcnemar), *flips]
+    return tuple(map(Entry, texts))
+
+
+def _points(difference: Estimate) -> str:
+    if math.isnan(difference.value):
+        return NONE
+    interval = f" [{difference.low:+.1f}, {difference.high:+.1f}]" if math.isfinite(difference.low) else ""
+    return f"{difference.value:+.1f}{interval}"
