@@ -273,7 +273,6 @@ def _guarded(task: Callable[[], int]) -> int:
     """Carry out a task; what the user can mend ends in one line, not in a traceback."""
     from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
     try:
         return task()
@@ -285,9 +284,9 @@ def _guarded(task: Callable[[], int]) -> int:
         quoted = shlex.quote(f'{key}="{value}"')
         print(f"mmg-bench: {error.override}: {fault}; a text may need quotes of its own: {quoted}", file=sys.stderr)
         sys.exit(2)
-    except (ValueError, RuntimeError, OSError, HydraException, OmegaConfBaseException) as error:
-        print(f"mmg-bench: {error}", file=sys.stderr)
-        sys.exit(2)
-    except YAMLError as error:
+    except (HydraException, OmegaConfBaseException) as error:
         print(f"mmg-bench: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"mmg-bench: {error}", file=sys.stderr)
         sys.exit(2)

@@ -58,8 +58,8 @@ def named(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-_OF_TABLE = ("name", "retention_ratios", "profiles", "video", "text_tokens", "energy_seconds")
-"""Entries of a table's file; the last three are those of one of speed."""
+_OF_SPEED = ("video", "text_tokens", "energy_seconds")
+"""Entries of the file of a table of speed, beside those that every table has."""
 
 
 def profiles_of(spec: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -67,7 +67,8 @@ def profiles_of(spec: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
     Raises ValueError, naming the entry, for what is missing, unknown or of another kind.
     """
-    _check_entries("table", spec, _OF_TABLE, _OF_TABLE[:3])
+    wanted = cfg.MUST_HAVE["table"]
+    _check_entries("table", spec, (*wanted, *_OF_SPEED), wanted)
     _check_ratios("table.retention_ratios", spec["retention_ratios"])
     profiles = spec["profiles"]
     if not isinstance(profiles, dict) or not profiles or not all(isinstance(p, dict) for p in profiles.values()):
