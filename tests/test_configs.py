@@ -19,6 +19,7 @@ from mmg_bench import cells, specs
 from mmg_bench import config as cfg
 from mmg_bench.cells import code_of
 from mmg_bench.commands import measure
+from mmg_bench.commands.profiles import named
 from mmg_bench.commands.publish import results_folder
 from mmg_bench.files import digest_of
 from mmg_bench.methods import registry
@@ -66,16 +67,17 @@ def test_benchmarks(name: str) -> None:
 @pytest.mark.parametrize("name", names("table"))
 def test_tables(name: str) -> None:
     config = cfg.plain(compose("table", [f"table={name}"]))
-    spec = config["table"]
-    for profile in spec["profiles"].values():
+    spec, profiles = config["table"], named(config)
+    assert profiles.keys() == spec["profiles"].keys()
+    for profile in profiles.values():
         if "workloads" in profile:
-            cells = next(unit.cells for unit in measure.units(config, profile))
+            cells = next(unit.cells for unit in measure.units(profile))
             assert profile["pending"] is None or profile["pending"] in spec["profiles"]
         else:
             specs.model_spec(cfg.load("model", profile["model"]))
             for benchmark in profile["benchmarks"]:
                 specs.benchmark_spec(cfg.load("benchmark", benchmark))
-            cells = tuple(specs.table_cells(profile["methods"], spec["retention_ratios"]))
+            ((_, _, _, cells),) = profile["runs"]
         assert cells[0].method.name == "dense"
         assert len({(c.label, c.method.retention_ratio) for c in cells}) == len(cells)
 

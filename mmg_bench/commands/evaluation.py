@@ -128,12 +128,13 @@ def table(config: DictConfig) -> int:
     name, profile = choose(plain)
     records = check_path("output_dir", plain["output_dir"]) / name
     benchmarks = [cfg.changed(plain, "benchmark", b) for b in profile["benchmarks"]]
-    model = specs.table_model(profile["model"], cfg.changed(plain, "model", profile["model"]))
+    ((key, _, of_model, cells),) = profile["runs"]
+    model = specs.table_model(key, of_model)
     job = Job(
         table=spec["name"],
         model=model,
         benchmarks=benchmarks,
-        cells=specs.table_cells(profile["methods"], spec["retention_ratios"]),
+        cells=cells,
         folders=[records / b["name"] for b in benchmarks],
         results=results_folder(plain, name),
         limit=plain["limit"],
