@@ -63,6 +63,7 @@ _ONLY_OF_RUN = re.compile(r"\+*(model|benchmark|method|retention_ratio|positions
 _OPTION = re.compile(r"-|[+~]*[\w./@]+=|~")
 """How an argument begins that is an option, not the label of a method."""
 _NOT_CHECKED = {
+    "name": "the method is named first",
     "retention_ratio": "every check has retention ratios of its own",
     "positions": "position ids are the model's, and no model runs here",
 }
@@ -208,20 +209,26 @@ def _check_method(arguments: list[str]) -> int:
         sys.exit(2)
 
     def check() -> int:
-        overrides = [f"method={name}", *map(_of_method, options)]
-        return _configured("run", overrides, lambda configs: _command("check_method").check_method(configs[0].method))
+        from mmg_bench import config as cfg
+
+        configs = cfg.sweep("run", [f"method={name}", *map(_of_method, options)])
+        if len(configs) > 1:
+            raise ValueError(f"{' '.join(arguments)}: several values; check them one by one")
+        return _command("check_method").check_method(configs[0].method)
 
     return _guarded(check)
 
 
 def _of_method(option: str) -> str:
     """An option of check-method as `run` has it. Raises ValueError for what no method is checked with."""
+    if option.startswith("hydra."):
+        return option
     name, equals, _ = option.removeprefix("method.").partition("=")
-    if not equals:
+    if not equals or not name.isidentifier():
         raise ValueError(f"{option}: write option=value, such as tau=0.9; `mmg-bench methods NAME` lists the options")
     if name in _NOT_CHECKED:
         raise ValueError(f"{option}: {_NOT_CHECKED[name]}; leave it out")
-    return option if option.startswith(("hydra.", "method.")) else f"method.{option}"
+    return f"method.{option.removeprefix('method.')}"
 
 
 def _command(module: str) -> Any:

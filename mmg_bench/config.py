@@ -159,6 +159,8 @@ def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
         key = override.lstrip("+~").partition("=")[0]
         if key.startswith(("hydra.", "hydra/")) and key != "hydra.searchpath":
             raise ValueError(f"{key}: mmg-bench takes of Hydra's own options hydra.searchpath alone; see --help")
+        if key == "method.name" and "method" in _groups(name):
+            raise ValueError(f"{override}: choose a method so: method={override.partition('=')[2]}")
         if override.startswith("~") and "." not in key:
             raise ValueError(f"{override}: an option cannot be left out; give it another value")
         if name == "table" and key in OPEN:
@@ -215,7 +217,7 @@ def _no_such(group: str, name: str, known: Iterable[str]) -> ValueError:
 
 
 def _no_such_option(option: str, group: str, name: str, known: DictConfig) -> ValueError:
-    options = list(map(str, known))
+    options = [str(entry) for entry in known if (group, entry) != ("method", "name")]  # by which it is chosen
     meant = _meant(option.rpartition(".")[2], options)
     where = f"{group} {known.name}" if group in _groups(name) and "name" in known else group or name
     hint = ""
