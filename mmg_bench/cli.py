@@ -32,6 +32,7 @@ Options are Hydra overrides; `mmg-bench run --help` explains each and lists the 
 
   mmg-bench run model=embedded method=mmg_vid retention_ratio=0.25 benchmark=embedded
   mmg-bench run -m method=mmg_vid,random retention_ratio=0.1,0.15,0.25   # one pass over the videos
+  mmg-bench run -m method=mmg_vid,cdpruner method.cdpruner.relevance=llm # an option of one of them
   mmg-bench run method=mmg_vid method.tau=0.9 positions=contiguous latency=true
   mmg-bench table table=table1 profile=embedded
   mmg-bench compare mmg_vid dpc_knn retention_ratio=0.1 output_dir=outputs/embedded/embedded
@@ -253,7 +254,10 @@ def _configured(name: str, arguments: list[str], task: Callable[[list[Any]], int
 
         def explain() -> int:
             print(cfg.help_of(name, overrides))
-            print("\n-m     take several values of an option, such as retention_ratio=0.1,0.25" if sweeps else "")
+            print()
+            if sweeps:
+                print("-m     take several values of an option, such as retention_ratio=0.1,0.25")
+                print("       of methods, one alone takes an option so: method.<name>.<option>=value")
             print("--cfg  print what all options come to, and do nothing else")
             return 0
 

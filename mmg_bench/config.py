@@ -38,6 +38,8 @@ OPEN = ("model", "benchmark")
 _TEXTS = ("question", "video", "picture", "page", "output_dir")
 """Options that take any text."""
 _PLAIN = re.compile(r"[\w./:${}-]*", re.ASCII)
+_OF_ONE = re.compile(r"method\.(\w+)\.(\w+=.*)", re.DOTALL)
+"""An override for one of several methods."""
 MUST_HAVE = {
     "table": ("name", "retention_ratios", "profiles"),
     "model": ("name", "path"),
@@ -100,12 +102,14 @@ def _read(file: Path) -> dict[str, Any]:
 def composed(name: str, overrides: Sequence[str]) -> DictConfig:
     """Compose `name`.yaml with overrides, once. Raises ValueError, listing the valid ones, for an unknown option."""
     with _hydra(overrides):
-        for given, override in zip(overrides, _parsed(name, overrides), strict=True):
+        parsed = _parsed(name, overrides)
+        for given, override in zip(overrides, parsed, strict=True):
             if override.is_sweep_override():
                 raise ValueError(
                     f"{given}: several values are for run -m, measure -m and show -m; a list is one, in brackets"
                 )
-        return _compose(name, overrides)
+        (config,) = _combined(name, parsed)
+        return config
 
 
 @contextmanager
@@ -279,8 +283,34 @@ def sweep(name: str, overrides: Sequence[str]) -> list[DictConfig]:
     Composed together, not one job after another, so that what they share can be done once.
     """
     with _hydra(overrides):
-        choices = [_choices(override) for override in _parsed(name, overrides)]
-        return [_compose(name, combination) for combination in product(*choices)]
+        return _combined(name, _parsed(name, overrides))
+
+
+def _combined(name: str, overrides: Sequence[Override]) -> list[DictConfig]:
+    combinations = product(*map(_choices, overrides))
+    return [_compose(name, combination) for combination in _for_their_methods(name, list(combinations))]
+
+
+def _for_their_methods(name: str, combinations: Sequence[Sequence[str]]) -> Iterator[Sequence[str]]:
+    """Combinations of overrides in which `method.<name>.<option>` is an option of that method, and of no other.
+
+    Raises ValueError for one of a method that none of them chooses.
+    """
+    usual = _groups(name).get("method")
+    parsed = [_parsed(name, combination) for combination in combinations]
+    chosen = [next((str(o.value()) for o in reversed(p) if o.key_or_group == "method"), usual) for p in parsed]
+    for combination, method in zip(combinations, chosen, strict=True):
+        own = []
+        for override in combination:
+            one = _OF_ONE.fullmatch(override) if usual else None
+            if one and one[1] not in chosen:
+                if one[1] not in names("method"):
+                    raise _no_such("method", one[1], names("method"))
+                there = ", ".join(map(str, dict.fromkeys(chosen)))
+                raise ValueError(f"{override}: {one[1]} is not among the chosen methods: {there}; add it to method=")
+            if one is None or one[1] == method:
+                own.append(f"method.{one[2]}" if one else override)
+        yield own
 
 
 def _choices(override: Override) -> list[str]:

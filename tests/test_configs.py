@@ -246,6 +246,17 @@ def test_a_sweep_is_every_combination() -> None:
     assert [c.limit for c in cfg.sweep("run", ["limit=range(1,7,2)"])] == [1, 3, 5]
 
 
+@pytest.mark.parametrize("command", ["run", "measure", "show"])
+def test_an_option_of_one_method_leaves_the_others_alone(command: str) -> None:
+    GlobalHydra.instance().clear()
+    configs = cfg.sweep(command, ["method=mmg_vid,cdpruner", "method.cdpruner.relevance=llm,joint"])
+    assert [c.method.get("relevance") for c in configs] == [None, None, "llm", "joint"]
+    assert [c.method.name for c in configs] == ["mmg_vid", "mmg_vid", "cdpruner", "cdpruner"]
+    both = cfg.sweep(command, ["method.random.seed=2", "method=random,fastv"])
+    assert [c.method.get("seed") for c in both] == [2, None]
+    assert cfg.composed(command, ["method.mmg_vid.tau=0.9"]).method.tau == 0.9  # which is chosen if nothing is said
+
+
 @pytest.mark.parametrize(
     "text",
     ["What's this?", "Who? (A) he (B) she", "a, or b", "cost ${x}", "ends \\", "\\'", "5", "null", "ü = {1}", '"'],

@@ -37,6 +37,17 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         ("run limit=abc", "limit='abc': it must be a whole number, at least 1, or null"),
         ("run method.tua=1", "method.tua: no such option; did you mean tau? method mmg_vid has: tau, min"),
         ("run method.name=random", "method.name=random: choose a method so: method=random"),
+        (
+            "run -m method=mmg_vid,random method.cdpruner.relevance=llm",
+            "method.cdpruner.relevance=llm: cdpruner is not among the chosen methods: mmg_vid, random; add it to met",
+        ),
+        ("show method.cdpruner.relevance=llm", "cdpruner is not among the chosen methods: mmg_vid; add it to method="),
+        ("show -m method.cdprune.relevance=llm", "no method is called 'cdprune'; did you mean cdpruner? choose one of"),
+        (
+            "measure -m method=mmg_vid,cdpruner method.cdpruner.relevence=llm",
+            "method.relevence: no such option; did you mean relevance? method cdpruner has: scope",
+        ),
+        ("run method.mmg_vid.name=random", "method.name=random: choose a method so: method=random"),
         ("run -m method=mmg_vid,random frames=8,16", "frames: no such option; run has: model, method"),
         ("run -m method=glob(zz*)", "method=glob(zz*): there is nothing of such a name"),
         (
@@ -261,6 +272,7 @@ def test_a_folder_that_is_not_served_is_named_before_it_is_loaded(
         ("doctor --cfg model.path=/x", "  path: /x"),
         ("table --cfg model.embedded.frames=8 model.embedded.frames=4", "model:\n  embedded:\n    frames: 4\n"),
         ("measure -h", "-m     take several values of an option"),
+        ("show -h", "one alone takes an option so: method.<name>.<option>=value"),
         ("bench-methods --help", "frames: [32, 128]"),
         ("doctor --help", "what this machine lacks"),
         ("new-method --help", "in the root of a checkout"),

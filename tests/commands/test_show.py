@@ -121,6 +121,15 @@ def test_methods_run_as_they_are_asked_to(
     assert "mmg_vid(positions=contiguous) at R = 25 %: 196 of 784 tokens: (nothing)" in capsys.readouterr().out
 
 
+def test_one_method_has_an_option_of_its_own(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = f"method=random,cdpruner method.cdpruner.relevance=llm 'video={video}' picture={tmp_path}/kept.png"
+    assert given(f"mmg-bench show -m {options}", monkeypatch) == 0
+    told = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert told == ["  dense", "  random at R = 25 %", "  cdpruner(relevance=llm) at R = 25 %", "Written"]
+
+
 def test_of_models_that_make_one_frame_of_two_the_first_is_shown() -> None:
     pixels = np.stack([np.full((8, 8, 3), 50 * t, np.uint8) for t in range(5)])
     report: Any = SimpleNamespace(layout=(3, 1, 1), left=torch.tensor([0, 1, 2]))
