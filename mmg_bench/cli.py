@@ -59,7 +59,7 @@ mmg-bench doctor [option=value]: what this machine lacks, and how to get it. Not
 The exit status is 0 when everything is there (of a table: for one profile), and 1 otherwise.
 """
 _HELP_FLAGS = {"-h", "--help"}
-_ONLY_OF_RUN = re.compile(r"\+*(model|benchmark|method|retention_ratio|positions|shard)(\.\w+)?=")
+_ONLY_OF_RUN = re.compile(r"\+*(model|benchmark|method(\.\w+)?|retention_ratio|positions|shard)(\.\w+)?=")
 """Overrides of run.yaml that table.yaml has not: there, changes to a model go by `model.<name>.<option>`."""
 _OPTION = re.compile(r"-|[+~]*[\w./@]+=|~")
 """How an argument begins that is an option, not the label of a method."""
@@ -284,6 +284,7 @@ def _guarded(task: Callable[[], int]) -> int:
     """Carry out a task; what the user can mend ends in one line, not in a traceback."""
     from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     try:
         return task()
@@ -295,7 +296,7 @@ def _guarded(task: Callable[[], int]) -> int:
         quoted = shlex.quote(f'{key}="{value}"')
         print(f"mmg-bench: {error.override}: {fault}; a text may need quotes of its own: {quoted}", file=sys.stderr)
         sys.exit(2)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         print(f"mmg-bench: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except (ValueError, RuntimeError, OSError) as error:

@@ -42,6 +42,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
             "method.cdpruner.relevance=llm: cdpruner is not among the chosen methods: mmg_vid, random; add it to met",
         ),
         ("show method.cdpruner.relevance=llm", "cdpruner is not among the chosen methods: mmg_vid; add it to method="),
+        ("doctor method.random.seed=1", "random is not among the chosen methods: mmg_vid; add it to method="),
         ("show -m method.cdprune.relevance=llm", "no method is called 'cdprune'; did you mean cdpruner? choose one of"),
         (
             "measure -m method=mmg_vid,cdpruner method.cdpruner.relevence=llm",

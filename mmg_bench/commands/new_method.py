@@ -108,8 +108,8 @@ _WORDS = frozenset({"all", "null", "true", "false", "yes", "no", "on", "off", "i
 def new_method(name: str, checkout: Path) -> list[Path]:
     """Write the files of a method called `name` into a checkout of this repository. Returns them.
 
-    Raises ValueError for a name that is taken or is no lower-case snake name, a folder that is no checkout, and files
-    that are there already; then nothing is written.
+    Raises ValueError for a name that is taken, has another sense or is no lower-case snake name, a folder that is no
+    checkout, and files that are there already; then nothing is written.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
         raise ValueError(f"method name {name!r}: it must be a lower-case snake name, such as fast_vid")
