@@ -32,6 +32,7 @@ Options are Hydra overrides; `mmg-bench run --help` explains each and lists the 
 
   mmg-bench run model=embedded method=mmg_vid retention_ratio=0.25 benchmark=embedded
   mmg-bench run -m method=mmg_vid,random retention_ratio=0.1,0.15,0.25   # one pass over the videos
+  mmg-bench run -m method=mmg_vid,cdpruner method.cdpruner.relevance=llm # an option of one of them
   mmg-bench run method=mmg_vid method.tau=0.9 positions=contiguous latency=true
   mmg-bench table table=table1 profile=embedded
   mmg-bench compare mmg_vid dpc_knn retention_ratio=0.1 output_dir=outputs/embedded/embedded
@@ -58,11 +59,12 @@ mmg-bench doctor [option=value]: what this machine lacks, and how to get it. Not
 The exit status is 0 when everything is there (of a table: for one profile), and 1 otherwise.
 """
 _HELP_FLAGS = {"-h", "--help"}
-_ONLY_OF_RUN = re.compile(r"\+*(model|benchmark|method|retention_ratio|positions|shard)(\.\w+)?=")
+_ONLY_OF_RUN = re.compile(r"\+*(model|benchmark|method(\.\w+)?|retention_ratio|positions|shard)(\.\w+)?=")
 """Overrides of run.yaml that table.yaml has not: there, changes to a model go by `model.<name>.<option>`."""
 _OPTION = re.compile(r"-|[+~]*[\w./@]+=|~")
 """How an argument begins that is an option, not the label of a method."""
 _NOT_CHECKED = {
+    "name": "the method is named first",
     "retention_ratio": "every check has retention ratios of its own",
     "positions": "position ids are the model's, and no model runs here",
 }
@@ -208,20 +210,26 @@ def _check_method(arguments: list[str]) -> int:
         sys.exit(2)
 
     def check() -> int:
-        overrides = [f"method={name}", *map(_of_method, options)]
-        return _configured("run", overrides, lambda configs: _command("check_method").check_method(configs[0].method))
+        from mmg_bench import config as cfg
+
+        configs = cfg.sweep("run", [f"method={name}", *map(_of_method, options)])
+        if len(configs) > 1:
+            raise ValueError(f"{' '.join(arguments)}: several values; check them one by one")
+        return _command("check_method").check_method(configs[0].method)
 
     return _guarded(check)
 
 
 def _of_method(option: str) -> str:
     """An option of check-method as `run` has it. Raises ValueError for what no method is checked with."""
+    if option.startswith("hydra."):
+        return option
     name, equals, _ = option.removeprefix("method.").partition("=")
-    if not equals:
+    if not equals or not name.isidentifier():
         raise ValueError(f"{option}: write option=value, such as tau=0.9; `mmg-bench methods NAME` lists the options")
     if name in _NOT_CHECKED:
         raise ValueError(f"{option}: {_NOT_CHECKED[name]}; leave it out")
-    return option if option.startswith(("hydra.", "method.")) else f"method.{option}"
+    return f"method.{option.removeprefix('method.')}"
 
 
 def _command(module: str) -> Any:
@@ -246,7 +254,10 @@ def _configured(name: str, arguments: list[str], task: Callable[[list[Any]], int
 
         def explain() -> int:
             print(cfg.help_of(name, overrides))
-            print("\n-m     take several values of an option, such as retention_ratio=0.1,0.25" if sweeps else "")
+            print()
+            if sweeps:
+                print("-m     take several values of an option, such as retention_ratio=0.1,0.25")
+                print("       of methods, one alone takes an option so: method.<name>.<option>=value")
             print("--cfg  print what all options come to, and do nothing else")
             return 0
 
@@ -285,9 +296,9 @@ def _guarded(task: Callable[[], int]) -> int:
         quoted = shlex.quote(f'{key}="{value}"')
         print(f"mmg-bench: {error.override}: {fault}; a text may need quotes of its own: {quoted}", file=sys.stderr)
         sys.exit(2)
-    except (ValueError, RuntimeError, OSError, HydraException, OmegaConfBaseException) as error:
-        print(f"mmg-bench: {error}", file=sys.stderr)
-        sys.exit(2)
-    except YAMLError as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         print(f"mmg-bench: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"mmg-bench: {error}", file=sys.stderr)
         sys.exit(2)

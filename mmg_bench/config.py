@@ -21,8 +21,10 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from mmg_bench.methods.registry import defaults, method_names
 
@@ -36,13 +38,17 @@ OPEN = ("model", "benchmark")
 _TEXTS = ("question", "video", "picture", "page", "output_dir")
 """Options that take any text."""
 _PLAIN = re.compile(r"[\w./:${}-]*", re.ASCII)
-_MUST_HAVE = {
+_OF_ONE = re.compile(r"method\.(\w+)\.(\w+=.*)", re.DOTALL)
+"""An override for one of several methods."""
+MUST_HAVE = {
     "table": ("name", "retention_ratios", "profiles"),
     "model": ("name", "path"),
     "benchmark": ("name", "tasks", "video"),
     "method": ("name",),
 }
 """What a file of each config group must have; the rest has defaults."""
+_UNREADABLE = (UnicodeError, YAMLError, OSError, OmegaConfBaseException, HydraException)
+"""What comes of a file that is none of ours."""
 ONLY_FOR_DOCTOR = ("download_gb", "disk_gb", "gpu_gb", "dataset", "videos")
 """Entries that say what a model or benchmark needs, and are no part of it."""
 
@@ -52,22 +58,21 @@ def load(group: str, name: str) -> dict[str, Any]:
     if name not in names(group):
         raise _no_such(group, name, names(group))
     file = _files(group).get(name)
-    return {"name": name, **defaults(name)} if file is None else _member(group, file)
-
-
-def _member(group: str, file: Path) -> dict[str, Any]:
-    """A file of a config group. Raises ValueError, naming it, where it lacks what such a file must have."""
-    try:
-        content = _read(file)
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        content = {}  # mere text
-    wanted = _MUST_HAVE.get(group, ())
-    lost = [entry for entry in wanted if not isinstance(content, dict) or content.get(entry) is None]
-    if lost and "defaults" not in content:  # what Hydra adds
-        raise ValueError(f"{file}: it lacks {', '.join(lost)}: the file of a {group} must have {', '.join(wanted)}")
+    if file is None:
+        return {"name": name, **defaults(name)}
+    content = _read(file)
+    if "defaults" in content:
+        raise ValueError(f"{file}: `defaults` is for {group}={name} alone; for a table, write out what it builds on")
+    _check_has(str(file), group, content)
     return content
+
+
+def _check_has(where: str, group: str, content: Any, given: Collection[str] = ()) -> None:
+    """Raise ValueError, naming the place, unless a member of a config group has what it must have, or is `given` it."""
+    wanted = MUST_HAVE.get(group, ())
+    there = content if isinstance(content, Mapping) else {}
+    if lost := [entry for entry in wanted if there.get(entry) is None and f"{group}.{entry}" not in given]:
+        raise ValueError(f"{where}: it lacks {', '.join(lost)}: the file of a {group} must have {', '.join(wanted)}")
 
 
 def names(group: str) -> list[str]:
@@ -86,18 +91,25 @@ def load_file(path: str) -> dict[str, Any]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    return OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[return-value]
+    """A file as it stands. Raises ValueError, naming it, for one that cannot be read as YAML."""
+    try:
+        return OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[return-value]
+    except _UNREADABLE as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"{file}: it must hold lines `option: value`, in YAML and UTF-8 ({why})") from error
 
 
 def composed(name: str, overrides: Sequence[str]) -> DictConfig:
     """Compose `name`.yaml with overrides, once. Raises ValueError, listing the valid ones, for an unknown option."""
     with _hydra(overrides):
-        for given, override in zip(overrides, _parsed(name, overrides), strict=True):
+        parsed = _parsed(name, overrides)
+        for given, override in zip(overrides, parsed, strict=True):
             if override.is_sweep_override():
                 raise ValueError(
                     f"{given}: several values are for run -m, measure -m and show -m; a list is one, in brackets"
                 )
-        return _compose(name, overrides)
+        (config,) = _combined(name, parsed)
+        return config
 
 
 @contextmanager
@@ -151,27 +163,31 @@ def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
         key = override.lstrip("+~").partition("=")[0]
         if key.startswith(("hydra.", "hydra/")) and key != "hydra.searchpath":
             raise ValueError(f"{key}: mmg-bench takes of Hydra's own options hydra.searchpath alone; see --help")
+        if key == "method.name" and "method" in _groups(name):
+            raise ValueError(f"{override}: choose a method so: method={override.partition('=')[2]}")
         if override.startswith("~") and "." not in key:
             raise ValueError(f"{override}: an option cannot be left out; give it another value")
         if name == "table" and key in OPEN:
             ways = f"change one by its name: {key}.<name>.<option>"
             raise ValueError(f"{override}: a table names its {key}s itself; {ways}")
-    for group, usual in _groups(name).items():
-        choice = next((o.partition("=")[2] for o in reversed(given) if _key(o).lstrip("+") == group), usual)
-        if (file := _files(group).get(choice.strip("'\""))) is not None:
-            _member(group, file)
 
     def chosen() -> DictConfig:
-        return compose(name, [o for o in given if _key(o) in (*_groups(name), "hydra.searchpath")])
+        try:
+            return _whole(name, [o for o in given if _key(o) in (*_groups(name), "hydra.searchpath")])
+        except _UNREADABLE:  # Hydra does not say which file
+            files = [file for folder in _FOLDERS for file in folder.glob("*/*.yaml")]
+            for file in sorted(files, key=lambda file: not any(file.stem in option for option in given)):
+                _read(file)
+            raise
 
     try:
-        config = compose(name, given)
+        config = _whole(name, given)
     except MissingConfigException as error:
         group, _, choice = str(error.missing_cfg_file).partition("/")
         if group not in _groups(name):
             raise
         raise _no_such(group, choice, {*names(group), *(error.options or ())}) from None
-    except ConfigCompositionException:
+    except _UNREADABLE:
         known = chosen()
         for unknown in map(_key, given):
             group, _, last = unknown.rpartition(".")
@@ -187,13 +203,25 @@ def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
     return config
 
 
+def _whole(name: str, given: Sequence[str]) -> DictConfig:
+    """Compose. Raises ValueError, naming it, for a member of a group that lacks what it must have."""
+    config = compose(name, list(given), return_hydra_config=True)
+    for group in _groups(name):
+        choice = str(config.hydra.runtime.choices.get(group)).removesuffix(".yaml")
+        where = _files(group).get(choice, f"{group} {choice}")
+        _check_has(str(where), group, OmegaConf.select(config, group), [_key(option).lstrip("+~") for option in given])
+    with open_dict(config):
+        del config["hydra"]
+    return config
+
+
 def _no_such(group: str, name: str, known: Iterable[str]) -> ValueError:
     choices = sorted(known)
     return ValueError(f"no {group} is called {name!r}; {_meant(name, choices)}choose one of: {', '.join(choices)}")
 
 
 def _no_such_option(option: str, group: str, name: str, known: DictConfig) -> ValueError:
-    options = list(map(str, known))
+    options = [str(entry) for entry in known if (group, entry) != ("method", "name")]  # by which it is chosen
     meant = _meant(option.rpartition(".")[2], options)
     where = f"{group} {known.name}" if group in _groups(name) and "name" in known else group or name
     hint = ""
@@ -255,8 +283,34 @@ def sweep(name: str, overrides: Sequence[str]) -> list[DictConfig]:
     Composed together, not one job after another, so that what they share can be done once.
     """
     with _hydra(overrides):
-        choices = [_choices(override) for override in _parsed(name, overrides)]
-        return [_compose(name, combination) for combination in product(*choices)]
+        return _combined(name, _parsed(name, overrides))
+
+
+def _combined(name: str, overrides: Sequence[Override]) -> list[DictConfig]:
+    combinations = product(*map(_choices, overrides))
+    return [_compose(name, combination) for combination in _for_their_methods(name, list(combinations))]
+
+
+def _for_their_methods(name: str, combinations: Sequence[Sequence[str]]) -> Iterator[Sequence[str]]:
+    """Combinations of overrides in which `method.<name>.<option>` is an option of that method, and of no other.
+
+    Raises ValueError for one of a method that none of them chooses.
+    """
+    usual = _groups(name).get("method")
+    parsed = [_parsed(name, combination) for combination in combinations]
+    chosen = [next((str(o.value()) for o in reversed(p) if o.key_or_group == "method"), usual) for p in parsed]
+    for combination, method in zip(combinations, chosen, strict=True):
+        own = []
+        for override in combination:
+            one = _OF_ONE.fullmatch(override) if usual else None
+            if one and one[1] not in chosen:
+                if one[1] not in names("method"):
+                    raise _no_such("method", one[1], names("method"))
+                there = ", ".join(map(str, dict.fromkeys(chosen)))
+                raise ValueError(f"{override}: {one[1]} is not among the chosen methods: {there}; add it to method=")
+            if one is None or one[1] == method:
+                own.append(f"method.{one[2]}" if one else override)
+        yield own
 
 
 def _choices(override: Override) -> list[str]:

@@ -194,7 +194,7 @@ def test_failed_answers_show_in_the_exit_status(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert "12 answers failed (they are not scored as wrong)" in done.stdout
     (told,) = [line for line in done.stdout.splitlines() if line.startswith("failed: ")]
-    assert " and 5 more of embedded, dense at R = 1 and 1 more: VideoError: " in told
+    assert " and 5 more of embedded, dense at R = 100 % and 1 more: VideoError: " in told
     rows = read_rows(tmp_path / "out" / "rows.csv")
     overall = rows[(rows.metric == "accuracy") & (rows.skill == "all")]
     assert set(overall.n_errors) == {6}

@@ -19,6 +19,7 @@ from mmg_bench import cells, specs
 from mmg_bench import config as cfg
 from mmg_bench.cells import code_of
 from mmg_bench.commands import measure
+from mmg_bench.commands.profiles import named
 from mmg_bench.commands.publish import results_folder
 from mmg_bench.files import digest_of
 from mmg_bench.methods import registry
@@ -66,16 +67,17 @@ def test_benchmarks(name: str) -> None:
 @pytest.mark.parametrize("name", names("table"))
 def test_tables(name: str) -> None:
     config = cfg.plain(compose("table", [f"table={name}"]))
-    spec = config["table"]
-    for profile in spec["profiles"].values():
+    spec, profiles = config["table"], named(config)
+    assert profiles.keys() == spec["profiles"].keys()
+    for profile in profiles.values():
         if "workloads" in profile:
-            cells = next(unit.cells for unit in measure.units(config, profile))
+            cells = next(unit.cells for unit in measure.units(profile))
             assert profile["pending"] is None or profile["pending"] in spec["profiles"]
         else:
             specs.model_spec(cfg.load("model", profile["model"]))
             for benchmark in profile["benchmarks"]:
                 specs.benchmark_spec(cfg.load("benchmark", benchmark))
-            cells = tuple(specs.table_cells(profile["methods"], spec["retention_ratios"]))
+            ((_, _, _, cells),) = profile["runs"]
         assert cells[0].method.name == "dense"
         assert len({(c.label, c.method.retention_ratio) for c in cells}) == len(cells)
 
@@ -242,6 +244,17 @@ def test_a_sweep_is_every_combination() -> None:
     assert one.method.tau == 0.9
     assert [c.method.name for c in cfg.sweep("run", ["method=glob(fast*)"])] == ["fastv", "fastvid"]
     assert [c.limit for c in cfg.sweep("run", ["limit=range(1,7,2)"])] == [1, 3, 5]
+
+
+@pytest.mark.parametrize("command", ["run", "measure", "show"])
+def test_an_option_of_one_method_leaves_the_others_alone(command: str) -> None:
+    GlobalHydra.instance().clear()
+    configs = cfg.sweep(command, ["method=mmg_vid,cdpruner", "method.cdpruner.relevance=llm,joint"])
+    assert [c.method.get("relevance") for c in configs] == [None, None, "llm", "joint"]
+    assert [c.method.name for c in configs] == ["mmg_vid", "mmg_vid", "cdpruner", "cdpruner"]
+    both = cfg.sweep(command, ["method.random.seed=2", "method=random,fastv"])
+    assert [c.method.get("seed") for c in both] == [2, None]
+    assert cfg.composed(command, ["method.mmg_vid.tau=0.9"]).method.tau == 0.9  # which is chosen if nothing is said
 
 
 @pytest.mark.parametrize(

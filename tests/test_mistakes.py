@@ -35,7 +35,20 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         ("table profile=papers", "has no profile 'papers'; choose auto or paper, embedded"),
         ("run latency=off", "latency='off': choose true or false"),
         ("run limit=abc", "limit='abc': it must be a whole number, at least 1, or null"),
-        ("run method.tua=1", "method.tua: no such option; did you mean tau? method mmg_vid has: name, tau"),
+        ("run method.tua=1", "method.tua: no such option; did you mean tau? method mmg_vid has: tau, min"),
+        ("run method.name=random", "method.name=random: choose a method so: method=random"),
+        (
+            "run -m method=mmg_vid,random method.cdpruner.relevance=llm",
+            "method.cdpruner.relevance=llm: cdpruner is not among the chosen methods: mmg_vid, random; add it to met",
+        ),
+        ("show method.cdpruner.relevance=llm", "cdpruner is not among the chosen methods: mmg_vid; add it to method="),
+        ("doctor method.random.seed=1", "random is not among the chosen methods: mmg_vid; add it to method="),
+        ("show -m method.cdprune.relevance=llm", "no method is called 'cdprune'; did you mean cdpruner? choose one of"),
+        (
+            "measure -m method=mmg_vid,cdpruner method.cdpruner.relevence=llm",
+            "method.relevence: no such option; did you mean relevance? method cdpruner has: scope",
+        ),
+        ("run method.mmg_vid.name=random", "method.name=random: choose a method so: method=random"),
         ("run -m method=mmg_vid,random frames=8,16", "frames: no such option; run has: model, method"),
         ("run -m method=glob(zz*)", "method=glob(zz*): there is nothing of such a name"),
         (
@@ -92,6 +105,13 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
             "check-method mmg_vid method.retention_ratio=0.5",
             "method.retention_ratio=0.5: every check has retention rati",
         ),
+        ("check-method mmg_vid name=random", "name=random: the method is named first; leave it out"),
+        ("check-method mmg_vid +x=1", "+x=1: write option=value, such as tau=0.9; `mmg-bench methods NAME` lists the"),
+        ("check-method mmg_vid ~tau", "~tau: write option=value, such as tau=0.9"),
+        ("check-method mmg_vid model.x=1", "model.x=1: write option=value, such as tau=0.9; `mmg-bench methods NAME` "),
+        ("check-method mmg_vid tau=0.5,0.9", "tau=0.5,0.9: several values; check them one by one"),
+        ("check-method mmg_vid method.tau=0.5,0.9", "method.tau=0.5,0.9: several values; check them one by one"),
+        ("check-method mmg_vid,random", "mmg_vid,random: several values; check them one by one"),
         (
             "check-method mmg_vid fast",
             "fast: write option=value, such as tau=0.9; `mmg-bench methods NAME` lists the opt",
@@ -114,6 +134,10 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         (
             "table table=efficiency table.profiles.cpu.pending=x",
             "table.profiles.cpu.pending='x': choose null or gpu, cpu",
+        ),
+        (
+            "table table=efficiency profile=cpu table.profiles.gpu.methods=[{name:mmg_vid,tau:7}]",  # it is pending
+            "mmg-bench: table.profiles.gpu.methods: mmg_vid: MMGVid.tau=7",
         ),
         (
             "table table=efficiency ~table.profiles.cpu.workloads.embedded.frames",
@@ -249,6 +273,7 @@ def test_a_folder_that_is_not_served_is_named_before_it_is_loaded(
         ("doctor --cfg model.path=/x", "  path: /x"),
         ("table --cfg model.embedded.frames=8 model.embedded.frames=4", "model:\n  embedded:\n    frames: 4\n"),
         ("measure -h", "-m     take several values of an option"),
+        ("show -h", "one alone takes an option so: method.<name>.<option>=value"),
         ("bench-methods --help", "frames: [32, 128]"),
         ("doctor --help", "what this machine lacks"),
         ("new-method --help", "in the root of a checkout"),

@@ -184,6 +184,40 @@ def test_a_file_without_what_it_must_have_is_named(
         assert error.count("\n") == 1
 
 
+UNREADABLE = "it must hold lines `option: value`, in YAML and UTF-8 ("
+LACKS = "it lacks name, path: the file of a model must have name, path"
+OF_MODEL = [
+    (b"path: \xff\n", "run model=own", UNREADABLE),
+    (b"path: \xff\n", "run model=[embedded,own]", UNREADABLE),
+    (b"path: \xff\n", "table table=ablation table.profiles.small.model=own", UNREADABLE),
+    (b"path: [\n", "run model=own", UNREADABLE),
+    (b"path: ${\n", "run model=own", UNREADABLE),
+    (b"7\n", "run model=own.yaml", UNREADABLE),
+    (b"# nothing\n", "run model=own.yaml", LACKS),
+    (b"# nothing\n", r"run model=\'own\' model.frame=8", LACKS),
+    (b"# @package _global_\nname: own\npath: own\n", "run model=own", LACKS),
+    (b"defaults: [_self_]\n", "run model=own", LACKS),
+    (
+        b"defaults: [embedded]\nname: own\n",
+        "table table=ablation table.profiles.small.model=own",
+        "`defaults` is for model=own alone; for a table, write out what it builds on",
+    ),
+]
+
+
+@pytest.mark.usefixtures("_here")
+@pytest.mark.parametrize(("content", "command", "says"), OF_MODEL)
+def test_a_file_that_cannot_be_taken_is_named_however_it_is_chosen(
+    content: bytes, command: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine/model").mkdir()
+    Path("mine/model/own.yaml").write_bytes(content)
+    assert given(f"mmg-bench {command} hydra.searchpath=[mine]", monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"mmg-bench: mine/model/own.yaml: {says}")
+    assert error.count("\n") == 1
+
+
 def test_a_file_may_build_on_another(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/own.yaml").write_text("defaults: [embedded]\nname: own\n")

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from mmg_bench import config as cfg
 from mmg_bench import specs
 from mmg_bench.commands.evaluation import timing
-from mmg_bench.commands.profiles import checks, named, what, workloads
+from mmg_bench.commands.profiles import checks, named, what
 from mmg_bench.measure.latency import LatencySettings, check_engine
 from mmg_bench.options import check_whole
 from mmg_bench.runner.requirements import Check, check_all
@@ -43,7 +43,7 @@ def doctor(config: DictConfig) -> int:
 def _table(plain: dict[str, Any], settings: LatencySettings | None) -> int:
     profiles = named(plain)
     for profile in profiles.values():
-        for key, _, model, _ in workloads(plain, profile):
+        for key, _, model, _ in profile["runs"]:
             spec = specs.table_model(key, model)
             if settings is not None and not profile["needs_gpu"]:  # of one that does, a line says so
                 check_engine(settings, spec)

@@ -27,6 +27,7 @@ from mmg_bench.models.checking import check_model
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.spec import ModelSpec
 from mmg_bench.options import check_path
+from mmg_bench.report.pairs import Side
 from mmg_bench.report.rows import Measurement, result_rows
 from mmg_bench.report.table import layout
 from mmg_bench.runner import provenance
@@ -128,12 +129,13 @@ def table(config: DictConfig) -> int:
     name, profile = choose(plain)
     records = check_path("output_dir", plain["output_dir"]) / name
     benchmarks = [cfg.changed(plain, "benchmark", b) for b in profile["benchmarks"]]
-    model = specs.table_model(profile["model"], cfg.changed(plain, "model", profile["model"]))
+    ((key, _, of_model, cells),) = profile["runs"]
+    model = specs.table_model(key, of_model)
     job = Job(
         table=spec["name"],
         model=model,
         benchmarks=benchmarks,
-        cells=specs.table_cells(profile["methods"], spec["retention_ratios"]),
+        cells=cells,
         folders=[records / b["name"] for b in benchmarks],
         results=results_folder(plain, name),
         limit=plain["limit"],
@@ -250,7 +252,7 @@ def _tell_failures(records: Sequence[Record]) -> None:
     for r in failed:
         by_fault.setdefault((r.benchmark, r.error), []).append(r)
     for (benchmark, error), alike in sorted(by_fault.items(), key=lambda item: -len(item[1]))[:_SHOWN]:
-        cells = [f"{r.method} at R = {r.retention_ratio:g}" for r in alike]
+        cells = [str(Side(r.method, r.retention_ratio)) for r in alike]
         print(f"failed: {_first_of([r.question for r in alike])} of {benchmark}, {_first_of(cells)}: {error}")
     if failed:
         rest = f" for {len(by_fault)} reasons" if len(by_fault) > _SHOWN else ""
@@ -335,7 +337,7 @@ def _latency(
     dense = next(t for t, cell in zip(times, cells, strict=True) if cell.method.name == "dense")
     for cell, measured in zip(cells, times, strict=True):
         if measured.failure is not None:
-            print(f"{cell.label} at R = {cell.method.retention_ratio:g} is not timed: {measured.failure}")
+            print(f"{Side(cell.label, cell.method.retention_ratio)} is not timed: {measured.failure}")
     return [
         Measurement(
             model=llm.spec.name,

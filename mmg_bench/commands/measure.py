@@ -19,7 +19,7 @@ from mmg_bench import config as cfg
 from mmg_bench import specs
 from mmg_bench.benchmarks.video import pictures
 from mmg_bench.cells import Cell, code_of, described_plug_ins, needs_of
-from mmg_bench.commands.profiles import choose, profiles_of, workloads
+from mmg_bench.commands.profiles import choose, named
 from mmg_bench.commands.publish import publish, results_folder
 from mmg_bench.files import digest_of
 from mmg_bench.measure.clock import Clock
@@ -115,7 +115,7 @@ def table(config: DictConfig) -> int:
     plain = cfg.plain(config)
     spec = plain["table"]
     name, profile = choose(plain)
-    elsewhere = profiles_of(spec)[profile["pending"]] if profile.get("pending") else None
+    pending = profile.get("pending")
     if plain["limit"] is not None:
         raise ValueError(f"limit={plain['limit']!r}: a table of speed answers no questions; leave it null")
     if plain["latency"] is not True:
@@ -123,8 +123,8 @@ def table(config: DictConfig) -> int:
     return _do(
         Job(
             table=spec["name"],
-            units=units(plain, profile),
-            pending=[] if elsewhere is None else units(plain, elsewhere),
+            units=units(profile),
+            pending=[] if pending is None else units(named({**plain, "profile": pending})[pending]),
             video=spec["video"],
             text_tokens=spec["text_tokens"],
             settings=specs.latency_settings(plain),
@@ -135,17 +135,14 @@ def table(config: DictConfig) -> int:
     )
 
 
-def units(config: dict[str, Any], profile: dict[str, Any]) -> list[Unit]:
+def units(profile: dict[str, Any]) -> list[Unit]:
     """What a profile of a composed table of speed measures."""
-    found = []
-    for name, workload, model, methods in workloads(config, profile):
-        cells = tuple(specs.table_cells(methods, config["table"]["retention_ratios"]))
-        found += [
-            Unit(specs.table_model(name, {**model, "frames": frames}), batch, cells)
-            for frames in cfg.listed(f"{name}.frames", workload["frames"])
-            for batch in cfg.listed(f"{name}.batch_sizes", workload["batch_sizes"])
-        ]
-    return found
+    return [
+        Unit(specs.table_model(key, {**model, "frames": frames}), batch, tuple(cells))
+        for key, workload, model, cells in profile["runs"]
+        for frames in cfg.listed(f"{key}.frames", workload["frames"])
+        for batch in cfg.listed(f"{key}.batch_sizes", workload["batch_sizes"])
+    ]
 
 
 def _spec(model: dict[str, Any], weights: str, frames: int | None) -> ModelSpec:

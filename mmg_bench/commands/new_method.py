@@ -101,16 +101,24 @@ FILES = {
 }
 
 
+_WORDS = frozenset({"all", "null", "true", "false", "yes", "no", "on", "off", "inf", "nan"})
+"""Words that are no names: the first to `mmg-bench bench-methods`, the others to options or in YAML."""
+
+
 def new_method(name: str, checkout: Path) -> list[Path]:
     """Write the files of a method called `name` into a checkout of this repository. Returns them.
 
-    Raises ValueError for a name that is taken or is no lower-case snake name, a folder that is no checkout, and files
-    that are there already; then nothing is written.
+    Raises ValueError for a name that is taken, has another sense or is no lower-case snake name, a folder that is no
+    checkout, and files that are there already; then nothing is written.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
         raise ValueError(f"method name {name!r}: it must be a lower-case snake name, such as fast_vid")
     if keyword.iskeyword(name):
         raise ValueError(f"method name {name!r}: it is a word of Python, which cannot import a file of that name")
+    if name in _WORDS:
+        raise ValueError(
+            f"method name {name!r}: commands and files read this word as another value: choose another name"
+        )
     if name in method_names():
         raise ValueError(f"method name {name!r} is taken; the registered methods are: {', '.join(method_names())}")
     if not all((checkout / Path(path).parent).is_dir() for path in FILES):

@@ -8,6 +8,7 @@ from typing import Any
 
 from mmg_bench import config as cfg
 from mmg_bench import specs
+from mmg_bench.cells import Cell
 from mmg_bench.methods.registry import read_label
 from mmg_bench.options import check_text
 from mmg_bench.runner import provenance
@@ -18,7 +19,7 @@ def choose(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The profile that a composed table asks for, with its name; says which, why, and what the others lack."""
     profiles, spec, wanted = named(config), config["table"], config["profile"]
     if wanted != "auto":
-        _check_device(config, wanted, profiles[wanted])
+        _check_device(wanted, profiles[wanted])
         print(f"Profile {wanted}: asked for.", flush=True)
         return wanted, profiles[wanted]
     for name, profile in profiles.items():
@@ -32,11 +33,11 @@ def choose(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     raise ValueError(f"no profile of table {spec['name']!r} can run here; what each lacks is listed above")
 
 
-def _check_device(config: dict[str, Any], name: str, profile: dict[str, Any]) -> None:
+def _check_device(name: str, profile: dict[str, Any]) -> None:
     """Raise ValueError where a profile for a GPU would run on the CPU, for hours, without being told so."""
     if not profile["needs_gpu"]:
         return
-    for key, _, model, _ in workloads(config, profile):
+    for key, _, model, _ in profile["runs"]:
         spec = specs.table_model(key, model)
         if spec.device == "auto" and spec.torch_device.type == "cpu":
             raise ValueError(
@@ -46,20 +47,21 @@ def _check_device(config: dict[str, Any], name: str, profile: dict[str, Any]) ->
 
 
 def named(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The profile that a composed table asks for, or for `auto` all of them in order, by name."""
+    """The profile that a composed table asks for, or for `auto` all of them in order, by name.
+
+    Each has what it runs under `runs`: models as the table names them, with their workload, configuration and cells.
+    """
     spec, wanted = config["table"], config["profile"]
     profiles = profiles_of(spec)
     cfg.check_changes(config, profiles.values())
     if wanted not in ("auto", *profiles):
         raise ValueError(f"table {spec['name']!r} has no profile {wanted!r}; choose auto or {', '.join(profiles)}")
     found = profiles if wanted == "auto" else {wanted: profiles[wanted]}
-    for name, profile in found.items():  # here, where the entry's place in the file is known
-        specs.table_cells(profile["methods"], spec["retention_ratios"], f"table.profiles.{name}.methods")
-    return found
+    return {name: {**profile, "runs": list(_runs(config, name, profile))} for name, profile in found.items()}
 
 
-_OF_TABLE = ("name", "retention_ratios", "profiles", "few_ratios", "video", "text_tokens", "energy_seconds")
-"""Entries of a table's file; `few_ratios` is there to be referred to, the last three are those of one of speed."""
+_MAY_HAVE = ("few_ratios", "video", "text_tokens", "energy_seconds")
+"""What the file of a table can have besides: `few_ratios` to be referred to, the rest in one of speed."""
 
 
 def profiles_of(spec: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -67,7 +69,8 @@ def profiles_of(spec: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
     Raises ValueError, naming the entry, for what is missing, unknown or of another kind.
     """
-    _check_entries("table", spec, _OF_TABLE, _OF_TABLE[:3])
+    wanted = cfg.MUST_HAVE["table"]
+    _check_entries("table", spec, (*wanted, *_MAY_HAVE), wanted)
     _check_ratios("table.retention_ratios", spec["retention_ratios"])
     profiles = spec["profiles"]
     if not isinstance(profiles, dict) or not profiles or not all(isinstance(p, dict) for p in profiles.values()):
@@ -151,19 +154,21 @@ def what(profile: dict[str, Any]) -> str:
     return f"{profile['model']} on {', '.join(profile['benchmarks'])}"
 
 
-def workloads(
-    config: dict[str, Any], profile: dict[str, Any]
-) -> Iterator[tuple[str, dict[str, Any], dict[str, Any], list[dict[str, Any]]]]:
-    """What a profile of a composed table runs: `(name, workload, model, methods)`.
+def _runs(
+    config: dict[str, Any], name: str, profile: dict[str, Any]
+) -> Iterator[tuple[str, dict[str, Any], dict[str, Any], list[Cell]]]:
+    """What a profile of a composed table runs: `(key, workload, model, cells)`.
 
     The model's configuration has the changes that the workload and the options make; a table of accuracy has one model
-    and no workload. The methods are those of the profile but for the ones that the workload leaves out.
+    and no workload. The cells are of the profile's methods but for the ones that the workload leaves out.
     """
+    where, ratios = f"table.profiles.{name}.methods", config["table"]["retention_ratios"]
     found: dict[str, dict[str, Any]] = profile.get("workloads") or {profile["model"]: {}}
-    for name, workload in found.items():
+    for key, workload in found.items():
         changes = {k: v for k, v in workload.items() if k not in ("frames", "batch_sizes", "without")}
         methods = [method for method in profile["methods"] if method["name"] not in workload.get("without", ())]
-        yield name, workload, {**cfg.changed(config, "model", name), **changes}, methods
+        model = {**cfg.changed(config, "model", key), **changes}
+        yield key, workload, model, specs.table_cells(methods, ratios, where)
 
 
 def checks(config: dict[str, Any], profile: dict[str, Any]) -> list[Check]:
@@ -171,7 +176,7 @@ def checks(config: dict[str, Any], profile: dict[str, Any]) -> list[Check]:
     found: list[Check] = []
     benchmarks = [cfg.changed(config, "benchmark", name) for name in profile.get("benchmarks", ())]
     described = [(specs.benchmark_spec(benchmark), benchmark) for benchmark in benchmarks]
-    for key, _, model, methods in workloads(config, profile):
-        needs = {cell.label: cell.method.needs for cell in specs.table_cells(methods, [0.5])}
+    for key, _, model, cells in profile["runs"]:
+        needs = {cell.label: cell.method.needs for cell in cells}
         found += check_all(model, specs.table_model(key, model), described, profile["needs_gpu"], needs)
     return list(dict.fromkeys(found))

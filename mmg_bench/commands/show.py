@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from mmg_bench.report.pairs import Side
 
 _SIDE = 112
 """Of a square frame in the picture, in pixels; others have the same area."""
+_WIDTH = 110
+"""Of the question on the terminal, in characters."""
 _FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
 """Suffix of a picture's file -> its format."""
 
@@ -57,7 +60,7 @@ def show(configs: Sequence[DictConfig]) -> int:
     clip = read_clip(video, spec.frames)
     encoded = llm.encode(llm.preprocess(clip.pixels, clip.timing), needs)
     inputs = llm.tokenize(values["question"], encoded.texts)
-    print(f"{video.name}, {len(clip.pixels)} frames: {values['question']}")
+    print(_title(video.name, len(clip.pixels), values["question"]))
     rows: dict[Cell, Pictures] = {}
     for cell in cells:
         try:
@@ -91,6 +94,12 @@ def _video(given: Any) -> Path:
     if not path.exists():
         raise ValueError(f"video={given!r}: no such video; name a file, a folder of pictures, or generated")
     return path
+
+
+def _title(video: str, frames: int, question: str) -> str:
+    """What is asked of what, a long question on several rows."""
+    lines = f"{video}, {frames} frame{'s' * (frames != 1)}: {question}".splitlines()
+    return "\n    ".join(row for line in lines for row in textwrap.wrap(line, _WIDTH))
 
 
 def _names(cells: Sequence[Cell]) -> list[str]:

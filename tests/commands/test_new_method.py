@@ -67,6 +67,8 @@ def test_a_new_method_passes_its_tests_as_written(checkout: Path) -> None:
         ("FarOut", "it must be a lower-case snake name"),
         ("far-out", "it must be a lower-case snake name"),
         ("class", "it is a word of Python"),
+        ("all", "read this word as another value: choose another name"),
+        ("off", "read this word as another value"),
         ("mmg_vid", "is taken; the registered methods are: .*mmg_vid"),
         ("far_out", "far_out.md: there already"),
     ],

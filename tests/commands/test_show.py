@@ -18,7 +18,7 @@ from mmg_bench.benchmarks.embedded.render import write_video
 from mmg_bench.benchmarks.embedded.world import make_world
 from mmg_bench.benchmarks.video import read_clip
 from mmg_bench.cells import Cell
-from mmg_bench.commands.show import _names, _row
+from mmg_bench.commands.show import _names, _row, _title
 from mmg_bench.methods.registry import get_method
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import VideoLLM
@@ -121,10 +121,29 @@ def test_methods_run_as_they_are_asked_to(
     assert "mmg_vid(positions=contiguous) at R = 25 %: 196 of 784 tokens: (nothing)" in capsys.readouterr().out
 
 
+def test_one_method_has_an_option_of_its_own(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = f"method=random,cdpruner method.cdpruner.relevance=llm 'video={video}' picture={tmp_path}/kept.png"
+    assert given(f"mmg-bench show -m {options}", monkeypatch) == 0
+    told = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert told == ["  dense", "  random at R = 25 %", "  cdpruner(relevance=llm) at R = 25 %", "Written"]
+
+
 def test_of_models_that_make_one_frame_of_two_the_first_is_shown() -> None:
     pixels = np.stack([np.full((8, 8, 3), 50 * t, np.uint8) for t in range(5)])
     report: Any = SimpleNamespace(layout=(3, 1, 1), left=torch.tensor([0, 1, 2]))
     assert [frame.mean() for frame in _row(pixels, report, 16)] == [0, 100, 200]
+
+
+def test_a_long_question_takes_several_rows() -> None:
+    assert _title("a.mp4", 1, "What?") == "a.mp4, 1 frame: What?"
+    first, second, third = _title("a.mp4", 2, f"{'is it ' * 24}red?\n(A) yes").splitlines()
+    assert first.startswith("a.mp4, 2 frames: is it is it")
+    assert second.startswith("    i")
+    assert second.endswith("it red?")
+    assert third == "    (A) yes"
+    assert max(map(len, (first, second))) <= 114
 
 
 def test_rows_are_told_apart() -> None:

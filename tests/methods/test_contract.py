@@ -264,7 +264,7 @@ def test_third_parties_compose_without_a_config():
     entry = {"name": third_party.NAME, "first": 3}
     assert specs.table_cells([entry], [0.5])[-1].label == f"{third_party.NAME}(first=3)"
     assert "first: 0" in cfg.help_of("run", [f"method={third_party.NAME}"])
-    with pytest.raises(ValueError, match=r"method.second: no such option; method every_nth has: name, first"):
+    with pytest.raises(ValueError, match=r"method.second: no such option; method every_nth has: first"):
         cfg.composed("run", [f"method={third_party.NAME}", "method.second=1"])
 
 
