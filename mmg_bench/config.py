@@ -85,6 +85,12 @@ def _files(group: str) -> dict[str, Path]:
     return {path.stem: path for folder in reversed(_FOLDERS) for path in (folder / group).glob("*.yaml")}
 
 
+def shipped(name: str, *overrides: str) -> dict[str, Any]:
+    """`name`.yaml as the package's own files have it, every reference resolved."""
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        return plain(compose(name, list(overrides)))
+
+
 def load_file(path: str) -> dict[str, Any]:
     """A file in our folder of configurations, as it stands."""
     return _read(CONFIGS / path)

@@ -102,18 +102,21 @@ def test_options_that_rows_do_not_tell() -> None:
 
 def test_a_part_of_a_table_does_not_take_its_place() -> None:
     def goes(*overrides: str) -> str:
-        return str(results_folder(cfg.plain(compose("table", list(overrides))), "embedded"))
+        GlobalHydra.instance().clear()
+        return str(results_folder(cfg.plain(cfg.composed("table", overrides)), "embedded"))
 
+    assert goes("table=retention") == "results/retention/embedded"
+    assert goes("table=retention", "table.few_ratios=[0.5]") == "outputs/retention/embedded"
     assert goes() == goes("profile=embedded", "workers=1") == "results/table1/embedded"
     assert goes("workers=2", "output_dir=elsewhere") == "results/table1/embedded"
     for other in (
-        "+model.embedded.path=/copy",
-        "+benchmark.embedded.data=/copy",
+        "model.embedded.path=/copy",
+        "benchmark.embedded.data=/copy",
         "limit=6",
         "measure.repeats=3",
         "latency=false",
         "table.retention_ratios=[0.5]",
-        "+model.embedded.frames=8",
+        "model.embedded.frames=8",
     ):
         assert goes(other) == "outputs/table1/embedded"
     assert goes("limit=6", "results_dir=here") == "here/embedded"

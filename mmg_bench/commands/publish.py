@@ -25,8 +25,8 @@ def results_folder(config: Mapping[str, Any], profile: str) -> Path:
     if config["results_dir"] is not None:
         return check_path("results_dir", config["results_dir"]) / profile
     name = config["table"]["name"]
-    shipped = (cfg.CONFIGS / f"table/{name}.yaml").is_file() and config["table"] == cfg.load_file(f"table/{name}.yaml")
-    as_filed = shipped and config["measure"] == cfg.load_file("measure/latency.yaml")
+    usual = cfg.shipped("table", f"table={name}") if (cfg.CONFIGS / f"table/{name}.yaml").is_file() else {}
+    as_filed = all(config[section] == usual.get(section) for section in ("table", "measure"))
     all_of_it = config["limit"] is None and config["latency"]
     whole = as_filed and all_of_it and not any(config[group] for group in cfg.OPEN)
     return (Path("results") / name if whole else check_path("output_dir", config["output_dir"])) / profile

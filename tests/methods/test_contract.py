@@ -194,7 +194,7 @@ def test_the_command_tells_every_check(capsys, monkeypatch):
 
 def _variants() -> list[dict[str, Any]]:
     """Methods with other options than their defaults: those of Table 1, and the ablations of MMG-Vid."""
-    of_table = [m for p in cfg.load_file("table/table1.yaml")["profiles"].values() for m in p["methods"]]
+    of_table = [m for p in cfg.shipped("table")["table"]["profiles"].values() for m in p["methods"]]
     not_theirs = ("positions", "retention_ratios")
     options = [{k: v for k, v in method.items() if k not in not_theirs} for method in of_table]
     ablations = [{"budgets": "uniform"}, {"order": "greedy"}, {"gain_sign": "swapped"}, {"stage3": "dpc"}]
