@@ -171,7 +171,10 @@ def bad_values(build: Build) -> None:
 
 
 def needs(build: Build) -> None:
-    """`needs` names all that is read: without the rest the result is the same, without one of them an error says so."""
+    """`needs` names all that is read: without the rest the result is the same, without one of them an error says so.
+
+    The options in `stand_in` do without some of those of the defaults.
+    """
     tokens, method = video(), build(0.3)
     bare = _with(tokens, **{name: None for name in OPTIONAL_FIELDS if name not in method.needs})
     whole = method.prune(tokens)
@@ -185,6 +188,8 @@ def needs(build: Build) -> None:
     _check_same(whole, pruned, "without the fields that `needs` does not name")
     for name in method.needs:
         _check_refused(method, _with(tokens, **{name: None}), f"{method.name} needs {name}", f"no {name}")
+    if options := dict(type(method).stand_in):
+        _check_stand_in(type(method), options)
 
 
 def inside_the_model(build: Build) -> None:
@@ -326,6 +331,15 @@ def _check_refused(method: Method, tokens: VideoTokens, says: str, what: str) ->
         fault = f"{type(error).__name__}: {error}"
         raise ContractError(f"{what} is refused with {fault!r}: it must be a ValueError that says {says!r}") from error
     raise ContractError(f"{what} is not refused: leave `prune` and `finds_faults` as they are, or raise {says!r}")
+
+
+def _check_stand_in(cls: type[Method], options: dict[str, Any]) -> None:
+    try:
+        left = cls(**options).needs
+    except (TypeError, ValueError) as error:
+        raise ContractError(f"stand_in={options} does not go with {cls.__name__}'s fields: {error}") from error
+    if cls.needs <= left:
+        raise ContractError(f"stand_in={options} still needs {', '.join(sorted(cls.needs))}: name options that do not")
 
 
 def _named(dtype: torch.dtype) -> str:

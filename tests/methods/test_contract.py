@@ -26,6 +26,7 @@ from mmg_bench.contract import CHECKS, DTYPES, check_pruned, tensors, video
 from mmg_bench.methods import Method
 from mmg_bench.methods.random import Random
 from mmg_bench.methods.registry import get_method, method_class, method_names
+from mmg_bench.models.adapter import UnsupportedModelError, adapter_for
 from mmg_bench.tokens import OPTIONAL_FIELDS, PrunedTokens, Selection, VideoTokens, keep
 
 CONFIGS = Path(mmg_bench.__file__).parents[1] / "configs" / "method"
@@ -160,6 +161,10 @@ BROKEN = {
     ),
     "no attention is refused with": _first(
         needs=frozenset({"attention"}), prune=lambda self, tokens: self.select(tokens) if tokens.attention.any() else 0
+    ),
+    r"stand_in=\{'source': 'mean'\} does not go with Broken's fields: .*'source'": _first(stand_in={"source": "mean"}),
+    r"stand_in=\{'retention_ratio': 0.5\} still needs attention: name": _first(
+        needs=frozenset({"attention"}), stand_in={"retention_ratio": 0.5}
     ),
     "retention_ratio=0 is not refused": _first(__post_init__=lambda self: None),
 }
@@ -307,6 +312,26 @@ def test_a_method_of_a_name_that_is_taken_is_refused(tmp_path):
     says = "entry point 'someones_methods:EveryNth' registers 'random', which mmg_bench has: give it another name"
     with third_party.installed(tmp_path), pytest.raises(ValueError, match=says):
         method_class("random")
+
+
+def test_the_stand_in_of_a_method_is_named_where_it_is_supplied(tmp_path, tiny):
+    asks = """    needs: ClassVar[frozenset[str]] = frozenset({"frame_features"})
+    stand_in: ClassVar[dict[str, int]] = {"first": 1}
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "needs", frozenset({READ if self.first else "frame_features"}))
+
+    name: """
+    for read, ways in (("keys", "take its stand-in, every_nth with first=1, or give"), ("joint_query", "give")):
+        folder = tmp_path / read
+        folder.mkdir()
+        third_party.write(folder, third_party.MODULE.replace("    name: ", asks.replace("READ", repr(read))))
+        with third_party.installed(folder):
+            for who in (third_party.NAME, f"{third_party.NAME}(first=0)"):
+                with pytest.raises(UnsupportedModelError, match=rf"attention, keys\): {ways} the model"):
+                    adapter_for(tiny[0]).check({"frame_features"}, who)
+    with pytest.raises(UnsupportedModelError, match=r"attention, keys\): give the model"):
+        adapter_for(tiny[0]).check({"frame_features"}, "registered_nowhere")
 
 
 def test_provenance_names_the_package_of_a_method():
