@@ -278,7 +278,7 @@ def test_third_parties_compose_without_a_config():
     [
         (
             "import nothing_of_this_name",
-            r"ModuleNotFoundError: No module named 'nothing_of_this_name' \(someones_methods.py:1, in <module>\)$",
+            r"ModuleNotFoundError: No module named 'nothing_of_this_name' \(someones_methods.py:1\)$",
         ),
         ("\n\nclass EveryNth(:", r"SyntaxError: invalid syntax \(someones_methods.py:3\)$"),
         ("", r"AttributeError: module 'someones_methods' has no attribute 'EveryNth' \(registry.py:"),
