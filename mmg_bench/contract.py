@@ -63,20 +63,27 @@ def tensors(tokens: VideoTokens) -> dict[str, Tensor]:
     return {f.name: v for f in fields(tokens) if isinstance(v := getattr(tokens, f.name), Tensor)}
 
 
+def check_promise(method: Method, tokens: VideoTokens, pruned: Any) -> None:
+    """Raise TypeError or ContractError unless `pruned` is as promised: other budgets would compare unlike things."""
+    if not isinstance(pruned, PrunedTokens):
+        raise TypeError(f"{method.name}.select returned {type(pruned).__name__}: it must return PrunedTokens")
+    if method.exact and len(pruned) != (budget := method.budget(tokens)):
+        raise ContractError(
+            f"{method.name} kept {len(pruned)} of {tokens.total} tokens at retention_ratio={method.retention_ratio:g}: "
+            f"keep round(R * T * N) = {budget}, or set exact = False in the class"
+        )
+
+
 def check_pruned(method: Method, tokens: VideoTokens) -> None:
     """Prune a video, and look at what is left of it."""
     pruned = method.prune(tokens)
     where = f"of a video [T={tokens.frames}, N={tokens.tokens_per_frame}, D={tokens.features.shape[2]}]"
     where += f" in {_named(tokens.features.dtype)} at retention_ratio={method.retention_ratio:g}"
-    if not isinstance(pruned, PrunedTokens):
-        raise ContractError(f"select returned {type(pruned).__name__}: it must return PrunedTokens")
+    check_promise(method, tokens, pruned)
     positions, features = pruned.positions, pruned.features
     if positions.dtype != torch.int64 or positions.dim() != 1:
         raise ContractError(f"positions {where} are {_described(positions)}: they must be [K] int64")
-    count, budget = len(positions), method.budget(tokens)
-    if method.exact and count != budget:
-        raise ContractError(f"kept {count} {where}: keep round(R * T * N) = {budget}, or set exact = False")
-    if not 1 <= count <= tokens.total:
+    if not 1 <= (count := len(positions)) <= tokens.total:
         raise ContractError(f"kept {count} {where}: at least 1 and at most all {tokens.total} tokens must be left")
     if features.shape != (count, tokens.features.shape[2]) or features.dtype != tokens.features.dtype:
         raise ContractError(

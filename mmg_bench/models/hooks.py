@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+from mmg_bench.contract import check_promise
 from mmg_bench.elapsed import Elapsed
 from mmg_bench.methods.base import Method, Positions, check_choice
 from mmg_bench.models import siglip
@@ -139,17 +140,6 @@ def _forget(cache: Any) -> None:
     if isinstance(cache, Cache):
         for name in (_PROMPT, "reorder_cache"):
             vars(cache).pop(name, None)
-
-
-def _check_pruned(pruned: Any, method: Method, tokens: VideoTokens) -> None:
-    """Raise unless `pruned` is what the method promises to leave: another budget would compare unlike things."""
-    if not isinstance(pruned, PrunedTokens):
-        raise TypeError(f"{method.name}.select returned {type(pruned).__name__}: it must return PrunedTokens")
-    if method.exact and len(pruned) != method.budget(tokens):
-        raise ValueError(
-            f"{method.name} kept {len(pruned)} of {tokens.total} tokens at retention_ratio={method.retention_ratio:g}: "
-            f"keep round(R * T * N) = {method.budget(tokens)}, or set exact = False in the class"
-        )
 
 
 class _Splice:
@@ -372,7 +362,7 @@ class _Splice:
             tokens = replace(tokens, joint_query=source.joint_query(ids[place.row, place.end :]))
         pruned = method.prune(tokens)
         elapsed.stop()
-        _check_pruned(pruned, method, tokens)
+        check_promise(method, tokens, pruned)
         outcome = pruned, elapsed
         if self.encoded is not None and not method.needs & QUESTION_FIELDS:
             self.pruned[video] = outcome

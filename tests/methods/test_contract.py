@@ -128,7 +128,7 @@ def _hiding(choose: Callable[[int], Tensor]) -> type[Method]:
 
 BROKEN = {
     "is one missing there": _by(lambda tokens: tokens.flat[:, 0] * 0 + tokens.query.mean()),
-    r"kept 47 of a video .* keep round\(R \* T \* N\) = 48": _select(_drop_one),
+    r"kept 47 of 160 tokens at retention_ratio=0.3: keep round\(R \* T \* N\) = 48, or set": _select(_drop_one),
     "each may stand there once": _select(_double),
     "must return PrunedTokens": _first(select=lambda self, tokens: tokens.flat),
     r"positions .* are \[48\] int32": _select(lambda _, p: PrunedTokens(p.features, p.positions.int())),
