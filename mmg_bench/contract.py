@@ -49,7 +49,6 @@ def video(
         "attention": weights(frames, tokens),
         "keys": normal(frames, tokens, 6),
         "probe_attention": weights(frames, tokens),
-        "cls_attention": weights(frames, tokens),
         "frame_features": normal(3, 12)[scene] + 0.3 * normal(frames, 12),
         "query": normal(7, width),
         "joint_features": normal(frames, tokens, 10),

@@ -14,7 +14,6 @@ _SHAPES = {
     "attention": "TN",
     "keys": "TNK",
     "probe_attention": "TN",
-    "cls_attention": "TN",
     "frame_features": "TC",
     "query": "LD",
     "joint_features": "TNE",
@@ -41,8 +40,6 @@ class VideoTokens:
     """`[T, N, K]`: head-mean keys of the vision tower's layer that `attention` comes from, pooled."""
     probe_attention: Tensor | None = None
     """`[T, N]`: attention of the vision tower's pooling probe (the SigLIP head), pooled."""
-    cls_attention: Tensor | None = None
-    """`[T, N]`: softmax attention of the vision tower's class token over its patches, pooled."""
     frame_features: Tensor | None = None
     """`[T, C]`: the vision tower's pooled feature of each frame."""
     query: Tensor | None = None
