@@ -47,6 +47,8 @@ class Method(ABC):
     """Whether tokens need not be looked over for NaN and infinite values: `select` does so itself, or ranks none."""
     exact: ClassVar[bool] = True
     """Whether every input is left with round(R * T * N) tokens exactly."""
+    ordered_channels: ClassVar[bool] = False
+    """Whether the order of channels counts, as where each has its own random weight; of distances it does not."""
     positions: ClassVar[Positions] = "original"
     """Position ids of the kept tokens in the official code: their own, or renumbered without gaps."""
     inside_positions: ClassVar[Positions | None] = None

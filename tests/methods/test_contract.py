@@ -109,9 +109,13 @@ def _flat_is_nan(tokens: VideoTokens, pruned: PrunedTokens) -> PrunedTokens:
     return PrunedTokens(pruned.features / float((tokens.flat - tokens.flat[0]).abs().sum() > 0), pruned.positions)
 
 
-def _by(key: Callable[[VideoTokens], Tensor]) -> type[Method]:
-    """A method that keeps the tokens of the highest `key`."""
-    return _first(select=lambda self, tokens: keep(tokens, key(tokens).argsort(stable=True)[: self.budget(tokens)]))
+def _by(key: Callable[[VideoTokens], Tensor], **changes: Any) -> type[Method]:
+    """A method that keeps the tokens of the lowest `key`."""
+
+    def select(self: Method, tokens: VideoTokens) -> PrunedTokens:
+        return keep(tokens, key(tokens).argsort(stable=True)[: self.budget(tokens)])
+
+    return _first(select=select, **changes)
 
 
 def _stage(**changes: Any) -> type[Method]:
@@ -170,9 +174,16 @@ BROKEN = {
 }
 
 
-def test_a_good_method_passes():
+def _projected(tokens: VideoTokens) -> Tensor:
+    """One random number for each token, of weights that are drawn anew, and alike, for each video."""
+    weights = torch.randn(tokens.features.shape[2], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return tokens.flat.detach().double() @ weights
+
+
+@pytest.mark.parametrize("method", [First, _by(_projected, ordered_channels=True)], ids=["first", "random_projection"])
+def test_a_good_method_passes(method):
     for check in CHECKS:
-        check(First)
+        check(method)
 
 
 @pytest.mark.parametrize("says", BROKEN)
