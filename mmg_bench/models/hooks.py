@@ -148,7 +148,9 @@ class _Splice:
     def __init__(self, adapter: Adapter, run: Run, encoded: Sequence[VideoTokens] | None, captured: Capture) -> None:
         self.adapter, self.run, self.encoded, self.captured = adapter, run, encoded, captured
         self.inside = Inside(adapter, run.method, run.positions, self._note_stage)
-        self.pruned: dict[int, tuple[PrunedTokens, Elapsed]] = {}  # of `encoded`, for methods that ignore the question
+        self.pruned: dict[
+            int, tuple[PrunedTokens, Elapsed, bool]
+        ] = {}  # of `encoded`, for methods that ignore the question
         self.call: dict[str, Any] | None = None  # arguments of a call with videos, between the two hooks
         self.on_host = torch.empty(0)  # its `input_ids`
         self.counted = False  # whether the model itself counts position ids, from the length of its cache
@@ -307,14 +309,15 @@ class _Splice:
     def _prune(self, embeds: Tensor, call: dict[str, Any]) -> tuple[Kept | None, Tensor, list[Span]]:
         """Prune every video of a prompt `[B, S, D]`: what is left, its embeddings `[B, K, D]`, and its videos in them.
 
-        Where every token stays, `None` and the very same embeddings, so that dense is exactly the stock model.
+        Where all tokens stay as they were, `None` and the very same embeddings: dense is exactly the stock model.
         """
         ids = call["input_ids"]
         rows = [Row(ids.shape[1], embeds.device) for _ in self.on_host]
-        self.run.report = []
+        self.run.report, whole = [], True
         for place in places(self.on_host, self.adapter, self._layouts(call)):
             body = place.body(embeds.device)
-            pruned, elapsed = self._pruned(place, body, embeds, ids)
+            pruned, elapsed, untouched = self._pruned(place, body, embeds, ids)
+            whole = whole and untouched
             if place.video == len(self.run.report):  # its first copy
                 where, notes = pruned.positions, dict(pruned.notes)
                 report = VideoReport(place.total, len(pruned), place.layout, where, where, elapsed, notes)
@@ -322,7 +325,6 @@ class _Splice:
             rows[place.row].add(place, body, pruned)
         width = max(row.finish() for row in rows)
         self.run.prompt_tokens = width
-        whole = width == ids.shape[1] and all(len(p) == place.total for row in rows for place, *_, p in row.videos)
         if not whole:
             kept = Kept.rows([torch.cat(row.pieces) for row in rows], ids.shape[1], self.run.positions == "contiguous")
             embeds = kept.gather(embeds)
@@ -344,8 +346,13 @@ class _Splice:
             return [(tokens.frames, *tokens.grid) for tokens in self.encoded]
         return self.adapter.layouts(call, self.captured)
 
-    def _pruned(self, place: Place, body: slice | Tensor, embeds: Tensor, ids: Tensor) -> tuple[PrunedTokens, Elapsed]:
-        """Prune one video, whose tokens are columns `body` of prompts `[B, S, D]` with `ids` `[B, S]`; and its time."""
+    def _pruned(
+        self, place: Place, body: slice | Tensor, embeds: Tensor, ids: Tensor
+    ) -> tuple[PrunedTokens, Elapsed, bool]:
+        """Prune one video, whose tokens are columns `body` of prompts `[B, S, D]` with `ids` `[B, S]`.
+
+        Also the time it took, and whether what is left are all of the tokens, untouched.
+        """
         method, video = self.run.method, place.video
         if video in self.pruned:
             return self.pruned[video]
@@ -363,7 +370,8 @@ class _Splice:
         pruned = method.prune(tokens)
         elapsed.stop()
         check_promise(method, tokens, pruned)
-        outcome = pruned, elapsed
+        untouched = len(pruned) == tokens.total and pruned.features.data_ptr() == tokens.features.data_ptr()
+        outcome = pruned, elapsed, untouched
         if self.encoded is not None and not method.needs & QUESTION_FIELDS:
             self.pruned[video] = outcome
         return outcome
