@@ -43,7 +43,7 @@ class VideoTokens:
     frame_features: Tensor | None = None
     """`[T, C]`: the vision tower's pooled feature of each frame."""
     query: Tensor | None = None
-    """`[L, D]`: embeddings of the text that follows the video."""
+    """`[L, D]`: embeddings of the text that follows the video, without tokens of other videos."""
     joint_features: Tensor | None = None
     """`[T, N, E]`: tokens in the space that images and texts share (CLIP, SigLIP)."""
     joint_query: Tensor | None = None
@@ -166,7 +166,7 @@ class LayerTokens:
     positions: Tensor
     """`[n]` int64: their flat raster indices into `T * N`."""
     text: Tensor
-    """`[L, D]`: hidden states of the text behind the video; the last is the prompt's last token."""
+    """`[L, D]`: hidden states of the text behind the video, without tokens of others; the last is the prompt's last."""
     total: int
     """T * N of the video."""
     stage: int

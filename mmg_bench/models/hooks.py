@@ -331,13 +331,13 @@ class _Splice:
         spans = []
         for number, row in enumerate(rows):
             padding = width - row.length
-            for place, columns, end, pruned in row.videos:
+            for place, columns, pruned in row.videos:
                 if not whole:
                     embeds[number, shifted(columns, padding)] = pruned.features.to(embeds.dtype)
                 if self.inside.needed:
                     columns = row.whole[columns] if isinstance(columns, slice) else columns
-                    columns, end = columns + padding, end + padding
-                    spans.append(Span(number, place.video, columns, end, pruned.positions, place.total, pruned.state))
+                    columns, text = columns + padding, row.text(place) + padding
+                    spans.append(Span(number, place.video, columns, text, pruned.positions, place.total, pruned.state))
         return None if whole else kept, embeds, spans
 
     def _layouts(self, call: dict[str, Any]) -> list[Layout]:
@@ -363,7 +363,7 @@ class _Splice:
             features = embeds[place.row, body].unflatten(0, (frames, -1))
             tokens = VideoTokens(features, (grid[0], grid[1]), **self.captured.fields(video * frames, frames))
         if "query" in method.needs:
-            tokens = replace(tokens, query=embeds[place.row, place.end :])
+            tokens = replace(tokens, query=embeds[place.row, place.text(embeds.device)])
         elapsed = Elapsed(embeds.device)
         if "joint_query" in method.needs and (source := siglip.attached(self.adapter.model)) is not None:
             tokens = replace(tokens, joint_query=source.joint_query(ids[place.row, place.end :]))
