@@ -41,6 +41,7 @@ _ACTIVE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _LOCK = threading.Lock()  # of _ACTIVE
 _NUMBERS = itertools.count()  # of contexts
 _PROMPT = "mmg_bench_prompt"  # attribute of a cache
+_Outcome = tuple[PrunedTokens, Elapsed, bool]  # what is left, the time, and whether it is all there was, untouched
 _WHOLE = "pass the whole conversation at once, with its videos and no cache, or the new tokens alone, step by step"
 
 
@@ -148,9 +149,7 @@ class _Splice:
     def __init__(self, adapter: Adapter, run: Run, encoded: Sequence[VideoTokens] | None, captured: Capture) -> None:
         self.adapter, self.run, self.encoded, self.captured = adapter, run, encoded, captured
         self.inside = Inside(adapter, run.method, run.positions, self._note_stage)
-        self.pruned: dict[
-            int, tuple[PrunedTokens, Elapsed, bool]
-        ] = {}  # of `encoded`, for methods that ignore the question
+        self.pruned: dict[int, _Outcome] = {}  # of `encoded`, for methods that ignore the question
         self.call: dict[str, Any] | None = None  # arguments of a call with videos, between the two hooks
         self.on_host = torch.empty(0)  # its `input_ids`
         self.counted = False  # whether the model itself counts position ids, from the length of its cache
@@ -346,13 +345,8 @@ class _Splice:
             return [(tokens.frames, *tokens.grid) for tokens in self.encoded]
         return self.adapter.layouts(call, self.captured)
 
-    def _pruned(
-        self, place: Place, body: slice | Tensor, embeds: Tensor, ids: Tensor
-    ) -> tuple[PrunedTokens, Elapsed, bool]:
-        """Prune one video, whose tokens are columns `body` of prompts `[B, S, D]` with `ids` `[B, S]`.
-
-        Also the time it took, and whether what is left are all of the tokens, untouched.
-        """
+    def _pruned(self, place: Place, body: slice | Tensor, embeds: Tensor, ids: Tensor) -> _Outcome:
+        """Prune one video, whose tokens are columns `body` of prompts `[B, S, D]` with `ids` `[B, S]`."""
         method, video = self.run.method, place.video
         if video in self.pruned:
             return self.pruned[video]
