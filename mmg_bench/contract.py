@@ -49,7 +49,6 @@ def video(
         "attention": weights(frames, tokens),
         "keys": normal(frames, tokens, 6),
         "probe_attention": weights(frames, tokens),
-        "cls_attention": weights(frames, tokens),
         "frame_features": normal(3, 12)[scene] + 0.3 * normal(frames, 12),
         "query": normal(7, width),
         "joint_features": normal(frames, tokens, 10),
@@ -63,20 +62,27 @@ def tensors(tokens: VideoTokens) -> dict[str, Tensor]:
     return {f.name: v for f in fields(tokens) if isinstance(v := getattr(tokens, f.name), Tensor)}
 
 
+def check_promise(method: Method, tokens: VideoTokens, pruned: Any) -> None:
+    """Raise TypeError or ContractError unless `pruned` is as promised: other budgets would compare unlike things."""
+    if not isinstance(pruned, PrunedTokens):
+        raise TypeError(f"{method.name}.select returned {type(pruned).__name__}: it must return PrunedTokens")
+    if method.exact and len(pruned) != (budget := method.budget(tokens)):
+        raise ContractError(
+            f"{method.name} kept {len(pruned)} of {tokens.total} tokens at retention_ratio={method.retention_ratio:g}: "
+            f"keep round(R * T * N) = {budget}, or set exact = False in the class"
+        )
+
+
 def check_pruned(method: Method, tokens: VideoTokens) -> None:
     """Prune a video, and look at what is left of it."""
     pruned = method.prune(tokens)
     where = f"of a video [T={tokens.frames}, N={tokens.tokens_per_frame}, D={tokens.features.shape[2]}]"
     where += f" in {_named(tokens.features.dtype)} at retention_ratio={method.retention_ratio:g}"
-    if not isinstance(pruned, PrunedTokens):
-        raise ContractError(f"select returned {type(pruned).__name__}: it must return PrunedTokens")
+    check_promise(method, tokens, pruned)
     positions, features = pruned.positions, pruned.features
     if positions.dtype != torch.int64 or positions.dim() != 1:
         raise ContractError(f"positions {where} are {_described(positions)}: they must be [K] int64")
-    count, budget = len(positions), method.budget(tokens)
-    if method.exact and count != budget:
-        raise ContractError(f"kept {count} {where}: keep round(R * T * N) = {budget}, or set exact = False")
-    if not 1 <= count <= tokens.total:
+    if not 1 <= (count := len(positions)) <= tokens.total:
         raise ContractError(f"kept {count} {where}: at least 1 and at most all {tokens.total} tokens must be left")
     if features.shape != (count, tokens.features.shape[2]) or features.dtype != tokens.features.dtype:
         raise ContractError(
@@ -147,6 +153,8 @@ def input_left_alone(build: Build) -> None:
 
 def order_of_channels(build: Build) -> None:
     """Distances, norms and cosines do not know the order of channels. No two tokens of this video tie."""
+    if build(1.0).ordered_channels:
+        return
     tokens = video(width=24)
     order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
     query = None if tokens.query is None else tokens.query[..., order]
@@ -155,7 +163,10 @@ def order_of_channels(build: Build) -> None:
         one, other = build(ratio).prune(tokens), build(ratio).prune(shuffled)
         within = one.features[:, order]
         if not torch.equal(one.positions, other.positions) or not torch.allclose(within, other.features, 1e-4, 1e-4):
-            raise ContractError("other tokens are left when the channels come in another order")
+            raise ContractError(
+                "other tokens are left when the channels come in another order: mend that, or, where each channel has "
+                "its own weight, set ordered_channels = True"
+            )
 
 
 def bad_values(build: Build) -> None:
@@ -171,7 +182,10 @@ def bad_values(build: Build) -> None:
 
 
 def needs(build: Build) -> None:
-    """`needs` names all that is read: without the rest the result is the same, without one of them an error says so."""
+    """`needs` names all that is read: without the rest the result is the same, without one of them an error says so.
+
+    The options in `stand_in` do without some of those of the defaults.
+    """
     tokens, method = video(), build(0.3)
     bare = _with(tokens, **{name: None for name in OPTIONAL_FIELDS if name not in method.needs})
     whole = method.prune(tokens)
@@ -185,6 +199,8 @@ def needs(build: Build) -> None:
     _check_same(whole, pruned, "without the fields that `needs` does not name")
     for name in method.needs:
         _check_refused(method, _with(tokens, **{name: None}), f"{method.name} needs {name}", f"no {name}")
+    if options := dict(type(method).stand_in):
+        _check_stand_in(type(method), options)
 
 
 def inside_the_model(build: Build) -> None:
@@ -326,6 +342,15 @@ def _check_refused(method: Method, tokens: VideoTokens, says: str, what: str) ->
         fault = f"{type(error).__name__}: {error}"
         raise ContractError(f"{what} is refused with {fault!r}: it must be a ValueError that says {says!r}") from error
     raise ContractError(f"{what} is not refused: leave `prune` and `finds_faults` as they are, or raise {says!r}")
+
+
+def _check_stand_in(cls: type[Method], options: dict[str, Any]) -> None:
+    try:
+        left = cls(**options).needs
+    except (TypeError, ValueError) as error:
+        raise ContractError(f"stand_in={options} does not go with {cls.__name__}'s fields: {error}") from error
+    if cls.needs <= left:
+        raise ContractError(f"stand_in={options} still needs {', '.join(sorted(cls.needs))}: name options that do not")
 
 
 def _named(dtype: torch.dtype) -> str:

@@ -10,20 +10,28 @@ _LIBRARIES = {"torch", "transformers", "lmms_eval", "numpy"}
 """Packages in which a fault comes to light, but seldom lies."""
 
 
-def told(error: BaseException, plain: tuple[type[BaseException], ...] = ()) -> str:
-    """Kind and message of a fault; and where it was raised, but for the kinds `plain`, whose messages say enough."""
-    message = error.msg if isinstance(error, SyntaxError) else str(error)  # that of the whole has the place
-    message = " ".join(message.split())
-    place = "" if isinstance(error, plain) else place_of(error)
+def told(error: BaseException, plain: tuple[type[BaseException], ...] = (), folder: Path | None = None) -> str:
+    """Kind and message of a fault; and its place (`place_of`), but for the kinds `plain`, whose messages say enough."""
+    place = "" if isinstance(error, plain) else place_of(error, folder)
+    message = error.msg if place and isinstance(error, SyntaxError) else str(error)  # that of the whole has the place
+    lines = (frame.line for frame in reversed(traceback.extract_tb(error.__traceback__)) if frame.line)
+    message = " ".join(message.split()) or next(lines, "")  # an assertion often has no other text
     return f"{type(error).__name__}: {message}{place and f' ({place})'}"
 
 
-def place_of(error: BaseException) -> str:
-    """File, line and function in which a fault was raised, libraries apart; empty where that is all there is."""
+def place_of(error: BaseException, folder: Path | None = None) -> str:
+    """File, line and function in which one's own code raised a fault, or called what did; empty where none was running.
+
+    One's own is what lies below `folder`, of which the whole path is told; without one, all but libraries and Python.
+    """
+    frames = [(frame.filename, frame.lineno, frame.name) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename is not None:
-        return f"{Path(error.filename).name}:{error.lineno}"
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]
-    return f"{Path(own[-1].filename).name}:{own[-1].lineno}, in {own[-1].name}" if own else ""
+        frames.append((error.filename, error.lineno, "<module>"))
+    own = [frame for frame in frames if (_is_own(frame[0]) if folder is None else _is_below(frame[0], folder))]
+    if not own:
+        return ""
+    file, line, function = own[-1]
+    return f"{file if folder else Path(file).name}:{line}{'' if function == '<module>' else f', in {function}'}"
 
 
 def _is_own(file: str) -> bool:
@@ -34,3 +42,11 @@ def _is_own(file: str) -> bool:
     if "site-packages" in path.parts:
         return path.parts[path.parts.index("site-packages") + 1] not in _LIBRARIES
     return not path.is_relative_to(python)
+
+
+def _is_below(file: str, folder: Path) -> bool:
+    """Whether code lies in a file of a folder; an environment's packages in the same folder are others' code."""
+    path, root = Path(file), folder.resolve()
+    if not path.is_absolute() or not path.resolve().is_relative_to(root):  # `<template>` is no file
+        return False
+    return "site-packages" not in path.resolve().relative_to(root).parts

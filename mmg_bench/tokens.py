@@ -14,7 +14,6 @@ _SHAPES = {
     "attention": "TN",
     "keys": "TNK",
     "probe_attention": "TN",
-    "cls_attention": "TN",
     "frame_features": "TC",
     "query": "LD",
     "joint_features": "TNE",
@@ -41,12 +40,10 @@ class VideoTokens:
     """`[T, N, K]`: head-mean keys of the vision tower's layer that `attention` comes from, pooled."""
     probe_attention: Tensor | None = None
     """`[T, N]`: attention of the vision tower's pooling probe (the SigLIP head), pooled."""
-    cls_attention: Tensor | None = None
-    """`[T, N]`: softmax attention of the vision tower's class token over its patches, pooled."""
     frame_features: Tensor | None = None
     """`[T, C]`: the vision tower's pooled feature of each frame."""
     query: Tensor | None = None
-    """`[L, D]`: embeddings of the text that follows the video."""
+    """`[L, D]`: embeddings of the text that follows the video, without tokens of other videos."""
     joint_features: Tensor | None = None
     """`[T, N, E]`: tokens in the space that images and texts share (CLIP, SigLIP)."""
     joint_query: Tensor | None = None
@@ -169,7 +166,7 @@ class LayerTokens:
     positions: Tensor
     """`[n]` int64: their flat raster indices into `T * N`."""
     text: Tensor
-    """`[L, D]`: hidden states of the text behind the video; the last is the prompt's last token."""
+    """`[L, D]`: hidden states of the text behind the video, without tokens of others; the last is the prompt's last."""
     total: int
     """T * N of the video."""
     stage: int

@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from mmg_bench import faults
+
 _SETTINGS = ("doc_to_text", "doc_to_target", "doc_to_choice", "doc_to_visual", "process_results")
 """Settings of a task that may be functions, which lmms-eval calls in methods of the same names."""
 
@@ -19,32 +21,9 @@ class BenchmarkError(ValueError):
 
 def told(error: BaseException, folder: Path) -> str:
     """A fault: in which setting of the task, of what kind, and where it was raised in the code below `folder`."""
-    frames = traceback.extract_tb(error.__traceback__)
-    setting = next((f"{frame.name} raised " for frame in frames if frame.name in _SETTINGS), "")
-    message = " ".join(str(error).split()) or frames[-1].line  # an assertion often has no other text
-    place = _place(error, folder)
-    if place and isinstance(error, SyntaxError):
-        message = error.msg  # the whole has the place, without the folder
-    return f"{setting}{type(error).__name__}: {message}{place and f' ({place})'}"
-
-
-def _place(error: BaseException, folder: Path) -> str:
-    """Where code below a folder raised an error, or called what did; empty where none was running."""
-    if isinstance(error, SyntaxError) and error.filename is not None and _is_below(error.filename, folder):
-        return f"{error.filename}:{error.lineno}"
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_below(frame.filename, folder)]
-    if not own:
-        return ""
-    function = "" if own[-1].name == "<module>" else f", in {own[-1].name}"
-    return f"{own[-1].filename}:{own[-1].lineno}{function}"
-
-
-def _is_below(file: str, folder: Path) -> bool:
-    """Whether code lies in a file of a folder; an environment's packages in the same folder are others' code."""
-    path, root = Path(file), folder.resolve()
-    if not path.is_absolute() or not path.resolve().is_relative_to(root):  # `<template>` is no file
-        return False
-    return "site-packages" not in path.resolve().relative_to(root).parts
+    called = (frame.name for frame in traceback.extract_tb(error.__traceback__))
+    setting = next((f"{name} raised " for name in called if name in _SETTINGS), "")
+    return setting + faults.told(error, folder=folder)
 
 
 def unreadable(folder: Path, error: BaseException) -> str:
@@ -72,7 +51,7 @@ def why_not_loaded(name: str, error: BaseException, settings: Mapping[str, Any],
     All of such a task is the user's to correct; of lmms-eval's own tasks the data are, and the packages they need.
     """
     error = _cause(error)
-    fault, place = told(error, folder), _place(error, folder)
+    fault, place = told(error, folder), faults.place_of(error, folder)
     split = settings.get("test_split") or settings.get("validation_split")
     no_split = f"the data of task {name!r} has no split {split!r}"
     lacks_split = isinstance(error, KeyError) and error.args[:1] == (split,) and not place

@@ -68,7 +68,6 @@ def synthetic_video(frames: int, grid: tuple[int, int], width: int, seed: int = 
         attention=attention(),
         keys=seen(KEY_WIDTH),
         probe_attention=attention(),
-        cls_attention=attention(),
         frame_features=joint.mean(1),
         query=normal(TEXT_TOKENS, width) + 0.2 * looks[0],
         joint_features=joint,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -40,10 +41,14 @@ class Method(ABC):
     """Registry name, the same as the module's."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """Optional fields of `VideoTokens` that `select` reads."""
+    stand_in: ClassVar[Mapping[str, Any]] = {}
+    """Options with which it reads others or none, for models that do not supply `needs`: an error there names them."""
     finds_faults: ClassVar[bool] = False
     """Whether tokens need not be looked over for NaN and infinite values: `select` does so itself, or ranks none."""
     exact: ClassVar[bool] = True
     """Whether every input is left with round(R * T * N) tokens exactly."""
+    ordered_channels: ClassVar[bool] = False
+    """Whether the order of channels counts, as where each has its own random weight; of distances it does not."""
     positions: ClassVar[Positions] = "original"
     """Position ids of the kept tokens in the official code: their own, or renumbered without gaps."""
     inside_positions: ClassVar[Positions | None] = None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -84,6 +85,7 @@ class CDPruner(Method):
     name: ClassVar[str] = "cdpruner"
     needs: ClassVar[frozenset[str]] = frozenset({"joint_features", "joint_query"})
     """Of the defaults; `relevance="llm"` needs `query` alone."""
+    stand_in: ClassVar[Mapping[str, Any]] = {"relevance": "llm"}
     positions: ClassVar[Positions] = "contiguous"
 
     def __post_init__(self) -> None:

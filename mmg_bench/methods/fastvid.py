@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, count, pairwise
 from math import isfinite
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -294,6 +294,7 @@ class FastVID(Method):
     name: ClassVar[str] = "fastvid"
     needs: ClassVar[frozenset[str]] = frozenset({"probe_attention", "frame_features"})
     """Of the defaults; an instance has those of its options."""
+    stand_in: ClassVar[Mapping[str, Any]] = {"frame_source": "mean", "salience": "received"}
     finds_faults: ClassVar[bool] = True
     positions: ClassVar[Positions] = "original"
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmg_bench.methods.registry import get_method, method_class, method_names, read_label
 from mmg_bench.models.kept import Kept
-from mmg_bench.models.siglip import stand_in
 from mmg_bench.tokens import VideoTokens
 
 FAMILIES = {
@@ -178,7 +178,7 @@ class Adapter(ABC):
             f"{who}: models of type {self.model.config.model_type!r} do not supply {', '.join(missing)} (they supply "
             f"{', '.join(sorted(self.supplies)) or 'nothing'})"
         )
-        ways = [*stand_in(who, supplied), *self._ways(missing), "choose another method or model"]
+        ways = [*_stand_in(who, supplied), *self._ways(missing), "choose another method or model"]
         return fault, ", or ".join(ways)
 
     def _ways(self, fields: Collection[str]) -> list[str]:
@@ -198,6 +198,18 @@ def fresh(arguments: dict[str, Any]) -> dict[str, Any]:
     """A copy of encoded videos for one call of `generate`, which repeats them in place when it searches with beams."""
     outputs = {name: copy.copy(output) for name, output in arguments["mm_encoder_outputs"].items()}
     return {**arguments, "mm_encoder_outputs": outputs}
+
+
+def _stand_in(who: str, supplied: Collection[str]) -> list[str]:
+    """How the registered method labelled `who` does without, given fields that are supplied; empty where it cannot.
+
+    The options stand without a prefix: each command, a table's file and Python have their own way to give them.
+    """
+    name = read_label(who)[0]
+    options = method_class(name).stand_in if name in method_names() else {}
+    if not options or not get_method(name, **options).needs <= set(supplied):
+        return []
+    return [f"take its stand-in, {name} with {' and '.join(f'{o}={value}' for o, value in options.items())}"]
 
 
 def unserved(what: str, kind: object, fault: str) -> UnsupportedModelError:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+from mmg_bench.contract import check_promise
 from mmg_bench.elapsed import Elapsed
 from mmg_bench.methods.base import Method, Positions, check_choice
 from mmg_bench.models import siglip
@@ -41,6 +42,7 @@ _ACTIVE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _LOCK = threading.Lock()  # of _ACTIVE
 _NUMBERS = itertools.count()  # of contexts
 _PROMPT = "mmg_bench_prompt"  # attribute of a cache
+_Outcome = tuple[PrunedTokens, Elapsed, bool]  # what is left, the time, and whether it is all there was, untouched
 _WHOLE = "pass the whole conversation at once, with its videos and no cache, or the new tokens alone, step by step"
 
 
@@ -142,24 +144,13 @@ def _forget(cache: Any) -> None:
             vars(cache).pop(name, None)
 
 
-def _check_pruned(pruned: Any, method: Method, tokens: VideoTokens) -> None:
-    """Raise unless `pruned` is what the method promises to leave: another budget would compare unlike things."""
-    if not isinstance(pruned, PrunedTokens):
-        raise TypeError(f"{method.name}.select returned {type(pruned).__name__}: it must return PrunedTokens")
-    if method.exact and len(pruned) != method.budget(tokens):
-        raise ValueError(
-            f"{method.name} kept {len(pruned)} of {tokens.total} tokens at retention_ratio={method.retention_ratio:g}: "
-            f"keep round(R * T * N) = {method.budget(tokens)}, or set exact = False in the class"
-        )
-
-
 class _Splice:
     """The hooks and what they share."""
 
     def __init__(self, adapter: Adapter, run: Run, encoded: Sequence[VideoTokens] | None, captured: Capture) -> None:
         self.adapter, self.run, self.encoded, self.captured = adapter, run, encoded, captured
         self.inside = Inside(adapter, run.method, run.positions, self._note_stage)
-        self.pruned: dict[int, tuple[PrunedTokens, Elapsed]] = {}  # of `encoded`, for methods that ignore the question
+        self.pruned: dict[int, _Outcome] = {}  # of `encoded`, for methods that ignore the question
         self.call: dict[str, Any] | None = None  # arguments of a call with videos, between the two hooks
         self.on_host = torch.empty(0)  # its `input_ids`
         self.counted = False  # whether the model itself counts position ids, from the length of its cache
@@ -318,14 +309,15 @@ class _Splice:
     def _prune(self, embeds: Tensor, call: dict[str, Any]) -> tuple[Kept | None, Tensor, list[Span]]:
         """Prune every video of a prompt `[B, S, D]`: what is left, its embeddings `[B, K, D]`, and its videos in them.
 
-        Where every token stays, `None` and the very same embeddings, so that dense is exactly the stock model.
+        Where all tokens stay as they were, `None` and the very same embeddings: dense is exactly the stock model.
         """
         ids = call["input_ids"]
         rows = [Row(ids.shape[1], embeds.device) for _ in self.on_host]
-        self.run.report = []
+        self.run.report, whole = [], True
         for place in places(self.on_host, self.adapter, self._layouts(call)):
             body = place.body(embeds.device)
-            pruned, elapsed = self._pruned(place, body, embeds, ids)
+            pruned, elapsed, untouched = self._pruned(place, body, embeds, ids)
+            whole = whole and untouched
             if place.video == len(self.run.report):  # its first copy
                 where, notes = pruned.positions, dict(pruned.notes)
                 report = VideoReport(place.total, len(pruned), place.layout, where, where, elapsed, notes)
@@ -333,20 +325,19 @@ class _Splice:
             rows[place.row].add(place, body, pruned)
         width = max(row.finish() for row in rows)
         self.run.prompt_tokens = width
-        whole = width == ids.shape[1] and all(len(p) == place.total for row in rows for place, *_, p in row.videos)
         if not whole:
             kept = Kept.rows([torch.cat(row.pieces) for row in rows], ids.shape[1], self.run.positions == "contiguous")
             embeds = kept.gather(embeds)
         spans = []
         for number, row in enumerate(rows):
             padding = width - row.length
-            for place, columns, end, pruned in row.videos:
+            for place, columns, pruned in row.videos:
                 if not whole:
                     embeds[number, shifted(columns, padding)] = pruned.features.to(embeds.dtype)
                 if self.inside.needed:
                     columns = row.whole[columns] if isinstance(columns, slice) else columns
-                    columns, end = columns + padding, end + padding
-                    spans.append(Span(number, place.video, columns, end, pruned.positions, place.total, pruned.state))
+                    columns, text = columns + padding, row.text(place) + padding
+                    spans.append(Span(number, place.video, columns, text, pruned.positions, place.total, pruned.state))
         return None if whole else kept, embeds, spans
 
     def _layouts(self, call: dict[str, Any]) -> list[Layout]:
@@ -355,8 +346,8 @@ class _Splice:
             return [(tokens.frames, *tokens.grid) for tokens in self.encoded]
         return self.adapter.layouts(call, self.captured)
 
-    def _pruned(self, place: Place, body: slice | Tensor, embeds: Tensor, ids: Tensor) -> tuple[PrunedTokens, Elapsed]:
-        """Prune one video, whose tokens are columns `body` of prompts `[B, S, D]` with `ids` `[B, S]`; and its time."""
+    def _pruned(self, place: Place, body: slice | Tensor, embeds: Tensor, ids: Tensor) -> _Outcome:
+        """Prune one video, whose tokens are columns `body` of prompts `[B, S, D]` with `ids` `[B, S]`."""
         method, video = self.run.method, place.video
         if video in self.pruned:
             return self.pruned[video]
@@ -367,14 +358,15 @@ class _Splice:
             features = embeds[place.row, body].unflatten(0, (frames, -1))
             tokens = VideoTokens(features, (grid[0], grid[1]), **self.captured.fields(video * frames, frames))
         if "query" in method.needs:
-            tokens = replace(tokens, query=embeds[place.row, place.end :])
+            tokens = replace(tokens, query=embeds[place.row, place.text(embeds.device)])
         elapsed = Elapsed(embeds.device)
         if "joint_query" in method.needs and (source := siglip.attached(self.adapter.model)) is not None:
             tokens = replace(tokens, joint_query=source.joint_query(ids[place.row, place.end :]))
         pruned = method.prune(tokens)
         elapsed.stop()
-        _check_pruned(pruned, method, tokens)
-        outcome = pruned, elapsed
+        check_promise(method, tokens, pruned)
+        untouched = len(pruned) == tokens.total and pruned.features.data_ptr() == tokens.features.data_ptr()
+        outcome = pruned, elapsed, untouched
         if self.encoded is not None and not method.needs & QUESTION_FIELDS:
             self.pruned[video] = outcome
         return outcome

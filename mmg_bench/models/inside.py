@@ -36,8 +36,8 @@ class Span:
     """Its number in the report; copies of a prompt share theirs."""
     columns: Tensor
     """`[n]` int64: where its n tokens stand, ascending; text may stand between them."""
-    end: int
-    """Behind the video and its newline: here the text begins."""
+    text: Tensor
+    """`[L]` int64: where the text stands that follows it, without what is of other videos."""
     positions: Tensor
     """`[n]`: flat raster indices of the n tokens."""
     total: int
@@ -73,20 +73,15 @@ class Prompt:
         }
 
 
-def moved(spans: Sequence[Span], gone: Sequence[int], left: Tensor, counts: Sequence[int]) -> list[Span]:
-    """The same videos in the sequence that `Kept.of(left, counts)` makes; their own columns are all `left`.
-
-    `spans` in order; `gone`: how many columns each of them has lost.
-    """
-    number = left.cumsum(1)  # [B, S] columns that are left, up to here
+def moved(spans: Sequence[Span], left: Tensor, counts: Sequence[int]) -> list[Span]:
+    """The same videos in the sequence that `Kept.of(left, counts)` makes; their own columns are all `left`."""
+    number = left.cumsum(1) - 1  # [B, S] columns that are left, before here
     padding = [max(counts) - count for count in counts]
-    ends = list(padding)
-    after = []
-    for span, lost in zip(spans, gone, strict=True):
-        ends[span.row] -= lost
-        columns = number[span.row, span.columns] + (padding[span.row] - 1)
-        after.append(replace(span, columns=columns, end=span.end + ends[span.row]))
-    return after
+
+    def to(row: int, columns: Tensor) -> Tensor:
+        return number[row, columns] + padding[row]
+
+    return [replace(span, columns=to(span.row, span.columns), text=to(span.row, span.text)) for span in spans]
 
 
 @dataclass(frozen=True)
@@ -205,12 +200,12 @@ class Inside:
         left = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         counts = [hidden.shape[1]] * len(hidden)
         source = torch.arange(hidden.shape[1], device=hidden.device).repeat(len(hidden), 1)
-        values, after, gone = hidden.clone(), [], []
+        values, after = hidden.clone(), []
         for span in self.prompt.spans:
             row = hidden[span.row]
             attend = _Attend(self, number, span, current.mask, row, rotary)
             tokens = LayerTokens(
-                row[span.columns], span.positions, row[span.end :], span.total, stage, attend, span.state
+                row[span.columns], span.positions, row[span.text], span.total, stage, attend, span.state
             )
             chosen = self.method.prune_inside(tokens)
             positions = span.positions[chosen.index]
@@ -219,14 +214,13 @@ class Inside:
             places = going.sort().values
             left[span.row, span.columns] = False
             left[span.row, places] = True
-            gone.append(len(span.columns) - len(going))
-            counts[span.row] -= gone[-1]
+            counts[span.row] -= len(span.columns) - len(going)
             source[span.row, places] = going
             if chosen.features is not None:
                 values[span.row, going] = chosen.features.to(row.dtype)
             after.append(replace(span, columns=places, positions=positions, state=chosen.state))
         kept = Kept.of(left, counts, self.contiguous, source)
-        self.prompt.spans = moved(after, gone, left, counts)
+        self.prompt.spans = moved(after, left, counts)
         self.prompt.stages.append(kept)
         self.additions = [kept.gather(addition) for addition in self.additions]
         hidden = kept.gather(values)
@@ -301,7 +295,7 @@ class _Attend:
             inputs, whole = self.inside.inputs[self.number - 1]
             hidden, embeddings = inputs[span.row], adapter.rows(whole, span.row)
         last = len(hidden) - 1
-        where = torch.full((1,), last, device=hidden.device) if rows is None else span.end + rows
+        where = torch.full((1,), last, device=hidden.device) if rows is None else span.text[rows]
         attention = LayerAttention(adapter.attention_module(layer), hidden, embeddings, self.real)
         weights = attention.weights(where, rotary=rotary, causal=causal)  # [heads, R, S]
         return weights[..., span.columns]
@@ -310,4 +304,4 @@ class _Attend:
         """See `tokens.Attention`."""
         width = self.rotary[0].shape[-1]
         ones = rotate(torch.ones(len(self.hidden), width, device=self.hidden.device), self.rotary)
-        return ones[self.span.end :], ones[self.span.columns]
+        return ones[self.span.text], ones[self.span.columns]

@@ -24,6 +24,8 @@ class Place:
     """`[T * H * W]` int64, on the host: the columns of its tokens."""
     end: int
     """Behind its last placeholder."""
+    after: Tensor
+    """`[L]` int64, on the host: the columns behind it where no other video's placeholders stand."""
 
     @property
     def total(self) -> int:
@@ -32,8 +34,19 @@ class Place:
 
     def body(self, device: torch.device) -> slice | Tensor:
         """The columns of its tokens; a slice where they stand side by side."""
-        first, last = int(self.tokens[0]), int(self.tokens[-1])
-        return slice(first, last + 1) if last - first + 1 == self.total else self.tokens.to(device)
+        return _sliced(self.tokens, device)
+
+    def text(self, device: torch.device) -> slice | Tensor:
+        """The columns of the text that follows it; a slice where they stand side by side."""
+        return _sliced(self.after, device)
+
+
+def _sliced(columns: Tensor, device: torch.device) -> slice | Tensor:
+    """Ascending columns as a slice, where they can be one."""
+    if not len(columns):
+        return slice(0, 0)
+    first, last = int(columns[0]), int(columns[-1])
+    return slice(first, last + 1) if last - first + 1 == len(columns) else columns.to(device)
 
 
 def places(ids: Tensor, adapter: Adapter, layouts: Sequence[Layout]) -> Iterator[Place]:
@@ -59,7 +72,9 @@ def places(ids: Tensor, adapter: Adapter, layouts: Sequence[Layout]) -> Iterator
             for video, columns in zip(range(first, last), found[row].split(lengths[first:last]), strict=True):
                 _check_rows(adapter, row, columns, layouts[video])
                 tokens = columns[adapter.body(layouts[video])]
-                yield Place(row, video, layouts[video], tokens, int(columns[-1]) + 1)
+                end = int(columns[-1]) + 1
+                after = (ids[row, end:] != adapter.video_token_id).nonzero().flatten() + end
+                yield Place(row, video, layouts[video], tokens, end, after)
         first = last
 
 
@@ -81,9 +96,8 @@ class Row:
         """Columns of the prompt."""
         self.length = 0
         """Of all pieces together."""
-        self.videos: list[tuple[Place, slice | Tensor, int, PrunedTokens]] = []
-        """Of each video: where it stood; the columns of its tokens among what is left; where they end, newline
-        included; the tokens."""
+        self.videos: list[tuple[Place, slice | Tensor, PrunedTokens]] = []
+        """Of each video: where it stood; the columns of its tokens among what is left; the tokens."""
         self._at = 0  # first column of the prompt that has not been looked at
 
     def add(self, place: Place, body: slice | Tensor, pruned: PrunedTokens) -> None:
@@ -103,12 +117,16 @@ class Row:
             kept = order.argsort()[len(text) :] + self.length
             self._append(piece)
             self._at = place.end
-        self.videos.append((place, kept, self.length + place.end - self._at, pruned))
+        self.videos.append((place, kept, pruned))
 
     def finish(self) -> int:
         """Go on to the end of the row: how many columns are left."""
         self._append(self.whole[self._at :])
         return self.length
+
+    def text(self, place: Place) -> Tensor:
+        """`[L]`: the columns, among what is left, of the text that follows a video."""
+        return torch.searchsorted(torch.cat(self.pieces), self.whole[place.text(self.whole.device)])
 
     def _append(self, piece: Tensor) -> None:
         self.pieces.append(piece)

@@ -17,15 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmg_bench.methods.registry import get_method, read_label
 from mmg_bench.models.hub import read_config
 
 TOWER_FIELDS = frozenset({"probe_attention", "frame_features", "joint_features"})
 """Optional fields of `VideoTokens` that the head makes of the tower's hidden states."""
 FIELDS = TOWER_FIELDS | {"joint_query"}
 """All that an attached checkpoint supplies."""
-STAND_INS = {"fastvid": {"frame_source": "mean", "salience": "received"}, "cdpruner": {"relevance": "llm"}}
-"""Options with which methods do without."""
 _USUAL, _WIDTH = "google/siglip-so400m-patch14-384", 1152
 """The checkpoint that most towers were made of, and the width of such."""
 
@@ -95,18 +92,6 @@ class Siglip:
         words += [self.tokenizer.pad_token_id] * (-len(words) % window)
         batch = torch.tensor(words, device=self.text_tower.device).view(-1, window)
         return self.text_tower(input_ids=batch).pooler_output.to(ids.device)
-
-
-def stand_in(who: str, supplied: Collection[str]) -> list[str]:
-    """For an error, how the method labelled `who` does without, given fields that are supplied; empty where it cannot.
-
-    The options stand without a prefix: each command, a table's file and Python have their own way to give them.
-    """
-    name = read_label(who)[0]
-    options = STAND_INS.get(name)
-    if options is None or not get_method(name, **options).needs <= set(supplied):
-        return []
-    return [f"take its stand-in, {name} with {' and '.join(f'{o}={value}' for o, value in options.items())}"]
 
 
 def to_attach(width: int) -> str:

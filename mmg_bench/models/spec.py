@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,10 @@ class ModelSpec:
     weights: str = "pretrained"
     """`random` builds the architecture alone: of a checkpoint folder, or else the one that is known by `name`."""
     called: Mapping[str, str] = field(default_factory=dict, compare=False)
-    """What the command that runs calls the options of these names, where not `model.<name>`: for messages alone."""
+    """What the command that runs calls the options of these names, where not `model.<name>`: for messages alone.
+
+    Not compared, and so no setting: neither an option of a command nor `described`.
+    """
 
     def __post_init__(self) -> None:
         if self.weights not in ("pretrained", "random"):
@@ -64,7 +67,7 @@ class ModelSpec:
 
     def described(self) -> dict[str, Any]:
         """The fields that tell one model from another, for provenance."""
-        return {name: value for name, value in asdict(self).items() if name != "called"}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
 
     @property
     def torch_device(self) -> torch.device:

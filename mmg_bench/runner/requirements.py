@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
-from mmg_bench.benchmarks.lmms import Benchmark, BenchmarkError, BenchmarkSpec
+from mmg_bench.benchmarks.lmms import Benchmark, BenchmarkSpec
 from mmg_bench.models.adapter import UnsupportedModelError
 from mmg_bench.models.checking import ModelError, attention_lacks, bare_adapter, check_folder
 from mmg_bench.models.geometry import GEOMETRIES
@@ -194,36 +194,28 @@ def _data(spec: BenchmarkSpec, config: Mapping[str, Any]) -> Check:
     what = f"data of {spec.name}"
     if spec.tasks == EMBEDDED:  # made where they are not there
         return Check(what)
-    if config.get("dataset") is None:
-        return _own_data(spec, what)
-    fetch = (
-        f"while online: hf auth login, then mmg-bench run benchmark={spec.name} limit=1, which fetches and unpacks "
-        f"{config['dataset']} ({_size(config.get('download_gb'))})"
-    )
-    videos = _hf_home() / config["videos"]
-    absent = [] if spec.data is not None or _has_annotations(config["dataset"]) else ["its annotations"]
-    if not videos.is_dir() or not any(videos.iterdir()):
-        absent.append(f"its videos below {videos}")
-    if absent:
-        return Check(what, f"{' and '.join(absent)} are not there", fetch)
-    try:
-        benchmark = Benchmark(spec)
-        count, lost = len(benchmark.questions), benchmark.missing_videos()
-    except BenchmarkError as error:
-        return Check(what, str(error), f"move {videos} away, then, {fetch}")
-    what += f": {count} questions"
-    return Check(what, _some("videos missing:", lost), f"copy them into {videos}; or move it away, then, {fetch}")
-
-
-def _own_data(spec: BenchmarkSpec, what: str) -> Check:
-    """Of a benchmark of one's own, which nothing can fetch."""
+    if config.get("dataset") is None:  # a benchmark of one's own, which nothing can fetch
+        correct = "correct benchmark.tasks, benchmark.include_path, or the task's files"
+        complete = "put them where the task's doc_to_visual says"
+    else:
+        fetch = (
+            f"while online: hf auth login, then mmg-bench run benchmark={spec.name} limit=1, which fetches and unpacks "
+            f"{config['dataset']} ({_size(config.get('download_gb'))})"
+        )
+        videos = _hf_home() / config["videos"]
+        absent = [] if spec.data is not None or _has_annotations(config["dataset"]) else ["its annotations"]
+        if not videos.is_dir() or not any(videos.iterdir()):
+            absent.append(f"its videos below {videos}")
+        if absent:
+            return Check(what, f"{' and '.join(absent)} are not there", fetch)
+        correct = f"move {videos} away, then, {fetch}"
+        complete = f"copy them into {videos}; or move it away, then, {fetch}"
     try:
         benchmark = Benchmark(spec)
         count, lost = len(benchmark.questions), benchmark.missing_videos()
     except Exception as error:  # a task's own code raises what it likes
-        return Check(what, f"{error}", "correct benchmark.tasks, benchmark.include_path, or the task's files")
-    fix = "put them where the task's doc_to_visual says"
-    return Check(f"{what}: {count} questions", _some("videos missing:", lost), fix)
+        return Check(what, str(error), correct)
+    return Check(f"{what}: {count} questions", _some("videos missing:", lost), complete)
 
 
 def _hf_home() -> Path:

@@ -26,6 +26,7 @@ from mmg_bench.contract import CHECKS, DTYPES, check_pruned, tensors, video
 from mmg_bench.methods import Method
 from mmg_bench.methods.random import Random
 from mmg_bench.methods.registry import get_method, method_class, method_names
+from mmg_bench.models.adapter import UnsupportedModelError, adapter_for
 from mmg_bench.tokens import OPTIONAL_FIELDS, PrunedTokens, Selection, VideoTokens, keep
 
 CONFIGS = Path(mmg_bench.__file__).parents[1] / "configs" / "method"
@@ -108,9 +109,13 @@ def _flat_is_nan(tokens: VideoTokens, pruned: PrunedTokens) -> PrunedTokens:
     return PrunedTokens(pruned.features / float((tokens.flat - tokens.flat[0]).abs().sum() > 0), pruned.positions)
 
 
-def _by(key: Callable[[VideoTokens], Tensor]) -> type[Method]:
-    """A method that keeps the tokens of the highest `key`."""
-    return _first(select=lambda self, tokens: keep(tokens, key(tokens).argsort(stable=True)[: self.budget(tokens)]))
+def _by(key: Callable[[VideoTokens], Tensor], **changes: Any) -> type[Method]:
+    """A method that keeps the tokens of the lowest `key`."""
+
+    def select(self: Method, tokens: VideoTokens) -> PrunedTokens:
+        return keep(tokens, key(tokens).argsort(stable=True)[: self.budget(tokens)])
+
+    return _first(select=select, **changes)
 
 
 def _stage(**changes: Any) -> type[Method]:
@@ -127,7 +132,7 @@ def _hiding(choose: Callable[[int], Tensor]) -> type[Method]:
 
 BROKEN = {
     "is one missing there": _by(lambda tokens: tokens.flat[:, 0] * 0 + tokens.query.mean()),
-    r"kept 47 of a video .* keep round\(R \* T \* N\) = 48": _select(_drop_one),
+    r"kept 47 of 160 tokens at retention_ratio=0.3: keep round\(R \* T \* N\) = 48, or set": _select(_drop_one),
     "each may stand there once": _select(_double),
     "must return PrunedTokens": _first(select=lambda self, tokens: tokens.flat),
     r"positions .* are \[48\] int32": _select(lambda _, p: PrunedTokens(p.features, p.positions.int())),
@@ -161,13 +166,24 @@ BROKEN = {
     "no attention is refused with": _first(
         needs=frozenset({"attention"}), prune=lambda self, tokens: self.select(tokens) if tokens.attention.any() else 0
     ),
+    r"stand_in=\{'source': 'mean'\} does not go with Broken's fields: .*'source'": _first(stand_in={"source": "mean"}),
+    r"stand_in=\{'retention_ratio': 0.5\} still needs attention: name": _first(
+        needs=frozenset({"attention"}), stand_in={"retention_ratio": 0.5}
+    ),
     "retention_ratio=0 is not refused": _first(__post_init__=lambda self: None),
 }
 
 
-def test_a_good_method_passes():
+def _projected(tokens: VideoTokens) -> Tensor:
+    """One random number for each token, of weights that are drawn anew, and alike, for each video."""
+    weights = torch.randn(tokens.features.shape[2], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return tokens.flat.detach().double() @ weights
+
+
+@pytest.mark.parametrize("method", [First, _by(_projected, ordered_channels=True)], ids=["first", "random_projection"])
+def test_a_good_method_passes(method):
     for check in CHECKS:
-        check(First)
+        check(method)
 
 
 @pytest.mark.parametrize("says", BROKEN)
@@ -273,7 +289,7 @@ def test_third_parties_compose_without_a_config():
     [
         (
             "import nothing_of_this_name",
-            r"ModuleNotFoundError: No module named 'nothing_of_this_name' \(someones_methods.py:1, in <module>\)$",
+            r"ModuleNotFoundError: No module named 'nothing_of_this_name' \(someones_methods.py:1\)$",
         ),
         ("\n\nclass EveryNth(:", r"SyntaxError: invalid syntax \(someones_methods.py:3\)$"),
         ("", r"AttributeError: module 'someones_methods' has no attribute 'EveryNth' \(registry.py:"),
@@ -307,6 +323,26 @@ def test_a_method_of_a_name_that_is_taken_is_refused(tmp_path):
     says = "entry point 'someones_methods:EveryNth' registers 'random', which mmg_bench has: give it another name"
     with third_party.installed(tmp_path), pytest.raises(ValueError, match=says):
         method_class("random")
+
+
+def test_the_stand_in_of_a_method_is_named_where_it_is_supplied(tmp_path, tiny):
+    asks = """    needs: ClassVar[frozenset[str]] = frozenset({"frame_features"})
+    stand_in: ClassVar[dict[str, int]] = {"first": 1}
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "needs", frozenset({READ if self.first else "frame_features"}))
+
+    name: """
+    for read, ways in (("keys", "take its stand-in, every_nth with first=1, or give"), ("joint_query", "give")):
+        folder = tmp_path / read
+        folder.mkdir()
+        third_party.write(folder, third_party.MODULE.replace("    name: ", asks.replace("READ", repr(read))))
+        with third_party.installed(folder):
+            for who in (third_party.NAME, f"{third_party.NAME}(first=0)"):
+                with pytest.raises(UnsupportedModelError, match=rf"attention, keys\): {ways} the model"):
+                    adapter_for(tiny[0]).check({"frame_features"}, who)
+    with pytest.raises(UnsupportedModelError, match=r"attention, keys\): give the model"):
+        adapter_for(tiny[0]).check({"frame_features"}, "registered_nowhere")
 
 
 def test_provenance_names_the_package_of_a_method():

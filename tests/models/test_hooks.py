@@ -259,6 +259,21 @@ def test_a_promised_budget_is_kept(tiny: tuple[Any, Any], inputs: dict[str, torc
         tiny[0](**inputs)
 
 
+@dataclass(frozen=True)
+class Turned(Method):
+    """Leaves the tokens of one video in reverse, those of others as they are."""
+
+    total: float = 0.0
+    """Sum of the features of that video."""
+
+    name: ClassVar[str] = "turned"
+    exact: ClassVar[bool] = False
+
+    def select(self, tokens: VideoTokens) -> PrunedTokens:
+        turned = abs(float(tokens.flat.sum()) - self.total) < 1e-3
+        return PrunedTokens(tokens.flat.flip(0) if turned else tokens.flat, torch.arange(tokens.total))
+
+
 def test_merged_features_enter_the_model(tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor]) -> None:
     model, _ = tiny
     seen = []
@@ -270,6 +285,31 @@ def test_merged_features_enter_the_model(tiny: tuple[Any, Any], inputs: dict[str
     assert seen[0].shape[1] == inputs["input_ids"].shape[1] - 95
     assert (seen[0][0, start] == 0).all()
     assert torch.equal(seen[0][0, start + 1], model.model.image_newline)
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["pixels", "encoded"])
+@pytest.mark.parametrize("video", [0, 1])
+def test_merged_features_enter_the_model_where_as_many_are_left(
+    tiny: tuple[Any, Any], video: int, before: bool
+) -> None:
+    """As those that a method makes at R = 1; also if the prompt's other video stays as it is."""
+    model, processor = tiny
+    inputs = prompt_inputs(processor, ["What colour?"], [[random_video(6, 1), random_video(6, 2)]])
+    tokens, arguments = adapter_for(model).encode(inputs, ())
+    expected = [t.flat for t in tokens]
+    expected[video] = expected[video].flip(0)
+    seen: list[torch.Tensor] = []
+    handle = model.model.language_model.layers[0].register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    with (
+        torch.no_grad(),
+        pruning(model, Turned(total=float(expected[video].sum())), encoded=tokens if before else None),
+    ):
+        model(**({k: inputs[k] for k in ("input_ids", "attention_mask")} | arguments if before else inputs))
+    handle.remove()
+    columns = (inputs["input_ids"][0] == model.config.video_token_index).nonzero().flatten()
+    for entered, features in zip(seen[0][0, columns].split(97), expected, strict=True):
+        assert torch.equal(entered[:96], features)
+        assert torch.equal(entered[96], model.model.image_newline)
 
 
 def test_a_prompt_without_video_is_untouched(tiny: tuple[Any, Any]) -> None:

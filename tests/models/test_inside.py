@@ -18,7 +18,7 @@ from mmg_bench.methods.registry import get_method, method_class, method_names
 from mmg_bench.models.adapter import UnsupportedModelError
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.small import SmallSpec, small_llava_onevision
-from mmg_bench.tokens import LayerTokens, Selection
+from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens, keep
 from prompts import prompt_inputs, random_video
 
 STEPS = 4
@@ -218,6 +218,62 @@ def test_two_videos_in_one_prompt_are_pruned_each(deep: tuple[Any, Any]) -> None
         model.generate(**inputs, **GREEDY)
     assert [v.stages for v in run.report] == [((2, 16),), ((2, 16),)]
     assert run.stages == [[2, 32]]
+
+
+@dataclass(frozen=True)
+class Reads(Method):
+    """Keeps every other token, before the model and at two layers of it; `saw` gets what it was shown of the text."""
+
+    saw: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    name: ClassVar[str] = "reads"
+    needs: ClassVar[frozenset[str]] = frozenset({"query"})
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        return (1, 3)
+
+    def select(self, tokens: VideoTokens) -> PrunedTokens:
+        self.saw.append((tokens.query, torch.empty(0)))
+        return keep(tokens, torch.arange(self.budget(tokens)) * 2)
+
+    def select_inside(self, tokens: LayerTokens) -> Selection:
+        rows = tokens.attention(torch.arange(len(tokens.text)))
+        torch.testing.assert_close(rows[:, -1:], tokens.attention())
+        assert tokens.attention.phases()[0].shape[0] == len(tokens.text)
+        self.saw.append((tokens.text, rows))
+        return Selection(torch.arange(0, len(tokens.positions), 2))
+
+
+def test_the_text_behind_a_video_holds_no_other_video(deep: tuple[Any, Any]) -> None:
+    """Of a video, or two with words between them, in prompts of unequal length; what the language model has of it."""
+    model, processor = deep
+    prompts = [f"<video> what colour ? <video> {QUESTION}", "how many <video> times ?"]
+    videos = [random_video(4, seed) for seed in (1, 2, 3)]
+    inputs = processor(text=prompts, videos=videos, return_tensors="pt", padding=True)
+    hidden: list[Tensor] = []
+    watched = [model.model.language_model.layers[number] for number in (0, 2)]
+    handles = [layer.register_forward_hook(lambda m, a, output: hidden.append(output)) for layer in watched]
+    with torch.no_grad(), (method := Reads(0.5))(model):
+        model(**inputs)
+    for handle in handles:
+        handle.remove()
+    rows, words = [0, 0, 1], []
+    video = inputs["input_ids"] == model.config.video_token_index
+    for number, row in enumerate(rows):
+        ends = (video[row] & ~video[row].roll(-1)).nonzero().flatten()
+        text = inputs["input_ids"][row, int(ends[number % 2]) :]
+        words.append(text[text != model.config.video_token_index])
+    assert len(words[0]) > len(words[1]) > len(words[2]) > 0
+    for number, ids in enumerate(words):
+        embedded = model.get_input_embeddings()(ids)
+        assert torch.equal(method.saw[number][0], embedded)
+        for stage, states in enumerate(hidden):
+            text, attention = method.saw[3 * (stage + 1) + number]
+            last, second = len(words[max(number, 1)]), 32 // (stage + 1) + 1  # of the other video, and its newline
+            between = states[rows[number]][-second - len(ids) : -second - last] if number == 0 else states[0, :0]
+            assert torch.equal(text, torch.cat([between, states[rows[number], -last:]]))
+            assert text.shape == embedded.shape
+            assert attention.shape[1] == len(ids)
 
 
 def test_without_a_cache_the_answer_is_the_same(deep: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
