@@ -133,7 +133,7 @@ def _cell(method: str, retention_ratio: float | None, positions: Any, options: d
     from mmg_bench.models.spec import ModelSpec
 
     own = [f.name for f in fields(method_class(method)) if f.name != "retention_ratio"]
-    of_model = [f.name for f in fields(ModelSpec) if f.name not in ("name", "path", "device", "called")]
+    of_model = [f.name for f in fields(ModelSpec) if f.compare and f.name not in ("name", "path", "device")]
     if unknown := sorted(set(options) - {*own, *of_model}):
         raise ValueError(
             f"--model_args has no {', '.join(unknown)}; it takes pretrained, method, retention_ratio, positions, "

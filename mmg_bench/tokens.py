@@ -43,7 +43,7 @@ class VideoTokens:
     frame_features: Tensor | None = None
     """`[T, C]`: the vision tower's pooled feature of each frame."""
     query: Tensor | None = None
-    """`[L, D]`: embeddings of the text that follows the video, without tokens of other videos."""
+    """`[L, D]`: embeddings of the text that follows the video, without tokens of other videos and images."""
     joint_features: Tensor | None = None
     """`[T, N, E]`: tokens in the space that images and texts share (CLIP, SigLIP)."""
     joint_query: Tensor | None = None

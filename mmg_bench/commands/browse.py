@@ -18,10 +18,10 @@ from mmg_bench.benchmarks.lmms import Benchmark, Question
 from mmg_bench.benchmarks.video import pictures
 from mmg_bench.commands.answered import read_answered
 from mmg_bench.files import written_whole
+from mmg_bench.methods.registry import at_ratio
 from mmg_bench.options import check_path
 from mmg_bench.report.answers import Sources, date_of, newest
 from mmg_bench.report.browse import Asked, page
-from mmg_bench.report.pairs import Side
 from mmg_bench.runner.records import Record
 
 _PICTURES = 6
@@ -41,7 +41,7 @@ def browse(config: DictConfig) -> int:
     notes = [*found.notes]
     for label, note in versions.items():
         where = f"on {label.benchmark} ({label.model}, {label.frames} frames)"
-        notes.append(f"{Side(label.method, label.retention_ratio)} {where} answered {note}")
+        notes.append(f"{at_ratio(label.method, label.retention_ratio)} {where} answered {note}")
     notes += _of_several_commits(records, found.sources)
     asked: dict[tuple[str, str], Asked] = {}
     for name in dict.fromkeys(r.benchmark for r in records):

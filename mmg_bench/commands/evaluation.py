@@ -23,11 +23,11 @@ from mmg_bench.commands.publish import publish, results_folder
 from mmg_bench.measure.flops import TextGeometry
 from mmg_bench.measure.latency import LatencySettings, check_engine, measure_cells, time_values
 from mmg_bench.measure.workload import Workload
+from mmg_bench.methods.registry import at_ratio
 from mmg_bench.models.checking import check_model
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.spec import ModelSpec
 from mmg_bench.options import check_path
-from mmg_bench.report.pairs import Side
 from mmg_bench.report.rows import Measurement, result_rows
 from mmg_bench.report.table import layout
 from mmg_bench.runner import provenance
@@ -252,7 +252,7 @@ def _tell_failures(records: Sequence[Record]) -> None:
     for r in failed:
         by_fault.setdefault((r.benchmark, r.error), []).append(r)
     for (benchmark, error), alike in sorted(by_fault.items(), key=lambda item: -len(item[1]))[:_SHOWN]:
-        cells = [str(Side(r.method, r.retention_ratio)) for r in alike]
+        cells = [at_ratio(r.method, r.retention_ratio) for r in alike]
         print(f"failed: {_first_of([r.question for r in alike])} of {benchmark}, {_first_of(cells)}: {error}")
     if failed:
         rest = f" for {len(by_fault)} reasons" if len(by_fault) > _SHOWN else ""
@@ -337,7 +337,7 @@ def _latency(
     dense = next(t for t, cell in zip(times, cells, strict=True) if cell.method.name == "dense")
     for cell, measured in zip(cells, times, strict=True):
         if measured.failure is not None:
-            print(f"{Side(cell.label, cell.method.retention_ratio)} is not timed: {measured.failure}")
+            print(f"{at_ratio(cell.label, cell.method.retention_ratio)} is not timed: {measured.failure}")
     return [
         Measurement(
             model=llm.spec.name,

@@ -20,12 +20,12 @@ from mmg_bench.cells import Cell, needs_of
 from mmg_bench.faults import told
 from mmg_bench.files import written_whole
 from mmg_bench.measure.workload import video_file
+from mmg_bench.methods.registry import at_ratio
 from mmg_bench.models.checking import check_model
 from mmg_bench.models.hooks import VideoReport, pruning
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.options import check_path, check_text, check_whole
 from mmg_bench.report.overlay import Pictures, contact_sheet, kept_overlay
-from mmg_bench.report.pairs import Side
 
 _SIDE = 112
 """Of a square frame in the picture, in pixels; others have the same area."""
@@ -115,7 +115,7 @@ def _names(cells: Sequence[Cell]) -> list[str]:
 
 def _who(cell: Cell) -> str:
     ratio = cell.method.retention_ratio
-    return cell.label if ratio == 1 else str(Side(cell.label, ratio))
+    return cell.label if ratio == 1 else at_ratio(cell.label, ratio)
 
 
 def _tokens(report: VideoReport) -> str:

@@ -51,6 +51,11 @@ def read_label(label: str) -> tuple[str, dict[str, str]]:
     return name, {parameter: value for parameter, _, value in parts}
 
 
+def at_ratio(label: str, retention_ratio: float) -> str:
+    """What a sentence calls a method at a retention ratio."""
+    return f"{label} at R = {100 * retention_ratio:.4g} %"
+
+
 def without_defaults(label: str) -> tuple[str, dict[str, str]]:
     """What a label says but for parameters at their defaults, which no table prints; all where nobody registers it."""
     name, parameters = read_label(label)

@@ -108,6 +108,12 @@ class Adapter(ABC):
         """Id of the placeholder of a visual token."""
 
     @property
+    def placeholder_ids(self) -> list[int]:
+        """Ids of the placeholders of all visual tokens, those of images too: what is no text."""
+        image = getattr(self.model.config, "image_token_id", None)
+        return [self.video_token_id] if image is None else [self.video_token_id, image]
+
+    @property
     def trailing(self) -> int:
         """Placeholders behind the `T * H * W` tokens of a video (newline tokens): never counted, always kept."""
         return 0

@@ -37,7 +37,7 @@ class Span:
     columns: Tensor
     """`[n]` int64: where its n tokens stand, ascending; text may stand between them."""
     text: Tensor
-    """`[L]` int64: where the text stands that follows it, without what is of other videos."""
+    """`[L]` int64: where the text stands that follows it, without what is of other videos and images."""
     positions: Tensor
     """`[n]`: flat raster indices of the n tokens."""
     total: int

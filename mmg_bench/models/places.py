@@ -25,7 +25,7 @@ class Place:
     end: int
     """Behind its last placeholder."""
     after: Tensor
-    """`[L]` int64, on the host: the columns behind it where no other video's placeholders stand."""
+    """`[L]` int64, on the host: the columns behind it where no placeholders of other videos or images stand."""
 
     @property
     def total(self) -> int:
@@ -55,6 +55,7 @@ def places(ids: Tensor, adapter: Adapter, layouts: Sequence[Layout]) -> Iterator
     `generate` repeats each prompt for beams and several answers: its videos were encoded once.
     """
     lengths = [adapter.placeholders(layout) for layout in layouts]
+    no_text = torch.tensor(adapter.placeholder_ids)
     found = [row.nonzero().flatten() for row in ids == adapter.video_token_id]
     copies, rest = divmod(sum(map(len, found)), sum(lengths))
     copies, first = max(1, copies), 0
@@ -73,7 +74,7 @@ def places(ids: Tensor, adapter: Adapter, layouts: Sequence[Layout]) -> Iterator
                 _check_rows(adapter, row, columns, layouts[video])
                 tokens = columns[adapter.body(layouts[video])]
                 end = int(columns[-1]) + 1
-                after = (ids[row, end:] != adapter.video_token_id).nonzero().flatten() + end
+                after = torch.isin(ids[row, end:], no_text, invert=True).nonzero().flatten() + end
                 yield Place(row, video, layouts[video], tokens, end, after)
         first = last
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
+from mmg_bench.methods.registry import at_ratio
 from mmg_bench.report.answers import Label
 from mmg_bench.runner.records import Record
 
@@ -20,7 +21,7 @@ class Side:
     """None, of both sides: a table for each number of frames with which both answered; of one: the only one it has."""
 
     def __str__(self) -> str:
-        return f"{self.method} at R = {100 * self.retention_ratio:.4g} %"
+        return at_ratio(self.method, self.retention_ratio)
 
     def answered(self, found: Record | Label) -> bool:
         """Whether a record, or all that share a label, are its answers."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from masking import masked_logits, stock_prompt, traced
@@ -274,6 +275,21 @@ def test_the_text_behind_a_video_holds_no_other_video(deep: tuple[Any, Any]) -> 
             assert torch.equal(text, torch.cat([between, states[rows[number], -last:]]))
             assert text.shape == embedded.shape
             assert attention.shape[1] == len(ids)
+
+
+def test_the_text_behind_a_video_holds_no_image(deep: tuple[Any, Any]) -> None:
+    model, processor = deep
+    picture = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    prompt = f"<video> what colour ? <image> {QUESTION}"
+    inputs = processor(text=[prompt], videos=[random_video(4, 1)], images=[picture], return_tensors="pt")
+    with torch.no_grad(), (method := Reads(0.5))(model):
+        model(**inputs)
+    (ids,) = inputs["input_ids"]
+    is_video, is_image = ids == model.config.video_token_index, ids == model.config.image_token_index
+    assert is_image.any()
+    behind = torch.arange(len(ids)) > is_video.nonzero().max()
+    assert torch.equal(method.saw[0][0], model.get_input_embeddings()(ids[behind & ~is_image]))
+    assert [len(text) for text, _ in method.saw] == [int((behind & ~is_image).sum())] * 3
 
 
 def test_without_a_cache_the_answer_is_the_same(deep: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:

@@ -276,7 +276,7 @@ def test_a_cell_that_does_nothing_but_fail_is_given_up(
     assert all("v2.mp4" in error for error in errors[:2])
     assert errors[2:] == [*(f"RuntimeError: fault {n} ({place})" for n in range(1, 5)), *[f"not asked: {why}"] * 4]
     assert len(selected) == 4
-    assert f"{random} at R = 0.1 is asked no more: {why}" in capsys.readouterr().out
+    assert f"{random} at R = 10 % is asked no more: {why}" in capsys.readouterr().out
     others = [r for (method, _), r in records.items() if method != random and r.video != "v2"]
     assert len(others) == 16
     assert all(r.error is None for r in others)
