@@ -147,11 +147,11 @@ def test_each_fault_is_told_once(
     monkeypatch.setattr(evaluation.VideoLLM, "generate", fails)
     (line,) = told("alike")
     assert line.startswith(
-        "failed: test-0000-0 and 2 more of embedded, dense at R = 1 and 2 more: ValueError: mine (test_"
+        "failed: test-0000-0 and 2 more of embedded, dense at R = 100 % and 2 more: ValueError: mine (test_"
     )
     monkeypatch.setattr(evaluation.VideoLLM, "generate", fails_by_question)
     lines = told("apart")
-    assert len({line.split(" of embedded, dense at R = 1 and 2 more: ")[0] for line in lines}) == len(lines) == 3
+    assert len({line.split(" of embedded, dense at R = 100 % and 2 more: ")[0] for line in lines}) == len(lines) == 3
 
 
 def test_jobs_that_rows_cannot_tell_apart_take_folders_of_their_own(tmp_path: Path) -> None:
