@@ -11,6 +11,8 @@ import pytest
 from command_line import given
 from mmg_bench import config as cfg
 from mmg_bench import specs
+from mmg_bench.commands.profiles import named
+from mmg_bench.commands.publish import results_folder
 from mmg_bench.report.rows import COLUMNS, METRICS, read_rows
 from mmg_bench.runner.records import Record, read_records
 
@@ -47,6 +49,21 @@ def test_it_runs_as_it_stands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert "A: mmg_vid at R = 25 %; B: mmg_vid(tau=0.9) at R = 25 %" in capsys.readouterr().out
     assert given(doctor.replace("\n", " "), monkeypatch) == 0
     assert "Table ablation, profile small: embedded on embedded\n" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_here")
+def test_one_may_build_on_a_table_of_the_package() -> None:
+    config = cfg.plain(cfg.composed("table", ["table=low", "profile=embedded", "hydra.searchpath=[mine]"]))
+    of_package = named(cfg.shipped("table") | {"profile": "embedded"})["embedded"]
+    own = named(config)["embedded"]
+    ((*_, cells),), ((*_, usual),) = own["runs"], of_package["runs"]
+    assert {cell.label for cell in cells} == {cell.label for cell in usual}
+    ratios = {cell.label: [] for cell in cells}
+    for cell in cells:
+        ratios[cell.label].append(cell.method.retention_ratio)
+    assert ratios.pop("dense") == [1.0]
+    assert set(map(tuple, ratios.values())) == {(0.05, 0.03)}
+    assert str(results_folder(config, "embedded")) == "outputs/low/embedded"
 
 
 @pytest.mark.usefixtures("_here")
