@@ -326,7 +326,7 @@ class _Splice:
         width = max(row.finish() for row in rows)
         self.run.prompt_tokens = width
         if not whole:
-            kept = Kept.rows([torch.cat(row.pieces) for row in rows], ids.shape[1], self.run.positions == "contiguous")
+            kept = Kept.rows([row.left for row in rows], ids.shape[1], self.run.positions == "contiguous")
             embeds = kept.gather(embeds)
         spans = []
         for number, row in enumerate(rows):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,8 +25,10 @@ class Place:
     """`[T * H * W]` int64, on the host: the columns of its tokens."""
     end: int
     """Behind its last placeholder."""
-    after: Tensor
-    """`[L]` int64, on the host: the columns behind it where no placeholders of other videos or images stand."""
+    ids: Tensor
+    """`[S]` int64, on the host: the prompt in which it stands."""
+    no_text: Tensor
+    """Ids of all placeholders, those of images too; on the host."""
 
     @property
     def total(self) -> int:
@@ -37,8 +40,9 @@ class Place:
         return _sliced(self.tokens, device)
 
     def text(self, device: torch.device) -> slice | Tensor:
-        """The columns of the text that follows it; a slice where they stand side by side."""
-        return _sliced(self.after, device)
+        """The columns of the text that follows it, without other videos and images; a slice where they can be one."""
+        is_text = torch.isin(self.ids[self.end :], self.no_text, invert=True)
+        return _sliced(is_text.nonzero().flatten() + self.end, device)
 
 
 def _sliced(columns: Tensor, device: torch.device) -> slice | Tensor:
@@ -73,9 +77,7 @@ def places(ids: Tensor, adapter: Adapter, layouts: Sequence[Layout]) -> Iterator
             for video, columns in zip(range(first, last), found[row].split(lengths[first:last]), strict=True):
                 _check_rows(adapter, row, columns, layouts[video])
                 tokens = columns[adapter.body(layouts[video])]
-                end = int(columns[-1]) + 1
-                after = torch.isin(ids[row, end:], no_text, invert=True).nonzero().flatten() + end
-                yield Place(row, video, layouts[video], tokens, end, after)
+                yield Place(row, video, layouts[video], tokens, int(columns[-1]) + 1, ids[row], no_text)
         first = last
 
 
@@ -125,9 +127,14 @@ class Row:
         self._append(self.whole[self._at :])
         return self.length
 
+    @cached_property
+    def left(self) -> Tensor:
+        """`[K]` int64: the columns of the prompt that are left, once the row is finished."""
+        return torch.cat(self.pieces)
+
     def text(self, place: Place) -> Tensor:
         """`[L]`: the columns, among what is left, of the text that follows a video."""
-        return torch.searchsorted(torch.cat(self.pieces), self.whole[place.text(self.whole.device)])
+        return torch.searchsorted(self.left, self.whole[place.text(self.whole.device)])
 
     def _append(self, piece: Tensor) -> None:
         self.pieces.append(piece)
