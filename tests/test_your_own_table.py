@@ -43,6 +43,8 @@ def test_it_runs_as_it_stands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         ("mmg_vid(positions=contiguous)", 0.1),
     ]
     assert len(read_records(Path("outputs/ablation/small/embedded"))) == 2 * len(accuracy)
+    gains = rows[rows.metric == "points_over mmg_vid"]
+    assert set(gains.method) == {"random", "mmg_vid(tau=0.9)", "mmg_vid(positions=contiguous)"}
     compare, doctor = (re.findall(rf"`(mmg-bench {name} .*?)`", PAGE, re.DOTALL)[0] for name in ("compare", "doctor"))
     capsys.readouterr()
     assert given(compare, monkeypatch) == 0
@@ -117,13 +119,22 @@ def test_mistakes_in_the_files_are_one_line(
         return error
 
     table = FILES["mine/table/ablation.yaml"]
-    assert 'ablation.yaml", line 10' in says("mine/table/ablation.yaml", table.replace("tau: 0.9}", "tau: 0.9"))
+    assert 'ablation.yaml", line 11' in says("mine/table/ablation.yaml", table.replace("tau: 0.9}", "tau: 0.9"))
     assert "worker: no such entry; there are name" in says("mine/table/ablation.yaml", f"{table}worker: 1\n")
+    no_row = table.replace("against: mmg_vid", "against: mmg_vid(k=1)")
+    wrong = (
+        "table.against='mmg_vid(k=1)': no such row; did you mean mmg_vid? there are random, mmg_vid, mmg_vid(tau=0.9),"
+    )
+    assert wrong in says("mine/table/ablation.yaml", no_row)
+    assert "table.against=7: " in says("mine/table/ablation.yaml", table.replace("against: mmg_vid", "against: 7"))
     empty = "name: ablation\nretention_ratios: [0.5]\nprofiles: {}\n"
     assert "table.profiles: give one or several" in says("mine/table/ablation.yaml", empty)
     speed = "name: ablation\nretention_ratios: [0.5]\nprofiles: {a: {workloads: WORK, methods: random}}\n"
     for work, wrong in (("[embedded]", "give models by their names"), ("{embedded: }", "workloads.embedded.frames is")):
         assert wrong in says("mine/table/ablation.yaml", speed.replace("WORK", work))
+    of_speed = speed.replace("WORK", "{embedded: {frames: 4, batch_sizes: 1}}")
+    wrong = "table.against='random': a table of speed compares with dense alone; leave it out"
+    assert wrong in says("mine/table/ablation.yaml", f"{of_speed}against: random\n")
     assert "embedded.yaml: the package has a model of this name" in says("mine/model/embedded.yaml", "name: embedded")
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +11,13 @@ from omegaconf import DictConfig
 
 from mmg_bench import config as cfg
 from mmg_bench.commands.answered import read_answered
-from mmg_bench.methods.registry import read_label, without_defaults
+from mmg_bench.commands.labels import label_among, meant
 from mmg_bench.options import check_number, check_path, check_whole
 from mmg_bench.report.pair_tables import pair_tables
 from mmg_bench.report.pairs import Side
 from mmg_bench.report.rows import DENSE
 from mmg_bench.report.table import print_tables
 from mmg_bench.runner.records import Record
-
-_WRITTEN = re.compile(r"[^()=,]+(\((\w+=.+)?\))?(\(control\))?")
-"""A label, without blanks."""
 
 
 def compare(methods: Sequence[str], config: DictConfig) -> int:
@@ -94,9 +89,9 @@ class _Asked:
             known += [r.retention_ratio] * (r.retention_ratio not in known)
         listed = [f"{label} ({', '.join(f'{r:g}' for r in known)})" for label, known in ratios.items()]
         there = f"there are: {'; '.join(listed) or 'none'}"
-        label = _label(self.method, ratios)
+        label = label_among(self.method, ratios)
         if label is None:
-            raise ValueError(f"no {self.method} in {folder}; {_meant(self.method, ratios)}{there}")
+            raise ValueError(f"no {self.method} in {folder}; {meant(self.method, ratios)}{there}")
         (by, ratio), (by_frames, frames) = self.ratio, self.frames
         if label == DENSE:
             if by != "retention_ratio" and ratio != 1:
@@ -112,28 +107,3 @@ class _Asked:
             every = " and ".join(map(str, sorted({r.frames for r in records if anyhow.answered(r)})))
             raise ValueError(f"{by_frames}={frames}: in {folder}, {side} has answers with {every} frames only")
         return side
-
-
-def _label(given: str, known: Collection[str]) -> str | None:
-    """Which of the `known` labels is given: as a table prints it, parameters in any order, blanks anywhere.
-
-    Parameters of a registered method may also stand there at their defaults, which no table prints. Raises ValueError
-    for what is no label.
-    """
-    if given in known:
-        return given
-    if not _WRITTEN.fullmatch("".join(given.split())):
-        raise ValueError(
-            f"{given!r} is no label: write a method's name, behind it in parentheses what is not at its default, and "
-            "all in quotes, such as 'mmg_vid(tau=0.9, positions=contiguous)'"
-        )
-    meant = (reading(given) for reading in (read_label, without_defaults))  # the second imports torch
-    return next((label for one in meant for label in known if read_label(label) == one), None)
-
-
-def _meant(given: str, known: Collection[str]) -> str:
-    """The question whether that of the `known` labels was meant which resembles the given, or whose method does."""
-    by_method = {label.partition("(")[0]: label for label in reversed([*known])}
-    near = difflib.get_close_matches(given, known, n=1)
-    near = near or [by_method[m] for m in difflib.get_close_matches(given.partition("(")[0], by_method, n=1)]
-    return "".join(f"did you mean {label}? " for label in near)

@@ -18,6 +18,7 @@ from mmg_bench import config as cfg
 from mmg_bench import specs
 from mmg_bench.benchmarks.lmms import Benchmark, Question
 from mmg_bench.cells import Cell, described_plug_ins, needs_of
+from mmg_bench.commands.labels import label_among, meant
 from mmg_bench.commands.profiles import choose
 from mmg_bench.commands.publish import publish, results_folder
 from mmg_bench.measure.flops import TextGeometry
@@ -27,8 +28,8 @@ from mmg_bench.methods.registry import at_ratio
 from mmg_bench.models.checking import check_model
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.spec import ModelSpec
-from mmg_bench.options import check_path
-from mmg_bench.report.rows import Measurement, result_rows
+from mmg_bench.options import check_path, check_text
+from mmg_bench.report.rows import DENSE, Measurement, result_rows
 from mmg_bench.report.table import layout
 from mmg_bench.runner import provenance
 from mmg_bench.runner.evaluate import Shard, collect, evaluate
@@ -58,6 +59,8 @@ class Job:
     shard: Shard
     workers: int
     """Processes that share the videos on this machine."""
+    against: tuple[str, ...] = ()
+    """Labels of methods that the others are compared with, beside dense."""
 
     @property
     def reports(self) -> bool:
@@ -142,8 +145,22 @@ def table(config: DictConfig) -> int:
         latency=timing(plain),
         shard=Shard(),
         workers=workers_for(plain["workers"], model.torch_device.type),
+        against=_against(spec.get("against"), cells),
     )
     return _do([job])
+
+
+def _against(given: Any, cells: Sequence[Cell]) -> tuple[str, ...]:
+    """The labels that a table's `against` names. Raises ValueError, listing them, where it has no such row."""
+    known = [label for label in dict.fromkeys(cell.label for cell in cells) if label != DENSE]
+    found = []
+    for name in [] if given is None else cfg.listed("table.against", given):
+        check_text("table.against", name)
+        label = label_among(name, known)
+        if label is None:
+            raise ValueError(f"table.against={name!r}: no such row; {meant(name, known)}there are {', '.join(known)}")
+        found.append(label)
+    return tuple(dict.fromkeys(found))
 
 
 def timing(config: dict[str, Any]) -> LatencySettings | None:
@@ -275,6 +292,7 @@ def _report(outcomes: Sequence[Outcome], *, shown: bool) -> None:
         methods=list(dict.fromkeys(cell.label for job in jobs for cell in job.cells)),
         benchmarks=list(dict.fromkeys(benchmark["name"] for job in jobs for benchmark in job.benchmarks)),
         over_skills=set[str]().union(*(outcome.over_skills for outcome in outcomes)),
+        against=jobs[0].against,
         measurements=[measurement for outcome in outcomes for measurement in outcome.measurements],
         geometries={outcome.job.model.name: outcome.geometry for outcome in outcomes},
     )

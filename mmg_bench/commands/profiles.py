@@ -60,8 +60,8 @@ def named(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: {**profile, "runs": list(_runs(config, name, profile))} for name, profile in found.items()}
 
 
-_MAY_HAVE = ("few_ratios", "video", "text_tokens", "energy_seconds")
-"""What the file of a table can have besides: `few_ratios` to be referred to, the rest in one of speed."""
+_MAY_HAVE = ("few_ratios", "against", "video", "text_tokens", "energy_seconds")
+"""What the file of a table can have besides: `few_ratios` to be referred to, the last three in one of speed."""
 
 
 def profiles_of(spec: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -81,6 +81,8 @@ def profiles_of(spec: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             raise ValueError(f"table.profiles.{name}.pending={pending!r}: choose null or {', '.join(full)}")
     if len({"workloads" in profile for profile in full.values()}) > 1:
         raise ValueError("table.profiles: all of them have workloads, for a table of speed, or none")
+    if spec.get("against") is not None and any("workloads" in profile for profile in full.values()):
+        raise ValueError(f"table.against={spec['against']!r}: a table of speed compares with dense alone; leave it out")
     return full
 
 

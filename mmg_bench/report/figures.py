@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from mmg_bench.report.answers import ALL, AVERAGE
-from mmg_bench.report.rows import DENSE, headline
+from mmg_bench.report.rows import DENSE, OVER, headline
 from mmg_bench.report.table import WITHIN, is_control
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "osD^vP*X"
 _GREY = "#777777"
+_IN_A_ROW = 5
+"""Panels."""
 
 
 def accuracy_vs_retention(
@@ -189,6 +191,41 @@ def kept_by_method(
     return figure
 
 
+def points_over(rows: pd.DataFrame, reference: str) -> Figure:
+    """What each method gains in accuracy over a `reference` method: a panel a retention ratio, a line a method.
+
+    rows: of one model and number of frames, of a table that was made `against` the reference. Points of accuracy with
+    their paired 95 % intervals, in the order of the rows; those whose interval holds 0 are grey.
+    """
+    metric = f"{OVER}{reference}"
+    if metric not in set(rows.metric):
+        known = [m.removeprefix(OVER) for m in rows.metric.unique() if m.startswith(OVER)]
+        raise ValueError(
+            f"the rows compare no method with {reference!r}, but with {', '.join(known) or 'dense alone'}: make the "
+            f"table with table.against={reference!r}"
+        )
+    gains = _select(rows, metric)
+    methods = list(dict.fromkeys(gains.method))
+    ratios = sorted(gains.retention_ratio.unique(), reverse=True)
+    figure, panels = _panels(len(ratios))
+    for axes, ratio in zip(panels, ratios, strict=True):
+        column = gains[gains.retention_ratio == ratio].set_index("method").reindex(methods)
+        gained, lost = column.ci_low > 0, column.ci_high < 0
+        for part, colour in ((gained, _COLOURS[0]), (lost, _COLOURS[1]), (~gained & ~lost, _GREY)):
+            some, y = column[part], np.flatnonzero(part)
+            errors = _errors(some.value, some.ci_low, some.ci_high)
+            axes.errorbar(some.value, y, xerr=errors, fmt="o", color=colour, markersize=4, elinewidth=1.4)
+        axes.axvline(0, color="black", lw=1)
+        axes.set_title(f"R = {100 * ratio:g} %", fontsize=9, loc="left")
+    panels[0].set_yticks(range(len(methods)), methods, fontsize=7)
+    panels[0].invert_yaxis()
+    figure.supxlabel(f"points of accuracy over {reference}", fontsize=9)
+    figure.suptitle(_title(gains), x=0.01, ha="left", fontsize=10)
+    columns = min(len(ratios), _IN_A_ROW)
+    figure.set_size_inches(2.4 + 1.6 * columns, (0.17 * len(methods) + 0.6) * math.ceil(len(ratios) / columns) + 0.6)
+    return figure
+
+
 def save(figure: Figure, path: Path) -> list[Path]:
     """Save as `path`.png and `path`.svg and return both; the same figure gives the same files."""
     import matplotlib as mpl
@@ -280,7 +317,7 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
     """A figure of `count` small panels in rows, all of the same scale."""
     from matplotlib.figure import Figure as NewFigure
 
-    columns = min(count, 5)
+    columns = min(count, _IN_A_ROW)
     rows = math.ceil(count / columns)
     figure = NewFigure(figsize=(1.9 * columns + 0.4, 1.5 * rows + 0.8), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten().tolist()

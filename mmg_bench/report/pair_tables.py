@@ -9,8 +9,8 @@ from dataclasses import replace
 from mmg_bench.report.answers import ALL, AVERAGE, Answers, Sources, answers_by_label, newest
 from mmg_bench.report.comparable import Pair, check_pair, notes_on
 from mmg_bench.report.pairs import Side, matches, why_apart
-from mmg_bench.report.statistics import Bootstrap, Comparison, Estimate, compare
-from mmg_bench.report.table import NONE, Block, Entry, Table, mean_lines, measured_line, over_skills, p_value
+from mmg_bench.report.statistics import Bootstrap, Comparison, compare
+from mmg_bench.report.table import NONE, Block, Entry, Table, mean_lines, measured_line, over_skills, p_value, signed
 from mmg_bench.runner.records import Record
 
 COLUMNS = ("", "Questions", "Failed", "A", "B", "A − B [95 % CI]", "p (McNemar)", "Only A", "Only B")
@@ -93,13 +93,8 @@ def _line(
     )
     numbers = [f"{pair.difference.n}", f"{pair.difference.n_errors}"]
     accuracies = [NONE if math.isnan(value) else f"{value:.1f}" for value in (pair.accuracy, pair.other_accuracy)]
+    gain = pair.difference
+    points = NONE if math.isnan(gain.value) else signed(gain.value, gain.low, gain.high)
     flips = [NONE if math.isnan(count) else f"{count:.0f}" for count in (pair.flips_won, pair.flips_lost)]
-    texts = [name, *numbers, *accuracies, _points(pair.difference), p_value(pair.p_mcnemar), *flips]
+    texts = [name, *numbers, *accuracies, points, p_value(pair.p_mcnemar), *flips]
     return tuple(map(Entry, texts))
-
-
-def _points(difference: Estimate) -> str:
-    if math.isnan(difference.value):
-        return NONE
-    interval = f" [{difference.low:+.1f}, {difference.high:+.1f}]" if math.isfinite(difference.low) else ""
-    return f"{difference.value:+.1f}{interval}"

@@ -1,8 +1,9 @@
 """Result rows: records and measurements as one tidy table, one measured value a row.
 
-Tables, figures and pages are made from these rows alone. `accuracy` and `accuracy_kept_percent` are in percent, times
-in ms, sizes in bytes, FLOPs in multiply-adds; speed-ups are factors against dense. `retention_layer_mean` is the share
-of all visual tokens that a layer sees, mean over the layers: what methods that prune inside the language model spend.
+Tables, figures and pages are made from these rows alone. `accuracy` and `accuracy_kept_percent` are in percent,
+`points_over ...` in percentage points, times in ms, sizes in bytes, FLOPs in multiply-adds; speed-ups are factors
+against dense. `retention_layer_mean` is the share of all visual tokens that a layer sees, mean over the layers: what
+methods that prune inside the language model spend.
 """
 
 from __future__ import annotations
@@ -75,6 +76,8 @@ METRICS = (
     *("gram_ms", "gram_ratio", "frames_growth"),
 )
 DENSE = "dense"
+OVER = "points_over "
+"""How a metric begins that compares accuracy with another method's at the same ratio; behind it stands its label."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,7 @@ def result_rows(
     methods: Sequence[str] = (),
     benchmarks: Sequence[str] = (),
     over_skills: Collection[str] = (),
+    against: Collection[str] = (),
     measurements: Iterable[Measurement] = (),
     geometries: Mapping[str, TextGeometry] | None = None,
     bootstrap: Bootstrap | None = None,
@@ -123,6 +127,7 @@ def result_rows(
     weights: what each model's weights are, such as `pretrained`.
     methods, benchmarks: the order to list them in; those not named follow by name. Dense comes first.
     over_skills: benchmarks whose accuracy is the unweighted mean over their skills, not the mean over questions.
+    against: labels of methods that every other is compared with, beside dense, where both have the same ratio.
     geometries: sizes of each model's language model; without one a model gets no FLOPs and no mean over its layers.
 
     Accuracy is the mean over the questions that were answered (or, see `over_skills`, of the means over those of each
@@ -146,7 +151,10 @@ def result_rows(
                 where = _Where(model, frames, benchmark, method, ratio)
                 realised[where] = _mean(r.realised_tokens for r in cell.records)
                 provenance = ";".join(sorted({r.provenance for r in cell.records}))
-                for skill, metric, estimate in _statistics(cell, cells[DENSE, 1.0], over_skills, cost, bootstrap):
+                others = {label: cells[label, ratio] for label in against if (label, ratio) in cells}
+                others = {label: other for label, other in others.items() if other is not cell}
+                statistics = _statistics(cell, cells[DENSE, 1.0], others, over_skills, cost, bootstrap)
+                for skill, metric, estimate in statistics:
                     rows.append(_row(where, skill, metric, estimate, realised[where], "measured", provenance))
     for m in measurements:
         where = _Where(m.model, m.frames, m.benchmark, m.method, m.retention_ratio)
@@ -261,9 +269,14 @@ class _Cost:
 
 
 def _statistics(
-    cell: Answers, dense: Answers, over_skills: Collection[str], cost: _Cost, bootstrap: Bootstrap
+    cell: Answers,
+    dense: Answers,
+    others: Mapping[str, Answers],
+    over_skills: Collection[str],
+    cost: _Cost,
+    bootstrap: Bootstrap,
 ) -> Iterator[tuple[str, str, Estimate]]:
-    """(skill, metric, estimate) of a cell."""
+    """(skill, metric, estimate) of a cell. `others` are compared with as well, by their labels."""
     groups, subgroups = cell.benchmarks, cell.subgroups(over_skills)
     yield ALL, "accuracy", accuracy(cell.scores, cell.videos, groups, subgroups, bootstrap=bootstrap)
     pair = compare(cell.scores, dense.scores, cell.videos, groups, subgroups, bootstrap=bootstrap)
@@ -271,6 +284,9 @@ def _statistics(
     yield ALL, "accuracy_kept_percent", kept
     for metric in ("flips_lost", "flips_won", "p_mcnemar"):
         yield ALL, metric, Estimate(getattr(pair, metric), math.nan, math.nan, kept.n, kept.n_errors)
+    for label, other in others.items():
+        pair = compare(cell.scores, other.scores, cell.videos, groups, subgroups, bootstrap=bootstrap)
+        yield ALL, f"{OVER}{label}", pair.difference
     for metric, estimate in cost.means(cell.records):
         yield ALL, metric, estimate
     if len(set(groups)) == 1:
@@ -323,7 +339,7 @@ def _sorted(rows: list[dict[str, Any]], methods: Sequence[str], benchmarks: Sequ
         return (
             *(row["model"], row["frames"], benchmark_rank.get(benchmark, len(benchmarks)), benchmark),
             *(method_rank.get(method, len(method_rank)), method, -row["retention_ratio"]),
-            *(skill != ALL, skill, METRICS.index(row["metric"])),
+            *(skill != ALL, skill, _rank(row["metric"])),
         )
 
     ordered = sorted(rows, key=key)
@@ -332,6 +348,11 @@ def _sorted(rows: list[dict[str, Any]], methods: Sequence[str], benchmarks: Sequ
             same = ", ".join(f"{c}={first[c]}" for c in ("model", "benchmark", "method", "retention_ratio", "metric"))
             raise ValueError(f"two values for one row ({same}): pass each measurement once")
     return ordered
+
+
+def _rank(metric: str) -> tuple[int, str]:
+    """Where a metric stands among those of a cell."""
+    return (METRICS.index("p_mcnemar"), metric) if metric.startswith(OVER) else (METRICS.index(metric), "")
 
 
 def _frame(rows: list[dict[str, Any]], table: str, weights: Mapping[str, str]) -> pd.DataFrame:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ import pandas as pd
 
 from mmg_bench.report.answers import ALL, AVERAGE, NO_BENCHMARK
 from mmg_bench.report.published import published as published_numbers
-from mmg_bench.report.rows import DENSE, ResultRow, as_tuples, headline, measured_over_pending, provenance_keys
+from mmg_bench.report.rows import DENSE, OVER, ResultRow, as_tuples, headline, measured_over_pending, provenance_keys
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -178,6 +179,9 @@ class _Layout:
         if len(self.skills) < 2:  # a single skill is the whole benchmark once more
             self.skills = []
         self.prunes_inside = prunes_inside(rows)
+        metrics = rows.metric.unique()
+        self.others = {m: m.removeprefix(OVER) for m in metrics if m.startswith(OVER)}
+        """Metrics that compare with another method than dense, and its label."""
         self.cells = list(dict.fromkeys(zip(rows.method, rows.retention_ratio, strict=True)))
         accuracy = rows[(rows.metric == "accuracy") & (rows.source != "pending")]
         whole = (self.by_key.get((b, ALL, DENSE, 1.0, "accuracy")) for b in self.benchmarks)
@@ -211,13 +215,16 @@ class _Layout:
             columns[name] = {cell: Entry(self._score(benchmark, skill, *cell)) for cell in self.cells}
         best = self._best()
         columns["Kept % [95 % CI]"] = {cell: Entry(self._kept(*cell), cell in best) for cell in self.cells}
-        for name, text in (
+        over = [(f"Over {label} [95 % CI]", partial(self._over, metric)) for metric, label in self.others.items()]
+        texts: Sequence[tuple[str, Callable[[str, float], str]]] = (
             ("p (McNemar)", self._p),
+            *over,
             ("Tokens", self._tokens),
             *([("Layer mean", self._layer_mean)] if self.prunes_inside else []),
             ("FLOPs (of dense)", self._flops),
             ("Prefill speed-up [95 % CI]", self._speedup),
-        ):
+        )
+        for name, text in texts:
             columns[name] = {cell: Entry(text(*cell)) for cell in self.cells}
         if (self.rows.n_errors > 0).any():
             columns["Errors"] = {cell: Entry(self._errors(*cell)) for cell in self.cells}
@@ -291,6 +298,10 @@ class _Layout:
             return NONE
         return p_value(row.value)
 
+    def _over(self, metric: str, method: str, ratio: float) -> str:
+        row = self._row(metric, method, ratio)
+        return NONE if row is None else signed(row.value, row.ci_low, row.ci_high)
+
     def _tokens(self, method: str, ratio: float) -> str:
         here = self.rows[(self.rows.method == method) & (self.rows.retention_ratio == ratio)]
         known = here[here.benchmark.isin((self.main, NO_BENCHMARK))].realised_tokens.dropna()
@@ -338,6 +349,8 @@ class _Layout:
                 "with dense, from a bootstrap over videos. In bold, the most kept in a block by methods whose layers "
                 "see no more than R, controls aside"
             )
+        if self.others:
+            lines.append("Over ...: accuracy in points over that method's at the same ratio, intervals paired with it")
         lines += mean_lines(over_skills(self.provenance[key] for key in keys))
         if self.prunes_inside:
             lines.append(
@@ -443,6 +456,12 @@ def with_interval(row: ResultRow, digits: int, unit: str = "") -> str:
     """A row's value, and its interval where it has one."""
     interval = f" [{row.ci_low:.{digits}f}, {row.ci_high:.{digits}f}]" if math.isfinite(row.ci_low) else ""
     return f"{row.value:.{digits}f}{unit}{interval}"
+
+
+def signed(value: float, low: float, high: float) -> str:
+    """A difference with its sign, and its interval where it has one."""
+    interval = f" [{low:+.1f}, {high:+.1f}]" if math.isfinite(low) else ""
+    return f"{value:+.1f}{interval}"
 
 
 def with_unit(value: float, scale: float) -> str:

@@ -10,6 +10,7 @@ from mmg_bench.report.figures import (
     accuracy_vs_speedup,
     accuracy_vs_tokens,
     kept_by_method,
+    points_over,
     save,
 )
 from mmg_bench.report.rows import Measurement, headline, result_rows
@@ -107,6 +108,40 @@ def test_methods_stand_by_what_they_keep(rows):
     assert ends == [pytest.approx(kept.loc[n, ["ci_low", "ci_high"]].tolist()) for n in names]
     both = kept_by_method(rows, ratios=[0.25, 0.5]).axes[0]
     assert [label.get_text() for label in both.get_yticklabels()] == ["ours"]  # the only one measured at both
+
+
+def test_gains_over_a_method_have_a_panel_a_ratio(make):
+    # two questions a video: better, worse and alike in every one, and one that is not measured everywhere
+    records = [*make("dense", 1.0, "1" * 8), *(r for ratio in (0.5, 0.2) for r in make("ours", ratio, "10" * 4))]
+    for method, outcomes in (("better", "11" * 4), ("worse", "00" * 4), ("alike", "01" * 4)):
+        records += make(method, 0.5, outcomes)
+    records += make("better", 0.2, "11" * 4)
+    rows = result_rows(
+        records,
+        table="t",
+        weights={"toy": "w"},
+        methods=["worse", "better", "alike"],
+        against=["ours"],
+        bootstrap=Bootstrap(30),
+    )
+    figure = points_over(rows, "ours")
+    first, second = figure.axes
+    assert [axes.get_title("left") for axes in (first, second)] == ["R = 50 %", "R = 20 %"]
+    assert [label.get_text() for label in first.get_yticklabels()] == ["worse", "better", "alike"]
+    assert first.yaxis_inverted()
+
+    def points(axes):
+        drawn = [container.lines[0] for container in axes.containers]
+        return {line.get_color(): [*zip(line.get_xdata(), line.get_ydata(), strict=True)] for line in drawn}
+
+    gained, lost, neither = "#0072B2", "#D55E00", "#777777"
+    assert points(first) == {gained: [(50, 1)], lost: [(-50, 0)], neither: [(0, 2)]}
+    assert points(second)[gained] == [(50, 1)]
+    assert points(second)[lost] == []
+    with pytest.raises(ValueError, match=r"no method with 'theirs', but with ours: .* table\.against='theirs'"):
+        points_over(rows, "theirs")
+    with pytest.raises(ValueError, match="but with dense alone"):
+        points_over(rows[rows.metric == "accuracy"], "ours")
 
 
 def test_the_ends_of_the_ratios_are_drawn_where_none_are_given(make):

@@ -57,6 +57,42 @@ def test_values_by_hand(toy):
     assert set(rows.provenance) == {"key1"}
 
 
+def test_methods_are_compared_with_another_than_dense(make):
+    records = [
+        *make("dense", 1.0, "111111"),
+        *make("ours", 0.5, "110100"),
+        *make("ours", 0.25, "110000"),
+        *make("other", 0.5, "11101x"),
+        *make("other", 0.1, "110000"),
+    ]
+    rows = result_rows(records, against=["ours"])
+    over = [row for row in as_tuples(rows) if row.metric.startswith("points_over ")]
+    assert [(row.method, row.retention_ratio, row.metric) for row in over] == [("other", 0.5, "points_over ours")]
+    gain = over[0]
+    assert gain.value == pytest.approx(100 * 4 / 5 - 100 * 3 / 5)  # without the question that failed
+    assert gain.ci_low < gain.value < gain.ci_high
+    assert (gain.n, gain.n_errors) == (5, 1)
+    order = list(rows[(rows.method == "other") & (rows.retention_ratio == 0.5)].metric)
+    assert order.index("points_over ours") == order.index("p_mcnemar") + 1
+    two = result_rows(records, against=["other", "ours"])
+    (back,) = [row for row in as_tuples(two) if row.metric == "points_over other"]
+    assert (back.method, back.value) == ("ours", pytest.approx(-gain.value))
+
+
+def test_the_average_over_benchmarks_is_compared_as_well(make):
+    records = [
+        *make("dense", 1.0, "1111", benchmark="long"),
+        *make("ours", 0.5, "1100", benchmark="long"),
+        *make("other", 0.5, "1110", benchmark="long"),
+        *make("dense", 1.0, "10", benchmark="short"),
+        *make("ours", 0.5, "11", benchmark="short"),
+        *make("other", 0.5, "10", benchmark="short"),
+    ]
+    rows = result_rows(records, against=["ours"])
+    gains = {b: value(rows, "other", 0.5, "points_over ours", b).value for b in ("long", "short", "average")}
+    assert gains == {"long": 25, "short": -50, "average": -12.5}
+
+
 def test_failures_are_left_out_and_counted(toy):
     rows = result_rows(toy)
     control = value(rows, "random", 0.25, "accuracy")

@@ -75,6 +75,19 @@ def test_markdown_of_one_benchmark(toy, provenance):
     assert to_markdown(layout(rows, provenance, published)) == SNAPSHOT
 
 
+def test_gains_over_another_method_are_a_column(toy, provenance):
+    rows = rows_of([*toy, *[replace(r, method="second") for r in toy if r.method == "random"]], against=["random"])
+    text = to_markdown(layout(rows, provenance, NOTHING))
+    assert line(text, "second")["Over random [95 % CI]"] == "+0.0 [+0.0, +0.0]"
+    (gain,) = [r for r in rows.itertuples() if (r.method, r.metric) == ("ours", "points_over random")]
+    assert f"| {gain.value:+.1f} [{gain.ci_low:+.1f}, {gain.ci_high:+.1f}] |" in text
+    assert (
+        line(text, "random (control)")["Over random [95 % CI]"] == line(text, "dense")["Over random [95 % CI]"] == "–"
+    )
+    assert "- Over ...: accuracy in points over that method's at the same ratio" in text
+    assert "Over" not in to_markdown(layout(rows_of(toy), provenance, NOTHING))
+
+
 def test_several_benchmarks_are_columns_with_their_average(make, provenance):
     records = [
         *make("dense", 1.0, "1111", benchmark="long"),
