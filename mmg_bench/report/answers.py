@@ -106,8 +106,10 @@ def last_seen(provenance: Sources) -> dict[str, str]:
 
     Questions that are reworded, and then put as before, are not asked again.
     """
+    last: dict[str, str] = {}
     data = {key: entry.get("data") or key for key, entry in provenance.items()}
-    last = {data[key]: date_of(provenance[key]) for key in sorted(provenance, key=lambda key: date_of(provenance[key]))}
+    for key, entry in provenance.items():
+        last[data[key]] = max(last.get(data[key], ""), str(entry.get("last_date") or date_of(entry)))
     return {key: last[data[key]] for key in provenance}
 
 

@@ -54,7 +54,8 @@ def describe(settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
 def register(folder: Path, entry: dict[str, Any]) -> str:
     """Add an entry to `folder`/provenance.json and return its key.
 
-    Entries that differ in the date alone, or in which share of the work the command takes, are one.
+    Entries that differ in the date alone, or in which share of the work the command takes, are one: it keeps the first
+    date, and the last as `last_date`.
     """
     words = str(entry.get("command", "")).split()
     command = " ".join(word for word in words if not word.startswith(("shard.", "workers=")))
@@ -63,8 +64,9 @@ def register(folder: Path, entry: dict[str, Any]) -> str:
     with (folder / ".provenance.lock").open("w") as lock:  # shards register side by side
         fcntl.flock(lock, fcntl.LOCK_EX)
         entries = read(folder)
-        if key not in entries:
-            write(folder, {**entries, key: entry})
+        if key in entries:
+            entry = {**entries[key], "last_date": entry.get("date")}
+        write(folder, {**entries, key: entry})
     return key
 
 

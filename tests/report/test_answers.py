@@ -46,7 +46,7 @@ def test_reserved_names_are_errors(make):
 
 
 def test_of_a_question_reworded_and_back_the_first_answer_counts(make):
-    """Wording A, then B, then A again: its answer stands, so that only the entry of another command tells of it."""
+    """Wording A, then B, then A again: its answer stands, and what tells of it are the dates of the commands."""
 
     def asked(wording, key):
         return [dataclasses.replace(r, asked=wording, provenance=key) for r in make("ours", 0.25, "1")]
@@ -57,5 +57,7 @@ def test_of_a_question_reworded_and_back_the_first_answer_counts(make):
         assert [r.asked for r in newest(records[::sign], sources)[0]] == ["B"]
         again = dict(list({**sources, "c": {"data": "A", "date": "2026-01-03"}}.items())[::sign])
         assert [r.asked for r in newest(records[::sign], again)[0]] == ["A"]
+        same = {**sources, "a": {**sources["a"], "last_date": "2026-01-03"}}  # by the same command
+        assert [r.asked for r in newest(records[::sign], dict(list(same.items())[::sign]))[0]] == ["A"]
         unknown = {key: {**entry, "data": None} for key, entry in again.items()}
         assert [r.asked for r in newest(records[::sign], unknown)[0]] == ["B"]

@@ -21,7 +21,12 @@ def test_entries_that_differ_in_the_date_alone_are_one(tmp_path: Path) -> None:
     first = provenance.register(tmp_path, ENTRY)
     assert provenance.register(tmp_path, {**ENTRY, "date": "tomorrow"}) == first
     other = provenance.register(tmp_path, {**ENTRY, "command": "mmg-bench run method=b"})
-    assert provenance.read(tmp_path) == {first: ENTRY, other: {**ENTRY, "command": "mmg-bench run method=b"}}
+    assert provenance.read(tmp_path) == {
+        first: {**ENTRY, "last_date": "tomorrow"},
+        other: {**ENTRY, "command": "mmg-bench run method=b"},
+    }
+    provenance.register(tmp_path, {**ENTRY, "date": "the day after"})
+    assert provenance.read(tmp_path)[first] == {**ENTRY, "last_date": "the day after"}
 
 
 def test_shards_are_one_way_of_measuring(tmp_path: Path) -> None:
