@@ -1,5 +1,6 @@
 """Draw the pictures of README and docs, and write their tables: test videos, what methods keep of one, of Table 1's
-accuracy and over the retention ratio, what pruning leaves of a prefill on two cores, which method runs on which family.
+accuracy, over the retention ratio and of MMG-Vid's parts, what pruning leaves of a prefill on two cores, which method
+runs on which family.
 
 python scripts/refresh_docs.py [--results results/table1/embedded]
 """
@@ -29,6 +30,7 @@ TESTS = (ROOT / "tests", ROOT / "tests" / "models", ROOT / "tests" / "measure")
 VIDEOS = (3, 5, 8, 13)
 SIZE = 112
 RETENTION = ROOT / "results" / "retention" / "embedded" / "rows.csv"
+ABLATIONS = ROOT / "results" / "ablations" / "embedded" / "rows.csv"
 KEPT = (("kept", 3, 0.25, "mmg_vid,dpc_knn,random"), ("show", 0, 0.1, "mmg_vid,dpc_knn,random,fastv"))
 """Pictures of what methods keep: name, video, retention ratio, methods."""
 
@@ -109,6 +111,7 @@ def main() -> None:
     refresh_between(ROOT / "README.md", "<!-- table:begin -->", table, "<!-- table:end -->")
     figures.save(figures.kept_by_method(rows_of_table, highlight=["mmg_vid"]), folder / "accuracy")
     figures.save(figures.accuracy_vs_tokens(read_rows(RETENTION)), folder / "retention")
+    figures.save(figures.points_over(read_rows(ABLATIONS), "mmg_vid"), folder / "ablations")
 
 
 if __name__ == "__main__":
