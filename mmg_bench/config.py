@@ -278,7 +278,8 @@ def help_of(name: str, overrides: Sequence[str] = ()) -> str:
         lines += textwrap.wrap(f"{group}: {', '.join(choices)}", 100, subsequent_indent=" " * 11)
         if chosen in choices:
             file = _files(group).get(chosen)
-            text = OmegaConf.to_yaml(load(group, chosen)) if file is None else file.read_text(encoding="utf-8")
+            content = load(group, chosen) if file is None else _read(file)  # which names one that cannot be read
+            text = OmegaConf.to_yaml(content) if file is None else file.read_text(encoding="utf-8")
             lines += [f"  {group}={chosen} has, as {group}.option=value:", textwrap.indent(text, "    ")]
     return "\n".join(lines)
 

@@ -217,6 +217,8 @@ LACKS = "it lacks name, path: the file of a model must have name, path"
 OF_MODEL = [
     (b"path: \xff\n", "run model=own", UNREADABLE),
     (b"path: \xff\n", "run model=[embedded,own]", UNREADABLE),
+    (b"path: \xff\n", "run --help model=own", UNREADABLE),
+    (b"path: [\n", "measure --help model=own", UNREADABLE),
     (b"path: \xff\n", "table table=ablation table.profiles.small.model=own", UNREADABLE),
     (b"path: [\n", "run model=own", UNREADABLE),
     (b"path: ${\n", "run model=own", UNREADABLE),

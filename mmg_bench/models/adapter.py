@@ -196,6 +196,10 @@ class Capture(ABC):
     """What was recorded of the vision tower's last call."""
 
     @abstractmethod
+    def forget(self) -> None:
+        """Drop what was recorded: the next call of the model may bring other videos, encoded beforehand."""
+
+    @abstractmethod
     def fields(self, first: int, count: int) -> dict[str, Tensor]:
         """The optional fields of `VideoTokens` for frames `[first, first + count)` of the call."""
 

@@ -122,6 +122,9 @@ class FrameCapture(Capture):
     """How many frames the vision tower's last call held."""
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
         self.frames = 0
 
     def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -300,6 +300,7 @@ class _Splice:
     def finish(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After the multimodal module, also one that failed before it came to the language model."""
         self.call = None
+        self.captured.forget()
 
     def _note_stage(self, video: int, layer: int, left: Tensor) -> None:
         report = self.run.report[video]

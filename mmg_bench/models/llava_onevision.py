@@ -104,6 +104,9 @@ class SiglipCapture(Capture):
             index = index[-1]
         # hidden state 0 is the input of layer 0, hidden state -1 the output of the last one
         self.layer = adapter.model.model.vision_tower.encoder.layers[index if index < 0 else index - 1]
+        self.forget()
+
+    def forget(self) -> None:
         self.seen: tuple[Tensor, Tensor] | None = None  # input and output of the layer, [frames, P, C]
         self.frames = 0  # of the last call
 
@@ -119,7 +122,8 @@ class SiglipCapture(Capture):
             return {}
         if self.seen is None or len(self.seen[0]) < first + count:
             raise RuntimeError(
-                "the vision tower did not encode these frames inside the context: open it before the videos are encoded"
+                f"{', '.join(sorted(self.needs))}: the vision tower did not encode these frames for this call, inside "
+                "the context: pass pixel_values_videos, or the tokens of `Adapter.encode` to `pruning` as `encoded`"
             )
         frames = range(first, first + count)
         chunks = [frames[i : i + _FRAMES_AT_ONCE] for i in range(0, count, _FRAMES_AT_ONCE)]

@@ -132,6 +132,9 @@ class TowerCapture(Capture):
 
     def __init__(self, merge: int):
         self.merge = merge  # patches a side that make one token, where the call does not say
+        self.forget()
+
+    def forget(self) -> None:
         self.grids: list[Layout] = []
         self.frames = self.per_frame = 0
 

@@ -177,6 +177,25 @@ def test_encoding_once_and_beams_give_the_same(family: tuple[str, Any, Any], inp
         torch.testing.assert_close(logits(model, {**text, **fresh(encoded)}), expected[0])
 
 
+def test_an_earlier_prompt_says_nothing_of_videos_encoded_beforehand(family: tuple[str, Any, Any]) -> None:
+    name, model, processor = family
+    one, two = (families.prompts(name, processor, [QUESTION] * n) for n in (1, 2))
+    _, encoded = adapter_for(model).encode(one, set())
+    said = {k: one[k] for k in ("input_ids", "attention_mask", "mm_token_type_ids") if k in one}
+
+    def answer() -> Any:
+        try:
+            return model.generate(**said, **fresh(encoded), **GREEDY).tolist()
+        except ValueError as error:  # where only the tower tells how videos are laid out
+            return str(error)
+
+    with get_method("random", retention_ratio=0.3)(model):
+        alone = answer()
+        for earlier in (one, two):
+            model.generate(**earlier, **GREEDY)
+            assert answer() == alone
+
+
 @pytest.mark.parametrize("method", ["mmg_vid", "fastv"])
 def test_a_video_is_reported_once(family: tuple[str, Any, Any], method: str) -> None:
     """However many beams or answers a prompt has."""

@@ -356,6 +356,23 @@ def test_attention_is_captured_while_generating(tiny: tuple[Any, Any], inputs: d
     assert torch.equal(ids, masked_reference(model, inputs, [kept], "original"))
 
 
+def test_attention_is_never_an_earlier_prompts(tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor]) -> None:
+    """Of a video that was encoded beforehand the tower has told nothing, unless it was inside, for this prompt."""
+    model, processor = tiny
+    text = {k: inputs[k] for k in ("input_ids", "attention_mask")}
+    other = prompt_inputs(processor, [QUESTION], [[random_video(6, 1)]])
+    _, encoded = adapter_for(model).encode(inputs, set())
+    with MostAttended(retention_ratio=0.25)(model) as run, torch.no_grad():
+        expected = model(**inputs).logits
+        for earlier in (lambda: model(**other), lambda: model.generate(**other, **GREEDY)):
+            earlier()
+            with pytest.raises(RuntimeError, match=r"^attention: .* for this call, .* pass pixel_values_videos, or"):
+                model(**text, **encoded)
+        inside = model.model.get_video_features(inputs["pixel_values_videos"], return_dict=True)
+        assert torch.equal(model(**text, mm_encoder_outputs={"video": inside}).logits, expected)
+        assert len(run.report) == 1
+
+
 @dataclass(frozen=True)
 class AfterTheQuestion(Method):
     """Needs the question."""
