@@ -233,6 +233,8 @@ def _no_such_option(option: str, group: str, name: str, known: DictConfig) -> Va
     hint = ""
     if name == "table" and option.startswith("method."):
         hint = "; of a table's methods, options stand in its file (docs/your-own-table.md)"
+    elif group == "method" and not meant:
+        hint = f"; of several methods, an option of one goes by its name: {option.replace('.', '.<name>.', 1)}=..."
     return ValueError(f"{option}: no such option; {meant}{where} has: {', '.join(options) or 'none'}{hint}")
 
 

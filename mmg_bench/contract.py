@@ -62,40 +62,88 @@ def tensors(tokens: VideoTokens) -> dict[str, Tensor]:
     return {f.name: v for f in fields(tokens) if isinstance(v := getattr(tokens, f.name), Tensor)}
 
 
-def check_promise(method: Method, tokens: VideoTokens, pruned: Any) -> None:
-    """Raise TypeError or ContractError unless `pruned` is as promised: other budgets would compare unlike things."""
+@dataclass(frozen=True)
+class Faults:
+    """What may be wrong with the values of an outcome: known on its device, read once, for a GPU waits for that."""
+
+    found: Tensor
+    """`[n]` bool."""
+    told: tuple[str, ...]
+    """Of each, what to say."""
+
+    def raise_any(self) -> None:
+        """Raise ContractError for the first that was found."""
+        for found, told in zip(self.found.tolist(), self.told, strict=True):
+            if found:
+                raise ContractError(told)
+
+
+def check_promise(method: Method, tokens: VideoTokens, pruned: Any) -> Faults:
+    """What may be wrong with the values of `pruned`: features that are no numbers, positions that are out of place.
+
+    Raises TypeError or ContractError at once for what is wrong with its kind, shapes and dtypes, and for a number of
+    tokens that is not the one promised: other budgets would compare unlike things.
+    """
     if not isinstance(pruned, PrunedTokens):
         raise TypeError(f"{method.name}.select returned {type(pruned).__name__}: it must return PrunedTokens")
-    if method.exact and len(pruned) != (budget := method.budget(tokens)):
+    where = f"of a video [T={tokens.frames}, N={tokens.tokens_per_frame}, D={tokens.features.shape[2]}]"
+    where += f" in {_named(tokens.features.dtype)} at retention_ratio={method.retention_ratio:g}"
+    who, positions, features = method.name, pruned.positions, pruned.features
+    if positions.dtype != torch.int64 or positions.dim() != 1:
+        raise ContractError(f"{who}: positions {where} are {_described(positions)}: they must be [K] int64")
+    if not 1 <= (count := len(positions)) <= tokens.total:
+        raise ContractError(f"{who} kept {count} {where}: at least 1 and at most all {tokens.total} must be left")
+    if method.exact and count != (budget := method.budget(tokens)):
         raise ContractError(
-            f"{method.name} kept {len(pruned)} of {tokens.total} tokens at retention_ratio={method.retention_ratio:g}: "
+            f"{who} kept {count} of {tokens.total} tokens at retention_ratio={method.retention_ratio:g}: "
             f"keep round(R * T * N) = {budget}, or set exact = False in the class"
         )
+    if features.shape != (count, tokens.features.shape[2]) or features.dtype != tokens.features.dtype:
+        raise ContractError(
+            f"{who}: features {where} are {_described(features)}: they must be [{count}, {tokens.features.shape[2]}] "
+            "in the dtype of the video's"
+        )
+    steps = positions.diff()
+    faults = {
+        f"{who}: features {where} hold NaN or infinite values, and the video has none": _not_finite(features),
+        f"{who}: positions {where} must ascend within 0..{tokens.total - 1}, as `keep` sorts them": (
+            (steps < 0).any() | (positions[0] < 0) | (positions[-1] >= tokens.total)
+        ),
+    }
+    if method.exact:
+        says = f"{who}: positions {where} name a token twice: each may stand there once, or set exact = False"
+        faults[says] = (steps == 0).any()
+    return Faults(torch.stack([*faults.values()]), tuple(faults))
+
+
+def check_selection(method: Method, tokens: LayerTokens, chosen: Any) -> Faults:
+    """What may be wrong with the values of what a stage inside the language model leaves; see `check_promise`."""
+    if not isinstance(chosen, Selection):
+        raise TypeError(f"{method.name}.select_inside returned {type(chosen).__name__}: it must return Selection")
+    who, index, features = f"{method.name}: stage {tokens.stage} inside the model", chosen.index, chosen.features
+    n, width = tokens.features.shape
+    if index.dtype != torch.int64 or index.dim() != 1 or not 1 <= len(index) <= n:
+        raise ContractError(f"{who}: index is {_described(index)}: it must be int64, of 1 to {n} tokens")
+    if features is not None and features.shape != (len(index), width):
+        raise ContractError(f"{who}: features are {_described(features)}: they must be [{len(index)}, {width}]")
+    ascending = index.sort().values
+    faults = {
+        f"{who}: index must be within the {n} tokens": (ascending[0] < 0) | (ascending[-1] >= n),
+        f"{who}: index names a token twice: each may stand there once": (ascending.diff() == 0).any(),
+    }
+    if features is not None:
+        faults[f"{who}: features hold NaN or infinite values"] = _not_finite(features)
+    return Faults(torch.stack([*faults.values()]), tuple(faults))
+
+
+def _not_finite(features: Tensor) -> Tensor:
+    """Whether there are NaN or infinite values: `[]` bool. The extremes carry them along, in one pass."""
+    return ~torch.stack(torch.aminmax(features.detach())).isfinite().all()
 
 
 def check_pruned(method: Method, tokens: VideoTokens) -> None:
     """Prune a video, and look at what is left of it."""
-    pruned = method.prune(tokens)
-    where = f"of a video [T={tokens.frames}, N={tokens.tokens_per_frame}, D={tokens.features.shape[2]}]"
-    where += f" in {_named(tokens.features.dtype)} at retention_ratio={method.retention_ratio:g}"
-    check_promise(method, tokens, pruned)
-    positions, features = pruned.positions, pruned.features
-    if positions.dtype != torch.int64 or positions.dim() != 1:
-        raise ContractError(f"positions {where} are {_described(positions)}: they must be [K] int64")
-    if not 1 <= (count := len(positions)) <= tokens.total:
-        raise ContractError(f"kept {count} {where}: at least 1 and at most all {tokens.total} tokens must be left")
-    if features.shape != (count, tokens.features.shape[2]) or features.dtype != tokens.features.dtype:
-        raise ContractError(
-            f"features {where} are {_described(features)}: they must be [{count}, {tokens.features.shape[2]}] in the "
-            "dtype of the video's"
-        )
-    if not features.isfinite().all():
-        raise ContractError(f"features {where} hold NaN or infinite values, and the video has none")
-    flat = positions.tolist()
-    if flat != sorted(flat) or flat[0] < 0 or flat[-1] >= tokens.total:
-        raise ContractError(f"positions {where} are {flat}: they must ascend within 0..{tokens.total - 1}")
-    if method.exact and len(set(flat)) < count:
-        raise ContractError(f"positions {where} are {flat}: each may stand there once, or set exact = False")
+    check_promise(method, tokens, method.prune(tokens)).raise_any()
 
 
 def any_size_and_ratio(build: Build) -> None:
@@ -208,22 +256,12 @@ def inside_the_model(build: Build) -> None:
     for (frames, grid), dtype in product(((8, (4, 5)), *SMALL[:3]), DTYPES):
         twice = [stages(build(0.3), video(frames, grid, dtype=dtype)) for _ in range(2)]
         for (before, chosen), (again, same) in zip(*twice, strict=True):
-            n, index, layer = len(before.positions), chosen.index, f"stage {before.stage} in {_named(dtype)}"
-            if not (torch.equal(before.features, again.features) and torch.equal(index, same.index)):
+            layer = f"stage {before.stage} in {_named(dtype)}"
+            if not (torch.equal(before.features, again.features) and torch.equal(chosen.index, same.index)):
                 raise ContractError(f"{layer} chose other tokens a second time")
-            if index.dtype != torch.int64 or not 1 <= len(index) == len(index.unique()):
-                raise ContractError(
-                    f"{layer}: index {_described(index)} must be int64, of one token or more, each once"
-                )
-            if int(index.min()) < 0 or int(index.max()) >= n:
-                raise ContractError(f"{layer}: index runs from {int(index.min())} to {int(index.max())} of {n} tokens")
-            if (left := chosen.features) is not None:
-                if left.shape != (len(index), before.features.shape[1]) or not left.isfinite().all():
-                    raise ContractError(
-                        f"{layer}: features are {_described(left)} for {len(index)} tokens, or no numbers"
-                    )
-                if dtype == torch.float32 and (same.features is None or not torch.equal(left, same.features)):
-                    raise ContractError(f"{layer} merged to other features a second time")
+            merged = dtype == torch.float32 and chosen.features is not None
+            if merged and (same.features is None or not torch.equal(chosen.features, same.features)):
+                raise ContractError(f"{layer} merged to other features a second time")
 
 
 def hidden_keys(build: Build) -> None:
@@ -318,7 +356,11 @@ def stages(method: Method, tokens: VideoTokens) -> Iterator[tuple[LayerTokens, S
     for stage in range(len(method.layers(DEPTH))):
         attention = RandomAttention(len(positions), len(text))
         before = LayerTokens(features, positions, text, tokens.total, stage, attention, state)
+        given = features.clone()
         chosen = method.prune_inside(before)
+        check_selection(method, before, chosen).raise_any()
+        if not torch.equal(features, given):
+            raise ContractError(f"LayerTokens.features was changed at stage {stage}: work on a copy")
         yield before, chosen
         features = features[chosen.index] if chosen.features is None else chosen.features
         positions, state = positions[chosen.index], chosen.state

@@ -142,5 +142,8 @@ def get_method(name: str, **parameters: Any) -> Method:
     known = [f.name for f in fields(cls)]
     unknown = sorted(set(parameters) - set(known))
     if unknown:
-        raise ValueError(f"method {name!r} has no parameter {', '.join(unknown)}; it has: {', '.join(known)}")
+        raise ValueError(
+            f"method {name!r} has no parameter {', '.join(unknown)}; it has: {', '.join(known)}. Where you did not "
+            "give it, its file in configs/method does"
+        )
     return cls(**parameters)

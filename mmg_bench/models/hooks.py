@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from mmg_bench.contract import check_promise
+from mmg_bench.contract import ContractError, Faults, check_promise
 from mmg_bench.elapsed import Elapsed
 from mmg_bench.methods.base import Method, Positions, check_choice
 from mmg_bench.models import siglip
@@ -149,7 +149,8 @@ class _Splice:
 
     def __init__(self, adapter: Adapter, run: Run, encoded: Sequence[VideoTokens] | None, captured: Capture) -> None:
         self.adapter, self.run, self.encoded, self.captured = adapter, run, encoded, captured
-        self.inside = Inside(adapter, run.method, run.positions, self._note_stage)
+        self.inside = Inside(adapter, run.method, run.positions, self._note_stage, self._look_over)
+        self.faults: list[Faults] = []  # what is still to be looked over of this call
         self.pruned: dict[int, _Outcome] = {}  # of `encoded`, for methods that ignore the question
         self.call: dict[str, Any] | None = None  # arguments of a call with videos, between the two hooks
         self.on_host = torch.empty(0)  # its `input_ids`
@@ -301,6 +302,20 @@ class _Splice:
         """After the multimodal module, also one that failed before it came to the language model."""
         self.call = None
         self.captured.forget()
+        faults, self.faults = self.faults, []
+        try:
+            for fault in faults:
+                fault.raise_any()
+        except ContractError:
+            self.pruned.clear()
+            raise
+
+    def _look_over(self, faults: Faults) -> None:
+        """At once, or of a GPU, which would have to be waited for, when it has done its work."""
+        if faults.found.is_cuda:
+            self.faults.append(faults)
+        else:
+            faults.raise_any()
 
     def _note_stage(self, video: int, layer: int, left: Tensor) -> None:
         report = self.run.report[video]
@@ -365,8 +380,10 @@ class _Splice:
             tokens = replace(tokens, joint_query=source.joint_query(ids[place.row, place.end :]))
         pruned = method.prune(tokens)
         elapsed.stop()
-        check_promise(method, tokens, pruned)
+        faults = check_promise(method, tokens, pruned)
         untouched = len(pruned) == tokens.total and pruned.features.data_ptr() == tokens.features.data_ptr()
+        if not untouched:
+            self._look_over(faults)
         outcome = pruned, elapsed, untouched
         if self.encoded is not None and not method.needs & QUESTION_FIELDS:
             self.pruned[video] = outcome

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
+from mmg_bench.contract import Faults, check_selection
 from mmg_bench.methods.base import Method, Positions
 from mmg_bench.models.adapter import Adapter, UnsupportedModelError
 from mmg_bench.models.attention import LayerAttention, rotate, softmax_weights
@@ -98,10 +99,18 @@ class Inside:
     """The hooks on the decoder layers, and what one prompt and its decoding share."""
 
     def __init__(
-        self, adapter: Adapter, method: Method, positions: Positions, report: Callable[[int, int, Tensor], None]
+        self,
+        adapter: Adapter,
+        method: Method,
+        positions: Positions,
+        report: Callable[[int, int, Tensor], None],
+        look_over: Callable[[Faults], None],
     ) -> None:
-        """`report(video, layer, positions)` is told what is left of each video at each stage, of its copies too."""
-        self.adapter, self.method, self.report = adapter, method, report
+        """`report(video, layer, positions)` is told what is left of each video at each stage, of its copies too.
+
+        `look_over` is told what may be wrong with that.
+        """
+        self.adapter, self.method, self.report, self.look_over = adapter, method, report, look_over
         self.contiguous = (method.inside_positions or positions) == "contiguous"
         depth = len(adapter.layers)
         kinds = set(getattr(adapter.text_config, "layer_types", None) or ())
@@ -208,6 +217,7 @@ class Inside:
                 row[span.columns], span.positions, row[span.text], span.total, stage, attend, span.state
             )
             chosen = self.method.prune_inside(tokens)
+            self.look_over(check_selection(self.method, tokens, chosen))
             positions = span.positions[chosen.index]
             self.report(span.video, number, positions)
             going = span.columns[chosen.index]

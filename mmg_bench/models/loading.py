@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -165,11 +166,25 @@ class VideoLLM:
         else:  # greedy unless the task says otherwise, whatever a checkpoint's own settings say
             arguments |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         with torch.inference_mode():
-            ids = self.model.generate(**inputs, **fresh(encoded.arguments), **arguments)
+            ids = self.model.generate(
+                **inputs, **fresh(encoded.arguments), **arguments, logits_processor=[_refuse_what_is_no_number]
+            )
         text: str = self.processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         for stop in [until] if isinstance(until, str) else until:
             text = text.split(stop)[0] if stop else text
         return text.strip()
+
+
+def _refuse_what_is_no_number(ids: Tensor, logits: Tensor) -> Tensor:
+    """Logits processor that changes nothing: of NaN, `generate` would make a token like any other, and a wrong answer.
+
+    Minus infinity rules a token out. Raises RuntimeError.
+    """
+    if not bool((logits < math.inf).all()):
+        raise RuntimeError(
+            "the model's logits are NaN or infinite: in half precision it may overflow; try model.dtype=float32"
+        )
+    return logits
 
 
 def _identity(name: str, path: str, revision: str | None) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mmg_bench.report.answers import ALL, AVERAGE
+from mmg_bench.report.answers import ALL, AVERAGE, NO_BENCHMARK
 from mmg_bench.report.rows import DENSE, OVER, headline
 from mmg_bench.report.table import WITHIN, is_control
 
@@ -109,7 +109,9 @@ def accuracy_vs_speedup(
     speed = rows[(rows.metric == metric) & (rows.skill == ALL)].drop_duplicates(["method", "retention_ratio"])
     both = accuracy.merge(speed, on=["method", "retention_ratio"], suffixes=("", "_speed"))
     if both.empty:
-        raise ValueError(f"no cell has both accuracy and {metric}: measure latency for this table first")
+        known = [m for m in rows.metric.unique() if m.endswith("_speedup")]
+        there = f"the rows have {', '.join(known)}; for others, " if known else ""
+        raise ValueError(f"no cell has both accuracy and {metric}: {there}measure latency for this table first")
     figure, axes = _axes()
     dense = both[both.method == DENSE]
     if len(dense):
@@ -226,10 +228,11 @@ def points_over(rows: pd.DataFrame, reference: str) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path) -> list[Path]:
+def save(figure: Figure, path: Path | str) -> list[Path]:
     """Save as `path`.png and `path`.svg and return both; the same figure gives the same files."""
     import matplotlib as mpl
 
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     files = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg")]
     with mpl.rc_context({"svg.hashsalt": "mmg_bench", "svg.fonttype": "none"}):
@@ -250,25 +253,43 @@ def _ratios(known: Collection[float], wanted: Collection[float] | None) -> list[
     return sorted(wanted)
 
 
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
+
+
 def _numbers(ratios: Collection[float]) -> str:
     return ", ".join(f"{ratio:g}" for ratio in ratios)
 
 
 def _select(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The rows of a metric for whole cells, checked to be of one model and number of frames."""
-    runs = rows[["model", "frames"]].drop_duplicates()
-    if len(runs) != 1:
-        raise ValueError(f"rows of {len(runs)} models or frame counts: choose those of one for a figure")
+    """The rows of a metric for whole cells, one a cell, checked to be of one model and number of frames."""
+    if rows.empty:
+        raise ValueError("there are no rows to draw")
+    for column in ("model", "weights", "frames"):
+        if len(values := rows[column].unique()) > 1:
+            raise ValueError(f"rows with several {column} ({_listed(values)}): choose those of one for a figure")
     main = headline(rows)
+    benchmarks = [b for b in rows.benchmark.unique() if b != NO_BENCHMARK]
+    if main.empty and len(benchmarks) > 1:
+        raise ValueError(
+            f"rows of several benchmarks ({_listed(benchmarks)}) without their average: choose those of one"
+        )
     found = main[(main.metric == metric) & main.value.notna()]
     if found.empty:
         raise ValueError(f"the rows hold no measured {metric} to draw")
+    cell = ["method", "retention_ratio"]
+    found = found.drop_duplicates([*cell, "value"])  # tables that were put together may share cells
+    if len(twice := found[found.duplicated(cell)]):
+        method, ratio = twice.iloc[0][cell]
+        raise ValueError(f"two values of {metric} for {method} at {ratio:g}: choose the rows of one run for a figure")
     return found
 
 
 def _styles(rows: pd.DataFrame, methods: Collection[str] | None) -> dict[str, dict[str, Any]]:
     """A look for each method; controls are grey and dashed. Depends on all methods of the rows, not on the choice."""
     known = [m for m in dict.fromkeys(rows.method) if m != DENSE]
+    if methods is not None and (isinstance(methods, str) or not methods):
+        raise ValueError(f"methods={methods!r}: give a list of labels, such as {known[:2]}")
     if unknown := set(methods or ()) - set(known):
         raise ValueError(f"no rows of {', '.join(sorted(unknown))}; there are: {', '.join(known)}")
     styles: dict[str, dict[str, Any]] = {}

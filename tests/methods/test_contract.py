@@ -149,12 +149,27 @@ BROKEN = {
         lambda tokens: tokens.flat[:, 0] * 0 if tokens.attention is None else tokens.attention.flatten()
     ),
     "names layers": _stage(),
-    "each once": _stage(select_inside=lambda self, t: Selection(torch.zeros(2, dtype=torch.int64))),
+    "stage 0 inside the model: index names a token twice": _stage(
+        select_inside=lambda self, t: Selection(torch.tensor([3, 0, 3]))
+    ),
+    "select_inside returned Tensor: it must return Selection": _stage(select_inside=lambda self, t: t.positions),
+    "LayerTokens.features was changed at stage 0": _stage(
+        select_inside=lambda self, t: Selection(torch.arange(t.features.neg_().dim()))
+    ),
     "chose other tokens a second time": _stage(
         select_inside=lambda self, t: Selection(torch.randperm(len(t.positions))[: len(t.positions) // 2 + 1])
     ),
-    r"index runs from 0 to \d+ of": _stage(select_inside=lambda self, t: Selection(torch.arange(len(t.positions) + 1))),
-    "or no numbers": _stage(select_inside=lambda self, t: Selection(torch.arange(1), t.features[:1] * torch.nan)),
+    r"index is \[(\d+)\] int64: it must be int64, of 1 to \d+ tokens": _stage(
+        select_inside=lambda self, t: Selection(torch.arange(len(t.positions) + 1))
+    ),
+    r"index is \[0\] int64: it must be": _stage(select_inside=lambda self, t: Selection(torch.arange(0))),
+    r"index must be within the \d+ tokens": _stage(select_inside=lambda self, t: Selection(torch.arange(2) - 1)),
+    "inside the model: features hold NaN": _stage(
+        select_inside=lambda self, t: Selection(torch.arange(1), t.features[:1] * torch.nan)
+    ),
+    r"features are \[2, 16\] float32: they must be \[1, 16\]": _stage(
+        select_inside=lambda self, t: Selection(torch.arange(1), t.features[[0, 0]])
+    ),
     "select_keys chose other keys": _hiding(lambda n: torch.randperm(n)[: n // 2 + 1]),
     "select_keys: index .* each key once": _hiding(lambda n: torch.zeros(2, dtype=torch.int64)),
     "select_keys: index .* is not within the 40 keys": _hiding(lambda n: torch.arange(n + 1)),

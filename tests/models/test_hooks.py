@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import pytest
 import torch
 
+from mmg_bench.contract import ContractError
 from mmg_bench.methods.base import Method
 from mmg_bench.methods.dense import Dense
 from mmg_bench.methods.fastv import FastV
 from mmg_bench.methods.mmg_vid import MMGVid
 from mmg_bench.methods.random import Random
 from mmg_bench.models.adapter import UnsupportedModelError, adapter_for
-from mmg_bench.models.hooks import pruning
+from mmg_bench.models.hooks import _Splice, pruning
 from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
 from prompts import prompt_inputs, random_video
 
@@ -257,6 +258,68 @@ def test_a_promised_budget_is_kept(tiny: tuple[Any, Any], inputs: dict[str, torc
     says = r"greedy kept 25 of 96 tokens at retention_ratio=0.25: keep round\(R \* T \* N\) = 24, or set exact = False"
     with Greedy()(tiny[0]), torch.no_grad(), pytest.raises(ValueError, match=says):
         tiny[0](**inputs)
+
+
+@dataclass(frozen=True)
+class Wrong(Method):
+    """Breaks its promise in one way, of the first `spoilt` videos alone."""
+
+    way: str = ""
+    spoilt: list[int] = field(default_factory=lambda: [10])
+
+    name: ClassVar[str] = "wrong"
+
+    def select(self, tokens: VideoTokens) -> PrunedTokens:
+        kept = keep(tokens, torch.arange(self.budget(tokens)))
+        self.spoilt[0] -= 1
+        return WRONG[self.way][0](kept) if self.spoilt[0] >= 0 else kept
+
+
+def _with(**changes: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[PrunedTokens], PrunedTokens]:
+    return lambda kept: replace(kept, **{name: change(getattr(kept, name)) for name, change in changes.items()})
+
+
+WRONG = {
+    "no number": (_with(features=lambda x: x.index_fill(0, torch.tensor([3]), torch.nan)), "hold NaN or infinite"),
+    "infinite": (_with(features=lambda x: x.index_fill(0, torch.tensor([3]), torch.inf)), "hold NaN or infinite"),
+    "order": (_with(features=lambda x: x.flip(0), positions=lambda p: p.flip(0)), r"must ascend within 0\.\.95"),
+    "before": (_with(positions=lambda p: p - 1), r"must ascend within 0\.\.95"),
+    "behind": (_with(positions=lambda p: p + 80), r"must ascend within 0\.\.95"),
+    "twice": (_with(positions=lambda p: p // 2), "name a token twice"),
+    "short": (
+        _with(features=lambda x: x[1:]),
+        r"features of a video .* are \[23, 32\] float32: they must be \[24, 32\]",
+    ),
+    "no index": (_with(positions=lambda p: p.int()), r"positions of a video .* are \[24\] int32"),
+}
+
+
+@pytest.mark.parametrize("way", WRONG)
+def test_outcomes_that_are_no_numbers_or_out_of_place_are_refused(
+    way: str, tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor]
+) -> None:
+    with Wrong(way=way)(tiny[0]), torch.no_grad(), pytest.raises(ContractError, match=f"^wrong: .*{WRONG[way][1]}"):
+        tiny[0](**inputs)
+
+
+def test_of_a_gpu_faults_are_read_behind_its_work(
+    tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Put off here as there; what was pruned once for all prompts is then pruned again."""
+    monkeypatch.setattr(_Splice, "_look_over", lambda splice, faults: splice.faults.append(faults))
+    seen: list[torch.Tensor] = []
+    tokens, encoded = adapter_for(tiny[0]).encode(inputs, set())
+    text = {k: inputs[k] for k in ("input_ids", "attention_mask")}
+    handle = tiny[0].model.language_model.register_forward_hook(lambda module, args, output: seen.append(output[0]))
+    try:
+        with pruning(tiny[0], Wrong(way="twice", spoilt=[1]), encoded=tokens) as run, torch.no_grad():
+            with pytest.raises(ContractError, match="name a token twice"):
+                tiny[0](**text, **encoded)
+            assert len(seen) == 1
+            assert tiny[0](**text, **encoded).logits.isfinite().all()
+            assert run.report[0].positions.tolist() == list(range(24))
+    finally:
+        handle.remove()
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,44 @@ def no_hook_is_left(deep: tuple[Any, Any]) -> Iterator[None]:
     assert not any(h.__module__.startswith("mmg_bench") for h in hooks)
 
 
+@dataclass(frozen=True)
+class Chooses(InsideMethod):
+    """Leaves, before layer 2, what it is told to."""
+
+    chosen: Any = None
+    layer: int = 2
+
+    name: ClassVar[str] = "chooses"
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        return (2,)
+
+    def select_inside(self, tokens: LayerTokens) -> Selection:
+        selection: Selection = self.chosen(tokens)
+        return selection
+
+
+@pytest.mark.parametrize(
+    ("chosen", "error", "says"),
+    [
+        (lambda t: None, TypeError, r"chooses\.select_inside returned NoneType: it must return Selection"),
+        (lambda t: torch.arange(3), TypeError, r"chooses\.select_inside returned Tensor: it must return Selection"),
+        (lambda t: Selection(torch.tensor([4, 4])), ValueError, "stage 0 inside the model: index names a token twice"),
+        (lambda t: Selection(torch.tensor([2, -1])), ValueError, "index must be within the 96 tokens"),
+        (lambda t: Selection(torch.tensor([2, 96])), ValueError, "index must be within the 96 tokens"),
+        (lambda t: Selection(torch.arange(0)), ValueError, r"index is \[0\] int64: it must be int64, of 1 to 96"),
+        (lambda t: Selection(torch.tensor([1.0])), ValueError, r"index is \[1\] float32: it must be int64"),
+        (lambda t: Selection(torch.arange(2), t.features[:1]), ValueError, r"they must be \[2, 32\]"),
+        (lambda t: Selection(torch.arange(1), t.features[:1] / 0), ValueError, "features hold NaN or infinite"),
+    ],
+)
+def test_selections_that_are_out_of_place_are_refused(
+    deep: tuple[Any, Any], inputs: dict[str, Tensor], chosen: Any, error: type[Exception], says: str
+) -> None:
+    with Chooses(chosen=chosen)(deep[0]), torch.no_grad(), pytest.raises(error, match=says):
+        deep[0](**inputs)
+
+
 # ------------------------------------------------------------------------------------------------ attention
 
 

@@ -48,6 +48,29 @@ def test_generation_stops_at_the_tasks_words(llm: VideoLLM, monkeypatch: pytest.
     assert cut == whole.split(words[1])[0].strip()
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_logits_that_are_no_numbers_are_no_answer(
+    value: float, beams: int, llm: VideoLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = llm.encode(llm.preprocess(random_video(4)), set())
+    inputs = llm.tokenize("What colour is the star?", encoded.texts)
+    options = {"max_new_tokens": 3, "num_beams": beams}
+    whole = llm.generate(inputs, encoded, options)
+    forward, calls = llm.model.lm_head.forward, []
+
+    def spoilt(hidden: torch.Tensor) -> torch.Tensor:  # not at once: overflow may come later
+        calls.append(hidden)
+        logits: torch.Tensor = forward(hidden)
+        return logits.index_fill(-1, torch.tensor([5]), value) if len(calls) > 1 else logits
+
+    monkeypatch.setattr(llm.model.lm_head, "forward", spoilt)
+    with pytest.raises(RuntimeError, match=r"logits are NaN or infinite: .* try model\.dtype=float32"):
+        llm.generate(inputs, encoded, options)
+    monkeypatch.undo()
+    assert llm.generate(inputs, encoded, options) == whole
+
+
 def test_layers_may_be_spread_by_accelerate(llm: VideoLLM, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoModelForImageTextToText
 

@@ -93,6 +93,31 @@ def test_a_panel_a_method_over_what_layers_see(rows):
         accuracy_vs_tokens(rows[rows.metric == "accuracy"])
 
 
+def test_rows_that_do_not_go_together_are_refused(rows, make):
+    draw = (accuracy_vs_retention, accuracy_vs_tokens, accuracy_vs_speedup, kept_by_method)
+    other = rows.assign(weights="finetuned")
+    anew = rows.assign(value=rows.value / 2)
+    elsewhere = rows.assign(benchmark="elsewhere")
+    for figure in draw:
+        with pytest.raises(ValueError, match=r"rows with several weights \(w, finetuned\): choose those of one"):
+            figure(pd.concat([rows, other]))
+        with pytest.raises(ValueError, match=r"rows with several frames \(8, 16\)"):
+            figure(pd.concat([rows, rows.assign(frames=16)]))
+        with pytest.raises(ValueError, match=r"two values of \w+ for dense at 1: choose the rows of one run"):
+            figure(pd.concat([rows, anew]))
+        with pytest.raises(ValueError, match=r"several benchmarks \(bench, elsewhere\) without their average"):
+            figure(pd.concat([rows, elsewhere]))
+        with pytest.raises(ValueError, match="there are no rows to draw"):
+            figure(rows[:0])
+    twice = lines(accuracy_vs_retention(pd.concat([rows, rows])))
+    assert twice["ours"].get_xdata().tolist() == [25, 50]
+    for wrong in ("ours", []):
+        with pytest.raises(ValueError, match=r"give a list of labels, such as \['ours', 'random'\]"):
+            accuracy_vs_retention(rows, methods=wrong)
+    with pytest.raises(ValueError, match="and speedup: the rows have prefill_speedup; for others"):
+        accuracy_vs_speedup(rows, metric="speedup")
+
+
 def test_methods_stand_by_what_they_keep(rows):
     figure = kept_by_method(rows, ratios=[0.25], highlight=["ours"])
     (axes,) = figure.axes
