@@ -73,7 +73,10 @@ def read_clip(path: str | Path, frames: int) -> Clip:
     if path.is_dir():
         return _read_pictures(path, frames)
     if not path.is_file():
-        raise VideoError(f"{path}: no such video; download it, or correct the benchmark's data folder")
+        raise VideoError(
+            f"{path}: no such video; put it there (for videos on the hub, `mmg-bench doctor` says how), or correct its "
+            "name or folder in the benchmark's data"
+        )
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: the file is empty; {_remedy(path)}")
     from decord import VideoReader
@@ -94,7 +97,7 @@ def read_clip(path: str | Path, frames: int) -> Clip:
 def _remedy(path: Path) -> str:
     if cache_folder() in path.parents:
         return "delete it, and it is made again"
-    return "download it again, or encode it as H.264"
+    return "download it again or take another copy, or encode it as H.264"
 
 
 def pictures(folder: Path) -> list[Path]:

@@ -132,8 +132,11 @@ class Adapter(ABC):
 
     def holds_videos(self, inputs: dict[str, Any]) -> bool:
         """Whether a forward call with these keyword arguments brings videos."""
-        encoded = (inputs.get("mm_encoder_outputs") or {}).get("video")
-        return encoded is not None or inputs.get("pixel_values_videos") is not None
+        return self.encoded(inputs) is not None or inputs.get("pixel_values_videos") is not None
+
+    def encoded(self, inputs: dict[str, Any]) -> Any:
+        """What a forward call with these keyword arguments brings instead of pixels; None where it encodes itself."""
+        return (inputs.get("mm_encoder_outputs") or {}).get("video")
 
     def one_video(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the processor made of one video, so laid out that several can be concatenated for `encode`."""
@@ -195,9 +198,21 @@ class Adapter(ABC):
 class Capture(ABC):
     """What was recorded of the vision tower's last call."""
 
+    owner: Any = None
+    """The encoded videos that it is of; None until a call of the model brings them, after the tower's."""
+
+    def claim(self, encoded: Any) -> None:
+        """Before a call that brings encoded videos, or pixels (None): forget what is of other videos.
+
+        `generate` brings the same again at each step, if it has no cache.
+        """
+        if self.owner is not None and self.owner is not encoded:
+            self.forget()
+        self.owner = encoded
+
     @abstractmethod
     def forget(self) -> None:
-        """Drop what was recorded: the next call of the model may bring other videos, encoded beforehand."""
+        """Drop what was recorded."""
 
     @abstractmethod
     def fields(self, first: int, count: int) -> dict[str, Tensor]:

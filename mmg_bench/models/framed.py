@@ -53,8 +53,10 @@ class Framed(Adapter):
         return height * width
 
     def holds_videos(self, inputs: dict[str, Any]) -> bool:
-        encoded = (inputs.get("mm_encoder_outputs") or {}).get("image")
-        return encoded is not None or inputs.get("pixel_values") is not None
+        return self.encoded(inputs) is not None or inputs.get("pixel_values") is not None
+
+    def encoded(self, inputs: dict[str, Any]) -> Any:
+        return (inputs.get("mm_encoder_outputs") or {}).get("image")
 
     def layouts(self, inputs: dict[str, Any], captured: Capture) -> list[Layout]:
         assert isinstance(captured, FrameCapture)
@@ -129,7 +131,7 @@ class FrameCapture(Capture):
 
     def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the tower."""
-        self.frames = len(args[0] if args else kwargs["pixel_values"])
+        self.owner, self.frames = None, len(args[0] if args else kwargs["pixel_values"])
 
     def fields(self, first: int, count: int) -> dict[str, Tensor]:
         return {}

@@ -154,6 +154,7 @@ class _Splice:
         self.pruned: dict[int, _Outcome] = {}  # of `encoded`, for methods that ignore the question
         self.call: dict[str, Any] | None = None  # arguments of a call with videos, between the two hooks
         self.on_host = torch.empty(0)  # its `input_ids`
+        self.encodes = False  # whether the tower is run inside the call
         self.counted = False  # whether the model itself counts position ids, from the length of its cache
         self.number = next(_NUMBERS)  # of this context
         self.labelled = False  # whether the call of the whole model came with labels,
@@ -171,7 +172,7 @@ class _Splice:
 
     def locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the multimodal module: note where the visual tokens are, if the call holds videos."""
-        self.call = None
+        self.call, self.encodes = None, False
         mask = kwargs.get("attention_mask")
         self.counted = kwargs.get("position_ids") is None and mask is None
         ids = args[0] if args else kwargs.get("input_ids")
@@ -182,6 +183,9 @@ class _Splice:
                 "a prompt with videos was passed as inputs_embeds: pass input_ids, which tell visual tokens"
             )
         self.call = {**kwargs, "input_ids": ids}
+        encoded = self.adapter.encoded(kwargs)
+        self.captured.claim(encoded)
+        self.encodes = encoded is None
         # A GPU has done little yet that this has to wait for. From here on, all that is not in tensors is known.
         self.on_host = ids.cpu()
         if self.drafted and (self.inside.at or self.run.method.needs & QUESTION_FIELDS):
@@ -301,7 +305,8 @@ class _Splice:
     def finish(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After the multimodal module, also one that failed before it came to the language model."""
         self.call = None
-        self.captured.forget()
+        if self.encodes:
+            self.captured.forget()
         faults, self.faults = self.faults, []
         try:
             for fault in faults:

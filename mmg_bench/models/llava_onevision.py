@@ -52,7 +52,7 @@ class LlavaOnevision(Adapter):
         return 1
 
     def layouts(self, inputs: dict[str, Any], captured: Capture) -> list[Layout]:
-        encoded = (inputs.get("mm_encoder_outputs") or {}).get("video")
+        encoded = self.encoded(inputs)
         if encoded is not None:
             videos, length, _ = encoded.pooler_output.shape
             frames = (length - self.trailing) // (self.placeholders((1, *self.grid)) - self.trailing)
@@ -112,7 +112,7 @@ class SiglipCapture(Capture):
 
     def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         """Forward hook of the layer: keep what goes in and what comes out."""
-        self.frames = len(output)
+        self.owner, self.frames = None, len(output)
         if self.needs:
             self.seen = (args[0] if args else kwargs["hidden_states"]).detach(), output.detach()
 

@@ -91,7 +91,7 @@ class Scatter(Adapter):
             raise UnsupportedModelError(
                 f"{captured.per_frame} tokens of a frame are no square; supported: {', '.join(FAMILIES)}"
             )
-        encoded = (inputs.get("mm_encoder_outputs") or {}).get("video")
+        encoded = self.encoded(inputs)
         if encoded is None:
             frames = inputs["pixel_values_videos"].shape[1]
         else:
@@ -140,6 +140,7 @@ class TowerCapture(Capture):
 
     def note_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the tower."""
+        self.owner = None
         grids, merges = kwargs.get("grid_thw"), kwargs.get("merge_sizes")
         if grids is not None:
             sides = [self.merge] * len(grids) if merges is None else merges.tolist()

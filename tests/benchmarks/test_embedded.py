@@ -147,13 +147,13 @@ def test_the_data_set_is_named_by_its_content(tmp_path: Path, monkeypatch: pytes
 
 
 def test_unreadable_videos_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(VideoError, match=r"gone\.mp4: no such video"):
+    with pytest.raises(VideoError, match=r"gone\.mp4: no such video; put it there .*, or correct its name or folder"):
         read_frames(tmp_path / "gone.mp4", 4)
     (tmp_path / "empty.mp4").touch()
     with pytest.raises(VideoError, match=r"empty\.mp4: the file is empty"):
         read_frames(tmp_path / "empty.mp4", 4)
     (tmp_path / "text.mp4").write_text("not a video")
-    with pytest.raises(VideoError, match=r"text\.mp4: cannot be decoded .*; download it again"):
+    with pytest.raises(VideoError, match=r"text\.mp4: cannot be decoded .*; download it again or take another copy"):
         read_frames(tmp_path / "text.mp4", 4)
     with pytest.raises(ValueError, match="frames=0"):
         read_frames(tmp_path / "text.mp4", 0)

@@ -194,6 +194,23 @@ def test_pictures_of_a_video_in_a_browser(make, provenance, tmp_path):
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no browser here")
+def test_a_wide_table_scrolls_in_its_own_area(make, provenance, tmp_path):
+    records = [r for i in range(60) for r in make(f"method{i}", 0.5, "10" * 30)]
+    measure = """<script>
+        const root = document.documentElement, grid = document.querySelector(".grid");
+        grid.scrollTo(500, 300);
+        const place = (of, side) => of.getBoundingClientRect()[side];
+        const at = (one, side) => place(document.querySelector(one), side) - place(grid, side);
+        const still = [at("thead", "top"), at("tr.question > td", "left"), at(".both", "left")];
+        document.title = [root.scrollWidth - root.clientWidth, grid.scrollLeft, grid.scrollTop, ...still];
+    </script>"""
+    file = tmp_path / "page.html"
+    file.write_text(page("t", records, provenance, {}) + measure)
+    (title,) = re.findall("<title>(.*)</title>", opened(file, "open=q01"))
+    assert title == "0,500,300,0,0,16"
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser here")
 def test_many_questions_notes_and_a_video_in_a_browser(make, provenance, tmp_path):
     records = [*make("dense", 1.0, "1" * 250), *make("ours", 0.5, "1" * 250)]
     records[250] = replace(records[250], score=0.25)
