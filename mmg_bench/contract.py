@@ -66,15 +66,15 @@ def tensors(tokens: VideoTokens) -> dict[str, Tensor]:
 class Faults:
     """What may be wrong with the values of an outcome: known on its device, read once, for a GPU waits for that."""
 
-    found: Tensor
-    """`[n]` bool."""
+    right: Tensor
+    """`[n]` bool: whether each is as it must be."""
     told: tuple[str, ...]
-    """Of each, what to say."""
+    """What to say where it is not."""
 
     def raise_any(self) -> None:
-        """Raise ContractError for the first that was found."""
-        for found, told in zip(self.found.tolist(), self.told, strict=True):
-            if found:
+        """Raise ContractError for the first."""
+        for right, told in zip(self.right.tolist(), self.told, strict=True):
+            if not right:
                 raise ContractError(told)
 
 
@@ -103,17 +103,14 @@ def check_promise(method: Method, tokens: VideoTokens, pruned: Any) -> Faults:
             f"{who}: features {where} are {_described(features)}: they must be [{count}, {tokens.features.shape[2]}] "
             "in the dtype of the video's"
         )
-    steps = positions.diff()
-    faults = {
-        f"{who}: features {where} hold NaN or infinite values, and the video has none": _not_finite(features),
-        f"{who}: positions {where} must ascend within 0..{tokens.total - 1}, as `keep` sorts them": (
-            (steps < 0).any() | (positions[0] < 0) | (positions[-1] >= tokens.total)
+    once = "; each may stand there once, or set exact = False" if method.exact else ""
+    return Faults(
+        torch.stack([_finite(features), _in_place(positions, tokens.total, distinct=method.exact)]),
+        (
+            f"{who}: features {where} hold NaN or infinite values, and the video has none",
+            f"{who}: positions {where} must ascend within 0..{tokens.total - 1}, as `keep` sorts them{once}",
         ),
-    }
-    if method.exact:
-        says = f"{who}: positions {where} name a token twice: each may stand there once, or set exact = False"
-        faults[says] = (steps == 0).any()
-    return Faults(torch.stack([*faults.values()]), tuple(faults))
+    )
 
 
 def check_selection(method: Method, tokens: LayerTokens, chosen: Any) -> Faults:
@@ -126,19 +123,23 @@ def check_selection(method: Method, tokens: LayerTokens, chosen: Any) -> Faults:
         raise ContractError(f"{who}: index is {_described(index)}: it must be int64, of 1 to {n} tokens")
     if features is not None and features.shape != (len(index), width):
         raise ContractError(f"{who}: features are {_described(features)}: they must be [{len(index)}, {width}]")
-    ascending = index.sort().values
-    faults = {
-        f"{who}: index must be within the {n} tokens": (ascending[0] < 0) | (ascending[-1] >= n),
-        f"{who}: index names a token twice: each may stand there once": (ascending.diff() == 0).any(),
-    }
+    right = [_in_place(index.sort().values, n, distinct=True)]
+    told = [f"{who}: index must be within 0..{n - 1}, each token at most once"]
     if features is not None:
-        faults[f"{who}: features hold NaN or infinite values"] = _not_finite(features)
-    return Faults(torch.stack([*faults.values()]), tuple(faults))
+        right.append(_finite(features))
+        told.append(f"{who}: features hold NaN or infinite values")
+    return Faults(torch.stack(right), tuple(told))
 
 
-def _not_finite(features: Tensor) -> Tensor:
-    """Whether there are NaN or infinite values: `[]` bool. The extremes carry them along, in one pass."""
-    return ~torch.stack(torch.aminmax(features.detach())).isfinite().all()
+def _finite(features: Tensor) -> Tensor:
+    """Whether there are no NaN and no infinite values, which a sum carries along: `[]` bool."""
+    return features.detach().sum(dtype=torch.promote_types(features.dtype, torch.float32)).isfinite()
+
+
+def _in_place(positions: Tensor, total: int, *, distinct: bool) -> Tensor:
+    """Whether positions ascend within `0..total - 1`, and are distinct if they are to be: `[]` bool."""
+    before, behind = positions.new_full((1,), -distinct), positions.new_full((1,), total - 1 + distinct)
+    return (positions.diff(prepend=before, append=behind) >= distinct).all()
 
 
 def check_pruned(method: Method, tokens: VideoTokens) -> None:

@@ -1,12 +1,12 @@
 """Pruning inside an unmodified transformers model, by hooks on that one instance, all of them removed on exit.
 
-Two of five do it. One before the multimodal module's forward notes the call's `input_ids`, which say where the visual
+Two of six do it. One before the multimodal module's forward notes the call's `input_ids`, which say where the visual
 tokens stand (`places.py`). One before the language model's forward takes the kept rows of the prompt at prefill, and
 the matching columns of the attention mask at every later step.
 
-The other three serve them. Before the whole model, it is noted whether labels or drafted tokens come with the prompt.
+The other four serve them. Before the whole model, it is noted whether labels or drafted tokens come with the prompt.
 After the language model, what later steps have to know of the prompt is put on its cache. After the multimodal module,
-the call is forgotten.
+the call is forgotten. After the whole model, it is read whether what the method left was sound.
 
 Besides, hooks on the decoder layers (`inside.py`) do what has to be done there, and those on the vision tower
 (`Adapter.capture`) record what has to be known of its calls. The model's own code does everything else.
@@ -122,6 +122,7 @@ def pruning(
             stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         stack.callback(adapter.language_model.register_forward_hook(splice.remember).remove)
         stack.callback(adapter.multimodal.register_forward_hook(splice.finish, always_call=True).remove)
+        stack.callback(model.register_forward_hook(splice.conclude, always_call=True).remove)
         splice.inside.install(stack)
         yield run
 
@@ -157,7 +158,8 @@ class _Splice:
         self.encodes = False  # whether the tower is run inside the call
         self.counted = False  # whether the model itself counts position ids, from the length of its cache
         self.number = next(_NUMBERS)  # of this context
-        self.labelled = False  # whether the call of the whole model came with labels,
+        self.within = False  # whether the call of the whole model is under way,
+        self.labelled = False  # whether it came with labels,
         self.drafted = False  # and whether it asks for logits of several tokens at the end, as for drafted ones
         self.prefilled: Prompt | None = None  # in the forward call under way
 
@@ -166,7 +168,7 @@ class _Splice:
 
         Assisted decoding lets drafted tokens follow on the prompt in the same call.
         """
-        self.labelled = kwargs.get("labels") is not None
+        self.within, self.labelled = True, kwargs.get("labels") is not None
         wanted = kwargs.get("logits_to_keep", 0)
         self.drafted = isinstance(wanted, int) and wanted > 1
 
@@ -307,6 +309,15 @@ class _Splice:
         self.call = None
         if self.encodes:
             self.captured.forget()
+        if not self.within:
+            self._read_faults()
+
+    def conclude(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """After the whole model: a GPU has all its work by now, and may be waited for."""
+        self.within = False
+        self._read_faults()
+
+    def _read_faults(self) -> None:
         faults, self.faults = self.faults, []
         try:
             for fault in faults:
@@ -316,8 +327,8 @@ class _Splice:
             raise
 
     def _look_over(self, faults: Faults) -> None:
-        """At once, or of a GPU, which would have to be waited for, when it has done its work."""
-        if faults.found.is_cuda:
+        """At once, or of a GPU when it has all its work."""
+        if faults.right.is_cuda:
             self.faults.append(faults)
         else:
             faults.raise_any()

@@ -149,7 +149,7 @@ BROKEN = {
         lambda tokens: tokens.flat[:, 0] * 0 if tokens.attention is None else tokens.attention.flatten()
     ),
     "names layers": _stage(),
-    "stage 0 inside the model: index names a token twice": _stage(
+    "stage 0 inside the model: index must be within .* each token at most once": _stage(
         select_inside=lambda self, t: Selection(torch.tensor([3, 0, 3]))
     ),
     "select_inside returned Tensor: it must return Selection": _stage(select_inside=lambda self, t: t.positions),
@@ -163,7 +163,7 @@ BROKEN = {
         select_inside=lambda self, t: Selection(torch.arange(len(t.positions) + 1))
     ),
     r"index is \[0\] int64: it must be": _stage(select_inside=lambda self, t: Selection(torch.arange(0))),
-    r"index must be within the \d+ tokens": _stage(select_inside=lambda self, t: Selection(torch.arange(2) - 1)),
+    r"index must be within 0\.\.\d+": _stage(select_inside=lambda self, t: Selection(torch.arange(2) - 1)),
     "inside the model: features hold NaN": _stage(
         select_inside=lambda self, t: Selection(torch.arange(1), t.features[:1] * torch.nan)
     ),

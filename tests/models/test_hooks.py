@@ -285,7 +285,7 @@ WRONG = {
     "order": (_with(features=lambda x: x.flip(0), positions=lambda p: p.flip(0)), r"must ascend within 0\.\.95"),
     "before": (_with(positions=lambda p: p - 1), r"must ascend within 0\.\.95"),
     "behind": (_with(positions=lambda p: p + 80), r"must ascend within 0\.\.95"),
-    "twice": (_with(positions=lambda p: p // 2), "name a token twice"),
+    "twice": (_with(positions=lambda p: p // 2), "each may stand there once"),
     "short": (
         _with(features=lambda x: x[1:]),
         r"features of a video .* are \[23, 32\] float32: they must be \[24, 32\]",
@@ -310,12 +310,14 @@ def test_of_a_gpu_faults_are_read_behind_its_work(
     seen: list[torch.Tensor] = []
     tokens, encoded = adapter_for(tiny[0]).encode(inputs, set())
     text = {k: inputs[k] for k in ("input_ids", "attention_mask")}
-    handle = tiny[0].model.language_model.register_forward_hook(lambda module, args, output: seen.append(output[0]))
+    handle = tiny[0].lm_head.register_forward_hook(lambda module, args, output: seen.append(output))
     try:
-        with pruning(tiny[0], Wrong(way="twice", spoilt=[1]), encoded=tokens) as run, torch.no_grad():
-            with pytest.raises(ContractError, match="name a token twice"):
+        with pruning(tiny[0], Wrong(way="twice", spoilt=[2]), encoded=tokens) as run, torch.no_grad():
+            with pytest.raises(ContractError, match="each may stand there once"):
                 tiny[0](**text, **encoded)
             assert len(seen) == 1
+            with pytest.raises(ContractError, match="each may stand there once"):
+                tiny[0].model(**text, **encoded)  # without the head
             assert tiny[0](**text, **encoded).logits.isfinite().all()
             assert run.report[0].positions.tolist() == list(range(24))
     finally:
