@@ -129,7 +129,9 @@ def test_unknown_names_are_answered_with_the_valid_ones() -> None:
         cfg.load("benchmark", "video-mme")
     with pytest.raises(ValueError, match=r"unknown method 'fast'; the registered methods are: .*mmg_vid"):
         specs.cell({"name": "fast"}, 0.5)
-    with pytest.raises(ValueError, match=r"method 'mmg_vid' has no parameter tua; it has: .*tau"):
+    with pytest.raises(
+        ValueError, match=r"method 'mmg_vid' has no parameter tua; it has: .*tau.* its file in configs/method does"
+    ):
         specs.cell({"name": "mmg_vid", "tua": 1}, 0.5)
     with pytest.raises(ValueError, match=r"model has no option frame; it has: .*frames"):
         specs.model_spec({**cfg.load("model", "embedded"), "frame": 3})

@@ -206,6 +206,10 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         ("bench-methods methods=[]", "methods=[]: give one or several"),
         ("bench-methods seconds=null", "seconds=None: it must be a number, at least 0"),
         ("bench-methods frames=all", "frames='all': it must be a whole number, at least 1"),
+        (
+            "run -m method=mmg_vid,random method.tau=0.9",
+            "of several methods, an option of one goes by its name: method.<name>.tau=",
+        ),
         ("bench-methods out=7", "out=7: it must be a text"),
         ("bench-methods -m", "-m: no such flag here"),
         ("doctor -m model=embedded", "-m: no such flag here"),
