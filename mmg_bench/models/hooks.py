@@ -121,7 +121,8 @@ def pruning(
         for module, hook in ((adapter.multimodal, splice.locate), (adapter.language_model, splice.cut)):
             stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         stack.callback(adapter.language_model.register_forward_hook(splice.remember).remove)
-        stack.callback(adapter.multimodal.register_forward_hook(splice.finish, always_call=True).remove)
+        finish = adapter.multimodal.register_forward_hook(splice.finish, with_kwargs=True, always_call=True)
+        stack.callback(finish.remove)
         stack.callback(model.register_forward_hook(splice.conclude, always_call=True).remove)
         splice.inside.install(stack)
         yield run
@@ -155,7 +156,6 @@ class _Splice:
         self.pruned: dict[int, _Outcome] = {}  # of `encoded`, for methods that ignore the question
         self.call: dict[str, Any] | None = None  # arguments of a call with videos, between the two hooks
         self.on_host = torch.empty(0)  # its `input_ids`
-        self.encodes = False  # whether the tower is run inside the call
         self.counted = False  # whether the model itself counts position ids, from the length of its cache
         self.number = next(_NUMBERS)  # of this context
         self.within = False  # whether the call of the whole model is under way,
@@ -174,7 +174,7 @@ class _Splice:
 
     def locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the multimodal module: note where the visual tokens are, if the call holds videos."""
-        self.call, self.encodes = None, False
+        self.call = None
         mask = kwargs.get("attention_mask")
         self.counted = kwargs.get("position_ids") is None and mask is None
         ids = args[0] if args else kwargs.get("input_ids")
@@ -185,9 +185,7 @@ class _Splice:
                 "a prompt with videos was passed as inputs_embeds: pass input_ids, which tell visual tokens"
             )
         self.call = {**kwargs, "input_ids": ids}
-        encoded = self.adapter.encoded(kwargs)
-        self.captured.claim(encoded)
-        self.encodes = encoded is None
+        self.captured.claim(self.adapter.encoded(kwargs))
         # A GPU has done little yet that this has to wait for. From here on, all that is not in tensors is known.
         self.on_host = ids.cpu()
         if self.drafted and (self.inside.at or self.run.method.needs & QUESTION_FIELDS):
@@ -304,10 +302,10 @@ class _Splice:
                 cache.reorder_cache = MethodType(_reorder_cache, cache)
         self.prefilled = None
 
-    def finish(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def finish(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """After the multimodal module, also one that failed before it came to the language model."""
         self.call = None
-        if self.encodes:
+        if self.adapter.holds_videos(kwargs) and self.adapter.encoded(kwargs) is None:  # the tower ran in this call
             self.captured.forget()
         if not self.within:
             self._read_faults()

@@ -151,8 +151,7 @@ def result_rows(
                 where = _Where(model, frames, benchmark, method, ratio)
                 realised[where] = _mean(r.realised_tokens for r in cell.records)
                 provenance = ";".join(sorted({r.provenance for r in cell.records}))
-                others = {label: cells[label, ratio] for label in against if (label, ratio) in cells}
-                others = {label: other for label, other in others.items() if other is not cell}
+                others = {o: cells[o, ratio] for o in against if o != method and (o, ratio) in cells}
                 statistics = _statistics(cell, cells[DENSE, 1.0], others, over_skills, cost, bootstrap)
                 for skill, metric, estimate in statistics:
                     rows.append(_row(where, skill, metric, estimate, realised[where], "measured", provenance))

@@ -80,7 +80,6 @@ class Chooses(InsideMethod):
     """Leaves, before layer 2, what it is told to."""
 
     chosen: Any = None
-    layer: int = 2
 
     name: ClassVar[str] = "chooses"
 
