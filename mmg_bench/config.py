@@ -5,7 +5,6 @@ Imports nothing heavy, so that help and a misspelt option are answered at once. 
 
 from __future__ import annotations
 
-import difflib
 import re
 import textwrap
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from mmg_bench.methods.registry import defaults, method_names
+from mmg_bench.options import meant
 
 _PACKAGE = Path(__file__).parent
 CONFIGS = next(p for p in (_PACKAGE.parent / "configs", _PACKAGE / "configs") if p.is_dir())
@@ -223,24 +223,19 @@ def _whole(name: str, given: Sequence[str]) -> DictConfig:
 
 def _no_such(group: str, name: str, known: Iterable[str]) -> ValueError:
     choices = sorted(known)
-    return ValueError(f"no {group} is called {name!r}; {_meant(name, choices)}choose one of: {', '.join(choices)}")
+    return ValueError(f"no {group} is called {name!r}; {meant(name, choices)}choose one of: {', '.join(choices)}")
 
 
 def _no_such_option(option: str, group: str, name: str, known: DictConfig) -> ValueError:
     options = [str(entry) for entry in known if (group, entry) != ("method", "name")]  # by which it is chosen
-    meant = _meant(option.rpartition(".")[2], options)
+    near = meant(option.rpartition(".")[2], options)
     where = f"{group} {known.name}" if group in _groups(name) and "name" in known else group or name
     hint = ""
     if name == "table" and option.startswith("method."):
         hint = "; of a table's methods, options stand in its file (docs/your-own-table.md)"
-    elif group == "method" and not meant:
+    elif group == "method" and not near:
         hint = f"; of several methods, an option of one goes by its name: {option.replace('.', '.<name>.', 1)}=..."
-    return ValueError(f"{option}: no such option; {meant}{where} has: {', '.join(options) or 'none'}{hint}")
-
-
-def _meant(given: str, known: Sequence[str]) -> str:
-    """The question whether that of the `known` which `given` resembles was meant; empty where it resembles none."""
-    return "".join(f"did you mean {near}? " for near in difflib.get_close_matches(given, known, n=1))
+    return ValueError(f"{option}: no such option; {near}{where} has: {', '.join(options) or 'none'}{hint}")
 
 
 def _key(override: str) -> str:

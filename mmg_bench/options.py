@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,15 @@ def check_text(option: str, value: object) -> None:
     """Raise a ValueError that names the option and its value unless that is a word or more."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{option}={value!r}: it must be a text")
+
+
+def meant(given: str, known: Collection[str], called: Mapping[str, str] | None = None) -> str:
+    """The question whether the one of the `known` names that is like `given` was meant; empty where none is like it.
+
+    called: what to say for each name, if not the name.
+    """
+    near = difflib.get_close_matches(given, list(known), n=1)
+    return "".join(f"did you mean {called[name] if called else name}? " for name in near)
 
 
 def check_path(option: str, value: object) -> Path:

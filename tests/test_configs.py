@@ -127,10 +127,14 @@ def test_unknown_names_are_answered_with_the_valid_ones() -> None:
         ValueError, match=r"no benchmark is called 'video-mme'; did you mean videomme\? choose one of: .*videomme"
     ):
         cfg.load("benchmark", "video-mme")
-    with pytest.raises(ValueError, match=r"unknown method 'fast'; the registered methods are: .*mmg_vid"):
+    with pytest.raises(
+        ValueError, match=r"unknown method 'fast'; did you mean fastv\? the registered methods are: .*mmg_vid"
+    ):
         specs.cell({"name": "fast"}, 0.5)
     with pytest.raises(
-        ValueError, match=r"method 'mmg_vid' has no parameter tua; it has: .*tau.* its file in configs/method does"
+        ValueError,
+        match=r"method 'mmg_vid' has no parameter tua; did you mean tau\? "
+        r"it has: .*tau.* its file in configs/method does",
     ):
         specs.cell({"name": "mmg_vid", "tua": 1}, 0.5)
     with pytest.raises(ValueError, match=r"model has no option frame; it has: .*frames"):

@@ -73,7 +73,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         ("run benchmark.name=ü", "benchmark.name=ü; a text may need quotes of its own: 'benchmark.name=\"ü\"'"),
         ("run mmg_vid", "mmg_vid: write option=value; --help lists the options"),
         ("run shard.count=abc", "shard.count='abc': it must be a whole number, at least 1"),
-        ("methods mmgvid", "unknown method 'mmgvid'; the registered methods are: "),
+        ("methods mmgvid", "unknown method 'mmgvid'; did you mean mmg_vid? the registered methods are: "),
         ("run output_dir=null", "output_dir=None: it must be a text"),
         ("run shard=null", "shard=None: give shard.index and shard.count"),
         ("run shard=2", "shard=2: give shard.index and shard.count"),

@@ -141,7 +141,10 @@ def test_mistakes_in_the_files_are_one_line(
 METHODS = "table.profiles.small.methods: "
 ENTRIES = [
     ("{name: mmg_vid, tau: 7}", f"{METHODS}mmg_vid: MMGVid.tau=7: it must be a number in [-1, 1]"),
-    ("{name: mmg_vid, tua: 0.9}", f"{METHODS}mmg_vid: method 'mmg_vid' has no parameter tua; it has: retention_ratio,"),
+    (
+        "{name: mmg_vid, tua: 0.9}",
+        f"{METHODS}mmg_vid: method 'mmg_vid' has no parameter tua; did you mean tau? it has: retention_ratio,",
+    ),
     ("{name: mmg_vid, 7: 0.9}", f"{METHODS}mmg_vid: method 'mmg_vid' has no parameter 7; it has: retention_ratio,"),
     ("{name: mmg_vid, positions: here}", f"{METHODS}mmg_vid: positions='here': choose original, contiguous"),
     ("{name: mmg_vid, retention_ratios: 25}", f"{METHODS}mmg_vid: retention_ratios=25: it must be a number in (0, 1]"),

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from mmg_bench import config as cfg
 from mmg_bench.commands.answered import read_answered
-from mmg_bench.commands.labels import label_among, meant
+from mmg_bench.commands.labels import label_among, label_meant
 from mmg_bench.options import check_number, check_path, check_whole
 from mmg_bench.report.pair_tables import pair_tables
 from mmg_bench.report.pairs import Side
@@ -91,7 +91,7 @@ class _Asked:
         there = f"there are: {'; '.join(listed) or 'none'}"
         label = label_among(self.method, ratios)
         if label is None:
-            raise ValueError(f"no {self.method} in {folder}; {meant(self.method, ratios)}{there}")
+            raise ValueError(f"no {self.method} in {folder}; {label_meant(self.method, ratios)}{there}")
         (by, ratio), (by_frames, frames) = self.ratio, self.frames
         if label == DENSE:
             if by != "retention_ratio" and ratio != 1:

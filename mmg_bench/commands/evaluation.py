@@ -18,7 +18,7 @@ from mmg_bench import config as cfg
 from mmg_bench import specs
 from mmg_bench.benchmarks.lmms import Benchmark, Question
 from mmg_bench.cells import Cell, described_plug_ins, needs_of
-from mmg_bench.commands.labels import label_among, meant
+from mmg_bench.commands.labels import label_among, label_meant
 from mmg_bench.commands.profiles import choose
 from mmg_bench.commands.publish import publish, results_folder
 from mmg_bench.measure.flops import TextGeometry
@@ -158,7 +158,9 @@ def _against(given: Any, cells: Sequence[Cell]) -> tuple[str, ...]:
         check_text("table.against", name)
         label = label_among(name, known)
         if label is None:
-            raise ValueError(f"table.against={name!r}: no such row; {meant(name, known)}there are {', '.join(known)}")
+            raise ValueError(
+                f"table.against={name!r}: no such row; {label_meant(name, known)}there are {', '.join(known)}"
+            )
         found.append(label)
     return tuple(dict.fromkeys(found))
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection
 
 from mmg_bench.methods.registry import read_label, without_defaults
+from mmg_bench.options import meant
 
 _WRITTEN = re.compile(r"[^()=,]+(\((\w+=.+)?\))?(\(control\))?")
 """A label, without blanks."""
@@ -29,9 +29,7 @@ def label_among(given: str, known: Collection[str]) -> str | None:
     return next((label for one in readings for label in known if read_label(label) == one), None)
 
 
-def meant(given: str, known: Collection[str]) -> str:
-    """The question whether that of the `known` labels was meant which resembles the given, or whose method does."""
+def label_meant(given: str, known: Collection[str]) -> str:
+    """As `meant` of the `known` labels, by their methods alone where the given resembles none."""
     by_method = {label.partition("(")[0]: label for label in reversed([*known])}
-    near = difflib.get_close_matches(given, known, n=1)
-    near = near or [by_method[m] for m in difflib.get_close_matches(given.partition("(")[0], by_method, n=1)]
-    return "".join(f"did you mean {label}? " for label in near)
+    return meant(given, known) or meant(given.partition("(")[0], by_method, by_method)

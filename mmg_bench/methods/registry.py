@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import mmg_bench.methods
 from mmg_bench.faults import told
+from mmg_bench.options import meant
 
 if TYPE_CHECKING:
     from mmg_bench.methods.base import Method
@@ -108,7 +109,8 @@ def method_class(name: str) -> type[Method]:
             )
         return found[0]
     if entry is None:
-        raise ValueError(f"unknown method {name!r}; the registered methods are: {', '.join(method_names())}")
+        known = method_names()
+        raise ValueError(f"unknown method {name!r}; {meant(name, known)}the registered methods are: {', '.join(known)}")
     with _told(name):
         loaded = entry.load()
     if not (isinstance(loaded, type) and issubclass(loaded, Method)):
@@ -143,7 +145,7 @@ def get_method(name: str, **parameters: Any) -> Method:
     unknown = sorted(set(parameters) - set(known))
     if unknown:
         raise ValueError(
-            f"method {name!r} has no parameter {', '.join(unknown)}; it has: {', '.join(known)}. Where you did not "
-            "give it, its file in configs/method does"
+            f"method {name!r} has no parameter {', '.join(unknown)}; {meant(unknown[0], known)}"
+            f"it has: {', '.join(known)}. Where you did not give it, its file in configs/method does"
         )
     return cls(**parameters)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from mmg_bench.options import meant
 from mmg_bench.report.answers import ALL, AVERAGE, NO_BENCHMARK
 from mmg_bench.report.rows import DENSE, OVER, headline
 from mmg_bench.report.table import WITHIN, is_control
@@ -47,7 +48,10 @@ def accuracy_vs_retention(
     if len(dense):
         axes.axhspan(dense.ci_low.iloc[0], dense.ci_high.iloc[0], color="black", alpha=0.06, lw=0)
         axes.axhline(dense.value.iloc[0], color="black", lw=1.4, label=f"dense ({dense.value.iloc[0]:.1f} %)")
-    for method, style in _styles(accuracy, methods).items():
+    styles = _styles(accuracy, methods)
+    if bands is not None:
+        _check_labels("bands", bands, [*styles])
+    for method, style in styles.items():
         line = accuracy[accuracy.method == method].sort_values("retention_ratio")
         x = 100 * line.retention_ratio
         axes.plot(x, line.value, label=method, **style)
@@ -158,6 +162,7 @@ def kept_by_method(
         raise ValueError(
             f"no method was measured at all of {_numbers(columns)}: name other ratios of {_numbers(known)}"
         )
+    _check_labels("highlight", highlight, list(dict.fromkeys(kept.method)))
     seen = headline(rows)
     seen = seen[(seen.metric == "retention_layer_mean") & (seen.value > seen.retention_ratio + WITHIN)]
     over = set(zip(seen.method, seen.retention_ratio, strict=True))
@@ -288,10 +293,10 @@ def _select(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
 def _styles(rows: pd.DataFrame, methods: Collection[str] | None) -> dict[str, dict[str, Any]]:
     """A look for each method; controls are grey and dashed. Depends on all methods of the rows, not on the choice."""
     known = [m for m in dict.fromkeys(rows.method) if m != DENSE]
-    if methods is not None and (isinstance(methods, str) or not methods):
-        raise ValueError(f"methods={methods!r}: give a list of labels, such as {known[:2]}")
-    if unknown := set(methods or ()) - set(known):
-        raise ValueError(f"no rows of {', '.join(sorted(unknown))}; there are: {', '.join(known)}")
+    if methods is not None:
+        if not methods:
+            raise ValueError(f"methods={methods!r}: give a list of labels, such as {known[:2]}")
+        _check_labels("methods", methods, known)
     styles: dict[str, dict[str, Any]] = {}
     for control in (False, True):
         for i, method in enumerate(m for m in known if is_control(m) == control):
@@ -301,6 +306,16 @@ def _styles(rows: pd.DataFrame, methods: Collection[str] | None) -> dict[str, di
             )
             styles[method] = {"color": _GREY if control else colour, "marker": marker, **look}
     return {m: s for m, s in styles.items() if methods is None or m in methods}
+
+
+def _check_labels(option: str, given: Collection[str], known: Sequence[str]) -> None:
+    """Raise ValueError, naming the option, unless labels are given of methods that are drawn."""
+    if isinstance(given, str):
+        raise ValueError(f"{option}={given!r}: give a list of labels, such as {known[:2]}")
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(
+            f"{option}: no rows of {', '.join(unknown)}; {meant(unknown[0], known)}there are: {', '.join(known)}"
+        )
 
 
 def _look(i: int) -> tuple[str, str]:

@@ -158,7 +158,7 @@ def test_the_command_writes_rows_table_and_provenance(tmp_path: Path) -> None:
     with initialize_config_dir(str(cfg.CONFIGS), version_base=None):
         config = compose("bench_methods", [*options, "methods=[uniform,pooled]"])
         assert run(config) == 0
-        with pytest.raises(ValueError, match="unknown method 'pool'"):
+        with pytest.raises(ValueError, match=r"unknown method 'pool'; did you mean pooled\? the registered"):
             run(compose("bench_methods", [*options, "methods=[pool]"]))
     rows = read_rows(tmp_path / "rows.csv")
     assert set(rows.method) == {GRAM, "uniform", "pooled"}

@@ -372,5 +372,7 @@ def test_every_method_config_belongs_to_a_method():
 
 
 def test_unknown_method_is_answered_with_the_names():
-    with pytest.raises(ValueError, match=r"unknown method 'mmgvid'; the registered methods are: .*mmg_vid"):
+    with pytest.raises(
+        ValueError, match=r"unknown method 'mmgvid'; did you mean mmg_vid\? the registered methods are: .*mmg_vid"
+    ):
         get_method("mmgvid")

@@ -114,6 +114,8 @@ def test_rows_that_do_not_go_together_are_refused(rows, make):
     for wrong in ("ours", []):
         with pytest.raises(ValueError, match=r"give a list of labels, such as \['ours', 'random'\]"):
             accuracy_vs_retention(rows, methods=wrong)
+    with pytest.raises(ValueError, match=r"highlight='ours': give a list of labels"):
+        kept_by_method(rows, highlight="ours")
     with pytest.raises(ValueError, match="and speedup: the rows have prefill_speedup; for others"):
         accuracy_vs_speedup(rows, metric="speedup")
 
@@ -215,8 +217,12 @@ def test_saved_files_are_equal_every_time(rows, tmp_path):
 
 
 def test_what_cannot_be_drawn_is_an_error(rows):
-    with pytest.raises(ValueError, match="no rows of nobody"):
+    with pytest.raises(ValueError, match="methods: no rows of nobody; there are: ours, random"):
         accuracy_vs_retention(rows, methods=["nobody"])
+    with pytest.raises(ValueError, match="bands: no rows of random; there are: ours"):  # there is no such line
+        accuracy_vs_retention(rows, methods=["ours"], bands=["random"])
+    with pytest.raises(ValueError, match=r"highlight: no rows of our; did you mean ours\? there are: dense, ours"):
+        kept_by_method(rows, highlight=["our"])
     with pytest.raises(ValueError, match=r"ratios=\[0\.5, 0\.1\]: the rows have 0\.25, 0\.5, 1; name some of these"):
         kept_by_method(rows, ratios=[0.5, 0.1])
     assert kept_by_method(rows, ratios=rows.retention_ratio[rows.retention_ratio < 1].unique()).axes
