@@ -78,31 +78,38 @@ class Faults:
                 raise ContractError(told)
 
 
-def check_promise(method: Method, tokens: VideoTokens, pruned: Any) -> Faults:
-    """What may be wrong with the values of `pruned`: features that are no numbers, positions that are out of place.
+def check_kind(method: Method, tokens: VideoTokens, pruned: Any) -> None:
+    """Raise TypeError or ContractError for what is wrong with the kind, shapes and dtypes of what is left of a video.
 
-    Raises TypeError or ContractError at once for what is wrong with its kind, shapes and dtypes, and for a number of
-    tokens that is not the one promised: other budgets would compare unlike things.
+    So for a number of tokens that is not the one promised: other budgets would compare unlike things.
     """
     if not isinstance(pruned, PrunedTokens):
         raise TypeError(f"{method.name}.select returned {type(pruned).__name__}: it must return PrunedTokens")
-    where = f"of a video [T={tokens.frames}, N={tokens.tokens_per_frame}, D={tokens.features.shape[2]}]"
-    where += f" in {_named(tokens.features.dtype)} at retention_ratio={method.retention_ratio:g}"
     who, positions, features = method.name, pruned.positions, pruned.features
+    width = tokens.features.shape[2]
     if positions.dtype != torch.int64 or positions.dim() != 1:
-        raise ContractError(f"{who}: positions {where} are {_described(positions)}: they must be [K] int64")
+        raise ContractError(
+            f"{who}: positions {_where(method, tokens)} are {_described(positions)}: they must be [K] int64"
+        )
     if not 1 <= (count := len(positions)) <= tokens.total:
-        raise ContractError(f"{who} kept {count} {where}: at least 1 and at most all {tokens.total} must be left")
+        raise ContractError(
+            f"{who} kept {count} {_where(method, tokens)}: at least 1 and at most all {tokens.total} must be left"
+        )
     if method.exact and count != (budget := method.budget(tokens)):
         raise ContractError(
             f"{who} kept {count} of {tokens.total} tokens at retention_ratio={method.retention_ratio:g}: "
             f"keep round(R * T * N) = {budget}, or set exact = False in the class"
         )
-    if features.shape != (count, tokens.features.shape[2]) or features.dtype != tokens.features.dtype:
+    if features.shape != (count, width) or features.dtype != tokens.features.dtype:
         raise ContractError(
-            f"{who}: features {where} are {_described(features)}: they must be [{count}, {tokens.features.shape[2]}] "
+            f"{who}: features {_where(method, tokens)} are {_described(features)}: they must be [{count}, {width}] "
             "in the dtype of the video's"
         )
+
+
+def check_values(method: Method, tokens: VideoTokens, pruned: PrunedTokens) -> Faults:
+    """What may be wrong with the values of what is left: features that are no numbers, positions out of place."""
+    who, where, positions, features = method.name, _where(method, tokens), pruned.positions, pruned.features
     once = "; each may stand there once, or set exact = False" if method.exact else ""
     return Faults(
         torch.stack([_finite(features), _in_place(positions, tokens.total, distinct=method.exact)]),
@@ -113,8 +120,19 @@ def check_promise(method: Method, tokens: VideoTokens, pruned: Any) -> Faults:
     )
 
 
+def _where(method: Method, tokens: VideoTokens) -> str:
+    """Of which video, and at which ratio."""
+    return (
+        f"of a video [T={tokens.frames}, N={tokens.tokens_per_frame}, D={tokens.features.shape[2]}] "
+        f"in {_named(tokens.features.dtype)} at retention_ratio={method.retention_ratio:g}"
+    )
+
+
 def check_selection(method: Method, tokens: LayerTokens, chosen: Any) -> Faults:
-    """What may be wrong with the values of what a stage inside the language model leaves; see `check_promise`."""
+    """What may be wrong with the values of what a stage inside the language model leaves.
+
+    Raises TypeError or ContractError at once for what is wrong with its kind, shapes and dtypes.
+    """
     if not isinstance(chosen, Selection):
         raise TypeError(f"{method.name}.select_inside returned {type(chosen).__name__}: it must return Selection")
     who, index, features = f"{method.name}: stage {tokens.stage} inside the model", chosen.index, chosen.features
@@ -144,7 +162,9 @@ def _in_place(positions: Tensor, total: int, *, distinct: bool) -> Tensor:
 
 def check_pruned(method: Method, tokens: VideoTokens) -> None:
     """Prune a video, and look at what is left of it."""
-    check_promise(method, tokens, method.prune(tokens)).raise_any()
+    pruned = method.prune(tokens)
+    check_kind(method, tokens, pruned)
+    check_values(method, tokens, pruned).raise_any()
 
 
 def any_size_and_ratio(build: Build) -> None:

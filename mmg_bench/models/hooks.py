@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from mmg_bench.contract import ContractError, Faults, check_promise
+from mmg_bench.contract import ContractError, Faults, check_kind, check_values
 from mmg_bench.elapsed import Elapsed
 from mmg_bench.methods.base import Method, Positions, check_choice
 from mmg_bench.models import siglip
@@ -394,10 +394,10 @@ class _Splice:
             tokens = replace(tokens, joint_query=source.joint_query(ids[place.row, place.end :]))
         pruned = method.prune(tokens)
         elapsed.stop()
-        faults = check_promise(method, tokens, pruned)
+        check_kind(method, tokens, pruned)
         untouched = len(pruned) == tokens.total and pruned.features.data_ptr() == tokens.features.data_ptr()
         if not untouched:
-            self._look_over(faults)
+            self._look_over(check_values(method, tokens, pruned))
         outcome = pruned, elapsed, untouched
         if self.encoded is not None and not method.needs & QUESTION_FIELDS:
             self.pruned[video] = outcome

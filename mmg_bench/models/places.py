@@ -1,4 +1,7 @@
-"""Where videos stand in prompts, and what is left of a prompt's rows when they are pruned."""
+"""Where videos stand in prompts, and what is left of a prompt's rows when they are pruned.
+
+What is found on the host is numpy's: a call of torch costs several of its, and a GPU has nothing to do meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mmg_bench.models.adapter import Adapter, Layout
 from mmg_bench.tokens import PrunedTokens
+
+Columns = NDArray[np.intp]
+"""Of a prompt, ascending."""
 
 
 @dataclass(frozen=True)
@@ -21,14 +29,14 @@ class Place:
     video: int
     """Its number among those that were encoded: copies of a prompt share it."""
     layout: Layout
-    tokens: Tensor
-    """`[T * H * W]` int64, on the host: the columns of its tokens."""
+    tokens: Columns
+    """`[T * H * W]`: the columns of its tokens."""
     end: int
     """Behind its last placeholder."""
-    ids: Tensor
-    """`[S]` int64, on the host: the prompt in which it stands."""
-    no_text: Tensor
-    """Ids of all placeholders, those of images too; on the host."""
+    ids: NDArray[np.int64]
+    """`[S]`: the prompt in which it stands."""
+    no_text: Sequence[int]
+    """Ids of all placeholders, those of images too."""
 
     @property
     def total(self) -> int:
@@ -41,53 +49,65 @@ class Place:
 
     def text(self, device: torch.device) -> slice | Tensor:
         """The columns of the text that follows it, without other videos and images; a slice where they can be one."""
-        is_text = torch.isin(self.ids[self.end :], self.no_text, invert=True)
-        return _sliced(is_text.nonzero().flatten() + self.end, device)
+        is_text = np.isin(self.ids[self.end :], self.no_text, invert=True)
+        return _sliced(is_text.nonzero()[0] + self.end, device)
 
 
-def _sliced(columns: Tensor, device: torch.device) -> slice | Tensor:
+def _sliced(columns: Columns, device: torch.device) -> slice | Tensor:
     """Ascending columns as a slice, where they can be one."""
     if not len(columns):
         return slice(0, 0)
     first, last = int(columns[0]), int(columns[-1])
-    return slice(first, last + 1) if last - first + 1 == len(columns) else columns.to(device)
+    return slice(first, last + 1) if last - first + 1 == len(columns) else _on(device, columns)
+
+
+def _on(device: torch.device, columns: Columns) -> Tensor:
+    return torch.from_numpy(columns).to(device)
 
 
 def places(ids: Tensor, adapter: Adapter, layouts: Sequence[Layout]) -> Iterator[Place]:
-    """Every video in prompts `[B, S]`, row by row.
+    """Every video in prompts `[B, S]`, which are on the host, row by row.
 
     `generate` repeats each prompt for beams and several answers: its videos were encoded once.
     """
     lengths = [adapter.placeholders(layout) for layout in layouts]
-    no_text = torch.tensor(adapter.placeholder_ids)
-    found = [row.nonzero().flatten() for row in ids == adapter.video_token_id]
+    prompts, no_text = ids.numpy(), adapter.placeholder_ids
+    found = [row.nonzero()[0] for row in prompts == adapter.video_token_id]
     copies, rest = divmod(sum(map(len, found)), sum(lengths))
     copies, first = max(1, copies), 0
-    for start in range(0, len(ids), copies):
+    for start in range(0, len(prompts), copies):
         last, length = first, 0
         while last < len(lengths) and length < len(found[start]):
             length += lengths[last]
             last += 1
-        for row in range(start, min(start + copies, len(ids))):
+        for row in range(start, min(start + copies, len(prompts))):
             if rest or length != len(found[row]):
                 raise ValueError(
                     f"prompt {row} holds {len(found[row])} visual placeholders, not {length} for its videos of "
                     f"(T, H, W) {layouts[first:last]}: use the model's own processor, and no prefill_chunk_size"
                 )
-            for video, columns in zip(range(first, last), found[row].split(lengths[first:last]), strict=True):
-                _check_rows(adapter, row, columns, layouts[video])
-                tokens = columns[adapter.body(layouts[video])]
-                yield Place(row, video, layouts[video], tokens, int(columns[-1]) + 1, ids[row], no_text)
+            behind = 0
+            for video in range(first, last):
+                columns, behind = found[row][behind : behind + lengths[video]], behind + lengths[video]
+                layout = layouts[video]
+                _check_runs(columns, adapter.in_a_row(layout), row)
+                body = adapter.body(layout)
+                tokens = columns[body if isinstance(body, slice) else body.numpy()]
+                yield Place(row, video, layout, tokens, int(columns[-1]) + 1, prompts[row], no_text)
         first = last
 
 
-def _check_rows(adapter: Adapter, row: int, columns: Tensor, layout: Layout) -> None:
-    for run in columns.split(adapter.in_a_row(layout)):
-        if int(run[-1] - run[0]) + 1 != len(run):
-            raise ValueError(
-                f"prompt {row} holds visual placeholders in columns {int(run[0])} to {int(run[-1])}, not "
-                f"{len(run)} in a row: use the model's own processor"
-            )
+def _check_runs(columns: Columns, length: int, row: int) -> None:
+    """Raise ValueError, naming the first that does not, unless columns come in runs of that length."""
+    gaps = np.diff(columns) != 1
+    gaps[length - 1 :: length] = False  # those between runs
+    if gaps.any():
+        start = int(gaps.argmax()) // length * length
+        run = columns[start : start + length]
+        raise ValueError(
+            f"prompt {row} holds visual placeholders in columns {run[0]} to {run[-1]}, not {len(run)} in a row: use "
+            "the model's own processor"
+        )
 
 
 class Row:
@@ -112,9 +132,9 @@ class Row:
             self._append(body.start + pruned.positions)
             self._at = body.stop
         else:  # text stands between them
-            others = torch.ones(place.end - self._at, dtype=torch.bool)
+            others = np.ones(place.end - self._at, bool)
             others[place.tokens - self._at] = False
-            text = (others.nonzero().flatten() + self._at).to(body.device)
+            text = _on(body.device, others.nonzero()[0] + self._at)
             chosen = body[pruned.positions]
             piece, order = torch.cat([text, chosen]).sort(stable=True)
             kept = order.argsort()[len(text) :] + self.length
