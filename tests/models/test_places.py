@@ -1,0 +1,64 @@
+"""Where videos stand in prompts."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mmg_bench.models.places import places
+
+VIDEO, TEXT = 7, 1
+LAYOUT = (3, 1, 2)  # frames, rows, columns
+
+
+def adapter(in_a_row: int) -> SimpleNamespace:
+    def count(layout: tuple[int, int, int]) -> int:
+        return layout[0] * layout[1] * layout[2]
+
+    return SimpleNamespace(
+        video_token_id=VIDEO,
+        placeholder_ids=[VIDEO],
+        placeholders=count,
+        body=lambda layout: slice(count(layout)),
+        in_a_row=lambda layout: in_a_row,
+    )
+
+
+def prompt(*runs: int) -> torch.Tensor:
+    """One prompt `[1, S]`: runs of placeholders, each behind a word."""
+    return torch.tensor([[token for run in runs for token in (TEXT, *run * [VIDEO])] + [TEXT]])
+
+
+@pytest.mark.parametrize(("in_a_row", "runs"), [(6, [6]), (2, [2, 2, 2]), (2, [4, 2]), (1, [1, 3, 2]), (1, 6 * [1])])
+def test_runs_may_stand_apart(in_a_row: int, runs: list[int]) -> None:
+    ids = prompt(*runs)
+    (place,) = places(ids, adapter(in_a_row), [LAYOUT])
+    assert place.tokens.tolist() == (ids[0] == VIDEO).nonzero().flatten().tolist()
+    assert place.end == ids.shape[1] - 1
+    assert ids[0, place.text(ids.device)].tolist() == [TEXT]
+
+
+@pytest.mark.parametrize(
+    ("in_a_row", "runs", "where"),
+    [
+        (6, [2, 4], "columns 1 to 7, not 6"),
+        (2, [2, 1, 3], "columns 4 to 6, not 2"),
+        (2, [2, 3, 1], "columns 6 to 8, not 2"),
+    ],
+)
+def test_a_run_that_is_broken_is_named(in_a_row: int, runs: list[int], where: str) -> None:
+    with pytest.raises(ValueError, match=f"prompt 0 holds visual placeholders in {where}"):
+        list(places(prompt(*runs), adapter(in_a_row), [LAYOUT]))
+
+
+def test_tokens_among_which_text_may_stand_anywhere_are_found_at_once() -> None:
+    """Not one by one: that took longer than all else besides the model."""
+    ids, many = prompt(32 * 196), adapter(1)
+
+    def ms() -> float:
+        start = time.perf_counter()
+        list(places(ids, many, [(32, 14, 14)]))
+        return 1000 * (time.perf_counter() - start)
+
+    assert min(ms() for _ in range(20)) < 5
