@@ -189,11 +189,8 @@ class _Splice:
         # A GPU has done little yet that this has to wait for. From here on, all that is not in tensors is known.
         self.on_host = ids.cpu()
         if self.drafted and (self.inside.at or self.run.method.needs & QUESTION_FIELDS):
-            raise ValueError(
-                f"{self.run.method.name} looks at the end of the prompt, and logits of several tokens there were asked "
-                "for, as assisted decoding does for drafted ones: leave out assistant_model and "
-                "prompt_lookup_num_tokens, and logits_to_keep above 1"
-            )
+            raise self._undraftable("looks at the end of the prompt, and logits of several tokens there were asked for")
+        self._check_steps()
         looks_at_text = self.inside.needed or self.run.method.needs & QUESTION_FIELDS
         if looks_at_text and isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask[:, -1].all()):
             raise ValueError(
@@ -244,10 +241,22 @@ class _Splice:
             return None
         if prompt.context != self.number:
             raise ValueError("the cache is of a prompt that was pruned in another context: go on with it there")
+        self._check_steps()
         self.inside.settle(prompt)
         if prompt.kept is not None and past < prompt.kept.index.shape[1]:
             prompt.kept = prompt.kept.cropped(past)
         return prompt
+
+    def _check_steps(self) -> None:
+        """Raise ValueError where a method that hides keys step by step is given several steps to check at once."""
+        if self.drafted and self.inside.key_layer is not None:
+            raise self._undraftable("hides keys by what each step attends to, and logits of several were asked for")
+
+    def _undraftable(self, why: str) -> ValueError:
+        return ValueError(
+            f"{self.run.method.name} {why}, as assisted decoding does for drafted ones: leave out assistant_model and "
+            "prompt_lookup_num_tokens, and logits_to_keep above 1"
+        )
 
     def _narrow(self, kwargs: dict[str, Any], prompt: Prompt, embeds: Tensor, past: int) -> dict[str, Any]:
         """The language model's arguments for what is left: `embeds`, and the mask and position ids that go with them.

@@ -235,14 +235,31 @@ def test_drafted_text_that_is_rejected_leaves_no_trace(
         assert not crops
         assert torch.equal(model.generate(**inputs, **GREEDY, assistant_model=draft), greedy)
     assert crops
-    for name, asked in (("fastv", {"assistant_model": draft}), ("pdrop", {"prompt_lookup_num_tokens": 2})):
-        refused = pytest.raises(ValueError, match=f"{name} looks at the end of the prompt, .* assisted decoding")
+    looks, hides = "looks at the end of the prompt", "hides keys by what each step attends to"
+    for name, asked, why in (
+        ("fastv", {"assistant_model": draft}, looks),
+        ("pdrop", {"prompt_lookup_num_tokens": 2}, looks),
+        ("dycoke", {"assistant_model": draft}, hides),
+    ):
+        refused = pytest.raises(ValueError, match=f"{name} {why}, .* assisted decoding")
         with get_method(name, retention_ratio=0.3)(model):
             model(**inputs, logits_to_keep=1)
             repeated = {**inputs, "input_ids": inputs["input_ids"].clone()}
             repeated["input_ids"][:, -4:-2] = inputs["input_ids"][:, -2:]  # so that there is something to look up
             with refused:
                 model.generate(**repeated, **GREEDY, **asked)
+
+
+def test_several_steps_at_once_are_refused_where_each_hides_keys_of_its_own(
+    own: tuple[Any, Any], inputs: dict[str, Tensor]
+) -> None:
+    """Also where nothing was drafted with the prompt itself, as prompt lookup that finds nothing there."""
+    model, _ = own
+    drafted = torch.full((len(inputs["input_ids"]), 3), 5)
+    with torch.no_grad(), get_method("dycoke", layer=1)(model):
+        cache = model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
+        with pytest.raises(ValueError, match="dycoke hides keys by what each step attends to"):
+            model(input_ids=drafted, past_key_values=cache, logits_to_keep=3)
 
 
 def test_a_cache_cropped_into_a_video_is_refused(own: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
