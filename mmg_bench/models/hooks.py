@@ -243,8 +243,7 @@ class _Splice:
             raise ValueError("the cache is of a prompt that was pruned in another context: go on with it there")
         self._check_steps()
         self.inside.settle(prompt)
-        if prompt.kept is not None and past < prompt.kept.index.shape[1]:
-            prompt.kept = prompt.kept.cropped(past)
+        prompt.crop(past)
         return prompt
 
     def _check_steps(self) -> None:
