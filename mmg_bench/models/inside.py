@@ -59,6 +59,7 @@ class Prompt:
     """What was left of that at each stage inside the language model."""
     memory: dict[int, Tensor] = field(default_factory=dict)
     """Span -> what `select_keys` handed on."""
+    rows: int = 1
 
     def crop(self, past: int) -> None:
         """Cut off the end: `past` columns of what layer 0 saw are left, and later layers lose as many."""

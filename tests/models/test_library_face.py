@@ -250,6 +250,24 @@ def test_drafted_text_that_is_rejected_leaves_no_trace(
                 model.generate(**repeated, **GREEDY, **asked)
 
 
+@pytest.mark.parametrize(("name", "options"), [("dycoke", {"layer": 1}), ("random", {}), ("fastv", {})])
+def test_a_cache_is_repeated_rightly_or_refused(own: tuple[Any, Any], name: str, options: dict[str, Any]) -> None:
+    model, processor = own
+    for prompts in (1, 2):
+        inputs = prompt_inputs(processor, TEXTS[:1] * prompts, [[random_video(6, 1)]] * prompts)
+        step = torch.full((prompts, 1), 5)
+        with torch.no_grad(), get_method(name, **options)(model):
+            cache = model(**inputs, use_cache=True).past_key_values
+            once = model(input_ids=step, past_key_values=copy.deepcopy(cache)).logits
+            cache.batch_repeat_interleave(2)
+            if prompts > 1 or name == "dycoke":
+                with pytest.raises(ValueError, match=f"cache of {prompts} pruned prompts came with {2 * prompts} rows"):
+                    model(input_ids=step.repeat(2, 1), past_key_values=cache)
+            else:
+                twice = model(input_ids=step.repeat(2, 1), past_key_values=cache).logits
+                torch.testing.assert_close(twice, once.repeat(2, 1, 1), atol=1e-4, rtol=1e-3)
+
+
 def test_several_steps_at_once_are_refused_where_each_hides_keys_of_its_own(
     own: tuple[Any, Any], inputs: dict[str, Tensor]
 ) -> None:
