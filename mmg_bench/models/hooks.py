@@ -189,11 +189,8 @@ class _Splice:
         # A GPU has done little yet that this has to wait for. From here on, all that is not in tensors is known.
         self.on_host = ids.cpu()
         if self.drafted and (self.inside.at or self.run.method.needs & QUESTION_FIELDS):
-            raise ValueError(
-                f"{self.run.method.name} looks at the end of the prompt, and logits of several tokens there were asked "
-                "for, as assisted decoding does for drafted ones: leave out assistant_model and "
-                "prompt_lookup_num_tokens, and logits_to_keep above 1"
-            )
+            raise self._undraftable("looks at the end of the prompt, and logits of several tokens there were asked for")
+        self._check_steps()
         looks_at_text = self.inside.needed or self.run.method.needs & QUESTION_FIELDS
         if looks_at_text and isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask[:, -1].all()):
             raise ValueError(
@@ -214,7 +211,7 @@ class _Splice:
         if self.call is not None:
             prompt, embeds = self._prefill(embeds, self.call, past, labelled)
         elif past:
-            prompt = self._resume(cache, past)
+            prompt = self._resume(cache, past, len(embeds))
         else:  # a prompt without videos
             self.run.report, self.run.prompt_tokens = [], embeds.shape[1]
         if prompt is None:
@@ -234,20 +231,37 @@ class _Splice:
                 "text behind the video"
             )
         if kept is not None or self.inside.needed:
-            self.prefilled = Prompt(self.number, kept, spans)
+            self.prefilled = Prompt(self.number, kept, spans, rows=len(embeds))
         return self.prefilled, embeds
 
-    def _resume(self, cache: Any, past: int) -> Prompt | None:
-        """The pruned prompt whose cache this is, `past` columns long; None if it is another's."""
+    def _resume(self, cache: Any, past: int, rows: int) -> Prompt | None:
+        """The pruned prompt whose cache this is, of `rows` rows and `past` columns; None if it is another's."""
         prompt: Prompt | None = getattr(cache, _PROMPT, None)
         if prompt is None:
             return None
         if prompt.context != self.number:
             raise ValueError("the cache is of a prompt that was pruned in another context: go on with it there")
+        # what is left of a single prompt holds for each of its copies; what steps of it attended to does not
+        if rows != prompt.rows and (prompt.rows > 1 or self.inside.key_layer is not None):
+            raise ValueError(
+                f"the cache of {prompt.rows} pruned prompts came with {rows} rows: repeat or select prompts before "
+                "the first call, not in the cache"
+            )
+        self._check_steps()
         self.inside.settle(prompt)
-        if prompt.kept is not None and past < prompt.kept.index.shape[1]:
-            prompt.kept = prompt.kept.cropped(past)
+        prompt.crop(past)
         return prompt
+
+    def _check_steps(self) -> None:
+        """Raise ValueError where a method that hides keys step by step is given several steps to check at once."""
+        if self.drafted and self.inside.key_layer is not None:
+            raise self._undraftable("hides keys by what each step attends to, and logits of several were asked for")
+
+    def _undraftable(self, why: str) -> ValueError:
+        return ValueError(
+            f"{self.run.method.name} {why}, as assisted decoding does for drafted ones: leave out assistant_model and "
+            "prompt_lookup_num_tokens, and logits_to_keep above 1"
+        )
 
     def _narrow(self, kwargs: dict[str, Any], prompt: Prompt, embeds: Tensor, past: int) -> dict[str, Any]:
         """The language model's arguments for what is left: `embeds`, and the mask and position ids that go with them.

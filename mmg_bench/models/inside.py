@@ -59,6 +59,16 @@ class Prompt:
     """What was left of that at each stage inside the language model."""
     memory: dict[int, Tensor] = field(default_factory=dict)
     """Span -> what `select_keys` handed on."""
+    rows: int = 1
+
+    def crop(self, past: int) -> None:
+        """Cut off the end: `past` columns of what layer 0 saw are left, and later layers lose as many."""
+        whole = self.kept.index.shape[1] if self.kept is not None else self.stages[0].prompt if self.stages else past
+        if (cut := whole - past) <= 0:
+            return
+        if self.kept is not None:
+            self.kept = self.kept.cropped(past)
+        self.stages = [stage.cropped(stage.index.shape[1] - cut) for stage in self.stages]
 
     def reorder(self, rows: Tensor) -> None:
         """Go on, in each row, from what was row `rows[b]`: beam search lets some beams go and doubles others."""

@@ -235,8 +235,13 @@ def test_drafted_text_that_is_rejected_leaves_no_trace(
         assert not crops
         assert torch.equal(model.generate(**inputs, **GREEDY, assistant_model=draft), greedy)
     assert crops
-    for name, asked in (("fastv", {"assistant_model": draft}), ("pdrop", {"prompt_lookup_num_tokens": 2})):
-        refused = pytest.raises(ValueError, match=f"{name} looks at the end of the prompt, .* assisted decoding")
+    looks, hides = "looks at the end of the prompt", "hides keys by what each step attends to"
+    for name, asked, why in (
+        ("fastv", {"assistant_model": draft}, looks),
+        ("pdrop", {"prompt_lookup_num_tokens": 2}, looks),
+        ("dycoke", {"assistant_model": draft}, hides),
+    ):
+        refused = pytest.raises(ValueError, match=f"{name} {why}, .* assisted decoding")
         with get_method(name, retention_ratio=0.3)(model):
             model(**inputs, logits_to_keep=1)
             repeated = {**inputs, "input_ids": inputs["input_ids"].clone()}
@@ -245,9 +250,55 @@ def test_drafted_text_that_is_rejected_leaves_no_trace(
                 model.generate(**repeated, **GREEDY, **asked)
 
 
-def test_a_cache_cropped_into_a_video_is_refused(own: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize(("name", "options"), [("dycoke", {"layer": 1}), ("random", {}), ("fastv", {})])
+def test_a_cache_is_repeated_rightly_or_refused(own: tuple[Any, Any], name: str, options: dict[str, Any]) -> None:
+    model, processor = own
+    for prompts in (1, 2):
+        inputs = prompt_inputs(processor, TEXTS[:1] * prompts, [[random_video(6, 1)]] * prompts)
+        step = torch.full((prompts, 1), 5)
+        with torch.no_grad(), get_method(name, **options)(model):
+            cache = model(**inputs, use_cache=True).past_key_values
+            once = model(input_ids=step, past_key_values=copy.deepcopy(cache)).logits
+            cache.batch_repeat_interleave(2)
+            if prompts > 1 or name == "dycoke":
+                with pytest.raises(ValueError, match=f"cache of {prompts} pruned prompts came with {2 * prompts} rows"):
+                    model(input_ids=step.repeat(2, 1), past_key_values=cache)
+            else:
+                twice = model(input_ids=step.repeat(2, 1), past_key_values=cache).logits
+                torch.testing.assert_close(twice, once.repeat(2, 1, 1), atol=1e-4, rtol=1e-3)
+
+
+def test_several_steps_at_once_are_refused_where_each_hides_keys_of_its_own(
+    own: tuple[Any, Any], inputs: dict[str, Tensor]
+) -> None:
+    """Also where nothing was drafted with the prompt itself, as prompt lookup that finds nothing there."""
     model, _ = own
-    with torch.no_grad(), get_method("random", retention_ratio=0.3)(model):
+    drafted = torch.full((len(inputs["input_ids"]), 3), 5)
+    with torch.no_grad(), get_method("dycoke", layer=1)(model):
+        cache = model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
+        with pytest.raises(ValueError, match="dycoke hides keys by what each step attends to"):
+            model(input_ids=drafted, past_key_values=cache, logits_to_keep=3)
+
+
+@pytest.mark.parametrize("name", ["random", "fastv"])
+def test_text_that_was_cropped_may_come_again_in_parts(
+    own: tuple[Any, Any], inputs: dict[str, Tensor], name: str
+) -> None:
+    model, _ = own
+    with torch.no_grad(), get_method(name, retention_ratio=0.3)(model):
+        whole = model(**inputs, use_cache=True)
+        cache = whole.past_key_values
+        cache.crop(-2)
+        for column in range(inputs["input_ids"].shape[1])[-2:]:
+            ids, mask = inputs["input_ids"][:, [column]], inputs["attention_mask"][:, : column + 1]
+            logits = model(input_ids=ids, attention_mask=mask, past_key_values=cache).logits
+    torch.testing.assert_close(logits[:, -1], whole.logits[:, -1], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["random", "fastv"])
+def test_a_cache_cropped_into_a_video_is_refused(own: tuple[Any, Any], inputs: dict[str, Tensor], name: str) -> None:
+    model, _ = own
+    with torch.no_grad(), get_method(name, retention_ratio=0.3)(model):
         cache = model(**inputs, use_cache=True).past_key_values
         cache.crop(-30)
         with pytest.raises(ValueError, match="cropped into its videos"):
