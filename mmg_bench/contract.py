@@ -267,8 +267,11 @@ def inside_the_model(build: Build) -> None:
 
 def hidden_keys(build: Build) -> None:
     """While decoding, distinct keys of the visual tokens are seen, the same each time."""
-    if build(0.3).key_layer(DEPTH) is None:
+    layer = build(0.3).key_layer(DEPTH)
+    if layer is None:
         return
+    if not _is_layer(layer):
+        raise ContractError(f"key_layer({DEPTH}) is {layer!r}: it must be a whole number in 1..{DEPTH - 1}, or None")
     for n in (40, 1):
         g = torch.Generator().manual_seed(n)
         steps = [(2 * torch.randn(n, generator=g)).softmax(-1) for _ in range(3)]
@@ -354,7 +357,12 @@ def stages(method: Method, tokens: VideoTokens) -> Iterator[tuple[LayerTokens, S
     features, positions, state, text = pruned.features, pruned.positions, pruned.state, tokens.query
     if text is None:
         raise ValueError("VideoTokens.query is None: stages inside the model look at the text")
-    for stage in range(len(method.layers(DEPTH))):
+    layers = method.layers(DEPTH)
+    if not isinstance(layers, tuple) or not all(map(_is_layer, layers)) or list(layers) != sorted(set(layers)):
+        raise ContractError(
+            f"layers({DEPTH}) is {layers!r}: it must be a tuple of whole numbers, ascending in 1..{DEPTH - 1}"
+        )
+    for stage in range(len(layers)):
         attention = RandomAttention(len(positions), len(text))
         before = LayerTokens(features, positions, text, tokens.total, stage, attention, state)
         given = features.clone()
@@ -365,6 +373,11 @@ def stages(method: Method, tokens: VideoTokens) -> Iterator[tuple[LayerTokens, S
         yield before, chosen
         features = features[chosen.index] if chosen.features is None else chosen.features
         positions, state = positions[chosen.index], chosen.state
+
+
+def _is_layer(layer: object) -> bool:
+    """Whether hooks of the model tried find it: none is called 5.6, and nothing would be pruned there."""
+    return type(layer) is int and 0 < layer < DEPTH
 
 
 def _with(tokens: VideoTokens, **changes: Any) -> VideoTokens:

@@ -149,6 +149,16 @@ BROKEN = {
         lambda tokens: tokens.flat[:, 0] * 0 if tokens.attention is None else tokens.attention.flatten()
     ),
     "names layers": _stage(),
+    r"^layers\(28\) is \(5\.6\d*,\): it must be a tuple of whole numbers, ascending in 1\.\.27$": _first(
+        layers=lambda self, depth: (depth * 0.2,), select_inside=lambda self, t: Selection(torch.arange(1))
+    ),
+    r"layers\(28\) is \(2, 1\): it must": _first(
+        layers=lambda self, depth: (2, 1), select_inside=lambda self, t: Selection(torch.arange(1))
+    ),
+    r"layers\(28\) is 3: it must": _first(layers=lambda self, depth: 3),
+    r"key_layer\(28\) is 28: it must be a whole number in 1\.\.27, or None": _first(
+        key_layer=lambda self, depth: depth, select_keys=lambda self, attention, memory: (None, attention)
+    ),
     "stage 0 inside the model: index must be within .* each token at most once": _stage(
         select_inside=lambda self, t: Selection(torch.tensor([3, 0, 3]))
     ),
