@@ -81,6 +81,12 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         ("run benchmark.name=null", "benchmark.name=None: it must be a text"),
         ("run benchmark.include_path=/nope", "benchmark.include_path='/nope': no such folder"),
         ("run benchmark.include_path=7", "benchmark.include_path=7: it must be a text"),
+        ("run benchmark.video=null", "benchmark.video=None: it must be a text"),
+        ("run benchmark.skill=[kind]", "benchmark.skill=['kind']: it must be a text"),
+        (
+            "run benchmark.questions=[382]",
+            "benchmark.questions=[382]: it must be a whole number, at least 1, or null for any number",
+        ),
         ("run benchmark.tasks=null", "benchmark.tasks=None: give one or several"),
         ("run model.attn_implementation=foo", "model.attn_implementation='foo': choose sdpa, flash_attention_2"),
         ("run model.device=meta", "model.device='meta': choose auto, cpu, cuda"),
