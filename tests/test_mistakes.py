@@ -75,6 +75,12 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         ("run shard.count=abc", "shard.count='abc': it must be a whole number, at least 1"),
         ("methods mmgvid", "unknown method 'mmgvid'; the registered methods are: "),
         ("run output_dir=null", "output_dir=None: it must be a text"),
+        ("run output_dir=/dev/null", "output_dir='/dev/null': /dev/null is a file; name another folder"),
+        ("measure output_dir=/dev/null", "output_dir='/dev/null': /dev/null is a file; name another folder"),
+        (
+            "table table=table1 profile=embedded limit=1 results_dir=/dev/null/x",
+            "results_dir='/dev/null/x': /dev/null is a file; name another folder",
+        ),
         ("run shard=null", "shard=None: give shard.index and shard.count"),
         ("run shard=2", "shard=2: give shard.index and shard.count"),
         ("run model.path=null", "model.path=None: it must be a text"),
