@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
 from importlib.util import resolve_name
@@ -126,10 +126,18 @@ def described_plug_ins(cells: Iterable[Cell]) -> dict[str, dict[str, str]]:
     return {"plug_ins": found} if found else {}
 
 
+def _hashable(parameter: str, value: Any) -> Any:
+    """A parameter as a frozen dataclass holds it: a list of a configuration is a tuple there, also for its default."""
+    if isinstance(value, Mapping):
+        raise ValueError(f"{parameter}={dict(value)!r}: it must be one value, or a list of values")
+    return tuple(_hashable(parameter, item) for item in value) if isinstance(value, list | tuple) else value
+
+
 def make_cell(name: str, retention_ratio: float, positions: Positions | None = None, **parameters: Any) -> Cell:
     """Build a cell by the method's name. dense has no ratio but 1. Raises ValueError for anything out of range."""
     ratio = 1.0 if name == "dense" else retention_ratio
-    method = get_method(name, retention_ratio=ratio, **parameters)
+    given = {parameter: _hashable(f"{name}.{parameter}", value) for parameter, value in parameters.items()}
+    method = get_method(name, retention_ratio=ratio, **given)
     if positions not in (None, "original", "contiguous"):
         raise ValueError(f"positions={positions!r}: choose original, contiguous or null (the method's own)")
     return Cell(method, positions or method.positions)

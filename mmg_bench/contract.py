@@ -128,6 +128,26 @@ def _where(method: Method, tokens: VideoTokens) -> str:
     )
 
 
+def layers_of(method: Method, depth: int) -> tuple[tuple[int, ...], int | None]:
+    """Its `layers` and its `key_layer`. Raises ContractError for one that no model has, where nothing would be done."""
+    layers, key_layer = method.layers(depth), method.key_layer(depth)
+    numbered = isinstance(layers, tuple) and all(_is_layer(layer, depth) for layer in layers)
+    if not numbered or list(layers) != sorted(set(layers)):
+        raise ContractError(
+            f"{method.name}: layers({depth}) is {layers!r}: it must be a tuple of whole numbers, ascending in "
+            f"1..{depth - 1}"
+        )
+    if key_layer is not None and not _is_layer(key_layer, depth):
+        raise ContractError(
+            f"{method.name}: key_layer({depth}) is {key_layer!r}: it must be a whole number in 1..{depth - 1}, or None"
+        )
+    return layers, key_layer
+
+
+def _is_layer(layer: object, depth: int) -> bool:
+    return type(layer) is int and 0 < layer < depth
+
+
 def check_selection(method: Method, tokens: LayerTokens, chosen: Any) -> Faults:
     """What may be wrong with the values of what a stage inside the language model leaves.
 
@@ -287,7 +307,7 @@ def inside_the_model(build: Build) -> None:
 
 def hidden_keys(build: Build) -> None:
     """While decoding, distinct keys of the visual tokens are seen, the same each time."""
-    if build(0.3).key_layer(DEPTH) is None:
+    if layers_of(build(0.3), DEPTH)[1] is None:
         return
     for n in (40, 1):
         g = torch.Generator().manual_seed(n)
@@ -374,7 +394,8 @@ def stages(method: Method, tokens: VideoTokens) -> Iterator[tuple[LayerTokens, S
     features, positions, state, text = pruned.features, pruned.positions, pruned.state, tokens.query
     if text is None:
         raise ValueError("VideoTokens.query is None: stages inside the model look at the text")
-    for stage in range(len(method.layers(DEPTH))):
+    layers, _ = layers_of(method, DEPTH)
+    for stage in range(len(layers)):
         attention = RandomAttention(len(positions), len(text))
         before = LayerTokens(features, positions, text, tokens.total, stage, attention, state)
         given = features.clone()

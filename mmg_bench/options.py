@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +46,19 @@ def check_path(option: str, value: object) -> Path:
     """The path of that name. Raises a ValueError that names the option and its value where that is none."""
     check_text(option, value)
     return Path(str(value)).expanduser()
+
+
+def check_folder(option: str, value: object) -> Path:
+    """The folder of that name, which may be still to be made. Raises ValueError where nothing can be written there.
+
+    Before a model is loaded and hours are spent on what could then not be kept.
+    """
+    folder = check_path(option, value)
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "cannot be written to" if there.is_dir() else "is a file"
+        raise ValueError(f"{option}={value!r}: {there} {why}; name another folder")
+    return folder
 
 
 def dtype_of(option: str, name: str) -> torch.dtype:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from mmg_bench.options import check_whole, device_of, dtype_of
+from mmg_bench.options import check_folder, check_whole, device_of, dtype_of
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.0, "3", True, None])
@@ -13,6 +15,19 @@ def test_whole_numbers(value: object) -> None:
     check_whole("limit", 1, 1)
     with pytest.raises(ValueError, match=r"limit=.*: it must be a whole number, at least 1 or so"):
         check_whole("limit", value, 1, " or so")
+
+
+def test_folders_to_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for folder in (tmp_path, tmp_path / "new" / "newer"):
+        assert check_folder("output_dir", str(folder)) == folder
+    for given in (file, file / "new"):
+        with pytest.raises(ValueError, match=rf"^output_dir='{given}': {file} is a file; name another folder$"):
+            check_folder("output_dir", str(given))
+    monkeypatch.setattr("os.access", lambda place, mode: False)  # whoever runs the tests may be allowed all
+    with pytest.raises(ValueError, match=rf"^results_dir='{tmp_path}/new': {tmp_path} cannot be written to; name"):
+        check_folder("results_dir", f"{tmp_path}/new")
 
 
 def test_dtypes() -> None:

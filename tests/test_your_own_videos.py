@@ -41,7 +41,9 @@ def test_the_doctor_says_what_of_them_is_missing(
     exec(SCRIPT[0], {})
     assert "  ok      data of mine: 4 questions\n" in told()
     assert "MISSING data of mine: benchmark 'mine' has 4 questions here, not 7" in told("benchmark.questions=7")
-    assert "MISSING data of mine: task 'mine' has no column 'film'" in told("benchmark.video=film")
+    assert "MISSING data of mine: benchmark.video='film': task 'mine' has no such column; it has question_id, " in told(
+        "benchmark.video=film"
+    )
     assert "MISSING data of mine: " in told("benchmark.tasks=yours")
     Path("mine/questions.jsonl").unlink()
     assert "questions.jsonl" in (said := told())

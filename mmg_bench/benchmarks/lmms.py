@@ -53,6 +53,10 @@ class BenchmarkSpec:
 
     def __post_init__(self) -> None:
         check_text("benchmark.name", self.name)
+        for option, column in self.columns.items():
+            check_text(option, column)
+        if self.questions is not None:
+            check_whole("benchmark.questions", self.questions, 1, ", or null for any number")
         if self.average not in AVERAGES:
             raise ValueError(f"benchmark.average={self.average!r}: choose {' or '.join(AVERAGES)}")
         if self.include_path is not None and not check_path("benchmark.include_path", self.include_path).is_dir():
@@ -62,6 +66,12 @@ class BenchmarkSpec:
             )
         if self.data is not None and not Path(self.data).expanduser().is_dir():
             raise ValueError(f"benchmark.data={self.data!r}: no such folder; null takes the hub's data set")
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns that a document must have, by the options that name them."""
+        others = {"benchmark.question": self.question, "benchmark.skill": self.skill}
+        return {"benchmark.video": self.video, **{o: column for o, column in others.items() if column is not None}}
 
     @property
     def code(self) -> Path:
@@ -134,10 +144,10 @@ class Benchmark:
     def _read(self) -> Iterator[Question]:
         for name, task in self._tasks.items():
             for doc_id, doc in enumerate(task.eval_docs_no_media):
-                for column in (self.spec.video, self.spec.question, self.spec.skill):
-                    if column is not None and column not in doc:
+                for option, column in self.spec.columns.items():
+                    if column not in doc:
                         raise BenchmarkError(
-                            f"task {name!r} has no column {column!r}; it has {', '.join(doc)}: correct the config"
+                            f"{option}={column!r}: task {name!r} has no such column; it has {', '.join(doc)}"
                         )
                 number = str(doc_id) if self.spec.question is None else str(doc[self.spec.question])
                 prompt, target = self._asked(task, doc, f"question {number!r} of task {name!r}")

@@ -28,7 +28,7 @@ from mmg_bench.methods.registry import at_ratio
 from mmg_bench.models.checking import check_model
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.spec import ModelSpec
-from mmg_bench.options import check_path, check_text
+from mmg_bench.options import check_folder, check_text
 from mmg_bench.report.rows import DENSE, Measurement, result_rows
 from mmg_bench.report.table import layout
 from mmg_bench.runner import provenance
@@ -96,7 +96,7 @@ def run(configs: Sequence[DictConfig]) -> int:
     """Run jobs composed from run.yaml, those of one model and benchmark together. Returns how many answers failed."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for config in map(cfg.plain, configs):
-        config["output_dir"] = str(check_path("output_dir", config["output_dir"]))
+        config["output_dir"] = str(check_folder("output_dir", config["output_dir"]))
         apart = {k: v for k, v in config.items() if k not in ("method", "retention_ratio", "positions")}
         groups.setdefault(json.dumps(apart, sort_keys=True), []).append(config)
     jobs = []
@@ -130,7 +130,7 @@ def table(config: DictConfig) -> int:
     plain = cfg.plain(config)
     spec = plain["table"]
     name, profile = choose(plain)
-    records = check_path("output_dir", plain["output_dir"]) / name
+    records = check_folder("output_dir", plain["output_dir"]) / name
     benchmarks = [cfg.changed(plain, "benchmark", b) for b in profile["benchmarks"]]
     ((key, _, of_model, cells),) = profile["runs"]
     model = specs.table_model(key, of_model)

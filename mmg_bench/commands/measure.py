@@ -31,7 +31,7 @@ from mmg_bench.models.checking import ModelError, check_model
 from mmg_bench.models.geometry import GEOMETRIES
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.spec import ModelSpec, folder_of
-from mmg_bench.options import check_number, check_path, check_text, check_whole
+from mmg_bench.options import check_folder, check_number, check_path, check_text, check_whole
 from mmg_bench.report.answers import ALL, NO_BENCHMARK
 from mmg_bench.report.efficiency import efficiency_layout
 from mmg_bench.report.rows import Measurement, pending_rows, result_rows
@@ -94,7 +94,7 @@ def measure(configs: Sequence[DictConfig]) -> int:
         found = cells.setdefault((_spec(c["model"], c["weights"], c["frames"]), c["batch_size"]), [specs.dense()])
         found.append(specs.cell(c["method"], c["retention_ratio"], c["positions"]))
     # of several models what their folders are in, outputs/measure if nothing else is said
-    folder = Path(os.path.commonpath([check_path("output_dir", c["output_dir"]) for c in plain]))
+    folder = Path(os.path.commonpath([check_folder("output_dir", c["output_dir"]) for c in plain]))
     return _do(
         Job(
             table="measure",
@@ -129,7 +129,7 @@ def table(config: DictConfig) -> int:
             text_tokens=spec["text_tokens"],
             settings=specs.latency_settings(plain),
             energy_seconds=spec["energy_seconds"],
-            folder=check_path("output_dir", plain["output_dir"]) / name,
+            folder=check_folder("output_dir", plain["output_dir"]) / name,
             results=results_folder(plain, name),
         )
     )

@@ -10,7 +10,7 @@ import pandas as pd
 
 from mmg_bench import config as cfg
 from mmg_bench.files import written_whole
-from mmg_bench.options import check_path
+from mmg_bench.options import check_folder
 from mmg_bench.report.rows import provenance_keys, write_rows
 from mmg_bench.report.table import Table, print_tables, to_markdown
 from mmg_bench.runner import provenance
@@ -23,13 +23,13 @@ def results_folder(config: Mapping[str, Any], profile: str) -> Path:
     times, goes to its records, not in the place of the whole one.
     """
     if config["results_dir"] is not None:
-        return check_path("results_dir", config["results_dir"]) / profile
+        return check_folder("results_dir", config["results_dir"]) / profile
     name = config["table"]["name"]
     usual = cfg.shipped("table", f"table={name}") if (cfg.CONFIGS / f"table/{name}.yaml").is_file() else {}
     as_filed = all(config[section] == usual.get(section) for section in ("table", "measure"))
     all_of_it = config["limit"] is None and config["latency"]
     whole = as_filed and all_of_it and not any(config[group] for group in cfg.OPEN)
-    return (Path("results") / name if whole else check_path("output_dir", config["output_dir"])) / profile
+    return (Path("results") / name if whole else check_folder("output_dir", config["output_dir"])) / profile
 
 
 def publish(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
-from mmg_bench.contract import Faults, check_selection
+from mmg_bench.contract import Faults, check_selection, layers_of
 from mmg_bench.methods.base import Method, Positions
 from mmg_bench.models.adapter import Adapter, UnsupportedModelError
 from mmg_bench.models.attention import LayerAttention, rotate, softmax_weights
@@ -129,10 +129,7 @@ class Inside:
                 f"{method.name} prunes inside the language model, whose layers must attend to all that is before them: "
                 f"this one has {', '.join(sorted(kinds))}"
             )
-        self.at = method.layers(depth)
-        if list(self.at) != sorted(set(self.at)) or (self.at and not 0 < self.at[0] <= self.at[-1] < depth):
-            raise ValueError(f"{method.name} prunes before layers {self.at}: not ascending in 1..{depth - 1}")
-        self.key_layer = method.key_layer(depth)
+        self.at, self.key_layer = layers_of(method, depth)
         self.needed = method.prunes_inside(depth)  # whether the method does anything inside the language model
         self.prompt = Prompt(0, None, [])  # of the forward call under way
         self.base: Flow | None = None  # of the forward call under way: before the first stage,

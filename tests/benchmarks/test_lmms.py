@@ -55,7 +55,8 @@ def test_the_wrong_number_of_questions_is_an_error() -> None:
 
 def test_a_column_that_is_not_there() -> None:
     spec = benchmark_spec({**load("benchmark", "embedded"), "skill": "kind"})
-    with pytest.raises(BenchmarkError, match=r"no column 'kind'; it has question_id, video, skill"):
+    says = "benchmark.skill='kind': task 'mmg_embedded' has no such column; it has question_id, video, skill"
+    with pytest.raises(BenchmarkError, match=says):
         _ = Benchmark(spec).questions
 
 

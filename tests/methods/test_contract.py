@@ -149,6 +149,16 @@ BROKEN = {
         lambda tokens: tokens.flat[:, 0] * 0 if tokens.attention is None else tokens.attention.flatten()
     ),
     "names layers": _stage(),
+    r"layers\(28\) is \(5\.6\d*,\): it must be a tuple of whole numbers, ascending in 1\.\.27$": _first(
+        layers=lambda self, depth: (depth * 0.2,), select_inside=lambda self, t: Selection(torch.arange(1))
+    ),
+    r"layers\(28\) is \(2, 1\): it must": _first(
+        layers=lambda self, depth: (2, 1), select_inside=lambda self, t: Selection(torch.arange(1))
+    ),
+    r"layers\(28\) is 3: it must": _first(layers=lambda self, depth: 3),
+    r"key_layer\(28\) is 28: it must be a whole number in 1\.\.27, or None": _first(
+        key_layer=lambda self, depth: depth, select_keys=lambda self, attention, memory: (None, attention)
+    ),
     "stage 0 inside the model: index must be within .* each token at most once": _stage(
         select_inside=lambda self, t: Selection(torch.tensor([3, 0, 3]))
     ),
@@ -297,6 +307,19 @@ def test_third_parties_compose_without_a_config():
     assert "first: 0" in cfg.help_of("run", [f"method={third_party.NAME}"])
     with pytest.raises(ValueError, match=r"method.second: no such option; method every_nth has: first"):
         cfg.composed("run", [f"method={third_party.NAME}", "method.second=1"])
+
+
+def test_a_parameter_may_be_a_tuple(tmp_path):
+    third_party.write(tmp_path, third_party.MODULE.replace("first: int = 0", "first: tuple[int, ...] = (0, 1)"))
+    with third_party.installed(tmp_path):
+        given = [], ["method.first=[0,1]"], ["method.first=[2]"]
+        composed = [cfg.composed("run", [f"method={third_party.NAME}", *options])["method"] for options in given]
+        cells = [specs.cell(method, 0.5) for method in composed]
+        names = [cell.label for cell in dict.fromkeys(cells)]
+        assert names == [third_party.NAME, f"{third_party.NAME}(first=(2,))"]
+        assert building(third_party.NAME, first=[2])(0.5) == cells[-1].method  # as check-method has it
+        with pytest.raises(ValueError, match=r"^every_nth.first={'a': 1}: it must be one value, or a list of values$"):
+            make_cell(third_party.NAME, 0.5, first={"a": 1})
 
 
 @pytest.mark.parametrize(
