@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mmg_bench.options import meant
+from mmg_bench.options import check_number, check_text, meant
 from mmg_bench.report.answers import ALL, AVERAGE, NO_BENCHMARK
 from mmg_bench.report.rows import DENSE, OVER, headline
 from mmg_bench.report.table import WITHIN, is_control
@@ -58,6 +58,7 @@ def accuracy_vs_retention(
         if bands is None or method in bands:
             axes.fill_between(x, line.ci_low, line.ci_high, color=style["color"], alpha=0.1, lw=0)
     if chance is not None:
+        check_number("chance", chance)
         axes.axhline(chance, color=_GREY, lw=1, ls=":", label=f"chance ({chance:.1f} %)")
     axes.set_xticks(ratios, [f"{r:g}" for r in ratios])
     axes.set_xlabel("retention ratio, %")
@@ -204,6 +205,7 @@ def points_over(rows: pd.DataFrame, reference: str) -> Figure:
     rows: of one model and number of frames, of a table that was made `against` the reference. Points of accuracy with
     their paired 95 % intervals, in the order of the rows; those whose interval holds 0 are grey.
     """
+    check_text("reference", reference)
     metric = f"{OVER}{reference}"
     if metric not in set(rows.metric):
         known = [m.removeprefix(OVER) for m in rows.metric.unique() if m.startswith(OVER)]
@@ -234,12 +236,13 @@ def points_over(rows: pd.DataFrame, reference: str) -> Figure:
 
 
 def save(figure: Figure, path: Path | str) -> list[Path]:
-    """Save as `path`.png and `path`.svg and return both; the same figure gives the same files."""
+    """Save as `path`.png and `path`.svg, whichever `path` names, and return both; equal figures give equal files."""
     import matplotlib as mpl
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    files = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg")]
+    name = path.name.removesuffix(".png").removesuffix(".svg")
+    files = [path.with_name(f"{name}.{kind}") for kind in ("png", "svg")]
     with mpl.rc_context({"svg.hashsalt": "mmg_bench", "svg.fonttype": "none"}):
         figure.savefig(files[0], dpi=160)
         figure.savefig(files[1], metadata={"Date": None})
@@ -253,6 +256,10 @@ def _ratios(known: Collection[float], wanted: Collection[float] | None) -> list[
         if not below:
             raise ValueError("the rows hold no method at a retention ratio below 1 to draw: run one")
         return list(dict.fromkeys((below[0], below[-1])))
+    if not isinstance(wanted, Collection) or isinstance(wanted, str):
+        raise ValueError(f"ratios={wanted!r}: give a list of numbers, such as [{_numbers(known)}]")
+    for ratio in wanted:
+        check_number("ratios", ratio)
     if len(wanted) == 0 or not set(wanted) <= set(known):
         raise ValueError(f"ratios={list(wanted)}: the rows have {_numbers(known)}; name some of these")
     return sorted(wanted)

@@ -209,7 +209,7 @@ def test_points_are_hollow_where_layers_see_more(rows):
 
 def test_saved_files_are_equal_every_time(rows, tmp_path):
     first = save(accuracy_vs_retention(rows), tmp_path / "a" / "figure")
-    second = save(accuracy_vs_retention(rows), tmp_path / "b" / "figure")
+    second = save(accuracy_vs_retention(rows), tmp_path / "b" / "figure.png")
     assert [p.name for p in first] == ["figure.png", "figure.svg"]
     for one, two in zip(first, second, strict=True):
         assert one.read_bytes() == two.read_bytes()
@@ -228,6 +228,17 @@ def test_what_cannot_be_drawn_is_an_error(rows):
     assert kept_by_method(rows, ratios=rows.retention_ratio[rows.retention_ratio < 1].unique()).axes
     with pytest.raises(ValueError, match=r"ratios=\[\]: the rows have"):
         kept_by_method(rows, ratios=[])
+    for wrong in (0.5, "0.5"):
+        with pytest.raises(
+            ValueError, match=rf"^ratios={wrong!r}: give a list of numbers, such as \[0\.25, 0\.5, 1\]$"
+        ):
+            kept_by_method(rows, ratios=wrong)
+    with pytest.raises(ValueError, match=r"^ratios='0\.5': it must be a number"):
+        kept_by_method(rows, ratios=["0.5"])
+    with pytest.raises(ValueError, match=r"^chance='25': it must be a number"):
+        accuracy_vs_retention(rows, chance="25")
+    with pytest.raises(ValueError, match=r"^reference=\['ours'\]: it must be a text"):
+        points_over(rows, ["ours"])
     ours_at_one = rows[(rows.method != "ours") | (rows.retention_ratio == 0.5)]
     with pytest.raises(ValueError, match=r"no method was measured at all of 0\.25, 0\.5: name other ratios of 0\.25, "):
         kept_by_method(ours_at_one)
