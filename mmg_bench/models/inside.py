@@ -60,6 +60,7 @@ class Prompt:
     memory: dict[int, Tensor] = field(default_factory=dict)
     """Span -> what `select_keys` handed on."""
     rows: int = 1
+    """How many prompts it is of."""
 
     def crop(self, past: int) -> None:
         """Cut off the end: `past` columns of what layer 0 saw are left, and later layers lose as many."""
