@@ -197,8 +197,12 @@ def write_rows(rows: pd.DataFrame, path: Path) -> None:
 
 
 def read_rows(path: Path | str) -> pd.DataFrame:
-    """The rows that `write_rows` wrote. Raises ValueError for a file that is not whole or of another version."""
+    """The rows that `write_rows` wrote; of a table's folder, those in its `rows.csv`.
+
+    Raises ValueError for a file that is not whole or of another version.
+    """
     path = Path(path)
+    path = path / "rows.csv" if path.is_dir() else path
     with path.open(encoding="utf-8", newline="") as file:
         for number, fields in enumerate(csv.reader(file), start=1):
             if number == 1 and tuple(fields) != COLUMNS:

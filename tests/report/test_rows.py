@@ -239,6 +239,7 @@ def test_damaged_files_are_refused(toy, tmp_path, damage, message):
 def test_no_rows_survive_a_round_trip(tmp_path):
     write_rows(result_rows([]), tmp_path / "rows.csv")
     assert read_rows(tmp_path / "rows.csv").empty
+    assert read_rows(tmp_path).empty  # its folder
 
 
 def test_pending_rows_join_measured_ones(toy):
