@@ -142,9 +142,10 @@ class Benchmark:
         return _digest([(question.id, question.digest) for question in self.questions])
 
     def _read(self) -> Iterator[Question]:
+        columns = self.spec.columns
         for name, task in self._tasks.items():
             for doc_id, doc in enumerate(task.eval_docs_no_media):
-                for option, column in self.spec.columns.items():
+                for option, column in columns.items():
                     if column not in doc:
                         raise BenchmarkError(
                             f"{option}={column!r}: task {name!r} has no such column; it has {', '.join(doc)}"
