@@ -19,7 +19,7 @@ def test_whole_numbers(value: object) -> None:
 
 def test_folders_to_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
-    file.touch()
+    file.touch(0o777)  # who may write to it and run it still cannot look into it
     for folder in (tmp_path, tmp_path / "new" / "newer"):
         assert check_folder("output_dir", str(folder)) == folder
     for given in (file, file / "new"):

@@ -210,7 +210,7 @@ def test_points_are_hollow_where_layers_see_more(rows):
 def test_saved_files_are_equal_every_time(rows, tmp_path):
     first = save(accuracy_vs_retention(rows), tmp_path / "a" / "figure")
     second = save(accuracy_vs_retention(rows), tmp_path / "b" / "figure.png")
-    assert [p.name for p in first] == ["figure.png", "figure.svg"]
+    assert [p.name for p in first] == ["figure.png", "figure.svg"] == [p.name for p in second]
     for one, two in zip(first, second, strict=True):
         assert one.read_bytes() == two.read_bytes()
         assert one.stat().st_size > 5000
