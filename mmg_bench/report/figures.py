@@ -168,15 +168,16 @@ def kept_by_method(
     seen = seen[(seen.metric == "retention_layer_mean") & (seen.value > seen.retention_ratio + WITHIN)]
     over = set(zip(seen.method, seen.retention_ratio, strict=True))
     figure, axes = _axes()
-    y = range(len(methods))
+    y = np.arange(len(methods))
+    lanes = np.linspace(-0.14, 0.14, len(columns)) if others else [0.0]  # of equal values, too, every point is seen
     ends = pd.concat([column.value.loc[methods] for column in columns.values()], axis=1)
     axes.hlines(y, ends.min(axis=1), ends.max(axis=1), color=_GREY, alpha=0.4, lw=1)
-    for i, (ratio, column) in enumerate(columns.items()):
+    for i, ((ratio, column), lane) in enumerate(zip(columns.items(), lanes, strict=True)):
         colour, marker = _look(i)
         points = column.loc[methods]
         axes.errorbar(
             points.value,
-            y,
+            y + lane,
             xerr=_errors(points.value, points.ci_low, points.ci_high),
             fmt=marker,
             color=colour,
@@ -186,7 +187,7 @@ def kept_by_method(
             label=f"R = {100 * ratio:g} %",
         )
         more = [(method, ratio) in over for method in methods]
-        axes.plot(points.value[more], np.flatnonzero(more), marker, mfc="white", mec=colour, markersize=5.5, zorder=3)
+        axes.plot(points.value[more], y[more] + lane, marker, mfc="white", mec=colour, markersize=5.5, zorder=3)
     if any((method, ratio) in over for method in methods for ratio in columns):
         axes.plot([], [], "o", mfc="white", mec=_GREY, markersize=5.5, label="layers see more than R")
     axes.axvline(100, color="black", lw=1.2, label="dense")

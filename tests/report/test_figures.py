@@ -192,6 +192,19 @@ def test_more_ratios_than_colours_still_look_different(make):
     assert len({(line.get_color(), line.get_marker()) for line in points}) == len(ratios)
 
 
+def test_points_of_equal_values_do_not_hide_each_other(make):
+    records = [*make("dense", 1.0, "1111"), *(r for ratio in (0.25, 0.5) for r in make("ours", ratio, "0111"))]
+    rows = result_rows(records, table="t", weights={"toy": "w"}, bootstrap=Bootstrap(30))
+
+    def places(ratios):
+        return [bars.lines[0].get_xydata()[0] for bars in kept_by_method(rows, ratios=ratios).axes[0].containers]
+
+    (x, y), (x_of_other, y_of_other) = places([0.25, 0.5])
+    assert x == x_of_other
+    assert 0.2 < abs(y - y_of_other) < 0.4
+    assert places([0.5])[0][1] == 0
+
+
 def test_points_are_hollow_where_layers_see_more(rows):
     def hollow(seen):
         more = headline(rows)
