@@ -71,7 +71,7 @@ class Prompt:
             self.kept = self.kept.cropped(past)
         self.stages = [stage.cropped(stage.index.shape[1] - cut) for stage in self.stages]
 
-    def reorder(self, rows: Tensor) -> None:
+    def reorder_cache(self, rows: Tensor) -> None:
         """Go on, in each row, from what was row `rows[b]`: beam search lets some beams go and doubles others."""
         of_row: dict[int, list[int]] = {}
         for number, span in enumerate(self.spans):
