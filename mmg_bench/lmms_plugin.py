@@ -127,7 +127,10 @@ def _name(request: Any) -> str:
 
 
 def _cell(method: str, retention_ratio: float | None, positions: Any, options: dict[str, Any]) -> Cell:
-    """The cell that the arguments describe; takes the method's parameters out of `options`' names by check only."""
+    """The cell that the arguments describe; `options` hold the method's parameters, and settings of the model.
+
+    Raises ValueError for an option that neither of them has.
+    """
     from mmg_bench.cells import make_cell
     from mmg_bench.methods.registry import method_class
     from mmg_bench.models.spec import ModelSpec
@@ -148,6 +151,7 @@ def _cell(method: str, retention_ratio: float | None, positions: Any, options: d
 
 
 def _model_spec(pretrained: str, device: str | None, options: dict[str, Any]) -> ModelSpec:
+    """The model that is meant: one of our configurations, by its name or path, or any other; with `options` in it."""
     from mmg_bench import config as cfg
     from mmg_bench import specs
     from mmg_bench.models.spec import ModelSpec

@@ -69,10 +69,10 @@ def measure_efficiency(
     with attention_backend(settings.sdpa):
         watched = _watch(llm, cells, all_times, workload, energy_seconds)
     results = []
-    for times, (others, failure, fault) in zip(all_times, watched, strict=True):
+    for cell, times, (others, failure, fault) in zip(cells, all_times, watched, strict=True):
         values = {k: Value(*v, settings.repeats) for k, v in time_values(all_times[0], times).items()}
         if times.failure is None:
-            values |= {k: Value(v) for k, v in {**_formulas(llm, times, workload, ceilings), **others}.items()}
+            values |= {k: Value(v) for k, v in {**_formulas(llm, cell, times, workload, ceilings), **others}.items()}
         results.append(CellResult(values, times.realised_tokens, failure, fault))
     return results
 
@@ -133,12 +133,13 @@ def _answer(
     return values if energy is None else {**values, ENERGY: energy}
 
 
-def _formulas(llm: VideoLLM, times: CellTimes, workload: Workload, ceilings: Ceilings) -> dict[str, float]:
+def _formulas(llm: VideoLLM, cell: Cell, times: CellTimes, workload: Workload, ceilings: Ceilings) -> dict[str, float]:
     """What follows from token counts: FLOPs as published, and distances to the roofline."""
     model, batch = LanguageModel.of(llm.adapter), workload.batch
     visual = [round(n) for n in times.layer_tokens]
     prompt = [n + times.prompt_tokens - visual[0] for n in visual]
-    middle = [n + times.new_tokens / 2 for n in prompt]  # of the tokens that were decoded
+    cached = prompt[-1:] * len(prompt) if cell.method.prunes_caches else prompt
+    middle = [n + (times.new_tokens - 1) / 2 for n in cached]  # of the tokens that were decoded
     prefill_floor = model.prefill(prompt, batch).floor_ms(ceilings)
     decode_floor = model.decode_step(middle, batch).floor_ms(ceilings)
     return {

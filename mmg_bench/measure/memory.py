@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ class PeakMemory:
         self.peak = self.kept = 0
 
     def __enter__(self) -> Self:
+        gc.collect()  # what is freed inside is to be of inside
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)

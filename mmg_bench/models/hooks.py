@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
@@ -117,6 +117,7 @@ def pruning(
         stack.callback(_release, model)
         captured = stack.enter_context(adapter.capture(method.needs if encoded is None else ()))
         splice = _Splice(adapter, run, encoded, captured)
+        stack.callback(vars(splice).clear)  # it and `inside` know each other: their tensors would wait to be collected
         stack.callback(model.register_forward_pre_hook(splice.note_purpose, with_kwargs=True).remove)
         for module, hook in ((adapter.multimodal, splice.locate), (adapter.language_model, splice.cut)):
             stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
@@ -133,10 +134,10 @@ def _release(model: nn.Module) -> None:
         _ACTIVE.discard(model)
 
 
-def _reorder_cache(cache: Any, rows: Tensor) -> None:
-    """`reorder_cache` of a cache, and of what goes with it. Beam search calls it."""
-    type(cache).reorder_cache(cache, rows)
-    getattr(cache, _PROMPT).reorder(rows)
+def _reorder_cache(layers: Sequence[Any], prompt: Prompt, rows: Tensor) -> None:
+    """`reorder_cache` of a cache with these layers, and of what goes with it. Beam search calls it."""
+    for part in (*layers, prompt):
+        part.reorder_cache(rows)
 
 
 def _forget(cache: Any) -> None:
@@ -154,8 +155,7 @@ class _Splice:
         self.inside = Inside(adapter, run.method, run.positions, self._note_stage, self._look_over)
         self.faults: list[Faults] = []  # what is still to be looked over of this call
         self.pruned: dict[int, _Outcome] = {}  # of `encoded`, for methods that ignore the question
-        self.call: dict[str, Any] | None = None  # arguments of a call with videos, between the two hooks
-        self.on_host = torch.empty(0)  # its `input_ids`
+        self.call: dict[str, Any] | None = None  # arguments of a call with videos, its `input_ids` on the host
         self.counted = False  # whether the model itself counts position ids, from the length of its cache
         self.number = next(_NUMBERS)  # of this context
         self.within = False  # whether the call of the whole model is under way,
@@ -184,10 +184,9 @@ class _Splice:
             raise ValueError(
                 "a prompt with videos was passed as inputs_embeds: pass input_ids, which tell visual tokens"
             )
-        self.call = {**kwargs, "input_ids": ids}
         self.captured.claim(self.adapter.encoded(kwargs))
         # A GPU has done little yet that this has to wait for. From here on, all that is not in tensors is known.
-        self.on_host = ids.cpu()
+        self.call = {**kwargs, "input_ids": ids.cpu()}
         if self.drafted and (self.inside.at or self.run.method.needs & QUESTION_FIELDS):
             raise self._undraftable("looks at the end of the prompt, and logits of several tokens there were asked for")
         self._check_steps()
@@ -205,11 +204,11 @@ class _Splice:
         embeds, cache = kwargs["inputs_embeds"], cache_of(kwargs)
         past = cache.get_seq_length() if cache is not None else 0
         prompt: Prompt | None = None
-        labelled, self.labelled, self.prefilled = self.labelled, False, None
+        self.prefilled = None
         if not past:
             _forget(cache)  # it was emptied to be used again
         if self.call is not None:
-            prompt, embeds = self._prefill(embeds, self.call, past, labelled)
+            prompt, embeds = self._prefill(embeds, self.call, past)
         elif past:
             prompt = self._resume(cache, past, len(embeds))
         else:  # a prompt without videos
@@ -219,13 +218,13 @@ class _Splice:
             return None
         return args, self._narrow(kwargs, prompt, embeds, past)
 
-    def _prefill(self, embeds: Tensor, call: dict[str, Any], past: int, labelled: bool) -> tuple[Prompt | None, Tensor]:
+    def _prefill(self, embeds: Tensor, call: dict[str, Any], past: int) -> tuple[Prompt | None, Tensor]:
         """Prune a prompt `[B, S, D]`: what decoding has to know of it, if anything, and its embeddings `[B, K, D]`."""
         if past:
             raise ValueError(f"a prompt with videos came with a filled cache: {_WHOLE}")
         kept, embeds, spans = self._prune(embeds, call)
         self.call = None
-        if labelled and (kept is not None or self.inside.at):
+        if self.labelled and (kept is not None or self.inside.at):
             raise ValueError(
                 "labels do not fit a pruned prompt: leave them out, and compare the last of the logits with the "
                 "text behind the video"
@@ -312,8 +311,8 @@ class _Splice:
             return
         if (cache := getattr(output, CACHE)) is not None:
             setattr(cache, _PROMPT, self.prefilled)
-            if self.inside.key_layer is not None:
-                cache.reorder_cache = MethodType(_reorder_cache, cache)
+            if self.inside.key_layer is not None:  # not bound to the cache, which would then hold itself
+                cache.reorder_cache = partial(_reorder_cache, cache.layers, self.prefilled)
         self.prefilled = None
 
     def finish(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -325,8 +324,8 @@ class _Splice:
             self._read_faults()
 
     def conclude(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """After the whole model: a GPU has all its work by now, and may be waited for."""
-        self.within = False
+        """After the whole model, also one that failed: a GPU has all its work by now, and may be waited for."""
+        self.within = self.labelled = self.drafted = False
         self._read_faults()
 
     def _read_faults(self) -> None:
@@ -356,9 +355,9 @@ class _Splice:
         Where all tokens stay as they were, `None` and the very same embeddings: dense is exactly the stock model.
         """
         ids = call["input_ids"]
-        rows = [Row(ids.shape[1], embeds.device) for _ in self.on_host]
+        rows = [Row(ids.shape[1], embeds.device) for _ in ids]
         self.run.report, whole = [], True
-        for place in places(self.on_host, self.adapter, self._layouts(call)):
+        for place in places(ids, self.adapter, self._layouts(call)):
             body = place.body(embeds.device)
             pruned, elapsed, untouched = self._pruned(place, body, embeds, ids)
             whole = whole and untouched
@@ -391,7 +390,7 @@ class _Splice:
         return self.adapter.layouts(call, self.captured)
 
     def _pruned(self, place: Place, body: slice | Tensor, embeds: Tensor, ids: Tensor) -> _Outcome:
-        """Prune one video, whose tokens are columns `body` of prompts `[B, S, D]` with `ids` `[B, S]`."""
+        """Prune one video, whose tokens are columns `body` of prompts `[B, S, D]` with `ids` `[B, S]` on the host."""
         method, video = self.run.method, place.video
         if video in self.pruned:
             return self.pruned[video]
@@ -405,7 +404,8 @@ class _Splice:
             tokens = replace(tokens, query=embeds[place.row, place.text(embeds.device)])
         elapsed = Elapsed(embeds.device)
         if "joint_query" in method.needs and (source := siglip.attached(self.adapter.model)) is not None:
-            tokens = replace(tokens, joint_query=source.joint_query(ids[place.row, place.end :]))
+            query = source.joint_query(ids[place.row, place.end :])
+            tokens = replace(tokens, joint_query=query.to(embeds.device))
         pruned = method.prune(tokens)
         elapsed.stop()
         check_kind(method, tokens, pruned)

@@ -71,7 +71,7 @@ class Prompt:
             self.kept = self.kept.cropped(past)
         self.stages = [stage.cropped(stage.index.shape[1] - cut) for stage in self.stages]
 
-    def reorder(self, rows: Tensor) -> None:
+    def reorder_cache(self, rows: Tensor) -> None:
         """Go on, in each row, from what was row `rows[b]`: beam search lets some beams go and doubles others."""
         of_row: dict[int, list[int]] = {}
         for number, span in enumerate(self.spans):
@@ -123,15 +123,14 @@ class Inside:
         """
         self.adapter, self.method, self.report, self.look_over = adapter, method, report, look_over
         self.contiguous = (method.inside_positions or positions) == "contiguous"
-        depth = len(adapter.layers)
+        self.at, self.key_layer = layers_of(method, len(adapter.layers))
+        self.needed = bool(self.at) or self.key_layer is not None  # whether the method does anything here
         kinds = set(getattr(adapter.text_config, "layer_types", None) or ())
-        if method.prunes_inside(depth) and kinds - {"full_attention"}:
+        if self.needed and kinds - {"full_attention"}:
             raise UnsupportedModelError(
                 f"{method.name} prunes inside the language model, whose layers must attend to all that is before them: "
                 f"this one has {', '.join(sorted(kinds))}"
             )
-        self.at, self.key_layer = layers_of(method, depth)
-        self.needed = method.prunes_inside(depth)  # whether the method does anything inside the language model
         self.prompt = Prompt(0, None, [])  # of the forward call under way
         self.base: Flow | None = None  # of the forward call under way: before the first stage,
         self.flow: Flow | None = None  # and what is in force at the layer under way, once it differs from the base
@@ -168,10 +167,10 @@ class Inside:
             prompt.stages = []
 
     def _note(self, number: int) -> Any:
-        """Forward pre-hook of an attention module: keep what it is called with."""
+        """Forward pre-hook of an attention module: keep what it is called with, if the layer behind will look at it."""
 
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self.base is not None:
+            if self.base is not None and (number + 1 in self.at if self.prefill else number + 1 == self.key_layer):
                 hidden = args[0] if args else kwargs["hidden_states"]
                 self.inputs[number] = hidden.detach(), kwargs["position_embeddings"]
 
@@ -237,6 +236,7 @@ class Inside:
             if chosen.features is not None:
                 values[span.row, going] = chosen.features.to(row.dtype)
             after.append(replace(span, columns=places, positions=positions, state=chosen.state))
+        self.inputs.clear()  # memory that the layers behind may have
         kept = Kept.of(left, counts, self.contiguous, source)
         self.prompt.spans = moved(after, left, counts)
         self.prompt.stages.append(kept)

@@ -62,7 +62,7 @@ def _sliced(columns: Columns, device: torch.device) -> slice | Tensor:
 
 
 def _on(device: torch.device, columns: Columns) -> Tensor:
-    return torch.from_numpy(columns).to(device)
+    return torch.from_numpy(columns).to(device, non_blocking=True)
 
 
 def places(ids: Tensor, adapter: Adapter, layouts: Sequence[Layout]) -> Iterator[Place]:

@@ -29,9 +29,6 @@ class Qwen3VL(Scatter):
         number = seen.flatten().cumsum(0).view_as(seen) - 1  # [B, S]: which row of the features a visual token has
         if kept is not None:
             seen, number = kept.columns(seen) & kept.real, kept.columns(number)
-        added = []
-        for layer in features:  # [visual tokens, D]
-            dense = layer.new_zeros(*seen.shape, layer.shape[-1])
-            dense[seen] = layer[number[seen]]
-            added.append(dense)
+        # of [visual tokens, D] each; not by a boolean index, for which a GPU would be waited for
+        added = [layer[number.clamp(min=0)].masked_fill(~seen.unsqueeze(-1), 0) for layer in features]
         return {**kwargs, "visual_pos_masks": None, "deepstack_visual_embeds": None}, added

@@ -84,14 +84,15 @@ class Siglip:
     def joint_query(self, ids: Tensor) -> Tensor:
         """The question in the joint space, `[M, C]`, from the language model's token ids behind the video, `[L]`.
 
+        The ids are best on the host, where no GPU is waited for; the result is on the text tower's device.
         As CDPruner does, a text longer than the text tower's window is cut into M windows. The last is padded: SigLIP
         was trained so, without a mask.
         """
         window = self.text_tower.config.max_position_embeddings
         words: list[int] = self.tokenizer(self.question(ids))["input_ids"]
         words += [self.tokenizer.pad_token_id] * (-len(words) % window)
-        batch = torch.tensor(words, device=self.text_tower.device).view(-1, window)
-        return self.text_tower(input_ids=batch).pooler_output.to(ids.device)
+        batch = torch.tensor(words).view(-1, window).to(self.text_tower.device, non_blocking=True)
+        return self.text_tower(input_ids=batch).pooler_output
 
 
 def to_attach(width: int) -> str:

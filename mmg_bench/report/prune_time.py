@@ -16,7 +16,8 @@ from mmg_bench.report.table import NONE, Block, Entry, Table, measured_line, wit
 TABLE = "bench_methods"
 CITED_MS = {"fastvid": 6.1, "prunevid": 37.0, "flashvid": 60.0, "holitom": 78.0}
 """Overhead of the official code on an A100 (LLaVA-OneVision-7B, 32 frames), as its paper or a peer reports it."""
-CITED_FRAMES = 32
+CITED_MODEL, CITED_FRAMES = "synthetic 196 x 3584", 32
+"""What is timed here when it is of the same size."""
 INSIDE = "inside the LLM"
 
 
@@ -25,9 +26,11 @@ def prune_time_rows(
 ) -> pd.DataFrame:
     """Result rows: `prune_ms` and `gram_ratio` of every method, `gram_ms`, growth with the frames, and cited overheads.
 
+    Overheads are cited beside videos of the size that they are of.
+
     The value is the median over the rounds, the interval their 5th and 95th percentile. Growth is the time at the most
     frames over that at the fewest. A method that ran out of memory has an error and no value; one without work outside
-    the language model is `pending`.
+    the language model has neither.
     """
     rows: list[ResultRow] = []
 
@@ -57,7 +60,7 @@ def prune_time_rows(
             if r.realised_tokens is None:
                 add(r.name, t, "prune_ms", nothing, 0, errors=1)
             elif not len(r.ms):
-                add(r.name, t, "prune_ms", nothing, 0, r.realised_tokens, source="pending")
+                add(r.name, t, "prune_ms", nothing, 0, r.realised_tokens)
             else:
                 taken = int(np.isfinite(r.ms).sum())
                 add(r.name, t, "prune_ms", quantiles(r.ms), taken, r.realised_tokens)
@@ -69,7 +72,7 @@ def prune_time_rows(
             growth = medians[name, many] / medians[name, few]
             add(name, many, "frames_growth", (growth, math.nan, math.nan), 1)
     for name in dict.fromkeys(r.name for r in results):
-        if name in CITED_MS:
+        if name in CITED_MS and model == CITED_MODEL and CITED_FRAMES in frames:
             add(name, CITED_FRAMES, "prune_ms", (CITED_MS[name], math.nan, math.nan), 0, source="cited")
     return to_frame(rows)
 
@@ -79,14 +82,15 @@ def prune_time_table(rows: pd.DataFrame, provenance: Sources) -> Table:
     found = {(r.method, r.frames, r.metric, r.source): r for r in as_tuples(rows)}
     frames = sorted(set(rows.frames[rows.metric == "gram_ms"]))
     methods = list(dict.fromkeys(rows.method))
+    cited = bool((rows.source == "cited").any())
 
     def text(name: str, t: int, metric: str, digits: int = 2, source: str = "measured") -> str:
         row = found.get((name, t, metric, source))
         if row is None:
-            return INSIDE if source == "measured" and (name, t, metric, "pending") in found else NONE
+            return NONE
         if row.n_errors:
             return "out of memory"
-        return with_interval(row, digits)
+        return with_interval(row, digits) if math.isfinite(row.value) else INSIDE
 
     lines = []
     for name in methods:
@@ -96,7 +100,8 @@ def prune_time_table(rows: pd.DataFrame, provenance: Sources) -> Table:
             texts.append("1" if name == GRAM else text(name, t, "gram_ratio"))
         if len(frames) > 1:
             texts.append(text(name, frames[-1], "frames_growth"))
-        texts.append(text(name, CITED_FRAMES, "prune_ms", 1, "cited"))
+        if cited:
+            texts.append(text(name, CITED_FRAMES, "prune_ms", 1, "cited"))
         lines.append(tuple(map(Entry, texts)))
     growth = [f"{frames[-1]} over {frames[0]} frames"] if len(frames) > 1 else []
     keys = provenance_keys(rows)
@@ -110,13 +115,17 @@ def prune_time_table(rows: pd.DataFrame, provenance: Sources) -> Table:
             + ("CUDA events" if on_gpu else f"`perf_counter`, {run['threads']} threads"),
             "× Gram: over the one batched product of every frame with itself (float32) in the same round; "
             + (f"linear growth is {frames[-1] / frames[0]:g}" if growth else "one number of frames: no growth"),
-            "Cited: overhead of the official code on an A100 as its paper or a peer reports it; not measured here",
+            *(
+                ["Cited: overhead of the official code on an A100 as its paper or a peer reports it; not measured here"]
+                if cited
+                else []
+            ),
         ),
         columns=(
             "Method",
             *(c for t in frames for c in (f"{t} frames, ms", f"{t} frames, × Gram")),
             *growth,
-            f"Cited, ms (A100, {CITED_FRAMES} frames)",
+            *([f"Cited, ms (A100, {CITED_FRAMES} frames)"] if cited else []),
         ),
         blocks=(Block("", tuple(lines)),),
         footnotes=(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
@@ -22,6 +24,37 @@ def test_peak_and_what_is_kept() -> None:
     assert memory.kept == pytest.approx(3 * MIB, rel=0.01)
     assert memory.peak == pytest.approx(4 * MIB, rel=0.01)
     del kept, other
+
+
+def test_of_a_gpu_what_was_left_to_the_garbage_collector_before_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without one at hand: a stand-in that counts objects."""
+    alive = {"count": 0}
+
+    class Held:
+        def __init__(self) -> None:
+            self.own = self
+            alive["count"] += 1
+
+        def __del__(self) -> None:
+            alive["count"] -= 1
+
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: None)
+    for name in ("memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: alive["count"])
+    gc.disable()
+    try:
+        for _ in range(4):
+            Held()
+        with PeakMemory(torch.device("cuda")) as memory:
+            gc.collect()
+            kept = Held()
+    finally:
+        gc.enable()
+    assert memory.kept == memory.peak == 1
+    del kept
 
 
 def test_weights_count_once(llm: VideoLLM) -> None:

@@ -130,7 +130,8 @@ def test_rows_and_table() -> None:
         PruneTimes("fastv", 128, 400, 400, np.empty(0), gram * 4),
         PruneTimes("divprune", 128, 400, None, np.empty(0), gram * 4),
     ]
-    rows = prune_time_rows(results, model="synthetic", retention_ratio=0.25, provenance="key")
+    given = {"retention_ratio": 0.25, "provenance": "key"}
+    rows = prune_time_rows(results, model="synthetic 196 x 3584", **given)
     found = {(r.method, r.frames, r.metric, r.source): r for r in rows.itertuples()}
     ratio = found["mmg_vid", 32, "gram_ratio", "measured"]  # by round: the medians' ratio would be the same, p5 not
     assert (ratio.value, ratio.ci_low, ratio.ci_high, ratio.n, ratio.realised_tokens) == (1.5, 1.5, 1.5, 3, 25)
@@ -140,6 +141,8 @@ def test_rows_and_table() -> None:
     assert found["mmg_vid", 128, "frames_growth", "measured"].value == 4
     assert ("divprune", 128, "frames_growth", "measured") not in found
     assert found["divprune", 128, "prune_ms", "measured"].n_errors == 1
+    nothing = found["fastv", 128, "prune_ms", "measured"]  # which is not to be measured yet
+    assert (np.isnan(nothing.value), nothing.n, nothing.n_errors, nothing.realised_tokens) == (True, 0, 0, 400)
     entry = {"device": "d", "dtype": "float32", "date": "x", "commit": "c", "command": "do", "threads": 2}
     table = to_markdown([prune_time_table(rows, {"key": {**entry, "torch_device": "cpu"}})])
     line = {name: row for row in table.splitlines() if (name := row.split("|")[1:2] and row.split("|")[1].strip())}
@@ -151,6 +154,12 @@ def test_rows_and_table() -> None:
     assert "`perf_counter`, 2 threads" in table
     assert "linear growth is 4" in table
     assert "CUDA events" in to_markdown([prune_time_table(rows, {"key": {**entry, "torch_device": "cuda"}})])
+    for other in (
+        prune_time_rows(results, model="synthetic 12 x 8", **given),
+        prune_time_rows(results[4:], model="synthetic 196 x 3584", **given),
+    ):
+        assert set(other.source) == {"measured"}
+        assert "Cited" not in to_markdown([prune_time_table(other, {"key": {**entry, "torch_device": "cpu"}})])
 
 
 def test_the_command_writes_rows_table_and_provenance(tmp_path: Path) -> None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmg_bench.cells import make_cell
 from mmg_bench.measure import roofline
+from mmg_bench.measure.efficiency import measure_efficiency
 from mmg_bench.measure.flops import TextGeometry, flops_counted, flops_gqa
+from mmg_bench.measure.latency import LatencySettings
 from mmg_bench.measure.roofline import Ceilings, LanguageModel, Work, measure_ceilings
+from mmg_bench.measure.workload import Workload
 from mmg_bench.models.loading import VideoLLM
 
 SMALL = LanguageModel(TextGeometry(layers=2, hidden=8, intermediate=16, kv_width=4), 50, 1000, 2)
@@ -40,6 +44,19 @@ def test_work_of_a_model(llm: VideoLLM) -> None:
     full = model.prefill([tokens] * g.layers, 1).multiply_adds + g.layers * tokens * (tokens - 1) * g.hidden
     assert counted == pytest.approx(full, rel=2e-3)
     assert full == flops_gqa(g, tokens) + g.hidden * model.vocabulary
+
+
+def test_a_decoded_token_reads_what_the_caches_hold(llm: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caches that a method prunes below its stage, too; of several tokens those that the middle one sees."""
+    seen: list[list[float]] = []
+    monkeypatch.setattr(LanguageModel, "decode_step", lambda model, context, batch: seen.append(context) or Work(1, 1))
+    settings = LatencySettings(repeats=2, warmup=0, new_tokens=3)
+    cells = [make_cell("prunevid", 0.5), make_cell("fastv", 0.5)]
+    measure_efficiency(llm, cells, Workload(None, "What colour?", 4), settings, Ceilings(1, 1))
+    (first, *others), (most, *fewer) = seen
+    assert set(others) == {first}
+    assert first == int(first)  # the prompt and one token
+    assert min(fewer) < most
 
 
 def test_ceilings_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:

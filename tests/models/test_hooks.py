@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -12,6 +14,7 @@ import torch
 from mmg_bench.contract import ContractError
 from mmg_bench.methods.base import Method
 from mmg_bench.methods.dense import Dense
+from mmg_bench.methods.dycoke import DyCoke
 from mmg_bench.methods.fastv import FastV
 from mmg_bench.methods.mmg_vid import MMGVid
 from mmg_bench.methods.random import Random
@@ -94,6 +97,26 @@ def test_the_model_is_left_as_it_was(tiny: tuple[Any, Any], inputs: dict[str, to
     assert {name: set(vars(module)) for name, module in model.named_modules()} == attributes
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(model.generate(**inputs, **GREEDY), stock)
+
+
+def test_no_tensor_waits_for_the_garbage_collector(tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor]) -> None:
+    """A GPU's memory is free as soon as the context is left, and the cache let go."""
+    model, _ = tiny
+    tokens, encoded = adapter_for(model).encode(inputs, set())
+    text = {k: inputs[k] for k in ("input_ids", "attention_mask")}
+    gc.disable()
+    try:
+        with pruning(model, DyCoke(layer=1), encoded=tokens), torch.no_grad():
+            out = model(**text, **encoded, use_cache=True)
+            model(input_ids=torch.tensor([[5]]), past_key_values=out.past_key_values)
+            cache = weakref.ref(out.past_key_values)
+            del out
+            assert cache() is None
+        video = weakref.ref(tokens[0])
+        del tokens
+        assert video() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("positions", ["original", "contiguous"])
@@ -494,6 +517,14 @@ def test_misuse_is_explained(tiny: tuple[Any, Any], inputs: dict[str, torch.Tens
                 model(**inputs, labels=inputs["input_ids"])
             model(input_ids=inputs["input_ids"][:, -5:], labels=inputs["input_ids"][:, -5:])
             model.model(**inputs)  # without labels
+    with FastV()(model):  # what was asked of a call that failed is not asked of the next
+        with pytest.raises(ValueError, match="logits of several tokens there were asked for"):
+            model(**inputs, logits_to_keep=2)
+        model.model(**inputs)
+    with MMGVid()(model):
+        with pytest.raises(ValueError, match="passed as inputs_embeds"):
+            model(**{k: v for k, v in inputs.items() if k != "input_ids"}, labels=inputs["input_ids"])
+        model.model(**inputs)
     for size in (16, 32):
         with MMGVid()(model), pytest.raises(ValueError, match="prefill_chunk_size"):
             model.generate(**inputs, **GREEDY, prefill_chunk_size=size)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from masking import masked_logits, stock_prompt, traced
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from mmg_bench.methods._inside import InsideMethod, layers_at
 from mmg_bench.methods.base import Method, Positions
@@ -374,6 +375,30 @@ def test_beams_keep_what_their_own_steps_attended_to(
                 step = torch.tensor([[token]])
                 out = model(input_ids=step, past_key_values=out.past_key_values, use_cache=True)
         assert total == pytest.approx(score, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["fastv", "dycoke"])
+def test_nothing_of_a_layer_is_kept_for_longer_than_it_is_looked_at(
+    deep: tuple[Any, Any], inputs: dict[str, Tensor], name: str
+) -> None:
+    """Memory of as many hidden states as a prompt has would be charged to the method."""
+    layers = deep[0].model.language_model.layers
+    given: list[StorageWeakRef] = []
+    left: list[bool] = []
+    handles = [
+        layers[1].self_attn.register_forward_pre_hook(
+            lambda module, args, kwargs: given.append(StorageWeakRef(kwargs["hidden_states"].untyped_storage())),
+            with_kwargs=True,
+        ),
+        layers[3].register_forward_pre_hook(lambda module, args: left.append(not given[-1].expired())),
+    ]
+    try:
+        with torch.inference_mode(), get_method(name, layer=2)(deep[0]):
+            deep[0](**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert left == [False]
 
 
 def test_sliding_windows_are_refused(deep: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
