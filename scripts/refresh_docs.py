@@ -1,6 +1,6 @@
 """Draw the pictures of README and docs, and write their tables: test videos, what methods keep of one, of Table 1's
-accuracy, over the retention ratio and of MMG-Vid's parts, what pruning leaves of a prefill on two cores, which method
-runs on which family.
+accuracy, over the retention ratio and of MMG-Vid's parts, what they need, what pruning leaves of a prefill on two
+cores, which method runs on which family. The tables in results/ are laid out anew from their rows.
 
 python scripts/refresh_docs.py [--results results/table1/embedded]
 """
@@ -26,7 +26,7 @@ from mmg_bench.report.rows import DENSE, read_rows
 from mmg_bench.report.table import WITHIN, is_control
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = (ROOT / "tests", ROOT / "tests" / "models", ROOT / "tests" / "measure")
+TESTS = [ROOT / "tests" / part for part in (".", "models", "measure", "report")]
 VIDEOS = (3, 5, 8, 13)
 SIZE = 112
 RETENTION = ROOT / "results" / "retention" / "embedded" / "rows.csv"
@@ -78,13 +78,16 @@ def refresh_between(page: Path, begin: str, text: str, end: str) -> None:
 
 
 def refresh_pages() -> None:
-    """The tables of docs that the tests make: of families and methods, and of prefill on two cores."""
+    """The tables that the tests make: of families and methods, of prefill on two cores, of the rows in results/."""
     sys.path[:0] = map(str, TESTS)
+    import committed
     import cpu_prefill
     import equalities
 
     import families
 
+    for file in committed.FILES:
+        file.write_text(committed.made(file), encoding="utf-8")
     docs = ROOT / "docs"
     refresh_between(docs / "models.md", equalities.BEGIN, equalities.table(families.BUILDERS), equalities.END)
     refresh_between(docs / "measuring.md", cpu_prefill.BEGIN, cpu_prefill.table(), cpu_prefill.END)
@@ -111,6 +114,7 @@ def main() -> None:
     refresh_between(ROOT / "README.md", "<!-- table:begin -->", table, "<!-- table:end -->")
     figures.save(figures.kept_by_method(rows_of_table, highlight=["mmg_vid"]), folder / "accuracy")
     figures.save(figures.accuracy_vs_tokens(read_rows(RETENTION)), folder / "retention")
+    figures.save(figures.needed_by_method(read_rows(RETENTION), highlight=["mmg_vid"]), folder / "needed")
     figures.save(figures.points_over(read_rows(ABLATIONS), "mmg_vid"), folder / "ablations")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmg_bench.report.answers import Sources
 from mmg_bench.report.rows import DENSE
-from mmg_bench.report.table import is_control, measured_line, over_skills
+from mmg_bench.report.table import measured_line, named, over_skills
 from mmg_bench.runner.records import Record
 
 _DATA = "{{data}}"
@@ -75,7 +75,7 @@ def _part(
         "title": f"{model}, {benchmark}, {frames} frames",
         "by_skill": benchmark in over_skills(provenance[key] for key in {r.provenance for r in records}),
         "measured": [measured_line(key, provenance) for key in dict.fromkeys(r.provenance for r in records)],
-        "cells": [[f"{m} (control)" if is_control(m) else m, ratio] for m, ratio in cells],
+        "cells": [[named(m), ratio] for m, ratio in cells],
         "texts": list(texts),
         "questions": list(rows.values()),
     }

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from mmg_bench.options import check_number, check_text, meant
 from mmg_bench.report.answers import ALL, AVERAGE, NO_BENCHMARK
+from mmg_bench.report.needed import KEPT, RATIOS, tokens_needed
 from mmg_bench.report.rows import DENSE, OVER, headline
 from mmg_bench.report.table import WITHIN, is_control
 
@@ -91,11 +93,7 @@ def accuracy_vs_tokens(rows: pd.DataFrame, *, methods: Collection[str] | None = 
         axes.fill_between(line.share, line.ci_low, line.ci_high, color=style["color"], alpha=0.2, lw=0)
         axes.plot(line.share, line.value, **{**style, "markersize": 3.5, "lw": 1.5})
         axes.set_title(textwrap.fill(method, 34, break_long_words=False), fontsize=7, loc="left")
-    low, high = pruned.share.min() / 1.5, pruned.share.max() * 1.5
-    ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100) if low < tick < high]
-    panels[0].set_xscale("log")
-    panels[0].set_xticks(ticks, [f"{tick}" for tick in ticks])
-    panels[0].set_xticks([], minor=True)
+    _log_scale(panels[0])
     figure.supxlabel("visual tokens that a layer sees on average, %", fontsize=9)
     figure.supylabel("accuracy, %", fontsize=9)
     figure.suptitle(_title(accuracy), x=0.01, ha="left", fontsize=10)
@@ -168,33 +166,47 @@ def kept_by_method(
     seen = seen[(seen.metric == "retention_layer_mean") & (seen.value > seen.retention_ratio + WITHIN)]
     over = set(zip(seen.method, seen.retention_ratio, strict=True))
     figure, axes = _axes()
-    y = np.arange(len(methods))
-    lanes = np.linspace(-0.14, 0.14, len(columns)) if others else [0.0]  # of equal values, too, every point is seen
     ends = pd.concat([column.value.loc[methods] for column in columns.values()], axis=1)
-    axes.hlines(y, ends.min(axis=1), ends.max(axis=1), color=_GREY, alpha=0.4, lw=1)
-    for i, ((ratio, column), lane) in enumerate(zip(columns.items(), lanes, strict=True)):
-        colour, marker = _look(i)
-        points = column.loc[methods]
-        axes.errorbar(
-            points.value,
-            y + lane,
-            xerr=_errors(points.value, points.ci_low, points.ci_high),
-            fmt=marker,
-            color=colour,
-            markersize=5.5,
-            elinewidth=1.2,
-            alpha=0.9,
-            label=f"R = {100 * ratio:g} %",
-        )
-        more = [(method, ratio) in over for method in methods]
-        axes.plot(points.value[more], y[more] + lane, marker, mfc="white", mec=colour, markersize=5.5, zorder=3)
-    if any((method, ratio) in over for method in methods for ratio in columns):
-        axes.plot([], [], "o", mfc="white", mec=_GREY, markersize=5.5, label="layers see more than R")
+    axes.hlines(range(len(methods)), ends.min(axis=1), ends.max(axis=1), color=_GREY, alpha=0.4, lw=1)
+    more = {ratio: np.array([(method, ratio) in over for method in methods]) for ratio in columns}
+    _by_method(
+        axes,
+        methods,
+        {f"R = {100 * ratio:g} %": (column.loc[methods], more[ratio]) for ratio, column in columns.items()},
+        hollow="layers see more than R",
+        highlight=highlight,
+    )
     axes.axvline(100, color="black", lw=1.2, label="dense")
-    axes.set_yticks(y, methods, fontsize=8)
-    for label, method in zip(axes.get_yticklabels(), methods, strict=True):
-        label.set(fontweight="bold" if method in highlight else None, color=_GREY if is_control(method) else "black")
     axes.set_xlabel("accuracy kept, % of dense")
+    _finish(figure, axes, kept)
+    figure.set_size_inches(8.4, max(4.2, 0.2 * len(methods) + 0.9))
+    return figure
+
+
+def needed_by_method(
+    rows: pd.DataFrame, *, kept_percent: Sequence[float] = KEPT, highlight: Collection[str] = ()
+) -> Figure:
+    """Tokens that each method needs to keep `kept_percent` of dense's accuracy (`needed.tokens_needed`), fewest on top.
+
+    rows: of one model and number of frames, with methods measured at several ratios. Tokens are in percent of all
+    visual tokens, on average over the layers. Hollow points are bounds, at an end of what was measured: a method needs
+    fewer at the left end, more at the right one. Names in `highlight` are set in bold, controls in grey.
+    """
+    kept = _select(rows, "accuracy_kept_percent")
+    found = tokens_needed(rows, kept_percent)
+    if not found:
+        raise ValueError(f"no method was measured at {RATIOS} retention ratios or more: run one at more of them")
+    _check_labels("highlight", highlight, list(found))
+    methods = list(found)[::-1]
+    figure, axes = _axes()
+    columns = {}
+    for i, percent in enumerate(kept_percent):
+        points = pd.DataFrame([found[method][i] for method in methods])
+        shares = 100 * points[["share", "low", "high"]].set_axis(["value", "ci_low", "ci_high"], axis=1)
+        columns[f"{percent:g} % kept"] = shares, (points.bound != "").to_numpy()
+    _by_method(axes, methods, columns, hollow="outside what was measured", highlight=highlight)
+    _log_scale(axes)
+    axes.set_xlabel("visual tokens that a layer sees on average, %")
     _finish(figure, axes, kept)
     figure.set_size_inches(8.4, max(4.2, 0.2 * len(methods) + 0.9))
     return figure
@@ -345,6 +357,51 @@ def _label(figure: Figure, axes: Axes, points: Iterable[tuple[float, float, floa
         if all(abs(right - r) >= width or abs(up - u) >= height for r, u in taken):
             taken.append((right, up))
             axes.annotate(f"{100 * ratio:g}", (x, y), (4, 4), textcoords="offset points", fontsize=7, color=_GREY)
+
+
+def _by_method(
+    axes: Axes,
+    methods: Sequence[str],
+    columns: Mapping[str, tuple[pd.DataFrame, NDArray[np.bool_]]],
+    *,
+    hollow: str,
+    highlight: Collection[str],
+) -> None:
+    """A line a method, from below, with a point and its interval a column, each column in a lane of its own.
+
+    columns: label -> values and intervals of all `methods`, and which of their points are hollow, for what `hollow`
+    says. Names in `highlight` are set in bold, controls in grey.
+    """
+    y = np.arange(len(methods))
+    lanes = np.linspace(-0.14, 0.14, len(columns)) if len(columns) > 1 else [0.0]  # equal points do not hide each other
+    for i, ((label, (points, some)), lane) in enumerate(zip(columns.items(), lanes, strict=True)):
+        colour, marker = _look(i)
+        axes.errorbar(
+            points.value,
+            y + lane,
+            xerr=_errors(points.value, points.ci_low, points.ci_high),
+            fmt=marker,
+            color=colour,
+            markersize=5.5,
+            elinewidth=1.2,
+            alpha=0.9,
+            label=label,
+        )
+        axes.plot(points.value[some], y[some] + lane, marker, mfc="white", mec=colour, markersize=5.5, zorder=3)
+    if any(some.any() for _, some in columns.values()):
+        axes.plot([], [], "o", mfc="white", mec=_GREY, markersize=5.5, label=hollow)
+    axes.set_yticks(y, methods, fontsize=8)
+    for name, method in zip(axes.get_yticklabels(), methods, strict=True):
+        name.set(fontweight="bold" if method in highlight else None, color=_GREY if is_control(method) else "black")
+
+
+def _log_scale(axes: Axes) -> None:
+    """A logarithmic scale of percentages below what is drawn."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100) if low < tick < high]
+    axes.set_xticks(ticks, [f"{tick}" for tick in ticks])
+    axes.set_xticks([], minor=True)
 
 
 def _axes() -> tuple[Figure, Axes]:

@@ -184,12 +184,19 @@ def pending_rows(
 
 
 def to_frame(rows: Sequence[ResultRow]) -> pd.DataFrame:
-    """Rows made one by one as a table, in the order given."""
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(_TYPES)
+    """Rows made one by one as a table, in the order given.
+
+    Numbers have ten significant digits, as in the file, so that all that is made of either says the same; more would
+    differ between machines.
+    """
+    frame = pd.DataFrame(rows, columns=list(COLUMNS)).astype(_TYPES)
+    floats = [column for column in COLUMNS if _TYPES[column] == "float64"]
+    frame[floats] = frame[floats].map(lambda number: float(f"{number:.10g}"))
+    return frame
 
 
 def write_rows(rows: pd.DataFrame, path: Path) -> None:
-    """Write `rows` as CSV, whole or not at all. Ten significant digits: more would differ between machines."""
+    """Write `rows` as CSV, whole or not at all."""
     if tuple(rows.columns) != COLUMNS:
         raise ValueError(f"columns {list(rows.columns)} are not those of result rows: {list(COLUMNS)}")
     with written_whole(path) as file:

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from mmg_bench.report.answers import ALL, AVERAGE, NO_BENCHMARK, Key, Sources
+from mmg_bench.report.needed import KEPT, Needed, tokens_needed
 from mmg_bench.report.published import published as published_numbers
 from mmg_bench.report.rows import DENSE, OVER, ResultRow, as_tuples, headline, measured_over_pending, provenance_keys
 
@@ -71,6 +72,11 @@ def is_control(method: str) -> bool:
     return method.split("(")[0] in CONTROLS
 
 
+def named(method: str) -> str:
+    """What a table calls the method behind a label."""
+    return f"{method} (control)" if is_control(method) else method
+
+
 def layout(
     rows: pd.DataFrame,
     provenance: Sources,
@@ -79,6 +85,8 @@ def layout(
     whole: Mapping[str, int] | None = None,
 ) -> list[Table]:
     """The tables of `rows`, one for each model and number of frames. What was measured as well is not pending.
+
+    Below it stands what each method needs to keep most of dense, where methods were measured at ratios enough for that.
 
     provenance: what provenance.json holds; the header shows device, dtype, attention, date, commit and command of each
         key that the rows name.
@@ -90,12 +98,12 @@ def layout(
     if rows.empty:
         raise ValueError("there are no rows to make a table of")
     published, questions = published_numbers() if published is None else published, whole or {}
-    return [
-        _Layout(
-            part, provenance, published[(published.model == model) & (published.frames == frames)], questions
-        ).table()
-        for (model, frames), part in measured_over_pending(rows).groupby(["model", "frames"], sort=False)
-    ]
+    tables = []
+    for (model, frames), part in measured_over_pending(rows).groupby(["model", "frames"], sort=False):
+        cited = published[(published.model == model) & (published.frames == frames)]
+        table = _Layout(part, provenance, cited, questions).table()
+        tables += [table, *_tokens_needed(table.title, part)]
+    return tables
 
 
 def to_markdown(tables: Sequence[Table]) -> str:
@@ -365,6 +373,27 @@ class _Layout:
         return tuple(lines)
 
 
+def _tokens_needed(title: str, rows: pd.DataFrame) -> list[Table]:
+    """What the methods below `title` need to keep most of dense; nothing of too few ratios."""
+    found = tokens_needed(rows)
+    if not found:
+        return []
+
+    def entry(needed: Needed) -> Entry:
+        share, low, high = 100 * needed.share, 100 * needed.low, 100 * needed.high
+        interval = f" [{low:.1f}, {high:.1f}]" if high > low else ""
+        return Entry(f"{needed.bound} {share:.1f} %{interval}".lstrip())
+
+    lines = tuple((Entry(named(method)), *map(entry, each)) for method, each in found.items())
+    header = (
+        "Share of the visual tokens that a layer sees, on average, at which the percentage kept of dense's accuracy "
+        "first falls below the one named: between the ratios above by a straight line; ≤ and >: not within them",
+        "In brackets: where the upper and the lower end of that percentage's 95 % interval do, within those ratios",
+    )
+    names = ("Method", *(f"{percent:g} % kept" for percent in KEPT))
+    return [Table(f"{title}: tokens needed", header, names, (Block("", lines),), ())]
+
+
 def table_by_ratio(
     title: str, header: tuple[str, ...], cells: Sequence[Key], columns: Mapping[str, Column], footnotes: tuple[str, ...]
 ) -> Table:
@@ -376,7 +405,7 @@ def table_by_ratio(
     def block(cell: Key) -> float:
         return math.inf if cell[0] == DENSE else cell[1]
 
-    names = {cell: Entry(f"{cell[0]} (control)" if is_control(cell[0]) else cell[0]) for cell in cells}
+    names = {cell: Entry(named(cell[0])) for cell in cells}
     filled = {name: column for name, column in columns.items() if any(e.text != NONE for e in column.values())}
     shown = {"Method": names, **filled}
     blocks = []
