@@ -271,4 +271,6 @@ def test_its_example_runs_as_it_stands(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.chdir(DOCS.parent)
     (script,) = re.findall(r"```python\n(.*?)```", RESULTS, re.DOTALL)
     exec(script, {})
-    assert "mmg_vid" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "mmg_vid" in shown
+    assert r"mmg\_vid(positions=contiguous) &" in shown  # in LaTeX

@@ -34,9 +34,23 @@ def compare(methods: Sequence[str], config: DictConfig) -> int:
     a, b = (one.side(found.records, folder) for one in asked)
     if a == b:
         raise _not_two(methods)
-    tables = pair_tables(found.records, found.sources, a, b)
+    lost_by = _lost_by(values, found.records, folder)
+    tables = pair_tables(found.records, found.sources, a, b, lost_by=lost_by)
     print_tables([replace(table, footnotes=(*table.footnotes, *found.notes)) for table in tables])
     return 0
+
+
+def _lost_by(values: Mapping[str, Any], records: Sequence[Record], folder: Path) -> Side | None:
+    """Whose lost questions have a line of their own. Raises ValueError where it is no method that has records."""
+    method = values["lost_by"]
+    if method is None:
+        return None
+    if not isinstance(method, str):
+        raise ValueError(f"lost_by={method!r}: give a label, such as fewer_frames, or null")
+    side = _Asked(method, ("retention_ratio", values["retention_ratio"]), ("frames", None)).side(records, folder)
+    if side.method == DENSE:
+        raise ValueError(f"lost_by={method}: dense loses nothing against itself; give another method, or null")
+    return side
 
 
 def _not_two(methods: Sequence[str]) -> ValueError:

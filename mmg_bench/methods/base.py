@@ -63,6 +63,8 @@ class Method(ABC):
             raise TypeError(f"{cls.__name__}.needs names {sorted(unknown)}; choose from {list(OPTIONAL_FIELDS)}")
 
     def __post_init__(self) -> None:
+        if not hasattr(self, "name"):
+            raise TypeError(f"{type(self).__name__} has no name: say what tables call it, name: ClassVar[str] = ...")
         check_range(self, "retention_ratio", 0, 1, low_open=True)
 
     def budget(self, tokens: VideoTokens) -> int:

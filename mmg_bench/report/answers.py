@@ -49,6 +49,9 @@ class Answers:
     def of_skill(self, skill: str) -> Answers:
         return Answers(tuple(r for r in self.records if r.skill == skill))
 
+    def to(self, questions: Collection[str]) -> Answers:
+        return Answers(tuple(r for r in self.records if r.question in questions))
+
 
 Key = tuple[str, float]
 """(method, retention ratio) of a cell."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from mmg_bench.report.answers import ALL, AVERAGE, Answers, Sources, answers_by_label, newest
+from mmg_bench.report.answers import ALL, AVERAGE, Answers, Label, Sources, answers_by_label, newest
 from mmg_bench.report.comparable import Pair, check_pair, notes_on
-from mmg_bench.report.pairs import Side, matches, why_apart
+from mmg_bench.report.pairs import Match, Side, matches, why_apart
+from mmg_bench.report.rows import DENSE
 from mmg_bench.report.statistics import Bootstrap, Comparison, compare
 from mmg_bench.report.table import NONE, Block, Entry, Table, mean_lines, measured_line, over_skills, p_value, signed
 from mmg_bench.runner.records import Record
@@ -19,12 +20,21 @@ MEANING = (
     "A − B: in points, with a paired interval from a bootstrap over videos; p: exact two-sided McNemar test",
     "Only A, only B: questions that only one got right (where scores are graded, that it answered better)",
 )
+_DENSE = Side(DENSE, 1.0)
 
 
 def pair_tables(
-    records: Iterable[Record], provenance: Sources, a: Side, b: Side, *, bootstrap: Bootstrap | None = None
+    records: Iterable[Record],
+    provenance: Sources,
+    a: Side,
+    b: Side,
+    *,
+    lost_by: Side | None = None,
+    bootstrap: Bootstrap | None = None,
 ) -> list[Table]:
     """A table for each model with which both `a` and `b` answered: all questions, then each skill.
+
+    With `lost_by`, the questions that dense answered better than it have a line of their own, behind that of all.
 
     records: of all methods there are. Those of others tell which questions there are, so that a table of a part of them
         says so.
@@ -32,15 +42,19 @@ def pair_tables(
         code or a setting had changed, the newest answers count, and the table says so.
 
     Raises ValueError when the two have nothing in common, when they were not asked the same questions, and when they
-    answered under different settings. Only numbers of frames may differ, where the sides ask for that.
+    answered under different settings. Only numbers of frames may differ, where the sides ask for that, and not with
+    `lost_by`.
     """
     records = list(records)
     latest, versions = newest([r for r in records if a.answered(r) or b.answered(r)], provenance)
     found = answers_by_label(latest)
+    judges = () if lost_by is None else (_DENSE, lost_by)
+    judged = answers_by_label(newest([r for r in records if any(s.answered(r) for s in judges)], provenance)[0])
     tables: list[Table] = []
     elsewhere: list[str] = []
     for match in matches(found, a, b):
         pairs: list[Pair] = []
+        lost: dict[str, set[str]] = {}
         notes: list[str] = []
         alone: list[str] = []
         of_a, of_b = match.labels(found)
@@ -55,8 +69,10 @@ def pair_tables(
                 notes += [f"{name} answered {benchmark} {versions[label]}"] if label in versions else []
             notes += notes_on(pair, provenance, records)
             pairs.append(pair)
+            if lost_by is not None:
+                lost[benchmark] = _lost(pair, match, judged, lost_by)
         if pairs:
-            tables.append(_table(match.title, pairs, provenance, [*notes, *alone], bootstrap))
+            tables.append(_table(match.title, pairs, provenance, [*notes, *alone], bootstrap, lost_by, lost))
         else:
             elsewhere += alone
     if not tables:
@@ -64,8 +80,38 @@ def pair_tables(
     return [*tables[:-1], replace(tables[-1], footnotes=(*tables[-1].footnotes, *elsewhere))]
 
 
+def _lost(pair: Pair, match: Match, judged: Mapping[Label, Answers], lost_by: Side) -> set[str]:
+    """The questions of a pair that dense answered better than `lost_by`, with the same model and frames.
+
+    Raises ValueError where A and B have other frames than each other, and where either of the two was not asked all.
+    """
+    if match.apart:
+        raise ValueError(
+            f"lost_by={lost_by.method}: A has {match.a.frames} frames and B {match.b.frames}, and with each it lost "
+            "other questions: compare at one number of frames"
+        )
+    scores: list[dict[str, float]] = []
+    for side in (_DENSE, lost_by):
+        label = Label(match.model, pair.benchmark, side.method, side.retention_ratio, match.a.frames or 0)
+        answers = judged.get(label, Answers(()))
+        scores.append({r.question: s for r, s in zip(answers.records, answers.scores, strict=True)})
+        if missing := sorted({r.question for r in pair.one.records} - scores[-1].keys()):
+            raise ValueError(
+                f"lost_by={lost_by.method}: {side} on {pair.benchmark} {pair.where} was not asked {len(missing)} of "
+                f"the questions, such as {missing[0]!r}: run it in one command with {' and '.join(pair.names)}"
+            )
+    dense, other = scores
+    return {r.question for r in pair.one.records if dense[r.question] > other[r.question]}  # never, of a failed one
+
+
 def _table(
-    title: str, pairs: Sequence[Pair], provenance: Sources, notes: Sequence[str], bootstrap: Bootstrap | None
+    title: str,
+    pairs: Sequence[Pair],
+    provenance: Sources,
+    notes: Sequence[str],
+    bootstrap: Bootstrap | None,
+    lost_by: Side | None,
+    lost: Mapping[str, Collection[str]],
 ) -> Table:
     keys = sorted({key for pair in pairs for key in pair.sources})
     means = over_skills(provenance[key] for key in keys)
@@ -76,11 +122,17 @@ def _table(
         blocks.append(Block("", (_line(AVERAGE, one, other, means, bootstrap),)))
     for pair in pairs:
         lines = [_line(ALL, pair.one, pair.other, means, bootstrap)]
+        if lost_by is not None:
+            one, other = (answers.to(lost[pair.benchmark]) for answers in (pair.one, pair.other))
+            lines.append(_line(f"lost by {lost_by.method}", one, other, (), bootstrap))
         skills = sorted({r.skill for r in pair.one.records})
         if len(skills) > 1:  # a single skill is the whole benchmark once more
             lines += [_line(s, pair.one.of_skill(s), pair.other.of_skill(s), (), bootstrap) for s in skills]
         blocks.append(Block(pair.benchmark, tuple(lines)))
-    header = (*(measured_line(key, provenance) for key in keys), *MEANING, *mean_lines(means))
+    meaning = (
+        MEANING if lost_by is None else (*MEANING, f"Lost by: questions that dense answered better than {lost_by}")
+    )
+    header = (*(measured_line(key, provenance) for key in keys), *meaning, *mean_lines(means))
     return Table(title, header, COLUMNS, tuple(blocks), tuple(notes))
 
 
@@ -88,6 +140,8 @@ def _line(
     name: str, one: Answers, other: Answers, means: Collection[str], bootstrap: Bootstrap | None
 ) -> tuple[Entry, ...]:
     """Entries of a comparison, as `COLUMNS` has them."""
+    if not one.records:
+        return tuple(map(Entry, [name, "0", "0", *[NONE] * (len(COLUMNS) - 3)]))
     pair: Comparison = compare(
         one.scores, other.scores, one.videos, one.benchmarks, one.subgroups(means), bootstrap=bootstrap
     )

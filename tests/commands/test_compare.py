@@ -54,6 +54,16 @@ def test_a_folder_of_records(
     assert "reproduce with `mmg-bench table t`" in shown
 
 
+def test_the_questions_that_a_third_lost(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ['lost_by="mmg_vid(positions = contiguous)"', "retention_ratio=0.1", f"output_dir={folder}"]
+    assert called(monkeypatch, LONG, "dense", *options) == 0
+    shown = capsys.readouterr().out
+    assert f"Lost by: questions that dense answered better than {LONG} at R = 10 %" in shown
+    assert "-100.0 [-100.0, -100.0]" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -99,6 +109,9 @@ def test_a_folder_of_records(
             "twice, and what differs, such as: a.retention_ratio=0.1 b.retention_ratio=0.25; a label with blanks goes "
             "in quotes\n",
         ),
+        ([LONG, "dense", "lost_by=mmgvid"], f"no mmgvid in FOLDER; did you mean {LONG}? there are: dense (1); "),
+        ([LONG, "dense", "lost_by=3"], "lost_by=3: give a label, such as fewer_frames, or null"),
+        ([LONG, "dense", "lost_by=dense"], "lost_by=dense: dense loses nothing against itself; give another method"),
         ([LONG], f"compare {LONG}: name two methods, such as: mmg-bench compare mmg_vid dpc_knn"),
         (["dense", "dense"], "compare dense dense: name two methods"),
         ([LONG, "dense", "ratio=0.1"], "ratio: no such option; compare has: retention_ratio, frames, a, b, output_dir"),

@@ -383,6 +383,16 @@ def test_the_stand_in_of_a_method_is_named_where_it_is_supplied(tmp_path, tiny):
         adapter_for(tiny[0]).check({"frame_features"}, "registered_nowhere")
 
 
+def test_a_method_without_a_name_is_told_so_when_it_is_made():
+    @dataclass(frozen=True)
+    class Mine(Method):
+        def select(self, tokens: VideoTokens) -> PrunedTokens:
+            raise AssertionError("it is not to come this far")
+
+    with pytest.raises(TypeError, match=r"^Mine has no name: say what tables call it, name: ClassVar\[str\] = ...$"):
+        Mine(retention_ratio=0.5)
+
+
 def test_provenance_names_the_package_of_a_method():
     assert described_plug_ins([make_cell("random", 0.5), make_cell(third_party.NAME, 0.5)]) == {
         "plug_ins": {third_party.NAME: "someones-methods 1.0"}

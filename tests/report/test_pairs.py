@@ -31,6 +31,48 @@ def test_values_by_hand(toy, provenance):
     assert lines(swapped)["bench", "all"][6:] == ["1", "4"]
 
 
+def test_what_a_third_lost_has_a_line_of_its_own(make, provenance):
+    records = [
+        *make("dense", 1.0, "11110"),
+        *make("cut", 0.25, "10000"),
+        *make("cut", 0.1, "00000"),
+        *make("ours", 0.25, "11101"),
+        *make("random", 0.25, "10010"),
+    ]
+    cut = Side("cut", 0.25)
+    (table,) = pair_tables(records, provenance, OURS, RANDOM, lost_by=cut, bootstrap=FAST)
+    assert list(lines(table))[:2] == [("bench", "all"), ("bench", "lost by cut")]
+    assert lines(table)["bench", "lost by cut"][:4] == ["3", "0", "66.7", "33.3"]  # q01, q02 and q03
+    assert table.header[-1] == "Lost by: questions that dense answered better than cut at R = 25 %"
+    (plain,) = pair_tables(records, provenance, OURS, RANDOM, bootstrap=FAST)
+    rest = {key: line for key, line in lines(table).items() if key[1] != "lost by cut"}
+    assert (lines(plain), plain.header) == (rest, table.header[:-1])
+
+
+def test_what_failed_is_not_lost_and_nothing_lost_is_an_empty_line(make, provenance):
+    dense, ours, random = make("dense", 1.0, "10"), make("ours", 0.25, "11"), make("random", 0.25, "10")
+    records = [*dense, *ours, *random, *make("cut", 0.25, "x0")]
+    (table,) = pair_tables(records, provenance, OURS, RANDOM, lost_by=Side("cut", 0.25), bootstrap=FAST)
+    assert lines(table)["bench", "lost by cut"] == ["0", "0", *["–"] * 6]
+
+
+def test_what_was_lost_must_be_known_of_every_question(make, provenance):
+    records = [*make("dense", 1.0, "11"), *make("ours", 0.25, "11"), *make("random", 0.25, "10")]
+    says = (
+        r"^lost_by=cut: cut at R = 25 % on bench \(toy, 8 frames\) was not asked {} of the questions, such as '{}': "
+        "run it in one command with ours and random$"
+    )
+    with pytest.raises(ValueError, match=says.format(2, "q00")):
+        pair_tables(records, provenance, OURS, RANDOM, lost_by=Side("cut", 0.25))
+    with pytest.raises(ValueError, match=says.format(1, "q01")):
+        pair_tables([*records, *make("cut", 0.25, "0")], provenance, OURS, RANDOM, lost_by=Side("cut", 0.25))
+    fewer = [*records, *make("cut", 0.25, "00"), *make("random", 0.25, "10", frames=4)]
+    with pytest.raises(
+        ValueError, match="A has 8 frames and B 4, and with each it lost other questions: compare at one"
+    ):
+        pair_tables(fewer, provenance, OURS, Side("random", 0.25, 4), lost_by=Side("cut", 0.25))
+
+
 def test_several_benchmarks_and_frames(make, provenance):
     records = [
         *make("ours", 0.25, "1111"),
