@@ -195,7 +195,7 @@ def test_a_method_is_answered_anew_when_what_it_imports_changes(monkeypatch: pyt
 
 def test_a_file_that_holds_another_method_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mmg_bench.methods.renamed", sys.modules[type(get_method("random")).__module__])
-    monkeypatch.setattr(registry, "_built_in", lambda: ("renamed",))
+    monkeypatch.setattr(registry, "built_in", lambda: ("renamed",))
     with pytest.raises(
         ValueError, match=r"renamed\.py must define exactly one Method with name = 'renamed'; it has 'ra"
     ):

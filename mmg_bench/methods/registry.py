@@ -25,7 +25,8 @@ _NOT_METHODS = {"base", "registry"}
 
 
 @cache
-def _built_in() -> tuple[str, ...]:
+def built_in() -> tuple[str, ...]:
+    """Methods of this package."""
     names = (module.name for module in pkgutil.iter_modules(mmg_bench.methods.__path__))
     return tuple(n for n in names if not n.startswith("_") and n not in _NOT_METHODS)
 
@@ -42,7 +43,7 @@ def _entries(path: tuple[str, ...]) -> dict[str, EntryPoint]:
 
 def method_names() -> list[str]:
     """Every registered method, built-in ones first."""
-    return [*sorted(_built_in()), *sorted(set(_third_party()) - set(_built_in()))]
+    return [*sorted(built_in()), *sorted(set(_third_party()) - set(built_in()))]
 
 
 def read_label(label: str) -> tuple[str, dict[str, str]]:
@@ -88,7 +89,7 @@ def method_class(name: str) -> type[Method]:
     from mmg_bench.methods.base import Method  # torch, which takes seconds; names are to be had without
 
     entry = _third_party().get(name)
-    if name in _built_in():
+    if name in built_in():
         if entry is not None:
             raise ValueError(
                 f"entry point {entry.value!r} registers {name!r}, which mmg_bench has: give it another name"

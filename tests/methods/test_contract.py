@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import mmg_bench
-from mmg_bench import cli, specs
+from mmg_bench import cli, methods, specs
 from mmg_bench import config as cfg
 from mmg_bench.cells import described_plug_ins, make_cell
 from mmg_bench.commands.check_method import building, check_method
 from mmg_bench.contract import CHECKS, DTYPES, check_pruned, tensors, video
 from mmg_bench.methods import Method
 from mmg_bench.methods.random import Random
-from mmg_bench.methods.registry import get_method, method_class, method_names
+from mmg_bench.methods.registry import built_in, get_method, method_class, method_names
 from mmg_bench.models.adapter import UnsupportedModelError, adapter_for
 from mmg_bench.tokens import OPTIONAL_FIELDS, PrunedTokens, Selection, VideoTokens, keep
 
@@ -271,6 +271,17 @@ def test_unknown_parameters_are_named(name):
 @every_method
 def test_name_is_the_registered_one(name):
     assert method_class(name).name == name
+
+
+@pytest.mark.parametrize("name", built_in())
+def test_the_package_knows_the_classes_of_its_own(name):
+    cls = method_class(name)
+    assert getattr(methods, cls.__name__) is cls
+
+
+def test_a_class_that_no_method_has_is_no_name_of_the_package():
+    with pytest.raises(ImportError, match=r"cannot import name 'MMGVideo' from 'mmg_bench\.methods'"):
+        from mmg_bench.methods import MMGVideo  # noqa: F401
 
 
 @every_method
