@@ -104,13 +104,34 @@ def main() -> None:
     try:
         failed = commands[command](rest)
         sys.stdout.flush()
-        sys.exit(1 if failed else 0)
     except KeyboardInterrupt:
         print("\nstopped" + "; the same command goes on from here" * (command in _GOES_ON), file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # whoever read has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except Exception as error:
+        if (mistake := _mistake(error)) is None:
+            raise
+        print(f"mmg-bench: {mistake}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(1 if failed else 0)
+
+
+def _mistake(error: Exception) -> str | None:
+    """What the user can mend, in one line; None for a fault of the program, which ends in its traceback."""
+    from hydra.errors import HydraException, OverrideParseException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    if isinstance(error, OverrideParseException):
+        key, _, value = error.override.partition("=")
+        fault = str(error).splitlines()[0]
+        quoted = shlex.quote(f'{key}="{value}"')
+        return f"{error.override}: {fault}; a text may need quotes of its own: {quoted}"
+    if isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
+        return " ".join(str(error).split())
+    return str(error) if isinstance(error, ValueError | RuntimeError | OSError) else None
 
 
 def _run(overrides: list[str]) -> int:
@@ -160,25 +181,21 @@ def _methods(names: list[str]) -> int:
     from mmg_bench.methods.registry import method_class, method_names
 
     names = [name for name in names if not name.startswith("-")]  # --help lists all
-
-    def show() -> int:
-        broken = 0
-        for name in names or method_names():
-            try:
-                cls = method_class(name)
-            except ValueError as error:
-                if names:
-                    raise
-                broken += 1  # the others are good all the same
-                print(f"{name:14} {error}")
-                continue
-            lines = cleandoc(cls.__doc__ or "").splitlines()
-            options = ", ".join(f"{f.name}={f.default}" for f in fields(cls) if f.name != "retention_ratio")
-            shown = [*(lines if names else lines[:1]), *([f"  {options}"] if options else [])]
-            print(f"{cls.name:14} " + f"\n{'':15}".join(shown))
-        return broken
-
-    return _guarded(show)
+    broken = 0
+    for name in names or method_names():
+        try:
+            cls = method_class(name)
+        except ValueError as error:
+            if names:
+                raise
+            broken += 1  # the others are good all the same
+            print(f"{name:14} {error}")
+            continue
+        lines = cleandoc(cls.__doc__ or "").splitlines()
+        options = ", ".join(f"{f.name}={f.default}" for f in fields(cls) if f.name != "retention_ratio")
+        shown = [*(lines if names else lines[:1]), *([f"  {options}"] if options else [])]
+        print(f"{cls.name:14} " + f"\n{'':15}".join(shown))
+    return broken
 
 
 def _new_method(arguments: list[str]) -> int:
@@ -189,14 +206,10 @@ def _new_method(arguments: list[str]) -> int:
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print(f"usage: {usage}", file=sys.stderr)
         sys.exit(2)
-
-    def write() -> int:
-        paths = _command("new_method").new_method(arguments[0], Path.cwd())
-        print("Written:", *paths, sep="\n  ")
-        print(f"Then: mmg-bench check-method {arguments[0]}    (docs/adding-a-method.md)")
-        return 0
-
-    return _guarded(write)
+    paths = _command("new_method").new_method(arguments[0], Path.cwd())
+    print("Written:", *paths, sep="\n  ")
+    print(f"Then: mmg-bench check-method {arguments[0]}    (docs/adding-a-method.md)")
+    return 0
 
 
 def _check_method(arguments: list[str]) -> int:
@@ -208,16 +221,13 @@ def _check_method(arguments: list[str]) -> int:
     if not name or "=" in name or any(option.startswith("-") for option in options):
         print(f"usage: {usage}", file=sys.stderr)
         sys.exit(2)
+    from mmg_bench import config as cfg
 
-    def check() -> int:
-        from mmg_bench import config as cfg
-
-        configs = cfg.sweep("run", [f"method={name}", *map(_of_method, options)])
-        if len(configs) > 1:
-            raise ValueError(f"{' '.join(arguments)}: several values; check them one by one")
-        return _command("check_method").check_method(configs[0].method)
-
-    return _guarded(check)
+    configs = cfg.sweep("run", [f"method={name}", *map(_of_method, options)])
+    if len(configs) > 1:
+        raise ValueError(f"{' '.join(arguments)}: several values; check them one by one")
+    checked: int = _command("check_method").check_method(configs[0].method)
+    return checked
 
 
 def _of_method(option: str) -> str:
@@ -251,54 +261,22 @@ def _configured(name: str, arguments: list[str], task: Callable[[list[Any]], int
     flags = {argument for argument in arguments if argument.startswith("-")}
     overrides = [argument for argument in arguments if argument not in flags]
     if _HELP_FLAGS & flags:
-
-        def explain() -> int:
-            print(cfg.help_of(name, overrides))
-            print()
-            if sweeps:
-                print("-m     take several values of an option, such as retention_ratio=0.1,0.25")
-                print("       of methods, one alone takes an option so: method.<name>.<option>=value")
-            print("--cfg  print what all options come to, and do nothing else")
-            return 0
-
-        return _guarded(explain)
+        print(cfg.help_of(name, overrides))
+        print()
+        if sweeps:
+            print("-m     take several values of an option, such as retention_ratio=0.1,0.25")
+            print("       of methods, one alone takes an option so: method.<name>.<option>=value")
+        print("--cfg  print what all options come to, and do nothing else")
+        return 0
     if "--cfg" in flags and "job" in overrides:  # Hydra's own way to ask for it
         overrides.remove("job")
-
-    def carry_out() -> int:
-        known = {"--cfg", *(("-m", "--multirun") if sweeps else ())}
-        if alone := next((o for o in overrides if "=" not in o and not o.startswith("~")), None):
-            raise ValueError(f"{alone}: write option=value; --help lists the options")
-        if unknown := sorted(flags - known):
-            raise ValueError(f"{unknown[0]}: no such flag here; there are {', '.join(sorted(known))} and --help")
-        configs = cfg.sweep(name, overrides) if flags & {"-m", "--multirun"} else [cfg.composed(name, overrides)]
-        if "--cfg" not in flags:
-            return task(configs)
-        print("---\n".join(cfg.as_yaml(config) for config in configs), end="")
-        return 0
-
-    return _guarded(carry_out)
-
-
-def _guarded(task: Callable[[], int]) -> int:
-    """Carry out a task; what the user can mend ends in one line, not in a traceback."""
-    from hydra.errors import HydraException, OverrideParseException
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    try:
-        return task()
-    except BrokenPipeError:
-        raise
-    except OverrideParseException as error:
-        key, _, value = error.override.partition("=")
-        fault = str(error).splitlines()[0]
-        quoted = shlex.quote(f'{key}="{value}"')
-        print(f"mmg-bench: {error.override}: {fault}; a text may need quotes of its own: {quoted}", file=sys.stderr)
-        sys.exit(2)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        print(f"mmg-bench: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"mmg-bench: {error}", file=sys.stderr)
-        sys.exit(2)
+    known = {"--cfg", *(("-m", "--multirun") if sweeps else ())}
+    if alone := next((o for o in overrides if "=" not in o and not o.startswith("~")), None):
+        raise ValueError(f"{alone}: write option=value; --help lists the options")
+    if unknown := sorted(flags - known):
+        raise ValueError(f"{unknown[0]}: no such flag here; there are {', '.join(sorted(known))} and --help")
+    configs = cfg.sweep(name, overrides) if flags & {"-m", "--multirun"} else [cfg.composed(name, overrides)]
+    if "--cfg" not in flags:
+        return task(configs)
+    print("---\n".join(cfg.as_yaml(config) for config in configs), end="")
+    return 0

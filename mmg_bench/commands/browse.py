@@ -20,7 +20,7 @@ from mmg_bench.commands.answered import read_answered
 from mmg_bench.files import written_whole
 from mmg_bench.methods.registry import at_ratio
 from mmg_bench.options import check_path
-from mmg_bench.report.answers import Sources, date_of, newest
+from mmg_bench.report.answers import Label, Sources, date_of, newest
 from mmg_bench.report.browse import Asked, page
 from mmg_bench.runner.records import Record
 
@@ -40,8 +40,7 @@ def browse(config: DictConfig) -> int:
     records, versions = newest(found.records, found.sources)
     notes = [*found.notes]
     for label, note in versions.items():
-        where = f"on {label.benchmark} ({label.model}, {label.frames} frames)"
-        notes.append(f"{at_ratio(label.method, label.retention_ratio)} {where} answered {note}")
+        notes.append(f"{at_ratio(label.method, label.retention_ratio)} {label.where} answered {note}")
     notes += _of_several_commits(records, found.sources)
     asked: dict[tuple[str, str], Asked] = {}
     for name in dict.fromkeys(r.benchmark for r in records):
@@ -68,8 +67,7 @@ def _of_several_commits(records: Collection[Record], sources: Sources) -> list[s
     """What to say where one label's answers at different ratios come from different commits of this code."""
     cells: dict[tuple[str, str], dict[float, set[str]]] = defaultdict(lambda: defaultdict(set))
     for r in records:
-        where = f"on {r.benchmark} ({r.model}, {r.frames} frames)"
-        cells[where, r.method][r.retention_ratio].add(str(sources[r.provenance].get("commit")))
+        cells[Label.of(r).where, r.method][r.retention_ratio].add(str(sources[r.provenance].get("commit")))
     alike: dict[tuple[str, str], list[str]] = defaultdict(list)
     for (where, method), ratios in cells.items():
         if len({frozenset(commits) for commits in ratios.values()}) > 1:

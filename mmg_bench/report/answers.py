@@ -50,7 +50,9 @@ class Answers:
         return Answers(tuple(r for r in self.records if r.skill == skill))
 
 
-Cells = dict[tuple[str, float], Answers]
+Key = tuple[str, float]
+"""(method, retention ratio) of a cell."""
+Cells = dict[Key, Answers]
 Sources = Mapping[str, Mapping[str, Any]]
 """What provenance.json holds."""
 
@@ -63,6 +65,10 @@ class Label(NamedTuple):
     method: str
     retention_ratio: float
     frames: int
+
+    @property
+    def where(self) -> str:
+        return f"on {self.benchmark} ({self.model}, {self.frames} frames)"
 
     @classmethod
     def of(cls, r: Record) -> Label:
@@ -122,10 +128,7 @@ def answers_by_label(records: Iterable[Record]) -> dict[Label, Answers]:
     for r in records:
         grouped[Label.of(r)].append(r)
     for label, members in grouped.items():
-        who = (
-            f"{label.method} at retention ratio {label.retention_ratio:g} on {label.benchmark} "
-            f"({label.model}, {label.frames} frames)"
-        )
+        who = f"{label.method} at retention ratio {label.retention_ratio:g} {label.where}"
         if len({r.cell for r in members}) > 1:
             raise ValueError(f"{who}: cells with different parameters share this label: give each its own label")
         if len({r.question for r in members}) < len(members):
@@ -146,7 +149,7 @@ def answers_by_cell(records: Iterable[Record]) -> dict[tuple[str, int], dict[str
     return cells
 
 
-def check_same_questions(cells: Cells, reference: tuple[str, float], where: str) -> None:
+def check_same_questions(cells: Cells, reference: Key, where: str) -> None:
     """Raise ValueError, saying `where`, unless the questions of all cells are those of the `reference`."""
     wanted = {r.question for r in cells[reference].records}
     for (method, ratio), cell in cells.items():

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import pandas as pd
 
-from mmg_bench.report.answers import ALL
+from mmg_bench.report.answers import ALL, Key, Sources
 from mmg_bench.report.rows import DENSE, ResultRow, as_tuples, measured_over_pending, provenance_keys
 from mmg_bench.report.table import (
     FLAG,
@@ -16,7 +15,6 @@ from mmg_bench.report.table import (
     Block,
     Column,
     Entry,
-    Key,
     Table,
     flops_of_dense,
     measured_line,
@@ -28,7 +26,7 @@ from mmg_bench.report.table import (
 )
 
 
-def efficiency_layout(rows: pd.DataFrame, provenance: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+def efficiency_layout(rows: pd.DataFrame, provenance: Sources) -> list[Table]:
     """The tables of `rows`; those of what is pending come last. What was measured as well is not pending.
 
     provenance: what provenance.json holds. Raises ValueError when there are no rows, or when they name a key that is
@@ -44,7 +42,7 @@ def efficiency_layout(rows: pd.DataFrame, provenance: Mapping[str, Mapping[str, 
 class _Group:
     """Makes the table of one model, number of frames and batch size."""
 
-    def __init__(self, rows: pd.DataFrame, provenance: Mapping[str, Mapping[str, Any]]):
+    def __init__(self, rows: pd.DataFrame, provenance: Sources):
         self.rows, self.provenance = rows, provenance
         self.pending = bool((rows.source == "pending").all())
         self.found = {(r.method, r.retention_ratio, r.metric): r for r in as_tuples(rows)}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from mmg_bench.measure.prune_time import GRAM, PruneTimes, quantiles
-from mmg_bench.report.answers import ALL, NO_BENCHMARK
+from mmg_bench.report.answers import ALL, NO_BENCHMARK, Sources
 from mmg_bench.report.rows import ResultRow, as_tuples, provenance_keys, to_frame
 from mmg_bench.report.table import NONE, Block, Entry, Table, measured_line, with_interval
 
@@ -78,7 +77,7 @@ def prune_time_rows(
     return to_frame(rows)
 
 
-def prune_time_table(rows: pd.DataFrame, provenance: Mapping[str, Mapping[str, Any]]) -> Table:
+def prune_time_table(rows: pd.DataFrame, provenance: Sources) -> Table:
     """The table of `rows`: a line a method, a group of columns for each number of frames."""
     found = {(r.method, r.frames, r.metric, r.source): r for r in as_tuples(rows)}
     frames = sorted(set(rows.frames[rows.metric == "gram_ms"]))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mmg_bench.report.answers import ALL, AVERAGE, NO_BENCHMARK
+from mmg_bench.report.answers import ALL, AVERAGE, NO_BENCHMARK, Key, Sources
 from mmg_bench.report.published import published as published_numbers
 from mmg_bench.report.rows import DENSE, OVER, ResultRow, as_tuples, headline, measured_over_pending, provenance_keys
 
@@ -43,8 +43,6 @@ class Entry:
     bold: bool = False
 
 
-Key = tuple[str, float]
-"""(method, retention ratio) of a cell."""
 Column = Mapping[Key, Entry]
 
 
@@ -75,7 +73,7 @@ def is_control(method: str) -> bool:
 
 def layout(
     rows: pd.DataFrame,
-    provenance: Mapping[str, Mapping[str, Any]],
+    provenance: Sources,
     published: pd.DataFrame | None = None,
     *,
     whole: Mapping[str, int] | None = None,
@@ -165,7 +163,7 @@ class _Layout:
     def __init__(
         self,
         rows: pd.DataFrame,
-        provenance: Mapping[str, Mapping[str, Any]],
+        provenance: Sources,
         published: pd.DataFrame,
         questions: Mapping[str, int],
     ):
@@ -251,13 +249,13 @@ class _Layout:
         """What stands for an accuracy that `whole` lacks."""
         return FLAG if whole is not None and whole.n and whole.benchmark in self.no_mean else NONE
 
-    def _published(self, benchmark: str, method: str, ratio: float, digits: int = 1) -> str:
+    def _published(self, benchmark: str, method: str, ratio: float) -> str:
         """The published numbers of a cell in parentheses, each with the marks of its sources; else nothing."""
         found = self._published_rows(benchmark, method, ratio)
         texts = []
         for score, same in found.groupby("score", sort=False):
             notes = [f"{s} ({n})" if n else s for s, n in zip(same.source, same.note, strict=True)]
-            texts.append(f"{score:.{digits}f}{''.join(self.notes.mark(n) for n in notes)}")
+            texts.append(f"{score:.1f}{''.join(self.notes.mark(n) for n in notes)}")
         return f" ({', '.join(texts)})" if texts else ""
 
     def _published_rows(self, benchmark: str, method: str, ratio: float) -> pd.DataFrame:
@@ -282,7 +280,7 @@ class _Layout:
             return self._none(self.by_key.get((self.main, ALL, method, ratio, "accuracy"))) + cited
         return (f"{row.value:.1f}" if method == DENSE else with_interval(row, 1)) + cited
 
-    def _best(self) -> set[tuple[str, float]]:
+    def _best(self) -> set[Key]:
         """The highest percent kept of each block among cells that keep to its ratio, controls and dense apart."""
         kept = {
             (m, r): row.value
@@ -417,7 +415,7 @@ def unsteady(dense: ResultRow | None) -> list[str]:
 _USUAL = {"engine": "stock", "sdpa": "auto"}
 
 
-def measured_line(key: str, provenance: Mapping[str, Mapping[str, Any]]) -> str:
+def measured_line(key: str, provenance: Sources) -> str:
     """How the rows of a provenance key were measured. Raises ValueError for a key that is missing."""
     if key not in provenance:
         raise ValueError(f"the rows name provenance {key!r}, which provenance.json lacks: write both anew")
