@@ -301,7 +301,7 @@ def _load_tasks(spec: BenchmarkSpec) -> dict[str, Any]:
             own = None if spec.include_path is None else Path(file)
             code = Path(file).parent if own is None else spec.code
             raise BenchmarkError(why_not_loaded(name, error, settings, code, own)) from error
-        _check(name, task)
+        _check_one_answer(name, task)
         if spec.include_path is not None:
             _check_columns(name, task)
         tasks[name] = task
@@ -363,7 +363,7 @@ def _no_such_task(name: str, spec: BenchmarkSpec, manager: Any) -> str:
     return f"lmms-eval has no task {name!r}; {known}; of your own tasks, benchmark.include_path names the folder"
 
 
-def _check(name: str, task: Any) -> None:
+def _check_one_answer(name: str, task: Any) -> None:
     """Raise BenchmarkError for tasks that ask for more than one generated answer to one video."""
     wanted = {"output_type": ("generate_until",), "num_fewshot": (None, 0), "repeats": (1,)}
     for key, accepted in wanted.items():

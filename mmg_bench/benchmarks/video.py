@@ -15,8 +15,6 @@ from mmg_bench.benchmarks.embedded.dataset import cache_folder
 PICTURES = (".jpg", ".jpeg", ".png")
 PICTURES_FPS = 3.0
 """Of folders of pictures, which do not say it: TVQA's in MVBench, the only ones here, were taken three a second."""
-
-
 _NUMBER = re.compile(r"(\d+)")
 
 

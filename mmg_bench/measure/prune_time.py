@@ -116,19 +116,12 @@ def _at(
             realised[name] = None
             continue
         realised[name] = left
-        if (run := workload(method, tokens, left)) is not None:
-            work[name] = run
+        # what leaves every token prunes inside the language model, without which its work cannot be timed
+        if left < tokens.total or method.retention_ratio == 1:
+            work[name] = partial(method.prune, tokens)
     ms = time_rounds(work, device, settings.repeats, settings.warmup, settings.seconds, f"{frames} frames")
     for name in methods:
         yield PruneTimes(name, frames, tokens.total, realised[name], ms.get(name, np.empty(0)), ms[GRAM])
-
-
-def workload(method: Method, tokens: VideoTokens, left: int) -> Callable[[], object] | None:
-    """What of a method to time on `tokens`, of which it leaves `left`; None when its `prune` leaves every token.
-
-    Such a method prunes inside the language model, and its work there cannot be timed without one.
-    """
-    return None if left == tokens.total and method.retention_ratio < 1 else partial(method.prune, tokens)
 
 
 def time_rounds(

@@ -61,13 +61,11 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
 def _fastest(device: torch.device, task: Callable[[], Any]) -> float:
     """Seconds of the fastest of several calls, after two that are not counted."""
     clock, times = Clock(device), []
-    for number in range(_REPEATS + 2):
+    for _ in range(_REPEATS + 2):
         with clock.stage("task"):
             task()
         times.append(clock.read()["task"] / 1000)
-        if number < 2:
-            times.clear()
-    return min(times)
+    return min(times[2:])
 
 
 @dataclass(frozen=True)

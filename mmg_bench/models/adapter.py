@@ -214,9 +214,9 @@ class Capture(ABC):
     def forget(self) -> None:
         """Drop what was recorded."""
 
-    @abstractmethod
     def fields(self, first: int, count: int) -> dict[str, Tensor]:
-        """The optional fields of `VideoTokens` for frames `[first, first + count)` of the call."""
+        """The optional fields of `VideoTokens` for frames `[first, first + count)` of the call; none, unless said."""
+        return {}
 
 
 def fresh(arguments: dict[str, Any]) -> dict[str, Any]:

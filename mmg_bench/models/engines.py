@@ -122,10 +122,10 @@ def _whole(cache: DynamicCache, mask: dict[str, None] | None = None) -> dict[str
 
 
 def _no_masks(config: Any) -> dict[str, None] | None:
-    """What tells a model that is compiled to make no mask, of each kind of layer: given `None`, it looks for itself.
+    """The mask that keeps a model from making its own while it is compiled: none for each kind of layer.
 
-    And then makes one all the same while torch before 2.14 compiles it, with which attention is another, slower one.
-    Raises ValueError where that cannot be helped.
+    Given plain `None`, the model decides whether it needs one, and compiled by torch before 2.14 it always makes one,
+    with which attention runs on a slower kernel. Raises ValueError where `None` is all that the model takes.
     """
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds == {"full_attention"}:

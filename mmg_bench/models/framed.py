@@ -132,6 +132,3 @@ class FrameCapture(Capture):
     def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the tower."""
         self.owner, self.frames = None, len(args[0] if args else kwargs["pixel_values"])
-
-    def fields(self, first: int, count: int) -> dict[str, Tensor]:
-        return {}

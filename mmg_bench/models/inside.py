@@ -64,7 +64,7 @@ class Prompt:
 
     def crop(self, past: int) -> None:
         """Cut off the end: `past` columns of what layer 0 saw are left, and later layers lose as many."""
-        whole = self.kept.index.shape[1] if self.kept is not None else self.stages[0].prompt if self.stages else past
+        whole = self.kept.index.shape[1] if self.kept is not None else self.stages[0].whole if self.stages else past
         if (cut := whole - past) <= 0:
             return
         if self.kept is not None:

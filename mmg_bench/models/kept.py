@@ -18,9 +18,9 @@ class Kept:
     index: Tensor  # [B, K] columns of the prompt
     real: Tensor  # [B, K] bool; False where a row is padded
     shift: Tensor  # [..., B] by how much later position ids are lower: 0 where they stay as they are
-    prompt: int  # S
-    contiguous: bool = False  # whether the prompt's own position ids close the gaps
-    padded: bool = True  # whether a row may be padded
+    whole: int  # S
+    contiguous: bool  # whether the prompt's own position ids close the gaps
+    padded: bool  # whether a row is padded
 
     @classmethod
     def of(cls, left: Tensor, counts: Sequence[int], contiguous: bool, source: Tensor | None = None) -> Self:
@@ -35,14 +35,14 @@ class Kept:
         return cls._padded(index, counts, left.shape[1], contiguous)
 
     @classmethod
-    def rows(cls, rows: Sequence[Tensor], prompt: int, contiguous: bool) -> Self:
-        """From the columns that are left of each row of a prompt of `prompt` columns, in order."""
+    def rows(cls, rows: Sequence[Tensor], whole: int, contiguous: bool) -> Self:
+        """From the columns that are left of each row of a prompt of `whole` columns, in order."""
         width = max(map(len, rows))
         index = torch.stack([functional.pad(row, (width - len(row), 0)) for row in rows])
-        return cls._padded(index, list(map(len, rows)), prompt, contiguous)
+        return cls._padded(index, list(map(len, rows)), whole, contiguous)
 
     @classmethod
-    def _padded(cls, index: Tensor, counts: Sequence[int], prompt: int, contiguous: bool) -> Self:
+    def _padded(cls, index: Tensor, counts: Sequence[int], whole: int, contiguous: bool) -> Self:
         """From columns `[B, K]` of which the last `counts[b]` of row b count."""
         width = index.shape[1]
         real = torch.ones_like(index, dtype=torch.bool)
@@ -50,12 +50,12 @@ class Kept:
             if count < width:
                 real[row, : width - count] = False
                 index[row, : width - count] = 0
-        return cls(index, real, index.new_zeros(len(counts)), prompt, contiguous, min(counts) < width)
+        return cls(index, real, index.new_zeros(len(counts)), whole, contiguous, min(counts) < width)
 
     @property
     def removed(self) -> int:
         """By how many columns the prompt became narrower."""
-        return self.prompt - self.index.shape[1]
+        return self.whole - self.index.shape[1]
 
     def gather(self, values: Tensor) -> Tensor:
         """The kept columns of `values` `[B, S, D]`."""
@@ -67,10 +67,10 @@ class Kept:
 
     def mask(self, attention_mask: Tensor) -> Tensor:
         """The kept columns, and all behind the prompt, of a 2-D attention mask `[B, >= S]`."""
-        prompt = self.columns(attention_mask[:, : self.prompt])
+        prompt = self.columns(attention_mask[:, : self.whole])
         if self.padded:
             prompt = prompt * self.real.to(attention_mask.dtype)
-        behind = attention_mask[:, self.prompt :]
+        behind = attention_mask[:, self.whole :]
         return torch.cat([prompt, behind], dim=1) if behind.shape[1] else prompt
 
     def cropped(self, width: int) -> Self:
@@ -78,10 +78,10 @@ class Kept:
 
         Raises ValueError where more was cut off than the text behind the videos.
         """
-        prompt = width + self.removed
-        if bool((self.index[:, width:] < prompt).any()):
+        whole = width + self.removed
+        if bool((self.index[:, width:] < whole).any()):
             raise ValueError("the cache of a pruned prompt was cropped into its videos: crop the text behind them only")
-        return replace(self, index=self.index[:, :width], real=self.real[:, :width], prompt=prompt)
+        return replace(self, index=self.index[:, :width], real=self.real[:, :width], whole=whole)
 
     def numbered(self, ids: Tensor, mask: Tensor) -> tuple[Self, Tensor]:
         """Position ids `[..., B, K]` of what is left of a prompt with `ids` `[..., B, S]`; `mask`: the kept 2-D mask.
@@ -100,8 +100,9 @@ class Kept:
 
     def after(self, first: Self) -> Self:
         """This, of what `first` left, as one step from the whole prompt."""
-        real = first.real.gather(1, self.index) & self.real
-        return type(self)(first.index.gather(1, self.index), real, first.shift + self.shift, first.prompt)
+        index, real = first.index.gather(1, self.index), first.real.gather(1, self.index) & self.real
+        shift, padded = first.shift + self.shift, first.padded or self.padded
+        return replace(first, index=index, real=real, shift=shift, padded=padded)
 
 
 def _closed(ids: Tensor, mask: Tensor) -> Tensor:

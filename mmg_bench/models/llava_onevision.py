@@ -52,6 +52,7 @@ class LlavaOnevision(Adapter):
         return 1
 
     def layouts(self, inputs: dict[str, Any], captured: Capture) -> list[Layout]:
+        assert isinstance(captured, SiglipCapture)
         encoded = self.encoded(inputs)
         if encoded is not None:
             videos, length, _ = encoded.pooler_output.shape
@@ -60,7 +61,7 @@ class LlavaOnevision(Adapter):
             videos, frames = inputs["pixel_values_videos"].shape[:2]
         if not frames:
             raise ValueError("videos came without their frames: leave prefill_chunk_size unset")
-        if isinstance(captured, SiglipCapture) and captured.frames:  # `generate` repeats videos for beams
+        if captured.frames:  # `generate` repeats videos for beams
             videos = captured.frames // frames
         return [(frames, *self.grid)] * videos
 

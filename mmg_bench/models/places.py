@@ -1,6 +1,6 @@
 """Where videos stand in prompts, and what is left of a prompt's rows when they are pruned.
 
-What is found on the host is numpy's: a call of torch costs several of its, and a GPU has nothing to do meanwhile.
+Columns are found on the host by numpy: a GPU has nothing to do meanwhile, and a call of torch takes as long as several.
 """
 
 from __future__ import annotations

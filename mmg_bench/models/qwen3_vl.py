@@ -30,5 +30,5 @@ class Qwen3VL(Scatter):
         if kept is not None:
             seen, number = kept.columns(seen) & kept.real, kept.columns(number)
         # of [visual tokens, D] each; not by a boolean index, for which a GPU would be waited for
-        added = [layer[number.clamp(min=0)].masked_fill(~seen.unsqueeze(-1), 0) for layer in features]
+        added = [layer[number.clamp(min=0)].masked_fill_(~seen.unsqueeze(-1), 0) for layer in features]
         return {**kwargs, "visual_pos_masks": None, "deepstack_visual_embeds": None}, added

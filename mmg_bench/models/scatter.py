@@ -151,9 +151,6 @@ class TowerCapture(Capture):
         if isinstance(output, Tensor) and output.dim() == 3:
             self.frames, self.per_frame = output.shape[:2]
 
-    def fields(self, first: int, count: int) -> dict[str, Tensor]:
-        return {}
-
 
 def _first(owner: Any, names: tuple[str, ...]) -> Any:
     return next((found for name in names if (found := getattr(owner, name, None)) is not None), None)
