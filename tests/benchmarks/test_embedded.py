@@ -18,6 +18,7 @@ from mmg_bench.benchmarks.embedded.questions import COUNTS, SKILLS, all_question
 from mmg_bench.benchmarks.embedded.render import coverage, render_frames, write_video
 from mmg_bench.benchmarks.embedded.world import COLOURS, SAMPLED, SHAPES, STRIDE, make_rng, make_world
 from mmg_bench.benchmarks.video import Timing, VideoError, pictures, read_clip, read_frames
+from mmg_bench.measure.workload import video_file
 
 WORLDS = [make_world("test", i) for i in range(150)]
 
@@ -166,6 +167,15 @@ def test_a_damaged_video_that_was_made_here_is_made_again(tmp_path: Path, monkey
     path.write_text("torn")
     with pytest.raises(VideoError, match=r"cannot be decoded .*; delete it, and it is made again"):
         read_frames(path, 4)
+
+
+def test_where_made_data_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMG_BENCH_CACHE", "")  # as if it were not set: not the folder one happens to be in
+    assert dataset.cache_folder() == Path.home() / ".cache/mmg_bench"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MMG_BENCH_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ValueError, match=r"MMG_BENCH_CACHE='.*file': .*file is a file; name another folder"):
+        video_file("generated")
 
 
 def test_processes_that_fill_one_cache_do_not_write_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
