@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ _GOES_ON = ("run", "table", "measure")
 
 def main() -> None:
     """Entry point."""
+    _open_streams()
     sys.argv[0] = "mmg-bench"  # also behind `python -m`: provenance tells the command
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "10")  # seconds: in a log, every state of a bar stays
@@ -132,6 +134,21 @@ def _mistake(error: Exception) -> str | None:
     if isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
         return " ".join(str(error).split())
     return str(error) if isinstance(error, ValueError | RuntimeError | OSError) else None
+
+
+def _open_streams() -> None:
+    """See to it that whatever is printed can be, so that no run ends for that.
+
+    A process that was started without its standard streams, as by `>&- 2>&-`, gets the null device for them: else the
+    next files that it opens take their numbers, and get what libraries write to stderr.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="namereplace")  # a terminal of another alphabet, as in the locale en_US
 
 
 def _run(overrides: list[str]) -> int:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A file to write in place of `path`, which it becomes at the end; nothing happens to `path` when that fails.
 
-    Its name is this process's own: several may write one file.
+    Its name is of this call alone: several processes may write one file, also in containers, where all may be number 1.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         yield temporary
         temporary.replace(path)

@@ -76,6 +76,34 @@ def test_whoever_has_read_enough_may_close_the_pipe() -> None:
     assert errors == ""
 
 
+def test_a_table_that_nobody_reads_is_no_failed_answer() -> None:
+    script = (
+        "from mmg_bench import cli\nfrom mmg_bench.report.table import Table, print_tables\n"
+        "cli._methods = lambda _: print_tables([Table('t', (), ('c',), (), ())])\ncli.main()"
+    )
+    command = [sys.executable, "-c", script, "methods"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait() == 141
+
+
+def test_a_terminal_may_lack_letters() -> None:
+    script = "from mmg_bench import cli; cli._methods = lambda _: print('4 \u2212 1'); cli.main()"
+    env = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run([sys.executable, "-c", script, "methods"], capture_output=True, env=env, check=False)
+    assert (done.returncode, done.stdout) == (0, b"4 \\N{MINUS SIGN} 1\n")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_standard_streams_may_be_closed(closed: str, tmp_path: Path) -> None:
+    new = f"{shlex.join(COMMAND)} methods random {closed}"
+    assert subprocess.run(["sh", "-c", new], capture_output=True, check=False).returncode == 0
+    probe = "from mmg_bench import cli; cli._methods = lambda _: int(open('new', 'w').fileno() < 3); cli.main()"
+    which = f"{shlex.quote(sys.executable)} -c {shlex.quote(probe)} methods {closed}"
+    assert subprocess.run(["sh", "-c", which], cwd=tmp_path, capture_output=True, check=False).returncode == 0
+
+
 def test_a_method_is_explained() -> None:
     done = mmg_bench("methods", "fastvid")
     assert done.returncode == 0

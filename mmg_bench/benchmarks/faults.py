@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import traceback
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,8 @@ from mmg_bench import faults
 
 _SETTINGS = ("doc_to_text", "doc_to_target", "doc_to_choice", "doc_to_visual", "process_results")
 """Settings of a task that may be functions, which lmms-eval calls in methods of the same names."""
+_NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
+"""Kinds of faults that lie with a folder, not with the task that uses it."""
 
 
 class BenchmarkError(ValueError):
@@ -52,6 +55,11 @@ def why_not_loaded(name: str, error: BaseException, settings: Mapping[str, Any],
     """
     error = _cause(error)
     fault, place = told(error, folder), faults.place_of(error, folder)
+    if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
+        return (
+            f"the data of task {name!r} cannot be kept or read ({fault}): give access to that place, free some space, "
+            "or choose another by HF_HOME or, for data made by this package, MMG_BENCH_CACHE"
+        )
     split = settings.get("test_split") or settings.get("validation_split")
     no_split = f"the data of task {name!r} has no split {split!r}"
     lacks_split = isinstance(error, KeyError) and error.args[:1] == (split,) and not place

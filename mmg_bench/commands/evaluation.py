@@ -225,6 +225,8 @@ def _carry_out(job: Job) -> Iterator[Outcome]:
     for benchmark, count, config, folder in zip(benchmarks, counts, job.benchmarks, job.folders, strict=True):
         entry = provenance.describe(_settings(job, llm, benchmark, config), llm.device)
         key = provenance.register(folder, entry)
+        kept = collect(llm, benchmark, job.cells, folder)
+        provenance.check_explains(folder, {r.provenance for r in kept})  # now, not when all are answered
         print(f"{benchmark.spec.name}: {count} questions, {len(job.cells)} cells -> {folder}", flush=True)
         if job.workers > 1 and job.shard.count == 1:
             in_processes(job.workers, _answer_share, job.model, config, job.limit, job.cells, folder, key)

@@ -24,7 +24,7 @@ from mmg_bench.methods.registry import at_ratio
 from mmg_bench.models.checking import check_model
 from mmg_bench.models.hooks import VideoReport, pruning
 from mmg_bench.models.loading import VideoLLM
-from mmg_bench.options import check_path, check_text, check_whole
+from mmg_bench.options import check_folder, check_path, check_text, check_whole
 from mmg_bench.report.overlay import Pictures, contact_sheet, kept_overlay
 
 _SIDE = 112
@@ -85,6 +85,7 @@ def _picture(given: Any) -> Path:
     path = check_path("picture", given)
     if path.is_dir() or path.suffix.lower() not in _FORMATS:
         raise ValueError(f"picture={given!r}: name a file that ends in {', '.join(_FORMATS)}")
+    check_folder("picture", str(path.parent))
     return path
 
 

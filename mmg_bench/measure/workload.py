@@ -19,7 +19,7 @@ from mmg_bench.benchmarks.video import Clip, Timing, read_clip
 from mmg_bench.cells import Cell
 from mmg_bench.models.caches import CACHE
 from mmg_bench.models.loading import Encoded, Pixels, VideoLLM
-from mmg_bench.options import check_path, check_whole
+from mmg_bench.options import check_folder, check_path, check_whole
 
 PIXELS = (360, 640)
 """Height and width of frames of random pixels."""
@@ -61,6 +61,7 @@ def standard_video() -> Path:
     """An mp4 file to measure on where no other is given: made on first use, 384 pixels a side."""
     path = cache_folder() / f"measure-{_SIDE}-{VERSION}.mp4"
     if not path.exists():
+        check_folder("MMG_BENCH_CACHE", str(cache_folder()))
         write_video(make_world("test", 0), path, _SIDE)
     return path
 

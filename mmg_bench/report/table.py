@@ -117,8 +117,12 @@ def print_tables(tables: Sequence[Table], console: Console | None = None) -> Non
     from rich.console import Console as RichConsole
     from rich.text import Text
 
+    class Terminal(RichConsole):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # as print does; Rich would exit with 1, which says that answers failed
+
     # a log is no terminal: there, nothing is gained by wrapping
-    console = console or RichConsole(width=None if sys.stdout.isatty() else 200)
+    console = console or Terminal(width=None if sys.stdout.isatty() else 200)
     for table in tables:
         grid = rich.table.Table(title=Text(table.title), title_justify="left")
         for i, column in enumerate(table.columns):

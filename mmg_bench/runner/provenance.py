@@ -10,7 +10,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -86,6 +86,15 @@ def read(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): restore it, or start anew in another folder") from None
     return entries
+
+
+def check_explains(folder: Path, keys: Iterable[str]) -> None:
+    """Raise ValueError where `folder`/provenance.json lacks any of the keys: of such answers no table can be made."""
+    if lost := sorted(set(keys) - read(folder).keys()):
+        raise ValueError(
+            f"{folder}/provenance.json lacks {', '.join(lost)}, which records there name: restore it, or start anew in "
+            "another folder"
+        )
 
 
 def write(folder: Path, entries: dict[str, Any]) -> None:

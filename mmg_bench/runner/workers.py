@@ -43,11 +43,14 @@ def in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> None:
     finally:
         for worker in workers:
             worker.terminate()
-    failed = [str(i) for i, worker in enumerate(workers) if worker.exitcode != 0]
-    if failed:
+    if failed := {i: code for i, worker in enumerate(workers) if (code := worker.exitcode)}:
+        signals = sorted({signal.Signals(-code).name for code in failed.values() if code < 0})
+        why = "its message is above"
+        if signals:
+            why = f"ended by {' and '.join(signals)}, perhaps for want of memory: fewer workers need less"
         raise WorkerError(
-            f"worker {', '.join(failed)} of {count} failed (its message is above); what was answered is kept, and the "
-            "same command goes on from there"
+            f"worker {', '.join(map(str, failed))} of {count} failed ({why}); what was answered is kept, and the same "
+            "command goes on from there"
         )
 
 

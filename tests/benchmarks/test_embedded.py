@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from mmg_bench.benchmarks.embedded.questions import COUNTS, SKILLS, all_question
 from mmg_bench.benchmarks.embedded.render import coverage, render_frames, write_video
 from mmg_bench.benchmarks.embedded.world import COLOURS, SAMPLED, SHAPES, STRIDE, make_rng, make_world
 from mmg_bench.benchmarks.video import Timing, VideoError, pictures, read_clip, read_frames
+from mmg_bench.measure.workload import video_file
 
 WORLDS = [make_world("test", i) for i in range(150)]
 
@@ -168,12 +168,23 @@ def test_a_damaged_video_that_was_made_here_is_made_again(tmp_path: Path, monkey
         read_frames(path, 4)
 
 
+def test_where_made_data_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMG_BENCH_CACHE", "")  # as if it were not set: not the folder one happens to be in
+    assert dataset.cache_folder() == Path.home() / ".cache/mmg_bench"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MMG_BENCH_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ValueError, match=r"MMG_BENCH_CACHE='.*file': .*file is a file; name another folder"):
+        video_file("generated")
+
+
 def test_processes_that_fill_one_cache_do_not_write_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     container = av.open
     monkeypatch.setattr(av, "open", lambda name, *a, **k: opened.append(name) or container(name, *a, **k))
-    write_video(make_world("train", 0, sampled=3), tmp_path / "v.mp4", size=32)
-    assert [Path(name).name for name in opened] == [f".v.mp4.{os.getpid()}"]
+    for _ in range(2):  # as two containers do, each with a process of the same number
+        write_video(make_world("train", 0, sampled=3), tmp_path / "v.mp4", size=32)
+    assert len(set(opened)) == 2
+    assert all(Path(name).name.startswith(".v.mp4.") for name in opened)
     assert [path.name for path in tmp_path.iterdir()] == ["v.mp4"]
 
 

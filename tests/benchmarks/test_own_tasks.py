@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -238,6 +239,15 @@ def test_a_package_that_a_task_of_lmms_eval_needs(folder: Path) -> None:
     assert (
         text == "task 'theirs' cannot be loaded (ModuleNotFoundError: No module named 'spacy'): install what it needs"
     )
+
+
+def test_a_folder_in_which_nothing_can_be_kept_is_no_fault_of_the_task(folder: Path) -> None:
+    for own in (None, folder / TASK):
+        error = OSError(errno.EROFS, "Read-only file system", "/home/me/.cache")
+        text = why_not_loaded("mine", error, {}, folder, own)
+        assert text.startswith("the data of task 'mine' cannot be kept or read (OSError: [Errno 30] Read-only")
+        assert "'/home/me/.cache'): give access to that place" in text
+        assert "choose another by HF_HOME or, for data made by this package, MMG_BENCH_CACHE" in text
 
 
 def test_json_that_is_good(tmp_path: Path) -> None:

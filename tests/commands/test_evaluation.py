@@ -131,6 +131,15 @@ def test_a_stop_while_a_later_job_is_timed_loses_no_answers(tmp_path: Path, monk
     assert set(rows[rows.metric == "prefill_ms"].frames) == {2}
 
 
+def test_answers_from_nowhere_are_told_before_others_are_asked(tmp_path: Path) -> None:
+    assert run("limit=1", f"output_dir={tmp_path}") == 0
+    before = (tmp_path / "records.jsonl").read_text()
+    (tmp_path / "provenance.json").unlink()
+    with pytest.raises(ValueError, match=rf"{tmp_path}/provenance\.json lacks \w+, which records there name: restore"):
+        run("limit=2", f"output_dir={tmp_path}")
+    assert (tmp_path / "records.jsonl").read_text() == before
+
+
 def test_each_fault_is_told_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

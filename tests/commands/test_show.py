@@ -162,6 +162,7 @@ def test_rows_are_told_apart() -> None:
         ("question=", "question='': it must be a text"),
         ("picture=kept", "picture='kept': name a file that ends in .png, .jpg, .jpeg"),
         ("picture=configs", "picture='configs': name a file"),
+        ("picture=README.md/a.png", "README.md is a file; name another folder"),
         ("pictures=0", "pictures=0: it must be a whole number, at least 1"),
         ("new_tokens=many", "new_tokens='many': it must be a whole number, at least 1"),
         ("-m new_tokens=1,2", "pictures that differ in new_tokens do not fit one: make them one by one"),

@@ -42,6 +42,18 @@ def test_a_failing_worker_is_an_error(capfd: pytest.CaptureFixture[str]) -> None
     assert "mmg-bench: no such thing" in capfd.readouterr().err
 
 
+def kill_second(index: int, count: int) -> None:
+    if index == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_was_killed_left_no_message() -> None:
+    with pytest.raises(
+        WorkerError, match=r"worker 1 of 2 failed \(ended by SIGKILL, perhaps for want of memory: fewer"
+    ):
+        in_processes(2, kill_second)
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"

@@ -20,7 +20,7 @@ SPLIT = "test"
 
 def cache_folder() -> Path:
     """Where made data lives: `$MMG_BENCH_CACHE`, or `~/.cache/mmg_bench`."""
-    return Path(os.environ.get("MMG_BENCH_CACHE", "~/.cache/mmg_bench")).expanduser()
+    return Path(os.environ.get("MMG_BENCH_CACHE") or "~/.cache/mmg_bench").expanduser()
 
 
 def question_rows(worlds: list[World]) -> list[dict[str, Any]]:
