@@ -132,8 +132,8 @@ def table(config: DictConfig) -> int:
     name, profile = choose(plain)
     records = check_folder("output_dir", plain["output_dir"]) / name
     benchmarks = [cfg.changed(plain, "benchmark", b) for b in profile["benchmarks"]]
-    ((key, _, of_model, cells),) = profile["runs"]
-    model = specs.table_model(key, of_model)
+    (found,) = profile["runs"]
+    model, cells = found.spec, found.cells
     job = Job(
         table=spec["name"],
         model=model,

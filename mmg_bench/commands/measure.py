@@ -138,10 +138,10 @@ def table(config: DictConfig) -> int:
 def units(profile: dict[str, Any]) -> list[Unit]:
     """What a profile of a composed table of speed measures."""
     return [
-        Unit(specs.table_model(key, {**model, "frames": frames}), batch, tuple(cells))
-        for key, workload, model, cells in profile["runs"]
-        for frames in cfg.listed(f"{key}.frames", workload["frames"])
-        for batch in cfg.listed(f"{key}.batch_sizes", workload["batch_sizes"])
+        Unit(specs.table_model(run.key, {**run.model, "frames": frames}), batch, tuple(run.cells))
+        for run in profile["runs"]
+        for frames in cfg.listed(f"{run.key}.frames", run.workload["frames"])
+        for batch in cfg.listed(f"{run.key}.batch_sizes", run.workload["batch_sizes"])
     ]
 
 
