@@ -18,7 +18,6 @@ from mmg_bench import config as cfg
 from mmg_bench import specs
 from mmg_bench.benchmarks.lmms import Benchmark, Question
 from mmg_bench.cells import Cell, described_plug_ins, needs_of
-from mmg_bench.commands.labels import label_among, label_meant
 from mmg_bench.commands.profiles import choose
 from mmg_bench.commands.publish import publish, results_folder
 from mmg_bench.measure.flops import TextGeometry
@@ -29,6 +28,7 @@ from mmg_bench.models.checking import check_model
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.spec import ModelSpec
 from mmg_bench.options import check_folder, check_text
+from mmg_bench.report.labels import label_among, label_meant
 from mmg_bench.report.rows import DENSE, Measurement, result_rows
 from mmg_bench.report.table import layout
 from mmg_bench.runner import provenance
