@@ -93,8 +93,11 @@ def measure(configs: Sequence[DictConfig]) -> int:
     for c in plain:
         found = cells.setdefault((_spec(c["model"], c["weights"], c["frames"]), c["batch_size"]), [specs.dense()])
         found.append(specs.cell(c["method"], c["retention_ratio"], c["positions"]))
+    folders = [check_folder("output_dir", c["output_dir"]) for c in plain]
+    if len({folder.is_absolute() for folder in folders}) > 1:
+        folders = [folder.absolute() for folder in folders]
     # of several models what their folders are in, outputs/measure if nothing else is said
-    folder = Path(os.path.commonpath([check_folder("output_dir", c["output_dir"]) for c in plain]))
+    folder = Path(os.path.commonpath(folders))
     return _do(
         Job(
             table="measure",
