@@ -39,7 +39,7 @@ from mmg_bench.runner.workers import in_processes, workers_for
 _SHOWN = 10
 """Faults that are told; the records hold all."""
 _TOLD = ("output_dir", "model.name", "model.frames", "benchmark.name")
-"""What rows in one folder tell of the options of their job, beside the cell."""
+"""Options of a job, beside its cells, by which the rows of several in one folder can be told apart."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Job:
 
     @property
     def reports(self) -> bool:
-        """Whether it has rows: a share of the videos has none."""
+        """Whether it makes rows and a table; one that answers a share of the videos leaves that to a later command."""
         return self.shard.count == 1
 
 
@@ -165,7 +165,7 @@ def _against(given: Any, cells: Sequence[Cell]) -> tuple[str, ...]:
 
 
 def timing(config: dict[str, Any]) -> LatencySettings | None:
-    """How a configuration has latency measured; None where it has not, though its settings are checked all the same."""
+    """How a configuration has latency measured; None where it does not, but its settings are checked even then."""
     settings, given = specs.latency_settings(config), config["latency"]
     if not isinstance(given, bool):
         raise ValueError(f"latency={given!r}: choose true or false")
@@ -211,7 +211,7 @@ def _check(job: Job) -> None:
 
 
 def _carry_out(job: Job) -> Iterator[Outcome]:
-    """Answer and measure: what that came to, if something is to be measured first without that."""
+    """Answer, then measure what is to be measured; yields what the job came to after each of the two."""
     # all of them now: data that is missing must show before the model is loaded, and hours are spent on the first
     benchmarks = [Benchmark(specs.benchmark_spec(b), job.limit) for b in job.benchmarks]
     for benchmark in benchmarks:

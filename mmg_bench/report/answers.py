@@ -76,9 +76,10 @@ class Label(NamedTuple):
 
 
 def newest(records: Iterable[Record], provenance: Sources) -> tuple[list[Record], dict[Label, str]]:
-    """The records of the cell that answered last of those with one label, and where there were others, a note.
+    """The newest records of each label, and a note for each label that several cells share.
 
-    Of a question that was reworded the answer to what was asked last. Raises ValueError where `provenance` does not
+    Cells share a label where the code or a setting changed that no table shows: the one that answered last counts. Of
+    a question that was reworded, the answer to its last wording counts. Raises ValueError where `provenance` does not
     explain a record.
     """
     cells: dict[Label, dict[str, list[Record]]] = defaultdict(dict)
@@ -108,9 +109,10 @@ def date_of(entry: Mapping[str, Any]) -> str:
 
 
 def last_seen(provenance: Sources) -> dict[str, str]:
-    """When the questions of each entry were last seen to be those of their benchmark: by any entry with its data.
+    """For each entry, when its benchmark last had the very questions that it had then.
 
-    Questions that are reworded, and then put as before, are not asked again.
+    That is the last date of any entry with the same `data`: where questions are reworded and then put as before, their
+    old answers count again, and no command asks them anew.
     """
     last: dict[str, str] = {}
     data = {key: entry.get("data") or key for key, entry in provenance.items()}
