@@ -151,17 +151,6 @@ def answers_by_cell(records: Iterable[Record]) -> dict[tuple[str, int], dict[str
     return cells
 
 
-def check_same_questions(cells: Cells, reference: Key, where: str) -> None:
-    """Raise ValueError, saying `where`, unless the questions of all cells are those of the `reference`."""
-    wanted = {r.question for r in cells[reference].records}
-    for (method, ratio), cell in cells.items():
-        if different := sorted(wanted ^ {r.question for r in cell.records}):
-            raise ValueError(
-                f"{method} at retention ratio {ratio:g} {where}: {len(different)} questions are not both in this cell "
-                f"and in {reference[0]}, such as {different[0]!r}: run the same command again to complete it"
-            )
-
-
 def over_benchmarks(by_benchmark: Mapping[str, Cells]) -> Cells:
     """The cells that ran on every benchmark, their records put together."""
     everywhere = set.intersection(*(set(cells) for cells in by_benchmark.values()))
