@@ -55,9 +55,9 @@ class Cell:
 
 @cache
 def code_of(method: type[Method]) -> str:
-    """Digest of the method's own file and of all of its package that it imports: answers of other code are not its.
+    """Digest of the method's own file and of those that it imports of its package: other code gives other answers.
 
-    Of this package, what methods are made of: `mmg_bench.methods` and `mmg_bench.tokens`.
+    Of mmg_bench itself only `mmg_bench.methods` and `mmg_bench.tokens` count: what methods are made of.
     """
     try:
         own = inspect.getsourcefile(method)
@@ -98,10 +98,10 @@ def _imported(module: str, file: Path) -> tuple[tuple[str, Path], ...]:
 
 
 def _counts(name: str, module: str) -> bool:
-    top = module.partition(".")[0]
+    """Whether what a method's `module` imports under this name is part of its code."""
     if name.partition(".")[0] == "mmg_bench":
         return name == "mmg_bench.tokens" or name.startswith("mmg_bench.methods.")
-    return name.startswith(f"{top}.")
+    return name.startswith(f"{module.partition('.')[0]}.")
 
 
 def _file_of(name: str) -> Path | None:

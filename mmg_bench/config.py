@@ -32,7 +32,7 @@ _PACKAGE = Path(__file__).parent
 CONFIGS = next(p for p in (_PACKAGE.parent / "configs", _PACKAGE / "configs") if p.is_dir())
 """The folder of configuration files: the checkout's, or the copy inside an installed package."""
 _FOLDERS = [CONFIGS]
-"""Where files of config groups are looked for, as Hydra does: behind the first, the `hydra.searchpath` last given."""
+"""Where files of config groups are looked for: in ours, then in the folders of the `hydra.searchpath` last given."""
 OPEN = ("model", "benchmark")
 """Sections of table.yaml that take changes to any file of the group of that name."""
 _TEXTS = ("question", "video", "picture", "page", "output_dir")
@@ -160,9 +160,9 @@ def _searched(overrides: Sequence[str]) -> list[Path]:
 
 
 def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
-    """Compose with a message of our own for what is unknown, and the sections that are open taking what they are given.
+    """Compose, with messages of our own for unknown options and choices.
 
-    Hydra's own settings are refused: nothing of it runs but the composition.
+    Hydra's own settings are refused, but for hydra.searchpath: nothing of Hydra runs but the composition.
     """
     given = [_opened(name, override) for override in overrides]
     for override in given:
@@ -330,10 +330,11 @@ def _choices(override: Override) -> list[str]:
 
 
 def check_told_apart(configs: Sequence[Mapping[str, Any]], told: Sequence[str], fix: str) -> None:
-    """Raise ValueError where configurations that agree in what rows tell differ in another option.
+    """Raise ValueError where the rows of two different configurations would look alike.
 
-    told: the options that rows tell, by the names that overrides give them. fix: what to do, `{}` in it standing for a
-    path made of the others.
+    told: the options that rows show, by the names that overrides give them. Configurations that agree in all of these
+        must agree in every other option, too.
+    fix: what to do about it; `{}` in it stands for a path made of the options that differ.
     """
     alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for options in map(_options, configs):
@@ -398,7 +399,7 @@ def listed(option: str, values: Any) -> list[Any]:
 
 
 def known(kind: type, config: Mapping[str, Any], group: str) -> dict[str, Any]:
-    """The options of a section, of which a dataclass is made. Raises ValueError, naming all, for one that it lacks."""
+    """A section's options, to make a dataclass of. Raises ValueError for one that is no field, and lists the fields."""
     values = {k: v for k, v in config.items() if k not in ONLY_FOR_DOCTOR}
     options = [f.name for f in fields(kind) if f.compare]  # what is not compared is no setting
     if unknown := sorted(set(values) - set(options)):

@@ -122,6 +122,16 @@ def test_a_part_of_a_table_does_not_take_its_place() -> None:
     assert goes("limit=6", "results_dir=here") == "here/embedded"
 
 
+def test_a_whole_table_needs_a_folder_of_results_that_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").write_text("a file")
+    GlobalHydra.instance().clear()
+    whole = cfg.plain(cfg.composed("table", []))
+    with pytest.raises(ValueError, match=r"results_dir='results/table1': .*/results is a file; name another folder"):
+        results_folder(whole, "embedded")
+    assert results_folder({**whole, "limit": 6}, "embedded") == Path("outputs/table1/embedded")
+
+
 def test_unknown_names_are_answered_with_the_valid_ones() -> None:
     with pytest.raises(
         ValueError, match=r"no benchmark is called 'video-mme'; did you mean videomme\? choose one of: .*videomme"

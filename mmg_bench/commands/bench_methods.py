@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,7 +12,7 @@ from mmg_bench import config as cfg
 from mmg_bench.commands.publish import publish
 from mmg_bench.measure.prune_time import PruneTimes, PruneTimeSettings, measure_methods
 from mmg_bench.methods.registry import get_method, method_names
-from mmg_bench.options import check_path, check_text
+from mmg_bench.options import check_folder, check_text
 from mmg_bench.report.prune_time import prune_time_rows, prune_time_table
 from mmg_bench.report.table import Table
 from mmg_bench.runner import provenance
@@ -22,9 +21,9 @@ from mmg_bench.runner import provenance
 def run(config: DictConfig) -> int:
     """Time the methods; write rows.csv, table.md and provenance.json; print the table."""
     values = cfg.plain(config)
+    as_filed = values == cfg.load_file("bench_methods.yaml")
     given = values.pop("out")
-    out = Path("outputs/bench_methods") if given is None else check_path("out", given)
-    as_filed = {**values, "out": None} == cfg.load_file("bench_methods.yaml")
+    out = check_folder("out", "outputs/bench_methods" if given is None else given)
     wanted, ratio = values.pop("methods"), values.pop("retention_ratio")
     others = [name for name in method_names() if name != "dense"]
     names = others if wanted == "all" else cfg.listed("methods", wanted)
@@ -33,6 +32,7 @@ def run(config: DictConfig) -> int:
     methods = {name: get_method(name, retention_ratio=ratio) for name in dict.fromkeys(names)}
     settings = PruneTimeSettings(**{**values, "frames": tuple(cfg.listed("frames", values["frames"]))})
     device = settings.torch_device
+    whole = check_folder("out", "results/bench_methods") if as_filed and device.type == "cpu" else out
     described = {**asdict(settings), "torch_device": str(device), "methods": names, "retention_ratio": ratio}
     entry = provenance.describe(described, device)
     model = f"synthetic {settings.tokens} x {settings.width}"
@@ -42,7 +42,6 @@ def run(config: DictConfig) -> int:
         results += found
         rows = prune_time_rows(results, model=model, retention_ratio=ratio, provenance=key)
         publish(rows, {key: entry}, out, _layout, shown=False)
-    whole = Path("results/bench_methods") if as_filed and given is None and device.type == "cpu" else out
     publish(rows, {key: entry}, whole, _layout)
     return 0
 

@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 
 from mmg_bench import config as cfg
 from mmg_bench.commands.answered import read_answered
-from mmg_bench.commands.labels import label_among, label_meant
 from mmg_bench.options import check_number, check_path, check_whole
+from mmg_bench.report.labels import label_among, label_meant
 from mmg_bench.report.pair_tables import pair_tables
 from mmg_bench.report.pairs import Side
 from mmg_bench.report.rows import DENSE

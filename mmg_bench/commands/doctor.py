@@ -43,8 +43,7 @@ def doctor(config: DictConfig) -> int:
 def _table(plain: dict[str, Any], settings: LatencySettings | None) -> int:
     profiles = named(plain)
     for profile in profiles.values():
-        for key, _, model, _ in profile["runs"]:
-            spec = specs.table_model(key, model)
+        for spec in [run.spec for run in profile["runs"]]:
             if settings is not None and not profile["needs_gpu"]:  # of one that does, a line says so
                 check_engine(settings, spec)
     return min(

@@ -18,7 +18,6 @@ from mmg_bench import config as cfg
 from mmg_bench import specs
 from mmg_bench.benchmarks.lmms import Benchmark, Question
 from mmg_bench.cells import Cell, described_plug_ins, needs_of
-from mmg_bench.commands.labels import label_among, label_meant
 from mmg_bench.commands.profiles import choose
 from mmg_bench.commands.publish import publish, results_folder
 from mmg_bench.measure.flops import TextGeometry
@@ -29,6 +28,7 @@ from mmg_bench.models.checking import check_model
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.spec import ModelSpec
 from mmg_bench.options import check_folder, check_text
+from mmg_bench.report.labels import label_among, label_meant
 from mmg_bench.report.rows import DENSE, Measurement, result_rows
 from mmg_bench.report.table import layout
 from mmg_bench.runner import provenance
@@ -39,7 +39,7 @@ from mmg_bench.runner.workers import in_processes, workers_for
 _SHOWN = 10
 """Faults that are told; the records hold all."""
 _TOLD = ("output_dir", "model.name", "model.frames", "benchmark.name")
-"""What rows in one folder tell of the options of their job, beside the cell."""
+"""Options of a job, beside its cells, by which the rows of several in one folder can be told apart."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Job:
 
     @property
     def reports(self) -> bool:
-        """Whether it has rows: a share of the videos has none."""
+        """Whether it makes rows and a table; one that answers a share of the videos leaves that to a later command."""
         return self.shard.count == 1
 
 
@@ -99,30 +99,29 @@ def run(configs: Sequence[DictConfig]) -> int:
         config["output_dir"] = str(check_folder("output_dir", config["output_dir"]))
         apart = {k: v for k, v in config.items() if k not in ("method", "retention_ratio", "positions")}
         groups.setdefault(json.dumps(apart, sort_keys=True), []).append(config)
-    jobs = []
-    for members in groups.values():  # every configuration is checked before the first model is loaded
-        first = members[0]
-        cells = [specs.cell(m["method"], m["retention_ratio"], m["positions"]) for m in members]
-        cells.insert(0, specs.dense())
-        folder, model = Path(first["output_dir"]), specs.model_spec(first["model"])
-        jobs.append(
-            Job(
-                table="run",
-                model=model,
-                benchmarks=[first["benchmark"]],
-                cells=list(dict.fromkeys(cells)),
-                folders=[folder],
-                results=folder,
-                limit=first["limit"],
-                latency=timing(first),
-                shard=_shard(first["shard"]),
-                workers=workers_for(first["workers"], model.torch_device.type),
-            )
-        )
-    firsts = [members[0] for members in groups.values()]
-    reported = [first for first, job in zip(firsts, jobs, strict=True) if job.reports]
+    jobs = [_job(members) for members in groups.values()]  # all are checked before the first model is loaded
+    reported = [members[0] for members, job in zip(groups.values(), jobs, strict=True) if job.reports]
     cfg.check_told_apart(reported, _TOLD, "put {} into output_dir, in single quotes")
     return _do(jobs)
+
+
+def _job(configs: Sequence[dict[str, Any]]) -> Job:
+    """The job of configurations that differ in the cell alone."""
+    first = configs[0]
+    cells = [specs.dense(), *(specs.cell(c["method"], c["retention_ratio"], c["positions"]) for c in configs)]
+    folder, model = Path(first["output_dir"]), specs.model_spec(first["model"])
+    return Job(
+        table="run",
+        model=model,
+        benchmarks=[first["benchmark"]],
+        cells=list(dict.fromkeys(cells)),
+        folders=[folder],
+        results=folder,
+        limit=first["limit"],
+        latency=timing(first),
+        shard=_shard(first["shard"]),
+        workers=workers_for(first["workers"], model.torch_device.type),
+    )
 
 
 def table(config: DictConfig) -> int:
@@ -132,8 +131,8 @@ def table(config: DictConfig) -> int:
     name, profile = choose(plain)
     records = check_folder("output_dir", plain["output_dir"]) / name
     benchmarks = [cfg.changed(plain, "benchmark", b) for b in profile["benchmarks"]]
-    ((key, _, of_model, cells),) = profile["runs"]
-    model = specs.table_model(key, of_model)
+    (found,) = profile["runs"]
+    model, cells = found.spec, found.cells
     job = Job(
         table=spec["name"],
         model=model,
@@ -166,7 +165,7 @@ def _against(given: Any, cells: Sequence[Cell]) -> tuple[str, ...]:
 
 
 def timing(config: dict[str, Any]) -> LatencySettings | None:
-    """How a configuration has latency measured; None where it has not, though its settings are checked all the same."""
+    """How a configuration has latency measured; None where it does not, but its settings are checked even then."""
     settings, given = specs.latency_settings(config), config["latency"]
     if not isinstance(given, bool):
         raise ValueError(f"latency={given!r}: choose true or false")
@@ -212,28 +211,16 @@ def _check(job: Job) -> None:
 
 
 def _carry_out(job: Job) -> Iterator[Outcome]:
-    """Answer and measure: what that came to, if something is to be measured first without that."""
+    """Answer, then measure what is to be measured; yields what the job came to after each of the two."""
     # all of them now: data that is missing must show before the model is loaded, and hours are spent on the first
     benchmarks = [Benchmark(specs.benchmark_spec(b), job.limit) for b in job.benchmarks]
-    counts = [len(benchmark.questions) for benchmark in benchmarks]
+    for benchmark in benchmarks:
+        _ = benchmark.questions
     llm = VideoLLM(job.model)
     llm.prepare(needs_of(job.cells))
     for cell in job.cells:
         llm.adapter.check(cell.method.needs, cell.label)
-    records: list[Record] = []
-    sources: dict[str, Any] = {}
-    for benchmark, count, config, folder in zip(benchmarks, counts, job.benchmarks, job.folders, strict=True):
-        entry = provenance.describe(_settings(job, llm, benchmark, config), llm.device)
-        key = provenance.register(folder, entry)
-        kept = collect(llm, benchmark, job.cells, folder)
-        provenance.check_explains(folder, {r.provenance for r in kept})  # now, not when all are answered
-        print(f"{benchmark.spec.name}: {count} questions, {len(job.cells)} cells -> {folder}", flush=True)
-        if job.workers > 1 and job.shard.count == 1:
-            in_processes(job.workers, _answer_share, job.model, config, job.limit, job.cells, folder, key)
-            records += collect(llm, benchmark, job.cells, folder)
-        else:
-            records += evaluate(llm, benchmark, job.cells, folder, key, job.shard)
-        sources |= provenance.read(folder)
+    records, sources = _answer(job, llm, benchmarks)
     _tell_failures(records)
     if not job.reports:
         shard = f"shard.index={job.shard.index} of shard.count={job.shard.count}"
@@ -252,18 +239,66 @@ def _carry_out(job: Job) -> Iterator[Outcome]:
     )
     yield outcome
     if latency is not None:
-        question = _question_to_time(benchmarks[0], records)
-        if question is None:
-            print("nothing is timed: no question has an answer in every cell")
-            yield replace(outcome, whole=True)
-            return
-        how = {"latency": asdict(latency), "timed": question.id}
-        entry = provenance.describe({**_settings(job, llm, benchmarks[0], job.benchmarks[0]), **how}, llm.device)
-        key = provenance.register(job.folders[0], entry)
-        workload = Workload(benchmarks[0].video_path(question), question.prompt, llm.spec.frames)
-        times = _latency(job.cells, llm, benchmarks[0].spec.name, workload, latency, key)
-        sources = sources | provenance.read(job.folders[0])
-        yield replace(outcome, measurements=times, sources=sources, whole=True)
+        times, timed = _time(job, llm, benchmarks[0], records, latency)
+        yield replace(outcome, measurements=times, sources=sources | timed, whole=True)
+
+
+def _answer(job: Job, llm: VideoLLM, benchmarks: Sequence[Benchmark]) -> tuple[list[Record], dict[str, Any]]:
+    """The answers of every cell to every question, and their provenance."""
+    records: list[Record] = []
+    sources: dict[str, Any] = {}
+    for benchmark, config, folder in zip(benchmarks, job.benchmarks, job.folders, strict=True):
+        key = provenance.register(folder, provenance.describe(_settings(job, llm, benchmark, config), llm.device))
+        kept = collect(llm, benchmark, job.cells, folder)
+        provenance.check_explains(folder, {r.provenance for r in kept})  # now, not when all are answered
+        print(
+            f"{benchmark.spec.name}: {len(benchmark.questions)} questions, {len(job.cells)} cells -> {folder}",
+            flush=True,
+        )
+        if job.workers > 1 and job.shard.count == 1:
+            in_processes(job.workers, _answer_share, job.model, config, job.limit, job.cells, folder, key)
+            records += collect(llm, benchmark, job.cells, folder)
+        else:
+            records += evaluate(llm, benchmark, job.cells, folder, key, job.shard)
+        sources |= provenance.read(folder)
+    return records, sources
+
+
+def _time(
+    job: Job, llm: VideoLLM, benchmark: Benchmark, records: Sequence[Record], settings: LatencySettings
+) -> tuple[list[Measurement], dict[str, Any]]:
+    """Times and speed-ups of every cell on the first question that all could answer, and their provenance."""
+    question = _question_to_time(benchmark, records)
+    if question is None:
+        print("nothing is timed: no question has an answer in every cell")
+        return [], {}
+    how = {"latency": asdict(settings), "timed": question.id}
+    entry = provenance.describe({**_settings(job, llm, benchmark, job.benchmarks[0]), **how}, llm.device)
+    key = provenance.register(job.folders[0], entry)
+    workload = Workload(benchmark.video_path(question), question.prompt, llm.spec.frames)
+    times = measure_cells(llm, job.cells, workload, settings)
+    dense = next(t for t, cell in zip(times, job.cells, strict=True) if cell.method.name == "dense")
+    for cell, measured in zip(job.cells, times, strict=True):
+        if measured.failure is not None:
+            print(f"{at_ratio(cell.label, cell.method.retention_ratio)} is not timed: {measured.failure}")
+    measurements = [
+        Measurement(
+            model=llm.spec.name,
+            benchmark=benchmark.spec.name,
+            frames=llm.spec.frames,
+            method=cell.label,
+            retention_ratio=cell.method.retention_ratio,
+            metric=metric,
+            value=value,
+            ci_low=low,
+            ci_high=high,
+            n=settings.repeats,
+            provenance=key,
+        )
+        for cell, measured in zip(job.cells, times, strict=True)
+        for metric, (value, low, high) in time_values(dense, measured).items()
+    ]
+    return measurements, provenance.read(job.folders[0])
 
 
 def _tell_failures(records: Sequence[Record]) -> None:
@@ -344,36 +379,3 @@ def _question_to_time(benchmark: Benchmark, records: Sequence[Record]) -> Questi
     """The benchmark's first question that every cell could answer, if there is any."""
     failed = {r.question for r in records if r.error is not None and r.benchmark == benchmark.spec.name}
     return next((q for q in benchmark.questions if q.id not in failed), None)
-
-
-def _latency(
-    cells: Sequence[Cell],
-    llm: VideoLLM,
-    benchmark: str,
-    workload: Workload,
-    settings: LatencySettings,
-    key: str,
-) -> list[Measurement]:
-    """Times and speed-ups of every cell."""
-    times = measure_cells(llm, cells, workload, settings)
-    dense = next(t for t, cell in zip(times, cells, strict=True) if cell.method.name == "dense")
-    for cell, measured in zip(cells, times, strict=True):
-        if measured.failure is not None:
-            print(f"{at_ratio(cell.label, cell.method.retention_ratio)} is not timed: {measured.failure}")
-    return [
-        Measurement(
-            model=llm.spec.name,
-            benchmark=benchmark,
-            frames=llm.spec.frames,
-            method=cell.label,
-            retention_ratio=cell.method.retention_ratio,
-            metric=metric,
-            value=value,
-            ci_low=low,
-            ci_high=high,
-            n=settings.repeats,
-            provenance=key,
-        )
-        for cell, measured in zip(cells, times, strict=True)
-        for metric, (value, low, high) in time_values(dense, measured).items()
-    ]

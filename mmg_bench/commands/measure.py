@@ -25,7 +25,7 @@ from mmg_bench.files import digest_of
 from mmg_bench.measure.clock import Clock
 from mmg_bench.measure.efficiency import CellResult, Value, measure_efficiency
 from mmg_bench.measure.latency import LatencySettings, check_engine, within_memory
-from mmg_bench.measure.roofline import Ceilings, measure_ceilings
+from mmg_bench.measure.roofline import measure_ceilings
 from mmg_bench.measure.workload import PIXELS, Workload, random_prompt, video_file
 from mmg_bench.models.checking import ModelError, check_model
 from mmg_bench.models.geometry import GEOMETRIES
@@ -93,8 +93,11 @@ def measure(configs: Sequence[DictConfig]) -> int:
     for c in plain:
         found = cells.setdefault((_spec(c["model"], c["weights"], c["frames"]), c["batch_size"]), [specs.dense()])
         found.append(specs.cell(c["method"], c["retention_ratio"], c["positions"]))
+    folders = [check_folder("output_dir", c["output_dir"]) for c in plain]
+    if len({folder.is_absolute() for folder in folders}) > 1:
+        folders = [folder.absolute() for folder in folders]
     # of several models what their folders are in, outputs/measure if nothing else is said
-    folder = Path(os.path.commonpath([check_folder("output_dir", c["output_dir"]) for c in plain]))
+    folder = Path(os.path.commonpath(folders))
     return _do(
         Job(
             table="measure",
@@ -138,10 +141,10 @@ def table(config: DictConfig) -> int:
 def units(profile: dict[str, Any]) -> list[Unit]:
     """What a profile of a composed table of speed measures."""
     return [
-        Unit(specs.table_model(key, {**model, "frames": frames}), batch, tuple(cells))
-        for key, workload, model, cells in profile["runs"]
-        for frames in cfg.listed(f"{key}.frames", workload["frames"])
-        for batch in cfg.listed(f"{key}.batch_sizes", workload["batch_sizes"])
+        Unit(specs.table_model(run.key, {**run.model, "frames": frames}), batch, tuple(run.cells))
+        for run in profile["runs"]
+        for frames in cfg.listed(f"{run.key}.frames", run.workload["frames"])
+        for batch in cfg.listed(f"{run.key}.batch_sizes", run.workload["batch_sizes"])
     ]
 
 
@@ -239,11 +242,6 @@ def _video(given: str) -> str:
     return f"{path.name}@{digest_of(pictures(path) if path.is_dir() else [path])}"
 
 
-def _video_file(given: str) -> Path | None:
-    """The file that is meant, made if need be; None for random pixels."""
-    return None if given == "random" else video_file(given)
-
-
 def _measure_model(job: Job, todo: list[tuple[str, Unit, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
     """The lines of some units of one model, which is loaded once."""
     spec = todo[0][1].model
@@ -262,14 +260,19 @@ def _measure_model(job: Job, todo: list[tuple[str, Unit, dict[str, Any]]]) -> It
     for cell in cells:
         llm.adapter.check(cell.method.needs, cell.label)
     ceilings = measure_ceilings(llm.device, llm.model.dtype)
+    known = {
+        "weights": llm.weights_for(needs),
+        "attention": llm.model.config._attn_implementation,
+        "ceilings": asdict(ceilings),
+    }
     prompt = random_prompt(llm.processor.tokenizer, job.text_tokens)
-    video = _video_file(job.video)
+    video = None if job.video == "random" else video_file(job.video)
     faults: list[str] = []
     for key, unit, entry in todo:
         print(f"{spec.name}: {unit.model.frames} frames, batch {unit.batch}, {len(unit.cells)} cells", flush=True)
         workload = Workload(video, prompt, unit.model.frames, unit.batch)
         results = measure_efficiency(llm, unit.cells, workload, job.settings, ceilings, job.energy_seconds)
-        yield _line(key, unit, {**entry, **_facts(llm, needs, ceilings)}, results)
+        yield _line(key, unit, {**entry, **known}, results)
         faults += [result.fault for result in results if result.fault is not None]
     del llm
     gc.collect()
@@ -277,15 +280,6 @@ def _measure_model(job: Job, todo: list[tuple[str, Unit, dict[str, Any]]]) -> It
         torch.cuda.empty_cache()
     if faults:
         raise RuntimeError(f"{len(faults)} cells were timed but not watched: {faults[0]}")
-
-
-def _facts(llm: VideoLLM, needs: frozenset[str], ceilings: Ceilings) -> dict[str, Any]:
-    """What is known of a model once it is loaded."""
-    return {
-        "weights": llm.weights_for(needs),
-        "attention": llm.model.config._attn_implementation,
-        "ceilings": asdict(ceilings),
-    }
 
 
 def _line(key: str, unit: Unit, entry: dict[str, Any], results: list[CellResult]) -> dict[str, Any]:

@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmg_bench import config as cfg
 from mmg_bench import specs
 from mmg_bench.cells import Cell
 from mmg_bench.methods.registry import read_label
+from mmg_bench.models.spec import ModelSpec
 from mmg_bench.options import check_text
 from mmg_bench.runner import provenance
 from mmg_bench.runner.requirements import Check, check_all
+
+
+class Run(NamedTuple):
+    """A model that a profile runs, and the cells to compare on it."""
+
+    key: str
+    """The name by which the table chooses the model's file, and by which options change it."""
+    workload: dict[str, Any]
+    """What the model's entry of a table of speed says; empty in a table of accuracy, which has one model."""
+    model: dict[str, Any]
+    """The model's configuration, with the changes that its workload and the options make."""
+    cells: list[Cell]
+    """Of the profile's methods, but for the ones that the workload leaves out."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        return specs.table_model(self.key, self.model)
 
 
 def choose(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -37,8 +55,8 @@ def _check_device(name: str, profile: dict[str, Any]) -> None:
     """Raise ValueError where a profile for a GPU would run on the CPU, for hours, without being told so."""
     if not profile["needs_gpu"]:
         return
-    for key, _, model, _ in profile["runs"]:
-        spec = specs.table_model(key, model)
+    for run in profile["runs"]:
+        spec = run.spec
         if spec.device == "auto" and spec.torch_device.type == "cpu":
             raise ValueError(
                 f"profile={name} is for a GPU, and torch sees none here: choose another profile, or set "
@@ -49,7 +67,7 @@ def _check_device(name: str, profile: dict[str, Any]) -> None:
 def named(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The profile that a composed table asks for, or for `auto` all of them in order, by name.
 
-    Each has what it runs under `runs`: models as the table names them, with their workload, configuration and cells.
+    Each has what it runs under `runs`, a list of `Run`.
     """
     spec, wanted = config["table"], config["profile"]
     profiles = profiles_of(spec)
@@ -156,21 +174,15 @@ def what(profile: dict[str, Any]) -> str:
     return f"{profile['model']} on {', '.join(profile['benchmarks'])}"
 
 
-def _runs(
-    config: dict[str, Any], name: str, profile: dict[str, Any]
-) -> Iterator[tuple[str, dict[str, Any], dict[str, Any], list[Cell]]]:
-    """What a profile of a composed table runs: `(key, workload, model, cells)`.
-
-    The model's configuration has the changes that the workload and the options make; a table of accuracy has one model
-    and no workload. The cells are of the profile's methods but for the ones that the workload leaves out.
-    """
+def _runs(config: dict[str, Any], name: str, profile: dict[str, Any]) -> Iterator[Run]:
+    """What a profile of a composed table runs."""
     where, ratios = f"table.profiles.{name}.methods", config["table"]["retention_ratios"]
     found: dict[str, dict[str, Any]] = profile.get("workloads") or {profile["model"]: {}}
     for key, workload in found.items():
         changes = {k: v for k, v in workload.items() if k not in ("frames", "batch_sizes", "without")}
         methods = [method for method in profile["methods"] if method["name"] not in workload.get("without", ())]
         model = {**cfg.changed(config, "model", key), **changes}
-        yield key, workload, model, specs.table_cells(methods, ratios, where)
+        yield Run(key, workload, model, specs.table_cells(methods, ratios, where))
 
 
 def checks(config: dict[str, Any], profile: dict[str, Any]) -> list[Check]:
@@ -178,7 +190,7 @@ def checks(config: dict[str, Any], profile: dict[str, Any]) -> list[Check]:
     found: list[Check] = []
     benchmarks = [cfg.changed(config, "benchmark", name) for name in profile.get("benchmarks", ())]
     described = [(specs.benchmark_spec(benchmark), benchmark) for benchmark in benchmarks]
-    for key, _, model, cells in profile["runs"]:
-        needs = {cell.label: cell.method.needs for cell in cells}
-        found += check_all(model, specs.table_model(key, model), described, profile["needs_gpu"], needs)
+    for run in profile["runs"]:
+        needs = {cell.label: cell.method.needs for cell in run.cells}
+        found += check_all(run.model, run.spec, described, profile["needs_gpu"], needs)
     return list(dict.fromkeys(found))

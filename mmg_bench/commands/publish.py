@@ -17,7 +17,7 @@ from mmg_bench.runner import provenance
 
 
 def results_folder(config: Mapping[str, Any], profile: str) -> Path:
-    """Where a composed table goes.
+    """Where a composed table goes. Raises ValueError where nothing can be written there.
 
     One that is not of this package, with other settings than its file's, of a part of the questions, or without its
     times, goes to its records, not in the place of the whole one.
@@ -29,7 +29,8 @@ def results_folder(config: Mapping[str, Any], profile: str) -> Path:
     as_filed = all(config[section] == usual.get(section) for section in ("table", "measure"))
     all_of_it = config["limit"] is None and config["latency"]
     whole = as_filed and all_of_it and not any(config[group] for group in cfg.OPEN)
-    return (Path("results") / name if whole else check_folder("output_dir", config["output_dir"])) / profile
+    option, folder = ("results_dir", f"results/{name}") if whole else ("output_dir", config["output_dir"])
+    return check_folder(option, folder) / profile
 
 
 def publish(

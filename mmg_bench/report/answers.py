@@ -79,9 +79,10 @@ class Label(NamedTuple):
 
 
 def newest(records: Iterable[Record], provenance: Sources) -> tuple[list[Record], dict[Label, str]]:
-    """The records of the cell that answered last of those with one label, and where there were others, a note.
+    """The newest records of each label, and a note for each label that several cells share.
 
-    Of a question that was reworded the answer to what was asked last. Raises ValueError where `provenance` does not
+    Cells share a label where the code or a setting changed that no table shows: the one that answered last counts. Of
+    a question that was reworded, the answer to its last wording counts. Raises ValueError where `provenance` does not
     explain a record.
     """
     cells: dict[Label, dict[str, list[Record]]] = defaultdict(dict)
@@ -111,9 +112,10 @@ def date_of(entry: Mapping[str, Any]) -> str:
 
 
 def last_seen(provenance: Sources) -> dict[str, str]:
-    """When the questions of each entry were last seen to be those of their benchmark: by any entry with its data.
+    """For each entry, when its benchmark last had the very questions that it had then.
 
-    Questions that are reworded, and then put as before, are not asked again.
+    That is the last date of any entry with the same `data`: where questions are reworded and then put as before, their
+    old answers count again, and no command asks them anew.
     """
     last: dict[str, str] = {}
     data = {key: entry.get("data") or key for key, entry in provenance.items()}
@@ -150,17 +152,6 @@ def answers_by_cell(records: Iterable[Record]) -> dict[tuple[str, int], dict[str
     for label in sorted(found, key=lambda label: (label.model, label.frames, label)):
         cells[label.model, label.frames][label.benchmark][label.method, label.retention_ratio] = found[label]
     return cells
-
-
-def check_same_questions(cells: Cells, reference: Key, where: str) -> None:
-    """Raise ValueError, saying `where`, unless the questions of all cells are those of the `reference`."""
-    wanted = {r.question for r in cells[reference].records}
-    for (method, ratio), cell in cells.items():
-        if different := sorted(wanted ^ {r.question for r in cell.records}):
-            raise ValueError(
-                f"{method} at retention ratio {ratio:g} {where}: {len(different)} questions are not both in this cell "
-                f"and in {reference[0]}, such as {different[0]!r}: run the same command again to complete it"
-            )
 
 
 def over_benchmarks(by_benchmark: Mapping[str, Cells]) -> Cells:

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mmg_bench.options import check_number, check_text, meant
+from mmg_bench.options import check_number, check_text
 from mmg_bench.report.answers import ALL, AVERAGE, NO_BENCHMARK
+from mmg_bench.report.labels import label_among, label_meant
 from mmg_bench.report.needed import KEPT, RATIOS, tokens_needed
 from mmg_bench.report.rows import DENSE, OVER, headline
 from mmg_bench.report.table import WITHIN, is_control
@@ -51,13 +52,12 @@ def accuracy_vs_retention(
         axes.axhspan(dense.ci_low.iloc[0], dense.ci_high.iloc[0], color="black", alpha=0.06, lw=0)
         axes.axhline(dense.value.iloc[0], color="black", lw=1.4, label=f"dense ({dense.value.iloc[0]:.1f} %)")
     styles = _styles(accuracy, methods)
-    if bands is not None:
-        _check_labels("bands", bands, [*styles])
+    banded = styles.keys() if bands is None else _among("bands", bands, [*styles])
     for method, style in styles.items():
         line = accuracy[accuracy.method == method].sort_values("retention_ratio")
         x = 100 * line.retention_ratio
         axes.plot(x, line.value, label=method, **style)
-        if bands is None or method in bands:
+        if method in banded:
             axes.fill_between(x, line.ci_low, line.ci_high, color=style["color"], alpha=0.1, lw=0)
     if chance is not None:
         check_number("chance", chance)
@@ -161,7 +161,7 @@ def kept_by_method(
         raise ValueError(
             f"no method was measured at all of {_numbers(columns)}: name other ratios of {_numbers(known)}"
         )
-    _check_labels("highlight", highlight, list(dict.fromkeys(kept.method)))
+    bold = _among("highlight", highlight, list(dict.fromkeys(kept.method)))
     seen = headline(rows)
     seen = seen[(seen.metric == "retention_layer_mean") & (seen.value > seen.retention_ratio + WITHIN)]
     over = set(zip(seen.method, seen.retention_ratio, strict=True))
@@ -174,7 +174,7 @@ def kept_by_method(
         methods,
         {f"R = {100 * ratio:g} %": (column.loc[methods], more[ratio]) for ratio, column in columns.items()},
         hollow="layers see more than R",
-        highlight=highlight,
+        bold=bold,
     )
     axes.axvline(100, color="black", lw=1.2, label="dense")
     axes.set_xlabel("accuracy kept, % of dense")
@@ -196,7 +196,7 @@ def needed_by_method(
     found = tokens_needed(rows, kept_percent)
     if not found:
         raise ValueError(f"no method was measured at {RATIOS} retention ratios or more: run one at more of them")
-    _check_labels("highlight", highlight, list(found))
+    bold = _among("highlight", highlight, list(found))
     methods = list(found)[::-1]
     figure, axes = _axes()
     columns = {}
@@ -204,7 +204,7 @@ def needed_by_method(
         points = pd.DataFrame([found[method][i] for method in methods])
         shares = 100 * points[["share", "low", "high"]].set_axis(["value", "ci_low", "ci_high"], axis=1)
         columns[f"{percent:g} % kept"] = shares, (points.bound != "").to_numpy()
-    _by_method(axes, methods, columns, hollow="outside what was measured", highlight=highlight)
+    _by_method(axes, methods, columns, hollow="outside what was measured", bold=bold)
     _log_scale(axes)
     axes.set_xlabel("visual tokens that a layer sees on average, %")
     _finish(figure, axes, kept)
@@ -219,14 +219,14 @@ def points_over(rows: pd.DataFrame, reference: str) -> Figure:
     their paired 95 % intervals, in the order of the rows; those whose interval holds 0 are grey.
     """
     check_text("reference", reference)
-    metric = f"{OVER}{reference}"
-    if metric not in set(rows.metric):
-        known = [m.removeprefix(OVER) for m in rows.metric.unique() if m.startswith(OVER)]
+    known = [m.removeprefix(OVER) for m in rows.metric.unique() if m.startswith(OVER)]
+    label = label_among(reference, known)
+    if label is None:
         raise ValueError(
             f"the rows compare no method with {reference!r}, but with {', '.join(known) or 'dense alone'}: make the "
             f"table with table.against={reference!r}"
         )
-    gains = _select(rows, metric)
+    gains = _select(rows, f"{OVER}{label}")
     methods = list(dict.fromkeys(gains.method))
     ratios = sorted(gains.retention_ratio.unique(), reverse=True)
     figure, panels = _panels(len(ratios))
@@ -241,7 +241,7 @@ def points_over(rows: pd.DataFrame, reference: str) -> Figure:
         axes.set_title(f"R = {100 * ratio:g} %", fontsize=9, loc="left")
     panels[0].set_yticks(range(len(methods)), methods, fontsize=7)
     panels[0].invert_yaxis()
-    figure.supxlabel(f"points of accuracy over {reference}", fontsize=9)
+    figure.supxlabel(f"points of accuracy over {label}", fontsize=9)
     figure.suptitle(_title(gains), x=0.01, ha="left", fontsize=10)
     columns = min(len(ratios), _IN_A_ROW)
     figure.set_size_inches(2.4 + 1.6 * columns, (0.17 * len(methods) + 0.6) * math.ceil(len(ratios) / columns) + 0.6)
@@ -313,10 +313,9 @@ def _select(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
 def _styles(rows: pd.DataFrame, methods: Collection[str] | None) -> dict[str, dict[str, Any]]:
     """A look for each method; controls are grey and dashed. Depends on all methods of the rows, not on the choice."""
     known = [m for m in dict.fromkeys(rows.method) if m != DENSE]
-    if methods is not None:
-        if not methods:
-            raise ValueError(f"methods={methods!r}: give a list of labels, such as {known[:2]}")
-        _check_labels("methods", methods, known)
+    if methods is not None and not methods:
+        raise ValueError(f"methods={methods!r}: give a list of labels, such as {known[:2]}")
+    chosen = known if methods is None else _among("methods", methods, known)
     styles: dict[str, dict[str, Any]] = {}
     for control in (False, True):
         for i, method in enumerate(m for m in known if is_control(m) == control):
@@ -325,17 +324,19 @@ def _styles(rows: pd.DataFrame, methods: Collection[str] | None) -> dict[str, di
                 {"ls": "--", "lw": 1.0, "markersize": 4.5} if control else {"ls": "-", "lw": 1.8, "markersize": 5.5}
             )
             styles[method] = {"color": _GREY if control else colour, "marker": marker, **look}
-    return {m: s for m, s in styles.items() if methods is None or m in methods}
+    return {m: s for m, s in styles.items() if m in chosen}
 
 
-def _check_labels(option: str, given: Collection[str], known: Sequence[str]) -> None:
-    """Raise ValueError, naming the option, unless labels are given of methods that are drawn."""
+def _among(option: str, given: Collection[str], known: Sequence[str]) -> set[str]:
+    """Which of the `known` labels are given, as `label_among` reads them. Raises ValueError, naming the option."""
     if isinstance(given, str):
         raise ValueError(f"{option}={given!r}: give a list of labels, such as {known[:2]}")
-    if unknown := sorted(set(given) - set(known)):
+    found = {label: label_among(label, known) for label in given}
+    if unknown := sorted(label for label in found if found[label] is None):
         raise ValueError(
-            f"{option}: no rows of {', '.join(unknown)}; {meant(unknown[0], known)}there are: {', '.join(known)}"
+            f"{option}: no rows of {', '.join(unknown)}; {label_meant(unknown[0], known)}there are: {', '.join(known)}"
         )
+    return {label for label in found.values() if label is not None}
 
 
 def _look(i: int) -> tuple[str, str]:
@@ -365,12 +366,12 @@ def _by_method(
     columns: Mapping[str, tuple[pd.DataFrame, NDArray[np.bool_]]],
     *,
     hollow: str,
-    highlight: Collection[str],
+    bold: Collection[str],
 ) -> None:
     """A line a method, from below, with a point and its interval a column, each column in a lane of its own.
 
     columns: label -> values and intervals of all `methods`, and which of their points are hollow, for what `hollow`
-    says. Names in `highlight` are set in bold, controls in grey.
+    says. Names in `bold` are set so, controls in grey.
     """
     y = np.arange(len(methods))
     lanes = np.linspace(-0.14, 0.14, len(columns)) if len(columns) > 1 else [0.0]  # equal points do not hide each other
@@ -392,7 +393,7 @@ def _by_method(
         axes.plot([], [], "o", mfc="white", mec=_GREY, markersize=5.5, label=hollow)
     axes.set_yticks(y, methods, fontsize=8)
     for name, method in zip(axes.get_yticklabels(), methods, strict=True):
-        name.set(fontweight="bold" if method in highlight else None, color=_GREY if is_control(method) else "black")
+        name.set(fontweight="bold" if method in bold else None, color=_GREY if is_control(method) else "black")
 
 
 def _log_scale(axes: Axes) -> None:

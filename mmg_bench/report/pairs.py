@@ -18,7 +18,8 @@ class Side:
     """Label."""
     retention_ratio: float
     frames: int | None = None
-    """None, of both sides: a table for each number of frames with which both answered; of one: the only one it has."""
+    """None in both sides: a table for each number of frames with which both answered. None in one side: the only number
+    with which that side answered."""
 
     def __str__(self) -> str:
         return at_ratio(self.method, self.retention_ratio)
@@ -70,9 +71,10 @@ class Match:
 
 
 def matches(found: Collection[Label], a: Side, b: Side) -> list[Match]:
-    """Each model with the two sides, and with each number of frames where they do not name theirs.
+    """What tables to make: one for each model, and for each number of frames where neither side names its own.
 
-    Raises ValueError where one alone names its frames, and the other has several numbers of them, or the same alone.
+    Raises ValueError where only one side names its frames, and the other answered with several numbers of frames, or
+    is then the very same.
     """
     if a.frames is b.frames is None:
         cells = sorted({(label.model, label.frames) for label in found})
@@ -96,7 +98,7 @@ def why_apart(found: Collection[Label], a: Side, b: Side) -> str:
 
 
 def _with_frames(letter: str, side: Side, other: Side, model: str, found: Collection[Label]) -> Side:
-    """A side with its number of frames: where it names none, the only one with which it answered, of a model."""
+    """A side with a number of frames: the one that it names, else the only one with which it has answers of a model."""
     if side.frames is not None:
         return side
     numbers = _frames(side, model, found)

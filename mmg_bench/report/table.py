@@ -446,6 +446,7 @@ def unsteady(dense: ResultRow | None) -> list[str]:
 
 
 _USUAL = {"engine": "stock", "sdpa": "auto"}
+"""Settings of latency that are told where they are not at their defaults: those of `LatencySettings`, without torch."""
 
 
 def measured_line(key: str, provenance: Sources) -> str:

@@ -57,28 +57,42 @@ def evaluate(
     shard = shard or Shard()
     run = _Pass(llm, benchmark, provenance)
     name = f"records-{shard.index}.jsonl" if shard.count > 1 else "records.jsonl"
-    keys = {run.key(cell): cell for cell in cells}
+    keys = {_key_of(cell, llm, benchmark): cell for cell in cells}
     done = {r.key for r in read_records(folder) if r.error is None}
-    videos = [list(group) for _, group in itertools.groupby(benchmark.questions, key=lambda q: q.video)]
-    mine = videos[shard.index :: shard.count]
-    total = sum(1 for key in keys for video in mine for q in video if (key, q.id, q.digest) not in done)
+    videos = [(video, list(group)) for video, group in itertools.groupby(benchmark.questions, key=lambda q: q.video)]
+    todo: list[tuple[str, Work]] = []
+    for video, questions in videos[shard.index :: shard.count]:
+        left = {key: [q for q in questions if (key, q.id, q.digest) not in done] for key in keys}
+        if pending := {key: (keys[key], some) for key, some in left.items() if some}:
+            todo.append((video, pending))
+    total = sum(len(some) for _, work in todo for _, some in work.values())
     with RecordFile(folder / name) as file, tqdm(total=total, unit="answer", smoothing=0.02, disable=not total) as bar:
-        for questions in mine:
-            left = {key: [q for q in questions if (key, q.id, q.digest) not in done] for key in keys}
-            pending = {key: (keys[key], some) for key, some in left.items() if some}
-            if pending:
-                bar.set_description(f"video {questions[0].video}", refresh=False)
-                for record in run.video(pending):
-                    file.add([record])
-                    bar.update()
+        for video, work in todo:
+            bar.set_description(f"video {video}", refresh=False)
+            for record in run.video(work):
+                file.add([record])
+                bar.update()
     return collect(llm, benchmark, cells, folder)
 
 
 def collect(llm: VideoLLM, benchmark: Benchmark, cells: Sequence[Cell], folder: Path) -> list[Record]:
     """The records in `folder` of the cells and questions asked for."""
-    keys = map(_Pass(llm, benchmark, "").key, cells)
+    keys = [_key_of(cell, llm, benchmark) for cell in cells]
     wanted = {(key, q.id, q.digest) for key, q in itertools.product(keys, benchmark.questions)}
     return [r for r in read_records(folder) if r.key in wanted]
+
+
+def _key_of(cell: Cell, llm: VideoLLM, benchmark: Benchmark) -> str:
+    """The key of a cell's records: of all that decides its answers but the question."""
+    return cell.key(
+        model=llm.spec.name,
+        weights=llm.weights_for(cell.method.needs),
+        settings=llm.settings,
+        frames=llm.spec.frames,
+        dtype=llm.spec.dtype,
+        attention=llm.model.config._attn_implementation,
+        benchmark=benchmark.spec.name,
+    )
 
 
 Work = dict[str, tuple[Cell, list[Question]]]
@@ -103,18 +117,6 @@ class _Pass:
     """By the cell's key."""
     given_up: dict[str, str] = field(default_factory=dict)
     """Key of a cell that does nothing but fail -> why."""
-
-    def key(self, cell: Cell) -> str:
-        spec = self.llm.spec
-        return cell.key(
-            model=spec.name,
-            weights=self.llm.weights_for(cell.method.needs),
-            settings=self.llm.settings,
-            frames=spec.frames,
-            dtype=spec.dtype,
-            attention=self.llm.model.config._attn_implementation,
-            benchmark=self.benchmark.spec.name,
-        )
 
     def video(self, work: Work) -> Iterable[Record]:
         """All questions about one video id, file by file: the tasks of a benchmark may give several files one id."""

@@ -54,8 +54,8 @@ def describe(settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
 def register(folder: Path, entry: dict[str, Any]) -> str:
     """Add an entry to `folder`/provenance.json and return its key.
 
-    Entries that differ in the date alone, or in which share of the work the command takes, are one: it keeps the first
-    date, and the last as `last_date`.
+    Entries that differ only in the date, or in which share of the work the command takes, become one, with the first
+    date as `date` and the last as `last_date`.
     """
     words = str(entry.get("command", "")).split()
     command = " ".join(word for word in words if not word.startswith(("shard.", "workers=")))

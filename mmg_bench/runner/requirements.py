@@ -99,7 +99,7 @@ def _decoding() -> Check:
 
 
 def _settings(spec: ModelSpec) -> Iterator[Check]:
-    """What of the settings cannot be had here; nothing where all can."""
+    """The settings of a model that this machine cannot follow."""
     if lacking := attention_lacks(spec.attn_implementation):
         fix = f"install it, or {spec.option('attn_implementation')}=sdpa"
         yield Check(f"attention {spec.attn_implementation}", f"this machine lacks {lacking}", fix)
@@ -110,7 +110,10 @@ def _settings(spec: ModelSpec) -> Iterator[Check]:
 
 
 def _methods(spec: ModelSpec, needs: Mapping[str, Collection[str]]) -> Iterator[Check]:
-    """A family that is not served, and methods that read what it does not supply; none of what is not known here."""
+    """What is wrong with the model's family, and methods that read what it does not supply.
+
+    Of a model whose configuration is not on this machine nothing is said here.
+    """
     other = f"take another model ({spec.option('path')})"
     try:
         adapter = bare_adapter(spec)

@@ -116,9 +116,13 @@ def test_a_sweep_loads_each_model_once(tiny_folder: Path, tmp_path: Path, monkey
     assert "batch 2" in (tmp_path / "table.md").read_text()
 
 
-def test_several_models_go_where_all_their_folders_are(tiny_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("folders", ["{}/${model.name}", "'{}/absolute','relative'"])
+def test_several_models_go_where_all_their_folders_are(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     sweep = [*QUICK, f"model.path={tiny_folder}", "model.name=one,two", "frames=2", "weights=random"]
-    assert measure.measure(cfg.sweep("measure", [*sweep, f"output_dir={tmp_path}/${{model.name}}"])) == 0
+    assert measure.measure(cfg.sweep("measure", [*sweep, f"output_dir={folders}".replace("{}", str(tmp_path))])) == 0
     assert set(read_rows(tmp_path / "rows.csv").model) == {"one", "two"}
 
 

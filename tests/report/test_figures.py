@@ -137,6 +137,17 @@ def test_methods_stand_by_what_they_keep(rows):
     assert [label.get_text() for label in both.get_yticklabels()] == ["ours"]  # the only one measured at both
 
 
+def test_labels_are_read_as_compare_reads_them(make):
+    full = "ours(tau=0.9, positions=contiguous)"
+    records = [*make("dense", 1.0, "1" * 8), *make(full, 0.5, "10" * 4), *make("other", 0.5, "01" * 4)]
+    rows = result_rows(records, table="t", weights={"toy": "w"}, against=[full], bootstrap=Bootstrap(30))
+    given = "ours (positions=contiguous,tau=0.9)"
+    assert [*lines(accuracy_vs_retention(rows, methods=[given], bands=[given]))][1:] == [full]
+    assert points_over(rows, given).get_supxlabel() == f"points of accuracy over {full}"
+    names = kept_by_method(rows, highlight=[given]).axes[0].get_yticklabels()
+    assert {name.get_text(): name.get_fontweight() for name in names}[full] == "bold"
+
+
 def test_gains_over_a_method_have_a_panel_a_ratio(make):
     # two questions a video: better, worse and alike in every one, and one that is not measured everywhere
     records = [*make("dense", 1.0, "1" * 8), *(r for ratio in (0.5, 0.2) for r in make("ours", ratio, "10" * 4))]

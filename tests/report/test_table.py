@@ -8,9 +8,10 @@ from rich.console import Console
 
 from mmg_bench.commands.publish import publish
 from mmg_bench.measure.flops import TextGeometry
+from mmg_bench.measure.latency import LatencySettings
 from mmg_bench.report.published import COLUMNS
 from mmg_bench.report.rows import Measurement, pending_rows, result_rows
-from mmg_bench.report.table import is_control, layout, print_tables, to_markdown
+from mmg_bench.report.table import _USUAL, is_control, layout, print_tables, to_markdown
 from mmg_bench.runner.provenance import read, write
 
 GEOMETRY = TextGeometry(layers=4, hidden=64, intermediate=128, kv_width=32)
@@ -58,6 +59,10 @@ def line(markdown, method):
     """Cells of the first line that starts with `method`, by column name."""
     lines = [[c.strip() for c in text.strip("| ").split(" | ")] for text in markdown.splitlines() if text[:1] == "|"]
     return dict(zip(lines[0], next(x for x in lines if x[0] == method), strict=True))
+
+
+def test_settings_that_are_told_where_they_are_unusual_have_the_usual_values_of_latency():
+    assert {name: getattr(LatencySettings(), name) for name in _USUAL} == _USUAL
 
 
 def test_markdown_of_one_benchmark(toy, provenance):
