@@ -23,7 +23,7 @@ from mmg_bench.report import figures
 from mmg_bench.report.answers import ALL
 from mmg_bench.report.overlay import contact_sheet
 from mmg_bench.report.rows import DENSE, read_rows
-from mmg_bench.report.table import WITHIN, is_control
+from mmg_bench.report.table import WITHIN, named
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = [ROOT / "tests" / part for part in (".", "models", "measure", "report")]
@@ -65,7 +65,7 @@ def compact_table(rows: pd.DataFrame) -> str:
             f"{text} @ {100 * share:.0f} %" if text != "–" and abs(share - r) > WITHIN else text
             for text, share, r in zip(texts, shares, ratios, strict=True)
         ]
-        name = f"{method} (control)" if is_control(method) else f"**{method}**" if method == "mmg_vid" else method
+        name = f"**{method}**" if method == "mmg_vid" else named(method)
         lines.append(f"| {name} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
 

@@ -178,8 +178,7 @@ def kept_by_method(
     )
     axes.axvline(100, color="black", lw=1.2, label="dense")
     axes.set_xlabel("accuracy kept, % of dense")
-    _finish(figure, axes, kept)
-    figure.set_size_inches(8.4, max(4.2, 0.2 * len(methods) + 0.9))
+    _finish(figure, axes, kept, lines=len(methods))
     return figure
 
 
@@ -207,8 +206,7 @@ def needed_by_method(
     _by_method(axes, methods, columns, hollow="outside what was measured", bold=bold)
     _log_scale(axes)
     axes.set_xlabel("visual tokens that a layer sees on average, %")
-    _finish(figure, axes, kept)
-    figure.set_size_inches(8.4, max(4.2, 0.2 * len(methods) + 0.9))
+    _finish(figure, axes, kept, lines=len(methods))
     return figure
 
 
@@ -438,8 +436,11 @@ def _title(rows: pd.DataFrame) -> str:
     return f"{first['model']} on {where}, {first['frames']} frames"
 
 
-def _finish(figure: Figure, axes: Axes, rows: pd.DataFrame) -> None:
+def _finish(figure: Figure, axes: Axes, rows: pd.DataFrame, lines: int = 0) -> None:
+    """Title, legend and a size that holds it; `lines`: how many methods are named beside the axes, if any are."""
     axes.set_title(_title(rows), loc="left", fontsize=10)
     entries = len(axes.get_legend_handles_labels()[0])
-    figure.set_figheight(max(4.2, 0.18 * entries + 0.3))  # a line of the legend takes 0.18 inches
+    figure.set_figheight(max(4.2, 0.18 * entries + 0.3, 0.2 * lines + 0.9))  # inches: of a line of the legend 0.18
+    if lines:
+        figure.set_figwidth(8.4)
     figure.legend(loc="outside right center", frameon=False, fontsize=8)

@@ -82,8 +82,10 @@ def prune_time_table(rows: pd.DataFrame, provenance: Sources) -> Table:
     found = {(r.method, r.frames, r.metric, r.source): r for r in as_tuples(rows)}
     frames = sorted(set(rows.frames[rows.metric == "gram_ms"]))
     methods = list(dict.fromkeys(rows.method))
-    cited = [f"Cited, ms (A100, {CITED_FRAMES} frames)"] if (rows.source == "cited").any() else []
-    note = "Cited: overhead of the official code on an A100 as its paper or a peer reports it; not measured here"
+    cited, note = [], []
+    if (rows.source == "cited").any():
+        cited = [f"Cited, ms (A100, {CITED_FRAMES} frames)"]
+        note = ["Cited: overhead of the official code on an A100 as its paper or a peer reports it; not measured here"]
 
     def text(name: str, t: int, metric: str, digits: int = 2, source: str = "measured") -> str:
         row = found.get((name, t, metric, source))
@@ -116,7 +118,7 @@ def prune_time_table(rows: pd.DataFrame, provenance: Sources) -> Table:
             + ("CUDA events" if on_gpu else f"`perf_counter`, {run['threads']} threads"),
             "× Gram: over the one batched product of every frame with itself (float32) in the same round; "
             + (f"linear growth is {frames[-1] / frames[0]:g}" if growth else "one number of frames: no growth"),
-            *(note for _ in cited),
+            *note,
         ),
         columns=(
             "Method",
