@@ -174,7 +174,7 @@ def pending_rows(
     return _frame(_sorted(rows, [method for method, _ in cells], benchmarks), table, {model: weights})
 
 
-def to_frame(rows: Sequence[ResultRow]) -> pd.DataFrame:
+def to_frame(rows: Sequence[ResultRow] | Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Rows made one by one as a table, in the order given.
 
     Numbers have ten significant digits, as in the file, so that all that is made of either says the same; more would
@@ -202,21 +202,19 @@ def read_rows(path: Path | str) -> pd.DataFrame:
     path = Path(path)
     path = path / "rows.csv" if path.is_dir() else path
     with path.open(encoding="utf-8", newline="") as file:
-        for number, fields in enumerate(csv.reader(file), start=1):
-            if number == 1 and tuple(fields) != COLUMNS:
-                raise ValueError(f"{path}: columns {fields} are not those of result rows: {list(COLUMNS)}")
-            if len(fields) != len(COLUMNS):
-                raise ValueError(f"{path}:{number}: {len(fields)} fields instead of {len(COLUMNS)}: make it again")
-    if path.stat().st_size == 0:
+        header, *lines = list(csv.reader(file)) or [[]]
+    if not header:
         raise ValueError(f"{path}: empty: make it again")
-    text = [c for c in COLUMNS if _TYPES[c] == "str"]
-    numbers = [c for c in COLUMNS if c not in text]
-    return pd.read_csv(  # a text column may hold "NA" or "-"
-        path,
-        dtype=dict.fromkeys(text, str),
-        keep_default_na=False,
-        na_values={c: [""] for c in numbers},
-    ).astype(_TYPES)
+    if tuple(header) != COLUMNS:
+        raise ValueError(f"{path}: columns {header} are not those of result rows: {list(COLUMNS)}")
+    for number, fields in enumerate(lines, start=2):
+        if len(fields) != len(COLUMNS):
+            raise ValueError(f"{path}:{number}: {len(fields)} fields instead of {len(COLUMNS)}: make it again")
+    frame = pd.DataFrame(lines, columns=list(COLUMNS))
+    numbers = [column for column in COLUMNS if _TYPES[column] != "str"]
+    # not by pandas' own reader, which is off by a last bit and takes "NA" for nothing
+    frame[numbers] = frame[numbers].map(lambda text: float(text) if text else math.nan)
+    return frame.astype(_TYPES)
 
 
 def as_tuples(rows: pd.DataFrame) -> list[ResultRow]:
@@ -367,4 +365,4 @@ def _frame(rows: list[dict[str, Any]], table: str, weights: Mapping[str, str]) -
     if unknown := {row["model"] for row in rows} - set(weights):
         raise ValueError(f"`weights` does not say what the weights of {', '.join(sorted(unknown))} are")
     labelled = [{**row, "table": table, "weights": weights[row["model"]]} for row in rows]
-    return pd.DataFrame(labelled, columns=list(COLUMNS)).astype(_TYPES)
+    return to_frame(labelled)

@@ -45,6 +45,11 @@ def test_the_first_fall_counts_also_where_more_is_kept_again():
     assert needed.share == pytest.approx(0.25 + 0.25 * 2 / 4)
 
 
+def test_to_keep_just_as_much_is_no_fall():
+    (needed,) = tokens_needed(frame(curve("ours", [97, 95, 99, 91])), [95])["ours"]
+    assert needed.share == pytest.approx(0.05 + 0.05 * 4 / 8)
+
+
 def test_shares_are_those_that_layers_see():
     inside = curve("inside", [99, 97, 91, 80], shares=[0.7, 0.6, 0.5, 0.4])
     assert tokens_needed(frame(inside), [95])["inside"][0].share == pytest.approx(0.5 + 0.1 * 4 / 6)
@@ -84,6 +89,8 @@ def test_intervals_that_are_unknown_stay_unknown():
 def test_rows_that_tables_share_count_once():
     rows = frame(curve("ours", [99, 97, 91, 80]))
     assert tokens_needed(pd.concat([rows, rows])) == tokens_needed(rows)
+    few = frame(curve("ours", [99, 97], ratios=[0.5, 0.25]))
+    assert tokens_needed(pd.concat([few, few])) == {}
 
 
 @pytest.mark.parametrize(
