@@ -30,11 +30,15 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """Name for tables: the method's, with every parameter that is not at its default (the ratio apart)."""
+        """Name for tables: the method's, with every parameter that is not at its default (the ratio apart).
+
+        A field whose metadata has `labelled` is always among them.
+        """
         changed = {
             f.name: getattr(self.method, f.name)
             for f in fields(self.method)
-            if f.name != "retention_ratio" and f.default is not MISSING and getattr(self.method, f.name) != f.default
+            if f.name != "retention_ratio" and f.default is not MISSING
+            if f.metadata.get("labelled") or getattr(self.method, f.name) != f.default
         }
         if self.positions != self.method.positions:
             changed["positions"] = self.positions
@@ -45,7 +49,7 @@ class Cell:
         """Digest of the method, its code, all its parameters and the context (model, benchmark, frames, ...)."""
         content = {
             "method": self.method.name,
-            "code": code_of(type(self.method)),
+            "code": "+".join(code_of(type(part)) for part in (self.method, *self.method.parts)),
             "parameters": asdict(self.method),
             "positions": self.positions,
             **context,
@@ -122,7 +126,7 @@ def needs_of(cells: Iterable[Cell]) -> frozenset[str]:
 
 def described_plug_ins(cells: Iterable[Cell]) -> dict[str, dict[str, str]]:
     """For provenance: where methods of other packages come from; empty where there is none."""
-    found = plug_ins(cell.method.name for cell in cells)
+    found = plug_ins(part.name for cell in cells for part in (cell.method, *cell.method.parts))
     return {"plug_ins": found} if found else {}
 
 

@@ -26,11 +26,14 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        ("run method=mmgvid", "no method is called 'mmgvid'; did you mean mmg_vid? choose one of: cdpruner, dense"),
+        (
+            "run method=mmgvid",
+            "no method is called 'mmgvid'; did you mean mmg_vid? choose one of: cdpruner, chain, dense",
+        ),
         ("run -m benchmark=embedded,vidomme", "no benchmark is called 'vidomme'; did you mean videomme? choose one of"),
         (
             "table table=efficient",
-            "no table is called 'efficient'; did you mean efficiency? choose one of: ablations, efficiency",
+            "no table is called 'efficient'; did you mean efficiency? choose one of: ablations, chains, efficiency",
         ),
         ("run model=a/b", "no model is called 'a/b'; choose one of: embedded"),
         ("run modle=embedded", "modle: no such option; did you mean model? run has: model, method"),
@@ -284,7 +287,7 @@ def test_a_folder_that_is_not_served_is_named_before_it_is_loaded(
     [
         ("run --help", "retention_ratio: 0.25        # visual tokens to keep, in (0, 1]"),
         ("run -m -h", "benchmark: egoschema_subset, embedded"),
-        ("table --help", "table: ablations, efficiency, retention, table1"),
+        ("table --help", "table: ablations, chains, efficiency, retention, table1"),
         ("run --help", "    sdpa: auto "),
         ("run --help method=fastvid", "    frame_source: head"),
         ("run --cfg job", "  name: mmg_vid"),

@@ -162,6 +162,11 @@ ENTRIES = [
         '{name: "prumerge(plus=None)"}',
         f"{METHODS}'prumerge(plus=None)' is what a table calls it; write {{name: prumerge, plus: null}}\n",
     ),
+    (
+        "chain(before=holitom(inner=False, D=0.4), inside=fastv)",
+        f"{METHODS}'chain(before=holitom(inner=False, D=0.4), inside=fastv)' is what a table calls it; write "
+        "{name: chain, before: 'holitom(inner=False,D=0.4)', inside: fastv}\n",
+    ),
     ("random (control)", f"{METHODS}'random (control)' is what a table calls it; write random\n"),
 ]
 

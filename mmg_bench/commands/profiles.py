@@ -156,7 +156,8 @@ def _method(where: str, given: Any) -> dict[str, Any]:
 def _as_entry(label: str) -> str:
     """What stands in a table's file for the label that the table prints."""
     name, parameters = read_label(label)
-    changed = [f"{option}: {'null' if value == 'None' else value}" for option, value in parameters.items()]
+    texts = {o: "null" if v == "None" else f"'{v}'" if "(" in v else v for o, v in parameters.items()}
+    changed = [f"{option}: {text}" for option, text in texts.items()]
     return f"{{{', '.join([f'name: {name}', *changed])}}}" if changed else name
 
 

@@ -83,6 +83,11 @@ class Method(ABC):
         with torch.autocast(tokens.features.device.type, enabled=False):
             return self.select(tokens)
 
+    @property
+    def parts(self) -> tuple[Method, ...]:
+        """The methods that it is made of, whose code counts as its own; usually none."""
+        return ()
+
     @abstractmethod
     def select(self, tokens: VideoTokens) -> PrunedTokens:
         """The algorithm. Called by `prune` on checked input; must work for any T, N, D >= 1, dtype and device."""

@@ -49,7 +49,8 @@ def method_names() -> list[str]:
 def read_label(label: str) -> tuple[str, dict[str, str]]:
     """What a label says, as tables print it (`mmg_vid(tau=0.9)`, `random (control)`): the method and its parameters."""
     name, _, inside = "".join(label.split()).removesuffix("(control)").partition("(")
-    parts = [part.partition("=") for part in re.split(r",(?=\w+=)", inside.removesuffix(")")) if part]
+    apart = r",(?=\w+=)(?![^(]*\))"  # not within the parentheses of a value that is a label itself
+    parts = [part.partition("=") for part in re.split(apart, inside.removesuffix(")")) if part]
     return name, {parameter: value for parameter, _, value in parts}
 
 

@@ -25,8 +25,8 @@ def label_among(given: str, known: Collection[str]) -> str | None:
             f"{given!r} is no label: write a method's name, behind it in parentheses what is not at its default, and "
             "all in quotes, such as 'mmg_vid(tau=0.9, positions=contiguous)'"
         )
-    readings = (reading(given) for reading in (read_label, without_defaults))  # the second imports torch
-    return next((label for one in readings for label in known if read_label(label) == one), None)
+    readings = (read_label, without_defaults)  # the second imports torch
+    return next((label for read in readings for label in known if read(label) == read(given)), None)
 
 
 def label_meant(given: str, known: Collection[str]) -> str:

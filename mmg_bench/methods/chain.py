@@ -1,0 +1,124 @@
+"""Chain: one method before the language model, and another inside it on what the first one leaves."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from mmg_bench.methods._inside import InsideMethod
+from mmg_bench.methods.base import Method, check_range
+from mmg_bench.methods.registry import get_method, read_label
+from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens
+
+DEPTH = 32
+"""Layers of a model on which it is tried whether a method does anything inside it."""
+_WORDS = {"true": True, "false": False, "null": None}
+
+
+def value_of(text: str) -> Any:
+    """What an option's text stands for in a label: a number, true, false or null, or else a word."""
+    try:
+        return _WORDS.get(text.lower(), ast.literal_eval(text))
+    except (ValueError, SyntaxError):
+        return _WORDS.get(text.lower(), text)
+
+
+@dataclass(frozen=True)
+class Chain(Method):
+    """Two methods one after the other: `before` chooses the tokens that enter, `inside` prunes them further.
+
+    Idea: a choice before the language model knows the video, one inside it knows the question as well; each has its
+    own budget, so that their shares multiply.
+
+    Source: those of the parts; the composition is ours. Parameters: see the fields; the parts are written as tables
+    print them, `fastvid(frame_source=mean, salience=received)`.
+    `retention_ratio` is that of `before`, and `inside_ratio` what `inside` takes for its own, of the tokens that enter.
+    Position ids are those of `before`, also inside, unless the run says otherwise: one numbering for both parts.
+    """
+
+    before: str = field(default="mmg_vid", metadata={"labelled": True})
+    """A method that prunes before the language model, and does nothing inside it (of those that do: `inner=false`)."""
+    inside: str = field(default="fastv", metadata={"labelled": True})
+    """A method that prunes only inside it: fastv, pdrop, sparsevlm."""
+    inside_ratio: float = field(default=0.5, metadata={"labelled": True})
+    """`retention_ratio` of `inside`, by its own meaning; 1 is all that enter."""
+
+    name: ClassVar[str] = "chain"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "inside_ratio", 0, 1, low_open=True)
+        before, inside = self.parts
+        if isinstance(before, InsideMethod):
+            raise ValueError(f"chain.before={self.before!r}: {before.name} leaves all tokens to the language model")
+        if before.prunes_inside(DEPTH):
+            raise ValueError(
+                f"chain.before={self.before!r}: {before.name} prunes inside the language model too; switch that off, "
+                f"as in '{before.name}(inner=false)'"
+            )
+        if not isinstance(inside, InsideMethod):
+            raise ValueError(
+                f"chain.inside={self.inside!r}: {inside.name} does not prune inside the language model alone; choose "
+                "one of these: fastv, pdrop, sparsevlm"
+            )
+        taken = {
+            "needs": before.needs | inside.needs,
+            "exact": before.exact,
+            "ordered_channels": before.ordered_channels or inside.ordered_channels,
+            "positions": before.positions,
+            "inside_positions": inside.inside_positions,
+            "prunes_caches": inside.prunes_caches,
+        }
+        for what, value in taken.items():
+            object.__setattr__(self, what, value)
+
+    @cached_property
+    def parts(self) -> tuple[Method, Method]:
+        """`before` and `inside`."""
+        return self._part("before", self.retention_ratio), self._part("inside", self.inside_ratio)
+
+    def _part(self, which: str, ratio: float) -> Method:
+        label = getattr(self, which)
+        if not isinstance(label, str):
+            raise ValueError(f"chain.{which}={label!r}: it must be a method, such as 'fastv(layer=3)'")
+        name, options = read_label(label)
+        if name == self.name:
+            raise ValueError(f"chain.{which}={label!r}: a chain has two parts, neither of them a chain")
+        if "retention_ratio" in options:
+            raise ValueError(f"chain.{which}={label!r}: give retention_ratio and inside_ratio to the chain itself")
+        try:
+            return get_method(name, retention_ratio=ratio, **{o: value_of(text) for o, text in options.items()})
+        except ValueError as error:
+            raise ValueError(f"chain.{which}={label!r}: {error}") from error
+
+    def budget(self, tokens: VideoTokens) -> int:
+        return self.parts[0].budget(tokens)
+
+    def select(self, tokens: VideoTokens) -> PrunedTokens:
+        before, inside = self.parts
+        pruned = before.select(tokens)
+        # to the second part they are all that there is: one frame of K tokens
+        entering = VideoTokens(pruned.features.unsqueeze(0), (1, len(pruned)), query=tokens.query)
+        handed_on = inside.select(entering)
+        notes = {**pruned.notes, **handed_on.notes}
+        return replace(pruned, notes=notes, state=(len(pruned), handed_on.state))
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        """Those of `inside`."""
+        return self.parts[1].layers(depth)
+
+    def select_inside(self, tokens: LayerTokens) -> Selection:
+        entered, state = tokens.state
+        chosen = self.parts[1].select_inside(replace(tokens, total=entered, state=state))
+        return replace(chosen, state=(entered, chosen.state))
+
+    def key_layer(self, depth: int) -> int | None:
+        """That of `inside`."""
+        return self.parts[1].key_layer(depth)
+
+    def select_keys(self, attention: Tensor, memory: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        return self.parts[1].select_keys(attention, memory)
