@@ -16,15 +16,17 @@ from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens
 
 DEPTH = 32
 """Layers of a model on which it is tried whether a method does anything inside it."""
-_WORDS = {"true": True, "false": False, "null": None}
+_WORDS = {"true": True, "false": False, "null": None, "none": None}
 
 
 def value_of(text: str) -> Any:
-    """What an option's text stands for in a label: a number, true, false or null, or else a word."""
+    """What an option's text stands for in a label: true, false or null, a number, or else a word."""
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
     try:
-        return _WORDS.get(text.lower(), ast.literal_eval(text))
+        return ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return _WORDS.get(text.lower(), text)
+        return text
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Chain(Method):
     """A method that prunes before the language model, and does nothing inside it (of those that do: `inner=false`)."""
     inside: str = field(default="fastv", metadata={"labelled": True})
     """A method that prunes only inside it: fastv, pdrop, sparsevlm."""
-    inside_ratio: float = field(default=0.5, metadata={"labelled": True})
+    inside_ratio: float = 0.5
     """`retention_ratio` of `inside`, by its own meaning; 1 is all that enter."""
 
     name: ClassVar[str] = "chain"

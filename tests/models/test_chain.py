@@ -158,26 +158,26 @@ def test_parts_that_do_not_go_together_are_refused(options: dict[str, Any], says
 
 
 def test_a_label_says_what_it_is_made_of_and_is_read_back() -> None:
-    assert make_cell("chain", 0.25).label == "chain(before=mmg_vid, inside=fastv, inside_ratio=0.5)"
+    assert make_cell("chain", 0.25).label == "chain(before=mmg_vid, inside=fastv)"
     label = make_cell("chain", 0.25, before="fastvid(frame_source=mean, salience=received)").label
     name, parameters = read_label(label)
     assert name == "chain"
     assert parameters == {
         "before": "fastvid(frame_source=mean,salience=received)",
         "inside": "fastv",
-        "inside_ratio": "0.5",
     }
     assert make_cell(name, 0.25, **{k: value_of(v) for k, v in parameters.items()}).method.parts == (
         make_cell("chain", 0.25, before="fastvid(frame_source=mean, salience=received)").method.parts
     )
     two = [label, make_cell("chain", 0.25, inside="fastv(layer=3)").label]
-    assert label_among("chain(inside=fastv(layer=3),inside_ratio=0.5,before=mmg_vid)", two) == two[1]
-    assert label_among("chain(inside=fastv(layer=3))", two) == two[1]  # the others at their defaults
+    assert label_among("chain(inside=fastv(layer=3),before=mmg_vid)", two) == two[1]
+    assert label_among("chain(inside=fastv(layer=3), inside_ratio=0.5)", two) == two[1]
+    assert label_among("chain(inside=fastv(layer=3))", two) == two[1]  # the first part at its default
 
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("3", 3), ("0.5", 0.5), ("1e-3", 0.001), ("true", True), ("False", False), ("null", None), ("mean", "mean")],
+    [("3", 3), ("0.5", 0.5), ("1e-3", 0.001), ("true", True), ("False", False), ("null", None), ("None", None), ("mean", "mean")],
 )
 def test_values_in_a_label(text: str, value: object) -> None:
     found = value_of(text)
