@@ -177,7 +177,16 @@ def test_a_label_says_what_it_is_made_of_and_is_read_back() -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("3", 3), ("0.5", 0.5), ("1e-3", 0.001), ("true", True), ("False", False), ("null", None), ("None", None), ("mean", "mean")],
+    [
+        ("3", 3),
+        ("0.5", 0.5),
+        ("1e-3", 0.001),
+        ("true", True),
+        ("False", False),
+        ("null", None),
+        ("None", None),
+        ("mean", "mean"),
+    ],
 )
 def test_values_in_a_label(text: str, value: object) -> None:
     found = value_of(text)
