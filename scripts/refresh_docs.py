@@ -1,6 +1,6 @@
 """Draw the pictures of README and docs, and write their tables: test videos, what methods keep of one, of Table 1's
-accuracy, over the retention ratio and of MMG-Vid's parts, what they need, what pruning leaves of a prefill on two
-cores, which method runs on which family. The tables in results/ are laid out anew from their rows.
+accuracy, over the retention ratio and of MMG-Vid's parts, what they and chains need, what pruning leaves of a
+prefill on two cores, which method runs on which family. The tables in results/ are laid out anew from their rows.
 
 python scripts/refresh_docs.py [--results results/table1/embedded]
 """
@@ -31,6 +31,7 @@ VIDEOS = (3, 5, 8, 13)
 SIZE = 112
 RETENTION = ROOT / "results" / "retention" / "embedded" / "rows.csv"
 ABLATIONS = ROOT / "results" / "ablations" / "embedded" / "rows.csv"
+CHAINS = ROOT / "results" / "chains" / "embedded" / "rows.csv"
 KEPT = (("kept", 3, 0.25, "mmg_vid,dpc_knn,random"), ("show", 0, 0.1, "mmg_vid,dpc_knn,random,fastv"))
 """Pictures of what methods keep: name, video, retention ratio, methods."""
 
@@ -115,6 +116,7 @@ def main() -> None:
     figures.save(figures.kept_by_method(rows_of_table, highlight=["mmg_vid"]), folder / "accuracy")
     figures.save(figures.accuracy_vs_tokens(read_rows(RETENTION)), folder / "retention")
     figures.save(figures.needed_by_method(read_rows(RETENTION), highlight=["mmg_vid"]), folder / "needed")
+    figures.save(figures.needed_by_method(read_rows(CHAINS), highlight=["mmg_vid"]), folder / "chains")
     figures.save(figures.points_over(read_rows(ABLATIONS), "mmg_vid"), folder / "ablations")
 
 
