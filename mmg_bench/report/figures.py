@@ -398,7 +398,9 @@ def _log_scale(axes: Axes) -> None:
     """A logarithmic scale of percentages below what is drawn."""
     axes.set_xscale("log")
     low, high = axes.get_xlim()
-    ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100) if low < tick < high]
+    steps = ((1, 2, 5, 10, 20, 50, 100), (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100))
+    coarse, fine = ([tick for tick in of if low < tick < high] for of in steps)
+    ticks = coarse if len(coarse) > 2 else fine  # two would pass for a linear scale
     axes.set_xticks(ticks, [f"{tick}" for tick in ticks])
     axes.set_xticks([], minor=True)
 

@@ -79,6 +79,19 @@ def test_of_few_ratios_nothing_is_told():
     assert "tokens needed" not in to_markdown(layout(rows, {"key1": {}}))
 
 
+@pytest.mark.parametrize(
+    ("shares", "ticks"),
+    [
+        ((0.35, 0.25, 0.1, 0.065), ["7", "10", "15", "20", "30"]),
+        ((0.5, 0.25, 0.1, 0.015), ["2", "5", "10", "20", "50"]),
+    ],
+)
+def test_a_logarithmic_scale_has_ticks_enough_to_show_that_it_is_one(shares, ticks):
+    rows = frame(curve("ours", [99, 97, 94, 80], shares=shares), curve("theirs", [96, 85, 84, 70], shares=shares))
+    axes = needed_by_method(rows, kept_percent=[95, 80]).axes[0]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ticks
+
+
 def test_intervals_that_are_unknown_stay_unknown():
     (needed,) = tokens_needed(frame(curve("ours", [99, 97, 91, 80], margin=math.nan)), [95])["ours"]
     assert needed.share == pytest.approx(0.2)
