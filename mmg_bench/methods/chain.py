@@ -47,7 +47,7 @@ class Chain(Method):
     inside: str = field(default="fastv", metadata={"labelled": True})
     """A method that prunes only inside it: fastv, pdrop, sparsevlm."""
     inside_ratio: float = 0.5
-    """`retention_ratio` of `inside`, by its own meaning; 1 is all that enter."""
+    """`retention_ratio` of `inside`, by its own meaning, of the tokens that enter."""
 
     name: ClassVar[str] = "chain"
 
@@ -66,6 +66,11 @@ class Chain(Method):
             raise ValueError(
                 f"chain.inside={self.inside!r}: {inside.name} does not prune inside the language model alone; choose "
                 "one of these: fastv, pdrop, sparsevlm"
+            )
+        if unread := sorted(inside.needs - {"query"}):
+            raise ValueError(
+                f"chain.inside={self.inside!r}: {inside.name} reads {', '.join(unread)}, which belongs to the whole "
+                "video and not to what is left of it; choose another method for it"
             )
         taken = {
             "needs": before.needs | inside.needs,

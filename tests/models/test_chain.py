@@ -11,50 +11,15 @@ from torch import Tensor
 from mmg_bench import cells
 from mmg_bench.cells import code_of, make_cell
 from mmg_bench.methods.chain import Chain, value_of
+from mmg_bench.methods.fastv import FastV
 from mmg_bench.methods.pdrop import PDrop
 from mmg_bench.methods.registry import get_method, read_label
 from mmg_bench.methods.sparsevlm import text_raters
 from mmg_bench.report.labels import label_among
-from prompts import prompt_inputs, random_video
 
 GREEDY = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
-QUESTION = "What colour is the star? Answer with one word."
 N = 16
 """Tokens of a frame of the tiny model."""
-
-
-@pytest.fixture(scope="module")
-def deep() -> tuple[Any, Any]:
-    """A tiny model of six layers, so that there is room for three stages."""
-    from mmg_bench.benchmarks.embedded.questions import vocabulary
-    from mmg_bench.models.small import SmallSpec, small_llava_onevision
-
-    torch.manual_seed(3)
-    spec = SmallSpec(
-        image_size=32,
-        patch_size=4,
-        vision_width=16,
-        vision_layers=2,
-        vision_heads=2,
-        vision_mlp=32,
-        text_width=32,
-        text_layers=6,
-        text_heads=4,
-        text_kv_heads=2,
-        text_mlp=64,
-    )
-    model, processor = small_llava_onevision(vocabulary(), spec)
-    with torch.no_grad():
-        model.lm_head.weight.mul_(40)
-        for layer in model.model.language_model.layers:
-            layer.self_attn.q_proj.weight.mul_(12)
-            layer.self_attn.k_proj.weight.mul_(12)
-    return model, processor
-
-
-@pytest.fixture(scope="module")
-def inputs(deep: tuple[Any, Any]) -> dict[str, Tensor]:
-    return prompt_inputs(deep[1], [QUESTION], [[random_video(6)]])
 
 
 def answered(model: Any, inputs: dict[str, Tensor], method: Any, **options: Any) -> tuple[Tensor, Any]:
@@ -155,6 +120,17 @@ def test_it_is_what_its_parts_are() -> None:
 def test_parts_that_do_not_go_together_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Chain(0.25, **options)
+
+
+def test_a_second_part_that_reads_the_whole_video_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Looks(FastV):
+        name = "looks"
+        needs = frozenset({"attention", "query"})
+
+    parts = {"random": get_method("random"), "looks": Looks()}
+    monkeypatch.setattr("mmg_bench.methods.chain.get_method", lambda name, **options: parts[name])
+    with pytest.raises(ValueError, match=r"chain\.inside='looks': looks reads attention, which belongs to the whole"):
+        Chain(0.25, before="random", inside="looks")
 
 
 def test_a_label_says_what_it_is_made_of_and_is_read_back() -> None:

@@ -19,7 +19,6 @@ from mmg_bench.methods.base import Method, Positions
 from mmg_bench.methods.registry import get_method, method_class, method_names
 from mmg_bench.models.adapter import UnsupportedModelError
 from mmg_bench.models.hooks import pruning
-from mmg_bench.models.small import SmallSpec, small_llava_onevision
 from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens, keep
 from prompts import prompt_inputs, random_video
 
@@ -32,41 +31,6 @@ DEPTH = 6
 def inside_methods() -> list[str]:
     built = {name: method_class(name) for name in method_names()}
     return [n for n, c in built.items() if c.layers is not Method.layers or c.key_layer is not Method.key_layer]
-
-
-@pytest.fixture(scope="module")
-def deep() -> tuple[Any, Any]:
-    """A tiny model of six layers; a frame gives 4 x 4 visual tokens."""
-    from mmg_bench.benchmarks.embedded.questions import vocabulary
-
-    torch.manual_seed(1)
-    spec = SmallSpec(
-        image_size=32,
-        patch_size=4,
-        vision_width=16,
-        vision_layers=2,
-        vision_heads=2,
-        vision_mlp=32,
-        text_width=32,
-        text_layers=DEPTH,
-        text_heads=4,
-        text_kv_heads=2,
-        text_mlp=64,
-    )
-    model, processor = small_llava_onevision(vocabulary(), spec)
-    with torch.no_grad():  # spread what random weights leave nearly flat: logits, and attention
-        model.lm_head.weight.mul_(40)
-        model.model.image_newline.normal_()
-        for layer in model.model.language_model.layers:
-            layer.self_attn.q_proj.weight.mul_(12)
-            layer.self_attn.k_proj.weight.mul_(12)
-            layer.self_attn.v_proj.weight.mul_(8)
-    return model, processor
-
-
-@pytest.fixture
-def inputs(deep: tuple[Any, Any]) -> dict[str, Tensor]:
-    return prompt_inputs(deep[1], [QUESTION], [[random_video(6)]])
 
 
 @pytest.fixture(autouse=True)
