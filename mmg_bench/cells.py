@@ -8,7 +8,7 @@ import inspect
 import json
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.util import resolve_name
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 from mmg_bench.files import digest_of
 from mmg_bench.methods import base
 from mmg_bench.methods.base import Method, Positions
-from mmg_bench.methods.registry import get_method, plug_ins
+from mmg_bench.methods.registry import get_method, plug_ins, write_label
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,9 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """Name for tables: the method's, with every parameter that is not at its default (the ratio apart).
-
-        A field whose metadata has `labelled` is always among them.
-        """
-        changed = {
-            f.name: getattr(self.method, f.name)
-            for f in fields(self.method)
-            if f.name != "retention_ratio" and f.default is not MISSING
-            if f.metadata.get("labelled") or getattr(self.method, f.name) != f.default
-        }
-        if self.positions != self.method.positions:
-            changed["positions"] = self.positions
-        inside = ", ".join(f"{name}={value}" for name, value in changed.items())
-        return f"{self.method.name}({inside})" if inside else self.method.name
+        """Name for tables: the method's, with every parameter that is not at its default (the ratio apart)."""
+        own = {} if self.positions == self.method.positions else {"positions": self.positions}
+        return write_label(self.method.name, self.method.changed | own)
 
     def key(self, **context: Any) -> str:
         """Digest of the method, its code, all its parameters and the context (model, benchmark, frames, ...)."""

@@ -224,7 +224,7 @@ def _entry(job: Job, unit: Unit) -> dict[str, Any]:
         "latency": asdict(job.settings),
         "energy_seconds": job.energy_seconds,
         "cells": [f"{cell.label} R={cell.method.retention_ratio:g}" for cell in unit.cells],
-        "code": {cell.method.name: code_of(type(cell.method)) for cell in unit.cells},
+        "code": {part.name: code_of(type(part)) for cell in unit.cells for part in (cell.method, *cell.method.parts)},
         **described_plug_ins(unit.cells),
     }
     return provenance.describe(settings, unit.model.torch_device)

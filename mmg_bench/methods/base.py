@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -82,6 +82,16 @@ class Method(ABC):
         # Under mixed precision the distances would silently be taken in half precision.
         with torch.autocast(tokens.features.device.type, enabled=False):
             return self.select(tokens)
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """Its parameters that are not at their defaults (the ratio apart), and those whose metadata has `labelled`."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name != "retention_ratio" and f.default is not MISSING
+            if f.metadata.get("labelled") or getattr(self, f.name) != f.default
+        }
 
     @property
     def parts(self) -> tuple[Method, ...]:

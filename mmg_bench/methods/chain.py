@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from mmg_bench.methods._inside import InsideMethod
-from mmg_bench.methods.base import Method, check_range
-from mmg_bench.methods.registry import get_method, read_label
+from mmg_bench.methods.base import Method, Positions, check_range
+from mmg_bench.methods.registry import get_method, read_label, write_label
 from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens
 
 DEPTH = 32
@@ -25,8 +27,16 @@ def value_of(text: str) -> Any:
         return _WORDS[text.lower()]
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):
         return text
+
+
+def _prunes_inside(method: Method) -> bool:
+    """Whether it prunes inside a language model of usual depth, or cannot say so of one."""
+    try:
+        return method.prunes_inside(DEPTH)
+    except ValueError:  # names a layer beyond it
+        return True
 
 
 @dataclass(frozen=True)
@@ -55,9 +65,14 @@ class Chain(Method):
         super().__post_init__()
         check_range(self, "inside_ratio", 0, 1, low_open=True)
         before, inside = self.parts
+        for which, part in (("before", before), ("inside", inside)):  # spelt in one way: one label, one key
+            object.__setattr__(self, which, write_label(part.name, part.changed))
         if isinstance(before, InsideMethod):
-            raise ValueError(f"chain.before={self.before!r}: {before.name} leaves all tokens to the language model")
-        if before.prunes_inside(DEPTH):
+            raise ValueError(
+                f"chain.before={self.before!r}: {before.name} leaves all tokens to the language model; give it as "
+                f"chain.inside={self.before!r}, and choose one that prunes before it, such as mmg_vid"
+            )
+        if _prunes_inside(before):
             raise ValueError(
                 f"chain.before={self.before!r}: {before.name} prunes inside the language model too; switch that off, "
                 f"as in '{before.name}(inner=false)'"
@@ -76,12 +91,16 @@ class Chain(Method):
             "needs": before.needs | inside.needs,
             "exact": before.exact,
             "ordered_channels": before.ordered_channels or inside.ordered_channels,
-            "positions": before.positions,
             "inside_positions": inside.inside_positions,
             "prunes_caches": inside.prunes_caches,
         }
         for what, value in taken.items():
             object.__setattr__(self, what, value)
+
+    @property
+    def positions(self) -> Positions:  # type: ignore[override]
+        """Those of `before`."""
+        return self.parts[0].positions
 
     @cached_property
     def parts(self) -> tuple[Method, Method]:
@@ -89,18 +108,23 @@ class Chain(Method):
         return self._part("before", self.retention_ratio), self._part("inside", self.inside_ratio)
 
     def _part(self, which: str, ratio: float) -> Method:
-        label = getattr(self, which)
-        if not isinstance(label, str):
-            raise ValueError(f"chain.{which}={label!r}: it must be a method, such as 'fastv(layer=3)'")
+        given = getattr(self, which)
+        example = "fastv(layer=3)" if which == "inside" else "mmg_vid(tau=0.9)"
+        label = "".join(given.split()).strip("'\"") if isinstance(given, str) else ""
+        if not re.fullmatch(r"[^()=,]+(\(\w+=.*\)|\(control\))?", label) or label.count("(") != label.count(")"):
+            raise ValueError(f"chain.{which}={given!r}: it must be a method, such as {example!r}")
         name, options = read_label(label)
         if name == self.name:
-            raise ValueError(f"chain.{which}={label!r}: a chain has two parts, neither of them a chain")
-        if "retention_ratio" in options:
-            raise ValueError(f"chain.{which}={label!r}: give retention_ratio and inside_ratio to the chain itself")
+            raise ValueError(f"chain.{which}={given!r}: a chain has two parts, neither of them a chain")
+        if of_chain := sorted({"retention_ratio", "positions"} & options.keys()):
+            own = "inside_ratio" if (which, of_chain[-1]) == ("inside", "retention_ratio") else of_chain[-1]
+            raise ValueError(
+                f"chain.{which}={given!r}: {of_chain[-1]} is no option of a part; give the chain its {own}"
+            )
         try:
             return get_method(name, retention_ratio=ratio, **{o: value_of(text) for o, text in options.items()})
         except ValueError as error:
-            raise ValueError(f"chain.{which}={label!r}: {error}") from error
+            raise ValueError(f"chain.{which}={given!r}: {error}") from error
 
     def budget(self, tokens: VideoTokens) -> int:
         return self.parts[0].budget(tokens)
@@ -112,7 +136,7 @@ class Chain(Method):
         entering = VideoTokens(pruned.features.unsqueeze(0), (1, len(pruned)), query=tokens.query)
         handed_on = inside.select(entering)
         notes = {**pruned.notes, **handed_on.notes}
-        return replace(pruned, notes=notes, state=(len(pruned), handed_on.state))
+        return replace(pruned, notes=notes, state=(pruned.positions, handed_on.state))
 
     def layers(self, depth: int) -> tuple[int, ...]:
         """Those of `inside`."""
@@ -120,7 +144,9 @@ class Chain(Method):
 
     def select_inside(self, tokens: LayerTokens) -> Selection:
         entered, state = tokens.state
-        chosen = self.parts[1].select_inside(replace(tokens, total=entered, state=state))
+        left = torch.searchsorted(entered, tokens.positions)  # [n], into those that entered
+        own = replace(tokens, positions=left, total=len(entered), state=state)
+        chosen = self.parts[1].select_inside(own)
         return replace(chosen, state=(entered, chosen.state))
 
     def key_layer(self, depth: int) -> int | None:

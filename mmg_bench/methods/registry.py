@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from functools import cache
@@ -49,9 +49,19 @@ def method_names() -> list[str]:
 def read_label(label: str) -> tuple[str, dict[str, str]]:
     """What a label says, as tables print it (`mmg_vid(tau=0.9)`, `random (control)`): the method and its parameters."""
     name, _, inside = "".join(label.split()).removesuffix("(control)").partition("(")
-    apart = r",(?=\w+=)(?![^(]*\))"  # not within the parentheses of a value that is a label itself
-    parts = [part.partition("=") for part in re.split(apart, inside.removesuffix(")")) if part]
-    return name, {parameter: value for parameter, _, value in parts}
+    parts: list[str] = []
+    for piece in re.split(r",(?=\w+=)", inside.removesuffix(")")):
+        if parts and parts[-1].count("(") > parts[-1].count(")"):  # within a value that is a label itself
+            parts[-1] += f",{piece}"
+        elif piece:
+            parts.append(piece)
+    return name, {parameter: value for parameter, _, value in (part.partition("=") for part in parts)}
+
+
+def write_label(name: str, parameters: Mapping[str, Any]) -> str:
+    """The label of a method with these parameters, as tables print it."""
+    inside = ", ".join(f"{parameter}={value}" for parameter, value in parameters.items())
+    return f"{name}({inside})" if inside else name
 
 
 def at_ratio(label: str, retention_ratio: float) -> str:
@@ -65,7 +75,14 @@ def without_defaults(label: str) -> tuple[str, dict[str, str]]:
     if not parameters or name not in method_names():
         return name, parameters
     usual = {"positions": method_class(name).positions, **defaults(name)}
-    return name, {p: text for p, text in parameters.items() if p not in usual or not _says(text, usual[p])}
+    left = {p: text for p, text in parameters.items() if p not in usual or not _says(text, usual[p])}
+    return name, {p: _in_order(text) if "(" in text else text for p, text in left.items()}
+
+
+def _in_order(label: str) -> str:
+    """A label without blanks and defaults, its parameters by their names."""
+    name, parameters = without_defaults(label)
+    return write_label(name, dict(sorted(parameters.items())))
 
 
 def _says(text: str, value: Any) -> bool:

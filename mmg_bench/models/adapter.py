@@ -230,11 +230,12 @@ def _stand_in(who: str, supplied: Collection[str]) -> list[str]:
 
     The options stand without a prefix: each command, a table's file and Python have their own way to give them.
     """
-    name = read_label(who)[0]
-    options = method_class(name).stand_in if name in method_names() else {}
-    if not options or not get_method(name, **options).needs <= set(supplied):
-        return []
-    return [f"take its stand-in, {name} with {' and '.join(f'{o}={value}' for o, value in options.items())}"]
+    name, parameters = read_label(who)
+    for part in (name, *(read_label(value)[0] for value in parameters.values())):  # of a chain, the parts
+        options = method_class(part).stand_in if part in method_names() else {}
+        if options and get_method(part, **options).needs <= set(supplied):
+            return [f"take its stand-in, {part} with {' and '.join(f'{o}={value}' for o, value in options.items())}"]
+    return []
 
 
 def unserved(what: str, kind: object, fault: str) -> UnsupportedModelError:

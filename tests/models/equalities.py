@@ -14,6 +14,7 @@ BOTH = ("random", "mmg_vid", "tome", "fastv", "pdrop", "prunevid", "dycoke")
 """Held to it with both kinds of position ids, one method of each kind; the others with their own."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "cdpruner(relevance=llm)": {"name": "cdpruner", "relevance": "llm"},
+    "chain(before=tome, inside=sparsevlm)": {"name": "chain", "before": "tome", "inside": "sparsevlm"},
     # not its defaults, under which a token can be left twice: no mask shows that
     "flashvid": {
         "name": "flashvid",

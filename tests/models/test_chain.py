@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from mmg_bench.methods.fastv import FastV
 from mmg_bench.methods.pdrop import PDrop
 from mmg_bench.methods.registry import get_method, read_label
 from mmg_bench.methods.sparsevlm import text_raters
+from mmg_bench.models.adapter import _stand_in
 from mmg_bench.report.labels import label_among
+from mmg_bench.tokens import LayerTokens, Selection
 
 GREEDY = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
 N = 16
@@ -85,7 +88,7 @@ def test_the_second_part_knows_only_what_enters() -> None:
     pruned = Chain(0.25, before="random", inside="sparsevlm").prune(tokens)
     alone = get_method("random", retention_ratio=0.25).prune(tokens)
     entered, raters = pruned.state
-    assert entered == len(alone)
+    assert torch.equal(entered, alone.positions)
     assert tokens.query is not None
     assert torch.equal(raters, text_raters(alone.features, tokens.query))
 
@@ -112,7 +115,16 @@ def test_it_is_what_its_parts_are() -> None:
         ({"before": "mmg_vid(tua=1)"}, r"chain.before='mmg_vid\(tua=1\)': method 'mmg_vid' has no parameter tua"),
         ({"before": "mmg_vid(tau=2)"}, r"chain.before='mmg_vid\(tau=2\)': MMGVid.tau=2: it must be"),
         ({"inside": "chain"}, "chain.inside='chain': a chain has two parts, neither of them a chain"),
-        ({"inside": "fastv(retention_ratio=0.1)"}, "give retention_ratio and inside_ratio to the chain itself"),
+        ({"inside": "fastv(retention_ratio=0.1)"}, "retention_ratio is no option of a part; .* its inside_ratio"),
+        ({"before": "visionzip(positions=original)"}, "positions is no option of a part; give the chain its positions"),
+        (
+            {"inside": "fastv(layer=3"},
+            r"chain.inside='fastv\(layer=3': it must be a method, such as 'fastv\(layer=3\)'",
+        ),
+        ({"before": "fastvid(frame_source=mean"}, r"it must be a method, such as 'mmg_vid\(tau=0.9\)'"),
+        ({"inside": "fastv(3)"}, "it must be a method, such as"),
+        ({"inside": "fastv(layer={[]:1})"}, r"FastV.layer='\{\[\]:1\}': it must be an integer"),
+        ({"before": "dycoke(layer=40)"}, r"switch that off, as in 'dycoke\(inner=false\)'"),
         ({"inside": 3}, "chain.inside=3: it must be a method, such as"),
         ({"inside_ratio": 0}, "Chain.inside_ratio=0: it must be a number in"),
     ],
@@ -120,6 +132,49 @@ def test_it_is_what_its_parts_are() -> None:
 def test_parts_that_do_not_go_together_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Chain(0.25, **options)
+
+
+@dataclass(frozen=True)
+class Numbered(FastV):
+    """Looks each of its tokens up among all that there are."""
+
+    name: ClassVar[str] = "numbered"
+
+    def select_inside(self, tokens: LayerTokens) -> Selection:
+        assert torch.equal(torch.arange(tokens.total)[tokens.positions], torch.arange(len(tokens.positions)))
+        return super().select_inside(tokens)
+
+
+def test_to_the_second_part_positions_count_what_enters(
+    deep: tuple[Any, Any], inputs: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = {"random": get_method("random", retention_ratio=0.25), "numbered": Numbered(0.5)}
+    monkeypatch.setattr("mmg_bench.methods.chain.get_method", lambda name, **options: parts[name])
+    _, run = answered(deep[0], inputs, Chain(0.25, before="random", inside="numbered"))
+    assert run.stages == [[2, 6 * N // 8]]
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "fastvid(salience=received,frame_source=mean)",
+        " fastvid( frame_source = mean, salience = received ) ",
+        "'fastvid(frame_source=mean,salience=received)'",
+        "fastvid(frame_source=mean, salience=received, p=4)",
+    ],
+)
+def test_a_part_has_one_name_however_it_is_spelt(spelling: str) -> None:
+    one = make_cell("chain", 0.25, before="fastvid(frame_source=mean, salience=received)")
+    other = make_cell("chain", 0.25, before=spelling)
+    assert (other.label, other.key(), other.method) == (one.label, one.key(), one.method)
+    assert label_among(f"chain(before={spelling.strip().strip(chr(39))}, inside=fastv)", [one.label]) == one.label
+
+
+def test_labels_of_other_position_ids_are_other_methods() -> None:
+    own, original = (make_cell("chain", 0.25, p, before="visionzip").label for p in (None, "original"))
+    assert label_among(original, [own]) is None
+    assert label_among(own, [original]) is None
+    assert label_among("chain(before=visionzip, inside_ratio=0.5, positions=original)", [own, original]) == original
 
 
 def test_a_second_part_that_reads_the_whole_video_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,3 +235,10 @@ def test_it_is_answered_anew_when_the_code_of_a_part_changes(monkeypatch: pytest
     monkeypatch.setattr(cells, "code_of", digest)
     assert (chain.key() != before[0], other.key() != before[1]) == (True, False)
     assert isinstance(other.method.parts[1], PDrop)
+
+
+def test_the_stand_in_of_a_part_is_told() -> None:
+    assert _stand_in("chain(before=fastvid, inside=fastv)", {"attention"}) == [
+        "take its stand-in, fastvid with frame_source=mean and salience=received"
+    ]
+    assert _stand_in("chain(before=random, inside=fastv)", {"attention"}) == []
