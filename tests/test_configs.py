@@ -42,6 +42,7 @@ def test_methods(name: str) -> None:
     config = cfg.plain(compose("run", [f"method={name}"]))
     cell = specs.cell(config["method"], config["retention_ratio"], config["positions"])
     assert cell.method.name == name
+    assert cell.label == name or cell.method.parts  # a method made of others always names them
     assert cell == make_cell(name, config["retention_ratio"])  # every default in the file is the class's own
 
 

@@ -116,10 +116,10 @@ class Chain(Method):
         name, options = read_label(label)
         if name == self.name:
             raise ValueError(f"chain.{which}={given!r}: a chain has two parts, neither of them a chain")
-        if of_chain := sorted({"retention_ratio", "positions"} & options.keys()):
-            own = "inside_ratio" if (which, of_chain[-1]) == ("inside", "retention_ratio") else of_chain[-1]
+        own = {"retention_ratio": "inside_ratio" if which == "inside" else "retention_ratio", "positions": "positions"}
+        for option in own.keys() & options.keys():
             raise ValueError(
-                f"chain.{which}={given!r}: {of_chain[-1]} is no option of a part; give the chain its {own}"
+                f"chain.{which}={given!r}: {option} is no option of a part; give the chain its {own[option]}"
             )
         try:
             return get_method(name, retention_ratio=ratio, **{o: value_of(text) for o, text in options.items()})
