@@ -397,7 +397,7 @@ def stages(method: Method, tokens: VideoTokens) -> Iterator[tuple[LayerTokens, S
     layers, _ = layers_of(method, DEPTH)
     for stage in range(len(layers)):
         attention = RandomAttention(len(positions), len(text))
-        before = LayerTokens(features, positions, text, tokens.total, stage, attention, state)
+        before = LayerTokens(features, positions, text, tokens.total, stage, DEPTH, attention, state)
         given = features.clone()
         chosen = method.prune_inside(before)
         check_selection(method, before, chosen).raise_any()

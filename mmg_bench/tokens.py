@@ -159,7 +159,10 @@ class Attention(Protocol):
 
 @dataclass(frozen=True)
 class LayerTokens:
-    """The visual tokens of one video inside the language model, before a layer at which a method prunes."""
+    """The visual tokens of one video inside the language model, before a layer at which a method prunes.
+
+    Or, with `Method.before_mlp`, before the MLP of the layer before that.
+    """
 
     features: Tensor
     """`[n, D]`: hidden states of the tokens that are left."""
@@ -171,6 +174,8 @@ class LayerTokens:
     """T * N of the video."""
     stage: int
     """Which of the method's layers this is, from 0."""
+    depth: int
+    """Layers of the language model."""
     attention: Attention
     state: Any = None
     """What the stage before handed on."""

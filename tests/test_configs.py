@@ -190,7 +190,17 @@ def test_a_method_is_answered_anew_when_what_it_imports_changes(monkeypatch: pyt
         "base.py": set(methods),
         "_temporal_dpc_triton.py": {"mmg_vid", "dpc_knn"},  # imported in a function; dpc_knn shares code with mmg_vid
         "mmg_vid.py": {"mmg_vid", "dpc_knn"},
-        "_inside.py": {"fastv", "pdrop", "sparsevlm", "dycoke", "flashvid", "holitom", "prunevid", "chain"},
+        "_inside.py": {
+            "fastv",
+            "pdrop",
+            "sparsevlm",
+            "dycoke",
+            "flashvid",
+            "framefusion",
+            "holitom",
+            "prunevid",
+            "chain",
+        },
         "fastv.py": {"fastv"},
         "registry.py": {"chain"},  # which finds its parts by it
     }

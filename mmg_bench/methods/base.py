@@ -55,6 +55,8 @@ class Method(ABC):
     """The same for what is pruned inside the language model; None: as `positions` (or as the run overrides it)."""
     prunes_caches: ClassVar[bool] = False
     """Whether keys and values of the layers below a stage are pruned with it."""
+    before_mlp: ClassVar[bool] = False
+    """Whether it prunes in the layer before each of its `layers`, between attention and MLP, not between layers."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -118,6 +120,10 @@ class Method(ABC):
     def select_inside(self, tokens: LayerTokens) -> Selection:
         """The algorithm of `prune_inside`, for methods that name `layers`."""
         raise TypeError(f"{type(self).__name__} names layers() but has no select_inside()")
+
+    def finished(self, state: Any) -> bool:
+        """Whether nothing is pruned any more of a video of which a stage, or `select`, handed on this `state`."""
+        return False
 
     def key_layer(self, depth: int) -> int | None:
         """The layer from which on some visual keys are hidden at each decoding step; None: nothing is hidden."""

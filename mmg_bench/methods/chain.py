@@ -150,6 +150,9 @@ class Chain(Method):
         chosen = self.parts[1].select_inside(own)
         return replace(chosen, state=(entered, chosen.state))
 
+    def finished(self, state: Any) -> bool:
+        return self.parts[1].finished(state[1])
+
     def key_layer(self, depth: int) -> int | None:
         """That of `inside`."""
         return self.parts[1].key_layer(depth)

@@ -88,6 +88,16 @@ class Adapter(ABC):
         normalised: Tensor = layer.input_layernorm(hidden)
         return normalised
 
+    def mlp(self, layer: Any) -> tuple[nn.Module, nn.Module]:
+        """The norm behind the attention of a decoder layer, and its MLP: the layer ends with `x + mlp(norm(x))`.
+
+        Raises UnsupportedModelError where the layer is built otherwise.
+        """
+        try:
+            return layer.post_attention_layernorm, layer.mlp
+        except AttributeError as error:
+            raise UnsupportedModelError(f"{type(layer).__name__} is not built as expected: {error}") from error
+
     def rotary(self, hidden: Tensor, ids: Tensor) -> Any:
         """The rotary embeddings that the language model makes of position ids `[..., B, S]` for its layers."""
         # of four, the first counts the text, for masks only

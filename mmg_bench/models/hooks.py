@@ -64,6 +64,10 @@ class VideoReport:
     stages: tuple[tuple[int, int], ...] = ()
     """`(layer, visual tokens that enter it)` of each later layer before which the method pruned."""
 
+    def entering(self, layer: int) -> int:
+        """How many of its visual tokens enter a layer of the language model."""
+        return next((n for at, n in reversed(self.stages) if at <= layer), self.realised_tokens)
+
     @property
     def prune_seconds(self) -> float:
         """Spent before layer 0, device work included; what a method does inside the language model is part of that."""
@@ -83,7 +87,8 @@ class Run:
     @property
     def stages(self) -> list[list[int]]:
         """`[layer, visual tokens that enter it]` of all videos of the last prompt together."""
-        return [[same[0][0], sum(n for _, n in same)] for same in zip(*(v.stages for v in self.report), strict=True)]
+        layers = sorted({layer for video in self.report for layer, _ in video.stages})
+        return [[layer, sum(video.entering(layer) for video in self.report)] for layer in layers]
 
 
 @contextmanager

@@ -4,6 +4,9 @@ A layer at which the method prunes takes the kept rows of its hidden states; it 
 the masks and rotary embeddings of what is left. Keys and values of the layers before stay whole, unless
 the method prunes them too. While decoding, the columns that a layer never saw are taken out of its mask.
 
+A method may also prune in the middle of the layer before, behind its attention: the MLP then gets the kept rows, and
+what comes of them takes the place of the layer's output.
+
 No layer gets position ids: the rotary embeddings say all, and attention kernels would take a jump in the ids for the
 border between two packed sequences.
 """
@@ -102,7 +105,7 @@ class Flow:
 
     mask: Tensor  # [B, columns seen] 2-D attention mask
     ids: Tensor  # [..., B, q] position ids
-    rotary: Any = None  # rotary embeddings, as the model makes them of `ids`
+    rotary: Any = None  # rotary embeddings, as the model makes them of `ids`; known once a layer is called
     causal: Any = None  # the mask as the attention implementation wants it
 
 
@@ -137,6 +140,8 @@ class Inside:
         self.prefill = False
         self.additions: list[Tensor] = []  # [B, K, D] to add behind each of the first layers at prefill
         self.inputs: dict[int, tuple[Tensor, Any]] = {}  # layer -> hidden states, rotary embeddings of its attention
+        self.cache: Any = None  # of the layer under way, where it is pruned before its MLP,
+        self.residual: Tensor | None = None  # and `[B, K, D]` that the MLP adds to, then the layer's output
 
     def install(self, stack: ExitStack) -> None:
         """Set the hooks; `stack` removes them."""
@@ -147,11 +152,15 @@ class Inside:
                 stack.callback(attention.register_forward_pre_hook(self._note(number), with_kwargs=True).remove)
             stack.callback(layer.register_forward_pre_hook(self._narrow(number), with_kwargs=True).remove)
             stack.callback(layer.register_forward_hook(self._add(number)).remove)
+            if self.method.before_mlp and number + 1 in self.at:
+                norm, mlp = self.adapter.mlp(layer)
+                stack.callback(norm.register_forward_pre_hook(self._split(number + 1)).remove)
+                stack.callback(mlp.register_forward_hook(self._rejoin).remove)
 
     def begin(self, prompt: Prompt, mask: Tensor, ids: Tensor, additions: list[Tensor], prefill: bool) -> None:
         """A forward call of the language model begins."""
         self.prompt, self.additions, self.prefill = prompt, additions, prefill
-        self.base, self.flow = Flow(mask, ids), None
+        self.base, self.flow, self.residual = Flow(mask, ids), None, None
         self.inputs.clear()
 
     def stop(self) -> None:
@@ -166,11 +175,21 @@ class Inside:
                 prompt.kept = stage if prompt.kept is None else stage.after(prompt.kept)
             prompt.stages = []
 
+    def _prunes_at(self, number: int) -> bool:
+        """Whether a prompt goes through of which a video is pruned before layer `number`."""
+        return (
+            self.base is not None
+            and self.prefill
+            and number in self.at
+            and not all(self.method.finished(span.state) for span in self.prompt.spans)
+        )
+
     def _note(self, number: int) -> Any:
         """Forward pre-hook of an attention module: keep what it is called with, if the layer behind will look at it."""
 
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self.base is not None and (number + 1 in self.at if self.prefill else number + 1 == self.key_layer):
+            decoding = self.base is not None and not self.prefill
+            if self._prunes_at(number + 1) or (decoding and number + 1 == self.key_layer):
                 hidden = args[0] if args else kwargs["hidden_states"]
                 self.inputs[number] = hidden.detach(), kwargs["position_embeddings"]
 
@@ -183,12 +202,13 @@ class Inside:
             if self.base is None:
                 return None
             hidden, cache = args[0], cache_of(kwargs)
-            if number in self.at:
-                stage = self.at.index(number)
-                if self.prefill:
-                    hidden = self._prune(stage, number, hidden, cache, kwargs)
-                elif stage < len(self.prompt.stages):
-                    self._advance(self.prompt.stages[stage], hidden, cache, number)
+            self.base = replace(self.base, rotary=kwargs["position_embeddings"])  # on the layer's own device
+            if self.method.before_mlp:
+                self.cache = cache
+            elif self._prunes_at(number):
+                hidden = self._prune(number, hidden, cache)
+            if not self.prefill and number in self.at and (stage := self.at.index(number)) < len(self.prompt.stages):
+                self._advance(self.prompt.stages[stage], hidden, cache, number)
             if number == self.key_layer and not self.prefill and hidden.shape[1] == 1:
                 self._hide_keys(number, hidden, cache)
             changed: dict[str, Any] = {"position_ids": None}
@@ -198,30 +218,54 @@ class Inside:
 
         return hook
 
-    def _add(self, number: int) -> Any:
-        """Forward hook of a decoder layer: add what the language model would have added behind it."""
+    def _split(self, number: int) -> Any:
+        """Forward pre-hook of the norm before an MLP: prune there if it is the method's place, and pass on the rest."""
 
-        def hook(module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            if number >= len(self.additions):
+        def hook(module: Any, args: tuple[Any, ...]) -> Any:
+            if not self._prunes_at(number):
                 return None
-            return output + self.additions[number].to(output.device, output.dtype)
+            self.residual = self._prune(number, args[0], self.cache)
+            return (self.residual, *args[1:])
 
         return hook
 
-    def _prune(self, stage: int, number: int, hidden: Tensor, cache: Any, kwargs: dict[str, Any]) -> Tensor:
-        """Prune every video before layer `number`: the hidden states `[B, K, D]` that go on."""
+    def _rejoin(self, module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """Forward hook of an MLP: what the layer would do with all rows, with those that are left."""
+        if self.residual is None:
+            return None
+        self.residual = self.residual + output
+        return output.new_zeros(1, 1, 1)  # for the layer to add to all rows, which nobody looks at any more
+
+    def _add(self, number: int) -> Any:
+        """Forward hook of a decoder layer: what goes on, with what the language model would have added behind it."""
+
+        def hook(module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            if self.residual is not None:
+                output = self.residual
+            self.residual = self.cache = None
+            if number < len(self.additions):
+                output = output + self.additions[number].to(output.device, output.dtype)
+            return output
+
+        return hook
+
+    def _prune(self, number: int, hidden: Tensor, cache: Any) -> Tensor:
+        """Prune every video before layer `number`, or the MLP before it: the hidden states `[B, K, D]` that go on."""
         current = self.flow or self.base
         assert current is not None
-        rotary = self.flow.rotary if self.flow else kwargs["position_embeddings"]
         left = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         counts = [hidden.shape[1]] * len(hidden)
         source = torch.arange(hidden.shape[1], device=hidden.device).repeat(len(hidden), 1)
         values, after = hidden.clone(), []
+        stage, depth = self.at.index(number), len(self.adapter.layers)
         for span in self.prompt.spans:
+            if self.method.finished(span.state):
+                after.append(span)
+                continue
             row = hidden[span.row]
-            attend = _Attend(self, number, span, current.mask, row, rotary)
+            attend = _Attend(self, number, span, current.mask, row, current.rotary)
             tokens = LayerTokens(
-                row[span.columns], span.positions, row[span.text], span.total, stage, attend, span.state
+                row[span.columns], span.positions, row[span.text], span.total, stage, depth, attend, span.state
             )
             chosen = self.method.prune_inside(tokens)
             self.look_over(check_selection(self.method, tokens, chosen))

@@ -96,6 +96,14 @@ def _chosen(body: list[int], places: list[int], index: list[int]) -> tuple[list[
     return [body[i] for i in index], sorted(places[i] for i in index)
 
 
+def _changed(x: Tensor, body: list[int], chosen: Selection) -> Tensor:
+    """Hidden states `[1, S, D]` in which the columns in `body` have what a stage made of them."""
+    if chosen.features is not None:
+        x = x.clone()
+        x[0, body] = chosen.features
+    return x
+
+
 def masked_logits(model: Any, prompt: Prompt, method: Method, positions: str, trace: Trace, steps: int) -> Tensor:
     """Logits `[steps, vocabulary]` of greedy decoding, without a cache: every step runs the whole sequence."""
     language, width, visual = adapter_for(model).language_model, prompt.embeds.shape[1], set(prompt.visual)
@@ -134,12 +142,9 @@ def masked_logits(model: Any, prompt: Prompt, method: Method, positions: str, tr
         for _, chosen in sorted(at_stage.items()):
             everywhere = _chosen(*everywhere, chosen.index.tolist())
         for number, layer in enumerate(language.layers):
-            if number in at_stage:
-                chosen = at_stage[number]
-                body, places = _chosen(body, places, chosen.index.tolist())
-                if chosen.features is not None:
-                    x = x.clone()
-                    x[0, body] = chosen.features
+            if number in at_stage and not method.before_mlp:
+                body, places = _chosen(body, places, at_stage[number].index.tolist())
+                x = _changed(x, body, at_stage[number])
                 if inside_contiguous:
                     ids = closed(ids, order(body, places))
             seen = seen_by(body, places)
@@ -152,7 +157,16 @@ def masked_logits(model: Any, prompt: Prompt, method: Method, positions: str, tr
                         hidden[keys] = False
                         seen[width + i, torch.tensor(body)[hidden]] = False
             mask = torch.zeros(1, 1, length, length).masked_fill_(~seen, torch.finfo(torch.float32).min)
-            x = layer(x, attention_mask=mask, position_embeddings=language.rotary_emb(x, ids))
+            rotary = language.rotary_emb(x, ids)
+            if number + 1 in at_stage and method.before_mlp:
+                x = x + layer.self_attn(layer.input_layernorm(x), attention_mask=mask, position_embeddings=rotary)[0]
+                body, places = _chosen(body, places, at_stage[number + 1].index.tolist())
+                x = _changed(x, body, at_stage[number + 1])
+                if inside_contiguous:
+                    ids = closed(ids, order(body, places))
+                x = x + layer.mlp(layer.post_attention_layernorm(x))
+            else:
+                x = layer(x, attention_mask=mask, position_embeddings=rotary)
             if number < len(prompt.additions):
                 x = torch.cat([x[:, :width] + prompt.additions[number], x[:, width:]], dim=1)
         logits.append(model.lm_head(language.norm(x))[0, -1])

@@ -141,13 +141,16 @@ def test_rows_are_those_of_eager_attention(deep: tuple[Any, Any], inputs: dict[s
 
 
 @pytest.mark.parametrize("positions", ["original", "contiguous"])
-@pytest.mark.parametrize("name", [*inside_methods(), "sparsevlm+"])
+@pytest.mark.parametrize("name", [*inside_methods(), "sparsevlm+", "framefusion+"])
 def test_removing_equals_masking(
     deep: tuple[Any, Any], inputs: dict[str, Tensor], name: str, positions: Positions
 ) -> None:
     model, _ = deep
-    options = {"version": 2} if name.endswith("+") else {}
-    method = get_method(name.removesuffix("+"), retention_ratio=0.3, **options)
+    options: dict[str, dict[str, Any]] = {
+        "sparsevlm+": {"version": 2},
+        "framefusion+": {"similarity_lower_bound": 0.4},  # at which it merges before all MLPs but the last
+    }
+    method = get_method(name.removesuffix("+"), retention_ratio=0.3, **options.get(name, {}))
     visual = (inputs["input_ids"][0] == model.config.video_token_index).nonzero().flatten()[:-1]
     with torch.no_grad(), traced(method, DEPTH) as trace, method(model, positions=positions) as run:
         ids = model.generate(**inputs, **GREEDY)[0, inputs["input_ids"].shape[1] :].tolist()
@@ -200,7 +203,7 @@ class Uneven(InsideMethod):
         return Selection(torch.arange(count) * (2 - tokens.stage))
 
 
-@pytest.mark.parametrize("name", ["uneven", "fastv", "sparsevlm", "holitom", "prunevid", "dycoke"])
+@pytest.mark.parametrize("name", ["uneven", "fastv", "framefusion", "sparsevlm", "holitom", "prunevid", "dycoke"])
 def test_rows_of_a_batch_are_answered_as_if_alone(deep: tuple[Any, Any], name: str) -> None:
     model, processor = deep
     texts = [QUESTION, "How many times does the star flash?", "What shape is the red object?"]
@@ -341,9 +344,12 @@ def test_beams_keep_what_their_own_steps_attended_to(
         assert total == pytest.approx(score, abs=1e-3)
 
 
-@pytest.mark.parametrize("name", ["fastv", "dycoke"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("fastv", {"layer": 2}), ("dycoke", {"layer": 2}), ("framefusion", {"similarity_lower_bound": 0.4})],
+)
 def test_nothing_of_a_layer_is_kept_for_longer_than_it_is_looked_at(
-    deep: tuple[Any, Any], inputs: dict[str, Tensor], name: str
+    deep: tuple[Any, Any], inputs: dict[str, Tensor], name: str, options: dict[str, Any]
 ) -> None:
     """Memory of as many hidden states as a prompt has would be charged to the method."""
     layers = deep[0].model.language_model.layers
@@ -357,7 +363,7 @@ def test_nothing_of_a_layer_is_kept_for_longer_than_it_is_looked_at(
         layers[3].register_forward_pre_hook(lambda module, args: left.append(not given[-1].expired())),
     ]
     try:
-        with torch.inference_mode(), get_method(name, layer=2)(deep[0]):
+        with torch.inference_mode(), get_method(name, **options)(deep[0]):
             deep[0](**inputs)
     finally:
         for handle in handles:

@@ -1,0 +1,143 @@
+"""FrameFusion: merge what repeats from frame to frame, layer by layer while much does, then keep the most attended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmg_bench.methods._inside import most_attended
+from mmg_bench.methods._merge import bag_means, neighbour_cosines
+from mmg_bench.methods._ops import descending, positions_of
+from mmg_bench.methods.base import Method, check_flag, check_range
+from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens
+
+OFFICIAL_DEPTH = 28
+
+
+class Progress(NamedTuple):
+    """How far the reduction of one video has come."""
+
+    tokens_per_frame: int
+    """N."""
+    removed: tuple[float, ...] = ()
+    """Share of the tokens that each merge has removed so far."""
+    merging: bool = True
+    """Whether the next stage merges; otherwise it prunes."""
+    finished: bool = False
+    """Whether nothing is left to do."""
+
+
+def share_to_remove(removed: Sequence[float], cost: float, depth: int) -> float:
+    """The share to remove now so that `depth` layers see `cost` of the tokens on average, in [0, 1].
+
+    `removed`: the shares that went before, each of what was left then; every one of them has taken one layer.
+    """
+    left, seen = 1.0, 0.0
+    for share in removed:
+        left *= 1 - share
+        seen += left
+    rest = depth * cost - seen
+    return min(1.0, max(0.0, 1 - rest / ((depth - len(removed)) * left)))
+
+
+def place_by_place(features: Tensor, positions: Tensor, tokens_per_frame: int) -> tuple[Tensor, Tensor]:
+    """Tokens `[n, D]` at flat `positions [n]` in the order of their place in the frame, then of time.
+
+    Returns that order, int64 `[n]`, and the cosine of each with the one before it there, `[n]`; -2 for the first of
+    a place.
+    """
+    place, frame = positions % tokens_per_frame, positions // tokens_per_frame
+    order = (place * (frame.max() + 1) + frame).argsort()
+    place = place[order]
+    cosine = neighbour_cosines(features[order]).masked_fill(place[1:] != place[:-1], -2)  # [n - 1]
+    return order, torch.cat([cosine.new_full((1,), -2), cosine])
+
+
+def merge_runs(features: Tensor, order: Tensor, joins: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Merge each of the `count` tokens that `joins [n]` (in `order`) marks into the one before it, in runs.
+
+    Returns the index `[K]` of the tokens that stay, ascending, and the means `[K, D]` of their runs, float32.
+    """
+    stays = order[positions_of(~joins, len(order) - count)]  # [K], first tokens of the runs
+    run = torch.empty_like(order).scatter(0, order, (~joins).cumsum(0) - 1)  # [n]
+    means = bag_means(features, run, len(stays))
+    stays, raster = stays.sort()
+    return stays, means[raster]
+
+
+@dataclass(frozen=True)
+class FrameFusion(Method):
+    """FrameFusion (Fu et al., ICCV 2025).
+
+    Idea: before the language model, and after the attention of its first layers, tokens that resemble the one before
+    them at their place in the frame are merged with it, until few do; then, after the next attention, the tokens that
+    the prompt's last one attends to least are dropped.
+
+    Source: arXiv 2501.01986; thu-nics/FrameFusion fbec1d2 (framefusion/main.py). Parameters: see the fields.
+    `retention_ratio` is the official `cost`: the mean over the layers of the tokens that they see. How many enter
+    layer 0 follows from the video.
+    Deviations: attention is recomputed for one row; float32 whatever the model's dtype; the cost counts the model's
+    own layers (officially 28 whatever the model); at least one token is kept, also where the merges alone have seen
+    more than the cost allows (officially an error); equal values by the lower place; newline tokens are left alone.
+    """
+
+    similarity_lower_bound: float = 0.6
+    """Cosine from which on a token is merged with the one before it at its place."""
+    ratio_lower_bound: float = 0.1
+    """Share of mergeable tokens below which merging ends and the next stage prunes."""
+    inner: bool = True
+    """Whether to go on inside the language model; otherwise the most alike are merged before it, down to the ratio."""
+
+    name: ClassVar[str] = "framefusion"
+    exact: ClassVar[bool] = False
+    before_mlp: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "similarity_lower_bound", -1, 1)
+        check_range(self, "ratio_lower_bound", 0, 1)
+        check_flag(self, "inner")
+
+    def select(self, tokens: VideoTokens) -> PrunedTokens:
+        everything = torch.arange(tokens.total, device=tokens.features.device)
+        # before anything was removed, the share to remove is the same at any depth
+        merged = self._merge(tokens.flat, everything, Progress(tokens.tokens_per_frame), OFFICIAL_DEPTH)
+        if merged.features is None:
+            return PrunedTokens(tokens.flat, everything, state=merged.state)
+        return PrunedTokens(merged.features.to(tokens.features.dtype), merged.index, state=merged.state)
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        """Any layer may be the last to merge or prune; those behind it see what it leaves."""
+        return tuple(range(1, depth)) if self.inner else ()
+
+    def finished(self, state: Progress) -> bool:
+        return state.finished
+
+    def select_inside(self, tokens: LayerTokens) -> Selection:
+        state: Progress = tokens.state
+        if state.merging:
+            return self._merge(tokens.features, tokens.positions, state, tokens.depth)
+        attention = tokens.attention()[:, 0].mean(0)  # [n]
+        share = share_to_remove(state.removed, self.retention_ratio, tokens.depth)
+        kept = most_attended(attention, max(1, round(len(attention) * (1 - share))))
+        return Selection(kept, state=state._replace(finished=True))
+
+    def _merge(self, features: Tensor, positions: Tensor, state: Progress, depth: int) -> Selection:
+        """Merge all tokens that repeat; of more than are to go, the most alike, and then nothing is left to do."""
+        order, similarity = place_by_place(features, positions, state.tokens_per_frame)
+        joins = similarity >= self.similarity_lower_bound  # [n], in order
+        count = int(joins.sum())
+        share, most = count / len(order), share_to_remove(state.removed, self.retention_ratio, depth)
+        if share < most and self.inner:
+            state = state._replace(removed=(*state.removed, share), merging=share >= self.ratio_lower_bound)
+        else:
+            count = min(int(most * len(order)), len(order) - state.tokens_per_frame)  # the first of a place has none
+            joins = torch.zeros_like(joins).index_fill(0, descending(similarity)[:count], True)
+            state = state._replace(finished=True)
+        if not count:
+            return Selection(torch.arange(len(order), device=order.device), state=state)
+        return Selection(*merge_runs(features, order, joins, count), state=state)
