@@ -228,7 +228,7 @@ def _no_such(group: str, name: str, known: Iterable[str]) -> ValueError:
 
 def _no_such_option(option: str, group: str, name: str, known: DictConfig) -> ValueError:
     options = [str(entry) for entry in known if (group, entry) != ("method", "name")]  # by which it is chosen
-    near = meant(option.rpartition(".")[2], options)
+    near = _of_a_section(option, known) or meant(option.rpartition(".")[2], options)
     where = f"{group} {known.name}" if group in _groups(name) and "name" in known else group or name
     hint = ""
     if name == "table" and option.startswith("method."):
@@ -236,6 +236,13 @@ def _no_such_option(option: str, group: str, name: str, known: DictConfig) -> Va
     elif group == "method" and not near:
         hint = f"; of several methods, an option of one goes by its name: {option.replace('.', '.<name>.', 1)}=..."
     return ValueError(f"{option}: no such option; {near}{where} has: {', '.join(options) or 'none'}{hint}")
+
+
+def _of_a_section(option: str, known: DictConfig) -> str:
+    """The question whether an option of that name in one of the known sections was meant; empty where there is none."""
+    sections = [str(name) for name in known if isinstance(known[name], DictConfig) and option in known[name]]
+    sections = [name for name in sections if (name, option) != ("method", "name")]  # by which it is chosen
+    return f"did you mean {' or '.join(f'{section}.{option}' for section in sections)}? " if sections else ""
 
 
 def _key(override: str) -> str:

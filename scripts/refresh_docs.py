@@ -20,10 +20,11 @@ from mmg_bench.benchmarks.embedded.dataset import video_file
 from mmg_bench.benchmarks.video import read_frames
 from mmg_bench.commands.show import show
 from mmg_bench.report import figures
+from mmg_bench.report.accuracy import WITHIN
 from mmg_bench.report.answers import ALL
 from mmg_bench.report.overlay import contact_sheet
 from mmg_bench.report.rows import DENSE, read_rows
-from mmg_bench.report.table import WITHIN, named
+from mmg_bench.report.table import named
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = [ROOT / "tests" / part for part in (".", "models", "measure", "report")]

@@ -55,7 +55,10 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
             "method.relevence: no such option; did you mean relevance? method cdpruner has: scope",
         ),
         ("run method.mmg_vid.name=random", "method.name=random: choose a method so: method=random"),
-        ("run -m method=mmg_vid,random frames=8,16", "frames: no such option; run has: model, method"),
+        (
+            "run -m method=mmg_vid,random frames=8,16",
+            "frames: no such option; did you mean model.frames? run has: model, method",
+        ),
         ("run -m method=glob(zz*)", "method=glob(zz*): there is nothing of such a name"),
         (
             "run -m retention_ratio=interval(0.1,0.3)",

@@ -28,9 +28,9 @@ from mmg_bench.models.checking import check_model
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.spec import ModelSpec
 from mmg_bench.options import check_folder, check_text
+from mmg_bench.report.accuracy import layout
 from mmg_bench.report.labels import label_among, label_meant
 from mmg_bench.report.rows import DENSE, Measurement, result_rows
-from mmg_bench.report.table import layout
 from mmg_bench.runner import provenance
 from mmg_bench.runner.evaluate import Shard, collect, evaluate
 from mmg_bench.runner.records import Record

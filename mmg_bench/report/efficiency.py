@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pandas as pd
 
 from mmg_bench.report.answers import ALL, Key, Sources
-from mmg_bench.report.rows import DENSE, ResultRow, as_tuples, measured_over_pending, provenance_keys
+from mmg_bench.report.rows import DENSE, ResultRow, as_tuples, measured_over_pending, provenance_keys, prunes_inside
 from mmg_bench.report.table import (
     FLAG,
     NONE,
@@ -18,7 +18,6 @@ from mmg_bench.report.table import (
     Table,
     flops_of_dense,
     measured_line,
-    prunes_inside,
     table_by_ratio,
     unsteady,
     with_interval,

@@ -241,6 +241,14 @@ def headline(rows: pd.DataFrame) -> pd.DataFrame:
     return overall if len(benchmarks) == 1 else overall[overall.benchmark == AVERAGE]
 
 
+def prunes_inside(rows: pd.DataFrame) -> bool:
+    """Whether some cell's layers do not all see the tokens that enter layer 0."""
+    inside = as_tuples(rows[rows.metric == "retention_layer_mean"])
+    whole = {row.benchmark: row.realised_tokens for row in inside if row.method == DENSE}
+    known = (row for row in inside if row.benchmark in whole)  # not where every dense answer failed
+    return any(row.value < row.realised_tokens / whole[row.benchmark] - 1e-6 for row in known)
+
+
 def _check_dense(cells: Cells, where: str) -> None:
     """Raise ValueError unless dense is among the cells, and every cell was asked what dense was."""
     if (DENSE, 1.0) not in cells:

@@ -1,39 +1,29 @@
-"""Tables from result rows: one a model and frame count, as Markdown and on the terminal.
+"""A laid-out table, as Markdown and on the terminal, and how values are written in one.
 
-The layout is that of the field: dense on top, then a block for each retention ratio with a line a method. With one
-benchmark its skills are the columns, with several the benchmarks are.
+The layout is that of the field: dense on top, then a block for each retention ratio with a line a method.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
-
-from mmg_bench.report.answers import ALL, AVERAGE, NO_BENCHMARK, Key, Sources
-from mmg_bench.report.needed import KEPT, Needed, tokens_needed
-from mmg_bench.report.published import published as published_numbers
-from mmg_bench.report.rows import DENSE, OVER, ResultRow, as_tuples, headline, measured_over_pending, provenance_keys
+from mmg_bench.report.answers import Key, Sources
+from mmg_bench.report.rows import DENSE, ResultRow
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 CONTROLS = frozenset({"random", "uniform", "pooled", "fewer_frames"})
 """Methods that show what a budget is worth without any idea behind it."""
-WITHIN = 0.005
-"""How far the mean share of tokens that layers see may lie from the retention ratio and still count as it."""
 STEADY = 1.5
 """How far the 95th percentile of dense's own prefill may lie above the 5th on a machine that times can be told of."""
 NONE = "–"
 FLAG = "⚠"
-_MARKS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ"
 
 
 @dataclass(frozen=True)
@@ -77,33 +67,25 @@ def named(method: str) -> str:
     return f"{method} (control)" if is_control(method) else method
 
 
-def layout(
-    rows: pd.DataFrame,
-    provenance: Sources,
-    published: pd.DataFrame | None = None,
-    *,
-    whole: Mapping[str, int] | None = None,
-) -> list[Table]:
-    """The tables of `rows`, one for each model and number of frames. What was measured as well is not pending.
+def table_by_ratio(
+    title: str, header: tuple[str, ...], cells: Sequence[Key], columns: Mapping[str, Column], footnotes: tuple[str, ...]
+) -> Table:
+    """The table of `cells`, a line each: dense on top, then a block for each ratio.
 
-    Below it stands what each method needs to keep most of dense, where methods were measured at ratios enough for that.
-
-    provenance: what provenance.json holds; the header shows device, dtype, attention, date, commit and command of each
-        key that the rows name.
-    published: numbers to show beside ours, as `mmg_bench.report.published.published` returns them (the default).
-    whole: how many questions each benchmark has, where that is known: a table of fewer says so.
-
-    Raises ValueError when there are no rows, or when they name a provenance key that is missing.
+    columns: column name -> its entries; the methods' names come before. Those without any value are left out.
     """
-    if rows.empty:
-        raise ValueError("there are no rows to make a table of")
-    published, questions = published_numbers() if published is None else published, whole or {}
-    tables = []
-    for (model, frames), part in measured_over_pending(rows).groupby(["model", "frames"], sort=False):
-        cited = published[(published.model == model) & (published.frames == frames)]
-        table = _Layout(part, provenance, cited, questions).table()
-        tables += [table, *_tokens_needed(table.title, part)]
-    return tables
+
+    def block(cell: Key) -> float:
+        return math.inf if cell[0] == DENSE else cell[1]
+
+    names = {cell: Entry(named(cell[0])) for cell in cells}
+    filled = {name: column for name, column in columns.items() if any(e.text != NONE for e in column.values())}
+    shown = {"Method": names, **filled}
+    blocks = []
+    for ratio, found in groupby(sorted(cells, key=block, reverse=True), key=block):
+        lines = tuple(tuple(column[cell] for column in shown.values()) for cell in found)
+        blocks.append(Block("" if ratio == math.inf else f"R = {100 * ratio:.4g} %", lines))
+    return Table(title, header, tuple(shown), tuple(blocks), footnotes)
 
 
 def to_markdown(tables: Sequence[Table]) -> str:
@@ -151,288 +133,6 @@ def _markdown(table: Table) -> str:
     if table.footnotes:
         parts.append("\n".join(f"- {n}" for n in table.footnotes))
     return "\n\n".join(parts)
-
-
-class _Notes:
-    """Footnotes, each with a mark that the entries carry."""
-
-    def __init__(self) -> None:
-        self.sources: dict[str, str] = {}
-        self.flags: list[str] = []
-
-    def mark(self, text: str) -> str:
-        repeat, index = divmod(len(self.sources), len(_MARKS))
-        return self.sources.setdefault(text, _MARKS[index] * (repeat + 1))
-
-    @property
-    def lines(self) -> tuple[str, ...]:
-        return (*(f"{mark} {text}" for text, mark in self.sources.items()), *(f"{FLAG} {f}" for f in self.flags))
-
-
-class _Layout:
-    """Makes the table of one model and number of frames."""
-
-    def __init__(
-        self,
-        rows: pd.DataFrame,
-        provenance: Sources,
-        published: pd.DataFrame,
-        questions: Mapping[str, int],
-    ):
-        self.rows, self.provenance, self.published, self.questions = rows, provenance, published, questions
-        self.notes = _Notes()
-        self.by_key = {(r.benchmark, r.skill, r.method, r.retention_ratio, r.metric): r for r in as_tuples(rows)}
-        self.benchmarks = [b for b in rows.benchmark.unique() if b not in (AVERAGE, NO_BENCHMARK)]
-        main = headline(rows)
-        self.main = str(main.benchmark.iloc[0]) if len(main) else NO_BENCHMARK
-        self.skills = [s for s in rows.skill.unique() if s != ALL] if len(self.benchmarks) == 1 else []
-        if len(self.skills) < 2:  # a single skill is the whole benchmark once more
-            self.skills = []
-        self.prunes_inside = prunes_inside(rows)
-        metrics = rows.metric.unique()
-        self.others = {m: m.removeprefix(OVER) for m in metrics if m.startswith(OVER)}
-        """Metrics that compare with another method than dense, and its label."""
-        self.cells = list(dict.fromkeys(zip(rows.method, rows.retention_ratio, strict=True)))
-        accuracy = rows[(rows.metric == "accuracy") & (rows.source != "pending")]
-        whole = (self.by_key.get((b, ALL, DENSE, 1.0, "accuracy")) for b in self.benchmarks)
-        self.whole = [row for row in whole if row is not None]
-        """Dense on each benchmark."""
-        self.no_mean = set(accuracy[(accuracy.skill == ALL) & accuracy.value.isna() & (accuracy.n > 0)].benchmark)
-        """Benchmarks that have answers and no accuracy: means over skills, to one of which there is no answer."""
-        lacking = accuracy[accuracy.benchmark.isin(self.no_mean) & (accuracy.skill != ALL) & accuracy.value.isna()]
-        for benchmark, part in lacking.groupby("benchmark", sort=False):
-            skills = ", ".join(part.skill.unique())
-            self.notes.flags.append(f"{benchmark}: no mean over the skills, for every question of {skills} failed")
-        self.notes.flags += unsteady(self._row("prefill_ms", DENSE, 1.0, *self.benchmarks))
-
-    def table(self) -> Table:
-        first = self.rows.iloc[0]
-        names = ", ".join(self.benchmarks) or "no benchmark"
-        title = f"{first['table']}: {first['model']}, {names}, {first['frames']} frames"
-        if parts := [row.n + row.n_errors for row in self.whole if self._first(row)]:
-            title += f", only the first {max(parts)} questions{' of each' if len(self.benchmarks) > 1 else ''}"
-        columns = self._columns()  # which makes the notes
-        return table_by_ratio(title, self._header(), self.cells, columns, self.notes.lines)
-
-    def _columns(self) -> dict[str, Column]:
-        columns: dict[str, Column] = {}
-        scores = [(skill, self.benchmarks[0], skill) for skill in self.skills]
-        if len(self.benchmarks) == 1:
-            scores.append(("All" if self.skills else self.benchmarks[0], self.benchmarks[0], ALL))
-        elif self.benchmarks:
-            scores += [*((b, b, ALL) for b in self.benchmarks), ("Avg.", AVERAGE, ALL)]
-        for name, benchmark, skill in scores:
-            columns[name] = {cell: Entry(self._score(benchmark, skill, *cell)) for cell in self.cells}
-        best = self._best()
-        columns["Kept % [95 % CI]"] = {cell: Entry(self._kept(*cell), cell in best) for cell in self.cells}
-        over = [(f"Over {label} [95 % CI]", partial(self._over, metric)) for metric, label in self.others.items()]
-        texts: Sequence[tuple[str, Callable[[str, float], str]]] = (
-            ("p (McNemar)", self._p),
-            *over,
-            ("Tokens", self._tokens),
-            *([("Layer mean", self._layer_mean)] if self.prunes_inside else []),
-            ("FLOPs (of dense)", self._flops),
-            ("Prefill speed-up [95 % CI]", self._speedup),
-        )
-        for name, text in texts:
-            columns[name] = {cell: Entry(text(*cell)) for cell in self.cells}
-        if (self.rows.n_errors > 0).any():
-            columns["Errors"] = {cell: Entry(self._errors(*cell)) for cell in self.cells}
-        return columns
-
-    def _row(self, metric: str, method: str, ratio: float, *others: str) -> ResultRow | None:
-        """The row of a metric on the main benchmark, or else on none, or on one of `others`; None without a value."""
-        for benchmark in (self.main, NO_BENCHMARK, *others):
-            row = self.by_key.get((benchmark, ALL, method, ratio, metric))
-            if row is not None and math.isfinite(row.value):
-                return row
-        return None
-
-    def _score(self, benchmark: str, skill: str, method: str, ratio: float) -> str:
-        row = self.by_key.get((benchmark, skill, method, ratio, "accuracy"))
-        cited = self._published(benchmark, method, ratio) if skill == ALL else ""
-        if row is None or not math.isfinite(row.value):
-            pending = row is not None and row.source == "pending"
-            return f"{'pending' if pending else self._none(row)}{cited}"
-        flag = f" {FLAG}" if skill == ALL and method == DENSE and self._differs(row) else ""
-        return f"{row.value:.1f}{flag}{cited}"
-
-    def _none(self, whole: ResultRow | None) -> str:
-        """What stands for an accuracy that `whole` lacks."""
-        return FLAG if whole is not None and whole.n and whole.benchmark in self.no_mean else NONE
-
-    def _published(self, benchmark: str, method: str, ratio: float) -> str:
-        """The published numbers of a cell in parentheses, each with the marks of its sources; else nothing."""
-        found = self._published_rows(benchmark, method, ratio)
-        texts = []
-        for score, same in found.groupby("score", sort=False):
-            notes = [f"{s} ({n})" if n else s for s, n in zip(same.source, same.note, strict=True)]
-            texts.append(f"{score:.1f}{''.join(self.notes.mark(n) for n in notes)}")
-        return f" ({', '.join(texts)})" if texts else ""
-
-    def _published_rows(self, benchmark: str, method: str, ratio: float) -> pd.DataFrame:
-        p = self.published
-        return p[(p.benchmark == benchmark) & (p.method == method) & np.isclose(p.retention, ratio)]
-
-    def _differs(self, row: ResultRow) -> bool:
-        """Whether a dense accuracy contradicts a published one; then says so in a footnote."""
-        found = self._published_rows(row.benchmark, row.method, row.retention_ratio)
-        outside = found[(found.score < row.ci_low) | (found.score > row.ci_high)]
-        for score, source in zip(outside.score, outside.source, strict=True):
-            self.notes.flags.append(
-                f"{row.benchmark}: dense scores {row.value:.1f} [{row.ci_low:.1f}, {row.ci_high:.1f}] here, but "
-                f"{score:.1f} in {source}: the difference is larger than the 95 % interval"
-            )
-        return len(outside) > 0
-
-    def _kept(self, method: str, ratio: float) -> str:
-        cited = self._published("average_retention_percent", method, ratio) if self.main == AVERAGE else ""
-        row = self._row("accuracy_kept_percent", method, ratio)
-        if row is None:
-            return self._none(self.by_key.get((self.main, ALL, method, ratio, "accuracy"))) + cited
-        return (f"{row.value:.1f}" if method == DENSE else with_interval(row, 1)) + cited
-
-    def _best(self) -> set[Key]:
-        """The highest percent kept of each block among cells that keep to its ratio, controls and dense apart."""
-        kept = {
-            (m, r): row.value
-            for m, r in self.cells
-            if m != DENSE and not is_control(m) and (row := self._row("accuracy_kept_percent", m, r)) is not None
-            if (seen := self._row("retention_layer_mean", m, r)) is None or seen.value <= r + WITHIN
-        }
-        return {(m, r) for (m, r), v in kept.items() if v == max(w for (_, s), w in kept.items() if s == r)}
-
-    def _p(self, method: str, ratio: float) -> str:
-        row = self._row("p_mcnemar", method, ratio)
-        if row is None or method == DENSE:
-            return NONE
-        return p_value(row.value)
-
-    def _over(self, metric: str, method: str, ratio: float) -> str:
-        row = self._row(metric, method, ratio)
-        return NONE if row is None else signed(row.value, row.ci_low, row.ci_high)
-
-    def _tokens(self, method: str, ratio: float) -> str:
-        here = self.rows[(self.rows.method == method) & (self.rows.retention_ratio == ratio)]
-        known = here[here.benchmark.isin((self.main, NO_BENCHMARK))].realised_tokens.dropna()
-        return f"{known.iloc[0]:.1f}".removesuffix(".0") if len(known) else NONE
-
-    def _layer_mean(self, method: str, ratio: float) -> str:
-        row = self._row("retention_layer_mean", method, ratio)
-        return NONE if row is None else f"{100 * row.value:.1f} %"
-
-    def _flops(self, method: str, ratio: float) -> str:
-        return flops_of_dense(self._row("flops_gqa", method, ratio), self._row("flops_gqa", DENSE, 1.0))
-
-    def _speedup(self, method: str, ratio: float) -> str:
-        cited = self._published("prefill_speedup", method, ratio)
-        row = self._row("prefill_speedup", method, ratio, *self.benchmarks)
-        if row is None:
-            return NONE + cited
-        return ("1×" if method == DENSE else with_interval(row, 2, "×")) + cited
-
-    def _errors(self, method: str, ratio: float) -> str:
-        row = self.by_key.get((self.main, ALL, method, ratio, "accuracy"))
-        return NONE if row is None or row.source == "pending" else f"{row.n_errors} of {row.n + row.n_errors}"
-
-    def _first(self, row: ResultRow) -> bool:
-        """Whether a row is of the first questions of more."""
-        return row.source != "pending" and row.n + row.n_errors < self.questions.get(row.benchmark, 0)
-
-    def _asked(self, row: ResultRow) -> str:
-        """How many questions a row is of; empty where it is pending."""
-        count = row.n + row.n_errors
-        if self._first(row):
-            return f" (first {count} of {self.questions[row.benchmark]} questions)"
-        return f" ({count} questions)" if row.source != "pending" else ""
-
-    def _header(self) -> tuple[str, ...]:
-        weights = ", ".join(self.rows.weights.unique())
-        counts = [f"{row.benchmark}{self._asked(row)}" for row in self.whole]
-        first = self.rows.iloc[0]
-        lines = [f"Model: {first['model']}, weights: {weights}; {first['frames']} frames; {', '.join(counts)}"]
-        keys = provenance_keys(self.rows)
-        lines += [measured_line(key, self.provenance) for key in keys]
-        if self.benchmarks:
-            lines.append(
-                "Accuracy and percent kept: in percent, over the questions that were answered; intervals are paired "
-                "with dense, from a bootstrap over videos. In bold, the most kept in a block by methods whose layers "
-                "see no more than R, controls aside"
-            )
-        if self.others:
-            lines.append("Over ...: accuracy in points over that method's at the same ratio, intervals paired with it")
-        lines += mean_lines(over_skills(self.provenance[key] for key in keys))
-        if self.prunes_inside:
-            lines.append(
-                "Tokens: visual tokens that enter layer 0; layer mean: share of all that a layer sees, on average"
-            )
-        if self._row("flops_gqa", DENSE, 1.0) is not None:
-            lines.append("FLOPs: multiply-adds of the language model's prefill over visual tokens (`flops_gqa`)")
-        timed = self._row("prefill_speedup", DENSE, 1.0, *self.benchmarks)
-        if timed is not None:
-            where = "" if timed.benchmark in (self.main, NO_BENCHMARK) else f", on {timed.benchmark}"
-            lines.append(f"Prefill speed-up: pruning and prefill against those of dense, {timed.n} rounds{where}")
-        if len(self.published):
-            lines.append("In parentheses: published numbers")
-        return tuple(lines)
-
-
-def _tokens_needed(title: str, rows: pd.DataFrame) -> list[Table]:
-    """What the methods below `title` need to keep most of dense; nothing of too few ratios."""
-    found = tokens_needed(rows)
-    if not found:
-        return []
-
-    def entry(needed: Needed) -> Entry:
-        share, low, high = 100 * needed.share, 100 * needed.low, 100 * needed.high
-        interval = f" [{low:.1f}, {high:.1f}]" if high > low else ""
-        return Entry(f"{needed.bound} {share:.1f} %{interval}".lstrip())
-
-    lines = tuple((Entry(named(method)), *map(entry, each)) for method, each in found.items())
-    header = (
-        "Share of the visual tokens that a layer sees, on average, at which the percentage kept of dense's accuracy "
-        "first falls below the one named: between the ratios above by a straight line; ≤ and >: not within them",
-        "In brackets: where the upper and the lower end of that percentage's 95 % interval do, within those ratios",
-    )
-    names = ("Method", *(f"{percent:g} % kept" for percent in KEPT))
-    return [Table(f"{title}: tokens needed", header, names, (Block("", lines),), ())]
-
-
-def table_by_ratio(
-    title: str, header: tuple[str, ...], cells: Sequence[Key], columns: Mapping[str, Column], footnotes: tuple[str, ...]
-) -> Table:
-    """The table of `cells`, a line each: dense on top, then a block for each ratio.
-
-    columns: column name -> its entries; the methods' names come before. Those without any value are left out.
-    """
-
-    def block(cell: Key) -> float:
-        return math.inf if cell[0] == DENSE else cell[1]
-
-    names = {cell: Entry(named(cell[0])) for cell in cells}
-    filled = {name: column for name, column in columns.items() if any(e.text != NONE for e in column.values())}
-    shown = {"Method": names, **filled}
-    blocks = []
-    for ratio, found in groupby(sorted(cells, key=block, reverse=True), key=block):
-        lines = tuple(tuple(column[cell] for column in shown.values()) for cell in found)
-        blocks.append(Block("" if ratio == math.inf else f"R = {100 * ratio:.4g} %", lines))
-    return Table(title, header, tuple(shown), tuple(blocks), footnotes)
-
-
-def prunes_inside(rows: pd.DataFrame) -> bool:
-    """Whether some cell's layers do not all see the tokens that enter layer 0."""
-    inside = as_tuples(rows[rows.metric == "retention_layer_mean"])
-    whole = {row.benchmark: row.realised_tokens for row in inside if row.method == DENSE}
-    known = (row for row in inside if row.benchmark in whole)  # not where every dense answer failed
-    return any(row.value < row.realised_tokens / whole[row.benchmark] - 1e-6 for row in known)
-
-
-def flops_of_dense(row: ResultRow | None, dense: ResultRow | None) -> str:
-    """A row's FLOPs in the unit that suits dense, and their share of it, where there is one."""
-    if row is None:
-        return NONE
-    share = f" ({100 * row.value / dense.value:.1f} %)" if dense is not None and row.method != DENSE else ""
-    return with_unit(row.value, scale=row.value if dense is None else dense.value) + share
 
 
 def unsteady(dense: ResultRow | None) -> list[str]:
@@ -501,3 +201,11 @@ def with_unit(value: float, scale: float) -> str:
     power = min(12, max(0, 3 * int(math.log10(scale) // 3))) if scale > 0 else 0
     unit = {12: " T", 9: " G", 6: " M", 3: " k", 0: ""}[power]
     return f"{value / 10**power:.2f}{unit}"
+
+
+def flops_of_dense(row: ResultRow | None, dense: ResultRow | None) -> str:
+    """A row's FLOPs in the unit that suits dense, and their share of it, where there is one."""
+    if row is None:
+        return NONE
+    share = f" ({100 * row.value / dense.value:.1f} %)" if dense is not None and row.method != DENSE else ""
+    return with_unit(row.value, scale=row.value if dense is None else dense.value) + share

@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
+from mmg_bench.report.accuracy import layout
 from mmg_bench.report.efficiency import efficiency_layout
 from mmg_bench.report.prune_time import prune_time_table
 from mmg_bench.report.rows import read_rows
-from mmg_bench.report.table import layout, to_markdown
+from mmg_bench.report.table import to_markdown
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 LAYOUTS = {

@@ -5,10 +5,11 @@ import math
 import pandas as pd
 import pytest
 
+from mmg_bench.report.accuracy import layout
 from mmg_bench.report.figures import needed_by_method
 from mmg_bench.report.needed import tokens_needed
 from mmg_bench.report.rows import ResultRow, to_frame
-from mmg_bench.report.table import layout, to_markdown
+from mmg_bench.report.table import to_markdown
 
 RATIOS = (0.5, 0.25, 0.1, 0.05)
 

@@ -9,9 +9,10 @@ from rich.console import Console
 from mmg_bench.commands.publish import publish
 from mmg_bench.measure.flops import TextGeometry
 from mmg_bench.measure.latency import LatencySettings
+from mmg_bench.report.accuracy import layout
 from mmg_bench.report.published import COLUMNS
 from mmg_bench.report.rows import Measurement, pending_rows, result_rows
-from mmg_bench.report.table import _USUAL, is_control, layout, print_tables, to_markdown
+from mmg_bench.report.table import _USUAL, is_control, print_tables, to_markdown
 from mmg_bench.runner.provenance import read, write
 
 GEOMETRY = TextGeometry(layers=4, hidden=64, intermediate=128, kv_width=32)
