@@ -149,7 +149,7 @@ def test_what_was_converted_computes_what_the_weights_say(original: Path, llm: V
 
 
 @pytest.mark.parametrize("positions", ["original", "contiguous"])
-@pytest.mark.parametrize("name", ["random", "mmg_vid", "visionzip", "fastv"])
+@pytest.mark.parametrize("name", ["random", "mmg_vid", "visionzip", "fastv", "framefusion"])
 def test_pruning_equals_masking(llm: VideoLLM, name: str, positions: Any) -> None:
     inputs, method = inputs_of(llm), get_method(name, retention_ratio=0.4)
     where = (inputs["input_ids"][0] == llm.adapter.video_token_id).nonzero().flatten()
