@@ -396,6 +396,8 @@ def stages(method: Method, tokens: VideoTokens) -> Iterator[tuple[LayerTokens, S
         raise ValueError("VideoTokens.query is None: stages inside the model look at the text")
     layers, _ = layers_of(method, DEPTH)
     for stage in range(len(layers)):
+        if method.finished(state):
+            return
         attention = RandomAttention(len(positions), len(text))
         before = LayerTokens(features, positions, text, tokens.total, stage, DEPTH, attention, state)
         given = features.clone()

@@ -60,6 +60,8 @@ class Method(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if cls.before_mlp and cls.prunes_caches:
+            raise TypeError(f"{cls.__name__}: before_mlp and prunes_caches do not go together; choose one")
         unknown = cls.needs - set(OPTIONAL_FIELDS)
         if unknown:
             raise TypeError(f"{cls.__name__}.needs names {sorted(unknown)}; choose from {list(OPTIONAL_FIELDS)}")

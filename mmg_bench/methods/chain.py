@@ -93,6 +93,7 @@ class Chain(Method):
             "ordered_channels": before.ordered_channels or inside.ordered_channels,
             "inside_positions": inside.inside_positions,
             "prunes_caches": inside.prunes_caches,
+            "before_mlp": inside.before_mlp,
         }
         for what, value in taken.items():
             object.__setattr__(self, what, value)

@@ -57,16 +57,23 @@ def place_by_place(features: Tensor, positions: Tensor, tokens_per_frame: int) -
     return order, torch.cat([cosine.new_full((1,), -2), cosine])
 
 
-def merge_runs(features: Tensor, order: Tensor, joins: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def most_alike(similarity: Tensor, count: int) -> Tensor:
+    """Which of `[n]` are the `count` highest, ties by the lower place: bool `[n]`."""
+    return torch.zeros_like(similarity, dtype=torch.bool).index_fill(0, descending(similarity)[:count], True)
+
+
+def merge_runs(features: Tensor, order: Tensor, joins: Tensor, count: int, state: Progress) -> Selection:
     """Merge each of the `count` tokens that `joins [n]` (in `order`) marks into the one before it, in runs.
 
-    Returns the index `[K]` of the tokens that stay, ascending, and the means `[K, D]` of their runs, float32.
+    The first token of each run stays, and becomes its mean, in float32; the features are left alone if none joins.
     """
+    if not count:
+        return Selection(torch.arange(len(order), device=order.device), state=state)
     stays = order[positions_of(~joins, len(order) - count)]  # [K], first tokens of the runs
     run = torch.empty_like(order).scatter(0, order, (~joins).cumsum(0) - 1)  # [n]
     means = bag_means(features, run, len(stays))
     stays, raster = stays.sort()
-    return stays, means[raster]
+    return Selection(stays, means[raster], state)
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,9 @@ class FrameFusion(Method):
     `retention_ratio` is the official `cost`: the mean over the layers of the tokens that they see. How many enter
     layer 0 follows from the video.
     Deviations: attention is recomputed for one row; float32 whatever the model's dtype; the cost counts the model's
-    own layers (officially 28 whatever the model); at least one token is kept, also where the merges alone have seen
-    more than the cost allows (officially an error); equal values by the lower place; newline tokens are left alone.
+    own layers (officially 28 whatever the model); at least one token is kept, and where the merges alone have seen more
+    than the cost allows (officially an error), the next stage leaves one; equal values by the lower place; a token of
+    length zero is as unlike others as at right angles (officially it is never merged); newline tokens are left alone.
     """
 
     similarity_lower_bound: float = 0.6
@@ -103,12 +111,17 @@ class FrameFusion(Method):
         check_flag(self, "inner")
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
-        everything = torch.arange(tokens.total, device=tokens.features.device)
-        # before anything was removed, the share to remove is the same at any depth
-        merged = self._merge(tokens.flat, everything, Progress(tokens.tokens_per_frame), OFFICIAL_DEPTH)
-        if merged.features is None:
-            return PrunedTokens(tokens.flat, everything, state=merged.state)
-        return PrunedTokens(merged.features.to(tokens.features.dtype), merged.index, state=merged.state)
+        flat, size = tokens.flat, tokens.tokens_per_frame
+        everything = torch.arange(tokens.total, device=flat.device)
+        if self.inner:
+            # before anything is merged, depths differ in the last bit alone: the official one
+            left = self._merge(flat, everything, Progress(size), OFFICIAL_DEPTH)
+        else:
+            order, similarity = place_by_place(flat, everything, size)
+            count = tokens.total - max(self.budget(tokens), size)  # the first token of each place has none before it
+            left = merge_runs(flat, order, most_alike(similarity, count), count, Progress(size, finished=True))
+        features = flat if left.features is None else left.features.to(flat.dtype)
+        return PrunedTokens(features, left.index, state=left.state)
 
     def layers(self, depth: int) -> tuple[int, ...]:
         """Any layer may be the last to merge or prune; those behind it see what it leaves."""
@@ -132,12 +145,9 @@ class FrameFusion(Method):
         joins = similarity >= self.similarity_lower_bound  # [n], in order
         count = int(joins.sum())
         share, most = count / len(order), share_to_remove(state.removed, self.retention_ratio, depth)
-        if share < most and self.inner:
-            state = state._replace(removed=(*state.removed, share), merging=share >= self.ratio_lower_bound)
-        else:
-            count = min(int(most * len(order)), len(order) - state.tokens_per_frame)  # the first of a place has none
-            joins = torch.zeros_like(joins).index_fill(0, descending(similarity)[:count], True)
-            state = state._replace(finished=True)
-        if not count:
-            return Selection(torch.arange(len(order), device=order.device), state=state)
-        return Selection(*merge_runs(features, order, joins, count), state=state)
+        if share < most:
+            merging = share >= self.ratio_lower_bound and most < 1  # what is overspent goes with the next stage
+            after = state._replace(removed=(*state.removed, share), merging=merging)
+            return merge_runs(features, order, joins, count, after)
+        count = int(most * len(order))
+        return merge_runs(features, order, most_alike(similarity, count), count, state._replace(finished=True))

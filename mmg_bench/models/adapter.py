@@ -30,6 +30,8 @@ FAMILIES = {
 FALLBACK = "mmg_bench.models.scatter:Scatter"
 """Adapter of all other types, where the model has what it takes."""
 
+_USUAL_LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
+
 Layout = tuple[int, int, int]
 """`(T, H, W)` of a video's visual tokens."""
 
@@ -91,12 +93,15 @@ class Adapter(ABC):
     def mlp(self, layer: Any) -> tuple[nn.Module, nn.Module]:
         """The norm behind the attention of a decoder layer, and its MLP: the layer ends with `x + mlp(norm(x))`.
 
-        Raises UnsupportedModelError where the layer is built otherwise.
+        Raises UnsupportedModelError where the layer may end otherwise, by what it is made of.
         """
-        try:
-            return layer.post_attention_layernorm, layer.mlp
-        except AttributeError as error:
-            raise UnsupportedModelError(f"{type(layer).__name__} is not built as expected: {error}") from error
+        made_of = {name for name, part in layer.named_children() if not isinstance(part, nn.Dropout)}
+        if made_of != _USUAL_LAYER or getattr(layer, "residual_multiplier", 1) != 1:
+            raise UnsupportedModelError(
+                f"layers of {type(layer).__name__} cannot be pruned before their MLP: they are not made as usual, of "
+                f"{', '.join(sorted(_USUAL_LAYER))} alone; choose a method that prunes between layers, such as fastv"
+            )
+        return layer.post_attention_layernorm, layer.mlp
 
     def rotary(self, hidden: Tensor, ids: Tensor) -> Any:
         """The rotary embeddings that the language model makes of position ids `[..., B, S]` for its layers."""

@@ -140,8 +140,7 @@ class Inside:
         self.prefill = False
         self.additions: list[Tensor] = []  # [B, K, D] to add behind each of the first layers at prefill
         self.inputs: dict[int, tuple[Tensor, Any]] = {}  # layer -> hidden states, rotary embeddings of its attention
-        self.cache: Any = None  # of the layer under way, where it is pruned before its MLP,
-        self.residual: Tensor | None = None  # and `[B, K, D]` that the MLP adds to, then the layer's output
+        self.residual: Tensor | None = None  # `[B, K, D]` that a pruned layer's MLP adds to, then the layer's output
 
     def install(self, stack: ExitStack) -> None:
         """Set the hooks; `stack` removes them."""
@@ -156,6 +155,8 @@ class Inside:
                 norm, mlp = self.adapter.mlp(layer)
                 stack.callback(norm.register_forward_pre_hook(self._split(number + 1)).remove)
                 stack.callback(mlp.register_forward_hook(self._rejoin).remove)
+                # before all others, which would see what nobody is to look at
+                stack.callback(layer.register_forward_hook(self._replace, prepend=True).remove)
 
     def begin(self, prompt: Prompt, mask: Tensor, ids: Tensor, additions: list[Tensor], prefill: bool) -> None:
         """A forward call of the language model begins."""
@@ -165,8 +166,9 @@ class Inside:
 
     def stop(self) -> None:
         """The next forward call holds no pruned video."""
-        self.base = self.flow = None
+        self.base = self.flow = self.residual = None
         self.additions = []
+        self.inputs.clear()
 
     def settle(self, prompt: Prompt) -> None:
         """Before decoding: stages that pruned the caches of the layers before, too, count from layer 0 on."""
@@ -202,10 +204,9 @@ class Inside:
             if self.base is None:
                 return None
             hidden, cache = args[0], cache_of(kwargs)
-            self.base = replace(self.base, rotary=kwargs["position_embeddings"])  # on the layer's own device
-            if self.method.before_mlp:
-                self.cache = cache
-            elif self._prunes_at(number):
+            if self.base.rotary is None:
+                self.base = replace(self.base, rotary=kwargs.get("position_embeddings"))
+            if self._prunes_at(number) and not self.method.before_mlp:
                 hidden = self._prune(number, hidden, cache)
             if not self.prefill and number in self.at and (stage := self.at.index(number)) < len(self.prompt.stages):
                 self._advance(self.prompt.stages[stage], hidden, cache, number)
@@ -224,7 +225,7 @@ class Inside:
         def hook(module: Any, args: tuple[Any, ...]) -> Any:
             if not self._prunes_at(number):
                 return None
-            self.residual = self._prune(number, args[0], self.cache)
+            self.residual = self._prune(number, args[0], None)  # of the layers behind, a cache holds nothing yet
             return (self.residual, *args[1:])
 
         return hook
@@ -236,16 +237,18 @@ class Inside:
         self.residual = self.residual + output
         return output.new_zeros(1, 1, 1)  # for the layer to add to all rows, which nobody looks at any more
 
-    def _add(self, number: int) -> Any:
-        """Forward hook of a decoder layer: what goes on, with what the language model would have added behind it."""
+    def _replace(self, module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Forward hook of a decoder layer: what goes on, where it was pruned before its MLP."""
+        left, self.residual = self.residual, None
+        return output if left is None else left
 
-        def hook(module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            if self.residual is not None:
-                output = self.residual
-            self.residual = self.cache = None
-            if number < len(self.additions):
-                output = output + self.additions[number].to(output.device, output.dtype)
-            return output
+    def _add(self, number: int) -> Any:
+        """Forward hook of a decoder layer: add what the language model would have added behind it."""
+
+        def hook(module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            if number >= len(self.additions):
+                return None
+            return output + self.additions[number].to(output.device, output.dtype)
 
         return hook
 
@@ -350,6 +353,8 @@ class _Attend:
         self, rows: Tensor | None = None, *, own: bool = False, rotary: bool = True, causal: bool = True
     ) -> Tensor:
         adapter, span = self.inside.adapter, self.span
+        if own and self.inside.method.before_mlp:
+            raise ValueError(f"{self.inside.method.name}: before an MLP, the next layer's own attention is not known")
         layer = adapter.layers[self.number if own else self.number - 1]
         if own:
             hidden, embeddings = adapter.normalised(layer, self.hidden), self.rotary

@@ -22,8 +22,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "min_segment_num": 1,
         "token_selection_method": "attn_div",
     },
-    # for random weights make no tokens that resemble one another inside the model
-    "framefusion": {"name": "framefusion", "similarity_lower_bound": 0.2, "ratio_lower_bound": 0.0},
+    # by default it only prunes there: random weights make no tokens that resemble one another
+    "framefusion(similarity_lower_bound=0.2)": {"name": "framefusion", "similarity_lower_bound": 0.2},
 }
 METHODS = sorted({*method_names(), *VARIANTS} - {"dense"})
 TITLES = {
