@@ -69,12 +69,17 @@ def at_ratio(label: str, retention_ratio: float) -> str:
     return f"{label} at R = {100 * retention_ratio:.4g} %"
 
 
+_AS_PRINTED = {"true": "True", "false": "False", "null": "None"}
+"""What configurations and commands write, and labels print otherwise."""
+
+
 def without_defaults(label: str) -> tuple[str, dict[str, str]]:
     """What a label says but for parameters at their defaults, which no table prints; all where nobody registers it."""
     name, parameters = read_label(label)
     if not parameters or name not in method_names():
         return name, parameters
     usual = {"positions": method_class(name).positions, **defaults(name)}
+    parameters = {p: _AS_PRINTED.get(text.lower(), text) for p, text in parameters.items()}
     left = {p: text for p, text in parameters.items() if p not in usual or not _says(text, usual[p])}
     return name, {p: _in_order(text) if "(" in text else text for p, text in left.items()}
 

@@ -188,6 +188,7 @@ def test_each_side_may_have_its_own_ratio_and_frames(
         ("m(a=[1, 2], b=[3, 4])", ["m(b=[3,4], a=[1,2])"]),
         ("mmg_vid", ["mmg_vid(tau=0.95)", "mmg_vid(knn=7.0, positions=original, channels=all)", "mmg_vid()"]),
         ("mmg_vid(tau=0.9)", ["mmg_vid(k=0.50, tau=0.9)"]),
+        ("holitom(inner=False)", ["holitom(inner=false, tau=0.8)", "holitom(inner=FALSE)"]),
         ("mmg_vid(tau=0.95, k=1)", ["mmg_vid(k=1,tau=0.95)"]),  # its default was another when that ran
     ],
 )
