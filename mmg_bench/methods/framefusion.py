@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmg_bench.methods._inside import most_attended
-from mmg_bench.methods._merge import bag_means, neighbour_cosines
+from mmg_bench.methods._merge import bag_means
 from mmg_bench.methods._ops import descending, positions_of
 from mmg_bench.methods.base import Method, check_flag, check_range
 from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens
@@ -47,13 +47,16 @@ def share_to_remove(removed: Sequence[float], cost: float, depth: int) -> float:
 def place_by_place(features: Tensor, positions: Tensor, tokens_per_frame: int) -> tuple[Tensor, Tensor]:
     """Tokens `[n, D]` at flat `positions [n]` in the order of their place in the frame, then of time.
 
-    Returns that order, int64 `[n]`, and the cosine of each with the one before it there, `[n]`; -2 for the first of
-    a place.
+    Returns that order, int64 `[n]`, and the cosine of each with the one before it there, `[n]`, rounded as officially;
+    -1.5 where there is none for a token of length zero, -2 for the first of a place.
     """
     place, frame = positions % tokens_per_frame, positions // tokens_per_frame
     order = (place * (frame.max() + 1) + frame).argsort()
     place = place[order]
-    cosine = neighbour_cosines(features[order]).masked_fill(place[1:] != place[:-1], -2)  # [n - 1]
+    x = features.detach()[order].float()
+    norm = torch.linalg.vector_norm(x, dim=-1)
+    cosine = (x[1:] * x[:-1]).sum(-1) / (norm[1:] * norm[:-1])  # [n - 1]
+    cosine = cosine.nan_to_num_(nan=-1.5).masked_fill_(place[1:] != place[:-1], -2)
     return order, torch.cat([cosine.new_full((1,), -2), cosine])
 
 
@@ -89,8 +92,8 @@ class FrameFusion(Method):
     layer 0 follows from the video.
     Deviations: attention is recomputed for one row; float32 whatever the model's dtype; the cost counts the model's
     own layers (officially 28 whatever the model); at least one token is kept, and where the merges alone have seen more
-    than the cost allows (officially an error), the next stage leaves one; equal values by the lower place; a token of
-    length zero is as unlike others as at right angles (officially it is never merged); newline tokens are left alone.
+    than the cost allows (officially an error), the next stage leaves one; equal values by the lower place; newline
+    tokens are left alone.
     """
 
     similarity_lower_bound: float = 0.6
