@@ -66,6 +66,10 @@ def spread(model: Any) -> Any:
     with torch.no_grad():
         model.lm_head.weight.mul_(40)
         for layer in adapter_for(model).layers:
+            if hasattr(layer, "linear_attn"):
+                layer.linear_attn.in_proj_qkv.weight.mul_(12)
+                layer.linear_attn.out_proj.weight.mul_(8)
+                continue
             for name, by in (("q_proj", 12), ("k_proj", 12), ("v_proj", 8)):
                 getattr(layer.self_attn, name).weight.mul_(by)
     model.generation_config.pad_token_id = 0
@@ -80,6 +84,32 @@ def llava_onevision() -> tuple[Any, Any]:
     with torch.no_grad():
         model.model.image_newline.normal_()
     return spread(model), processor
+
+
+def qwen2_vl() -> tuple[Any, Any]:
+    from transformers import (
+        Qwen2VLConfig,
+        Qwen2VLForConditionalGeneration,
+        Qwen2VLImageProcessor,
+        Qwen2VLProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    words = tokenizer(*MEDIA)
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+    config = Qwen2VLConfig(
+        text_config={**TEXT, "vocab_size": len(words), "rope_parameters": rope},
+        vision_config={"depth": 2, "embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2, "num_heads": 2, "patch_size": 4},
+        **media_ids(words),
+    )
+    pixels: dict[str, Any] = {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 4096}}
+    processor = Qwen2VLProcessor(
+        Qwen2VLImageProcessor(**pixels),
+        words,
+        Qwen2VLVideoProcessor(**pixels, cap_pixels_per_frame=False),
+        chat_template=QWEN_VL_TEMPLATE,
+    )
+    return spread(Qwen2VLForConditionalGeneration(config)), processor
 
 
 def qwen2_5_vl() -> tuple[Any, Any]:
@@ -118,39 +148,149 @@ def qwen2_5_vl() -> tuple[Any, Any]:
     return spread(Qwen2_5_VLForConditionalGeneration(config)), processor
 
 
-def qwen3_vl() -> tuple[Any, Any]:
-    from transformers import (
-        Qwen2VLImageProcessor,
-        Qwen3VLConfig,
-        Qwen3VLForConditionalGeneration,
-        Qwen3VLProcessor,
-        Qwen3VLVideoProcessor,
-    )
+QWEN3_TOWER: dict[str, Any] = {
+    "depth": 3,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_heads": 2,
+    "patch_size": 4,
+    "out_hidden_size": 32,
+    "num_position_embeddings": 64,
+}
+QWEN3_TEXT: dict[str, Any] = {
+    **TEXT,
+    "head_dim": 8,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1e4,
+        "mrope_section": [2, 1, 1],
+        "mrope_interleaved": True,
+    },
+}
 
-    words = tokenizer(*MEDIA)
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
-    config = Qwen3VLConfig(
-        text_config={**TEXT, "vocab_size": len(words), "rope_parameters": rope, "head_dim": 8},
-        vision_config={
-            "depth": 3,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "patch_size": 4,
-            "out_hidden_size": 32,
-            "num_position_embeddings": 64,
-            "deepstack_visual_indexes": [0, 1, 2],
-        },
-        **media_ids(words),
-    )
+
+def qwen3_processor(words: Any) -> Any:
+    from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
+
     pixels: dict[str, Any] = {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 65536}}
-    processor = Qwen3VLProcessor(
+    return Qwen3VLProcessor(
         Qwen2VLImageProcessor(**pixels),
         words,
         Qwen3VLVideoProcessor(**pixels, do_sample_frames=False),
         chat_template=QWEN_VL_TEMPLATE,
     )
-    return spread(Qwen3VLForConditionalGeneration(config)), processor
+
+
+def qwen3_vl() -> tuple[Any, Any]:
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    words = tokenizer(*MEDIA)
+    config = Qwen3VLConfig(
+        text_config={**QWEN3_TEXT, "vocab_size": len(words)},
+        vision_config={**QWEN3_TOWER, "deepstack_visual_indexes": [0, 1, 2]},
+        **media_ids(words),
+    )
+    return spread(Qwen3VLForConditionalGeneration(config)), qwen3_processor(words)
+
+
+def qwen3_vl_moe() -> tuple[Any, Any]:
+    from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
+
+    words = tokenizer(*MEDIA)
+    experts = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
+    config = Qwen3VLMoeConfig(
+        text_config={**QWEN3_TEXT, **experts, "vocab_size": len(words)},
+        vision_config={**QWEN3_TOWER, "deepstack_visual_indexes": [0, 1, 2]},
+        **media_ids(words),
+    )
+    return spread(Qwen3VLMoeForConditionalGeneration(config)), qwen3_processor(words)
+
+
+def byte_tokenizer(*media: str) -> Any:
+    """Qwen3.5's own, of bytes: transformers loads no other for its checkpoints."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import Qwen3_5Tokenizer
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *media]
+    letters = [*special, *sorted(ByteLevel.alphabet())]
+    made = Qwen3_5Tokenizer({letter: number for number, letter in enumerate(letters)}, padding_side="left")
+    made.add_tokens(special, special_tokens=True)
+    return made
+
+
+def qwen3_5() -> tuple[Any, Any]:
+    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+    words = byte_tokenizer(*MEDIA)
+    linear = {
+        "layer_types": ["linear_attention", "full_attention"] * (LAYERS // 2),
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+    }
+    rope = {**QWEN3_TEXT["rope_parameters"], "partial_rotary_factor": 0.5}
+    config = Qwen3_5Config(
+        text_config={**QWEN3_TEXT, **linear, "head_dim": 16, "rope_parameters": rope, "vocab_size": len(words)},
+        vision_config=QWEN3_TOWER,
+        **media_ids(words),
+    )
+    return spread(Qwen3_5ForConditionalGeneration(config)), qwen3_processor(words)
+
+
+GLM_MEDIA = (
+    *("<|image|>", "<|video|>"),
+    *("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>"),
+)
+
+
+def glm(kind: str, processors: str, experts: dict[str, Any] | None = None) -> tuple[Any, Any]:
+    """A model of classes named after `kind`, its processor of those named after `processors`."""
+    import transformers
+    from transformers import Glm4vMoeTextConfig, Glm4vTextConfig, Glm4vVisionConfig
+
+    words = tokenizer(*GLM_MEDIA)
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2], "partial_rotary_factor": 1.0}
+    text: dict[str, Any] = {**TEXT, "vocab_size": len(words), "pad_token_id": 0, "rope_parameters": rope}
+    text = text | ({} if experts is None else {"head_dim": 8, **experts})
+    names = ("image_token", "video_token", "image_start_token", "image_end_token", "video_start_token")
+    config = getattr(transformers, f"{kind}Config")(
+        text_config=Glm4vTextConfig(**text) if experts is None else Glm4vMoeTextConfig(**text),
+        vision_config=Glm4vVisionConfig(
+            depth=2,
+            hidden_size=32,
+            intermediate_size=64,
+            num_heads=2,
+            patch_size=4,
+            image_size=32,
+            out_hidden_size=32,
+        ),
+        **{
+            f"{name}_id": number
+            for name, number in zip((*names, "video_end_token"), of(words, *GLM_MEDIA), strict=True)
+        },
+    )
+    pixels: dict[str, Any] = {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 65536}}
+    processor = getattr(transformers, f"{processors}Processor")(
+        getattr(transformers, f"{processors}ImageProcessor")(**pixels),
+        words,
+        getattr(transformers, f"{processors}VideoProcessor")(**pixels, do_sample_frames=False),
+        chat_template=template(*(f"<|begin_of_{part}|><|{part}|><|end_of_{part}|>" for part in ("video", "image"))),
+    )
+    return spread(getattr(transformers, f"{kind}ForConditionalGeneration")(config)), processor
+
+
+def glm4v() -> tuple[Any, Any]:
+    return glm("Glm4v", "Glm4v")
+
+
+def glm4v_moe() -> tuple[Any, Any]:
+    experts = {"moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 1}
+    return glm("Glm4vMoe", "Glm4v", experts)
+
+
+def glm46v() -> tuple[Any, Any]:
+    return glm("Glm46V", "Glm46V")
 
 
 def llava_next_video() -> tuple[Any, Any]:
@@ -314,9 +454,15 @@ def smolvlm() -> tuple[Any, Any]:
 
 
 BUILDERS = {
-    f.__name__: f for f in (llava_onevision, qwen2_5_vl, qwen3_vl, internvl, smolvlm, llava_next_video, video_llama_3)
+    f.__name__: f
+    for f in (
+        *(llava_onevision, qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe, qwen3_5, glm4v, glm4v_moe, glm46v),
+        *(internvl, smolvlm, llava_next_video, video_llama_3),
+    )
 }
 FRAMED = ("internvl", "smolvlm")  # one video a prompt, and no image
+ALONE = ("glm4v", "glm4v_moe", "glm46v")
+"""The stock model takes no image beside videos, and its `generate` loses the videos of prompts that it repeats."""
 SIZES = dict.fromkeys(
     ("llava_onevision", "llava_next_video", *FRAMED), (32, 32)
 )  # height and width of frames; the others take any

@@ -19,8 +19,14 @@ from mmg_bench.tokens import VideoTokens
 FAMILIES = {
     "llava_onevision": "mmg_bench.models.llava_onevision:LlavaOnevision",
     "llava_video": "mmg_bench.models.llava_video:LlavaVideo",
+    "qwen2_vl": "mmg_bench.models.qwen2_5_vl:Qwen25VL",
     "qwen2_5_vl": "mmg_bench.models.qwen2_5_vl:Qwen25VL",
     "qwen3_vl": "mmg_bench.models.qwen3_vl:Qwen3VL",
+    "qwen3_vl_moe": "mmg_bench.models.qwen3_vl:Qwen3VL",
+    "qwen3_5": "mmg_bench.models.qwen3_vl:Qwen3VL",
+    "glm4v": "mmg_bench.models.glm4v:Glm4V",
+    "glm4v_moe": "mmg_bench.models.glm4v:Glm4V",
+    "glm46v": "mmg_bench.models.glm4v:Glm4V",
     "internvl": "mmg_bench.models.internvl:InternVL",
     "smolvlm": "mmg_bench.models.smolvlm:SmolVLM",
     "llava_next_video": "mmg_bench.models.scatter:Scatter",
@@ -29,6 +35,10 @@ FAMILIES = {
 """`model.config.model_type` -> adapter; `model.config.mmg_family`, where a conversion of ours set it, goes before."""
 FALLBACK = "mmg_bench.models.scatter:Scatter"
 """Adapter of all other types, where the model has what it takes."""
+
+_MASKED_OUTSIDE = "it makes the masks of its layers, in which visual tokens may see one another, outside its decoder"
+REFUSED = dict.fromkeys(("gemma4", "molmo2"), _MASKED_OUTSIDE)
+"""`model_type` -> why `FALLBACK` must not try to serve it."""
 
 _USUAL_LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 
@@ -45,6 +55,11 @@ class Adapter(ABC):
 
     def __init__(self, model: Any):
         self.model = model
+
+    @property
+    def listed(self) -> bool:
+        """Whether its model is of a type in FAMILIES, and not one that the general adapter only tries to serve."""
+        return type_of(self.model) in FAMILIES
 
     @property
     def supplies(self) -> frozenset[str]:
@@ -93,6 +108,7 @@ class Adapter(ABC):
     def mlp(self, layer: Any) -> tuple[nn.Module, nn.Module]:
         """The norm behind the attention of a decoder layer, and its MLP: the layer ends with `x + mlp(norm(x))`.
 
+        In place of an MLP whose output passes a norm of its own, that norm.
         Raises UnsupportedModelError where the layer may end otherwise, by what it is made of.
         """
         made_of = {name for name, part in layer.named_children() if not isinstance(part, nn.Dropout)}
@@ -116,6 +132,11 @@ class Adapter(ABC):
     def next_ids(self, mask: Tensor) -> Tensor:
         """Position ids `[..., B, 1]` of the last of the columns in `mask` `[B, S]`, one that was decoded."""
         return mask.sum(-1, keepdim=True) - 1
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether rotary embeddings turn each number of a head with its neighbour, and not half with half."""
+        return False
 
     @property
     @abstractmethod
@@ -260,10 +281,17 @@ def unserved(what: str, kind: object, fault: str) -> UnsupportedModelError:
     )
 
 
+def type_of(model: Any) -> str:
+    """What `FAMILIES` calls the type of `model`, if it is there."""
+    config = getattr(model, "config", None)
+    return str(getattr(config, "mmg_family", None) or getattr(config, "model_type", None))
+
+
 def adapter_for(model: Any) -> Adapter:
     """The adapter of `model`. Raises UnsupportedModelError, naming the supported families, when there is none."""
-    config = getattr(model, "config", None)
-    kind = str(getattr(config, "mmg_family", None) or getattr(config, "model_type", None))
+    kind = type_of(model)
+    if kind in REFUSED:
+        raise unserved(type(model).__name__, kind, REFUSED[kind])
     module, name = FAMILIES.get(kind, FALLBACK).split(":")
     adapter: type[Adapter] = getattr(importlib.import_module(module), name)
     if kind not in FAMILIES and (lacking := adapter.lacking(model)):

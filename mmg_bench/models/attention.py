@@ -12,14 +12,21 @@ Rotary = tuple[Tensor, Tensor]
 """Cosines and sines `[S, width]` of the rotary embedding at the positions of a sequence."""
 
 
-def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Apply the rotary embedding (half-split form) to `[..., S, head width]`, in float32."""
+def rotate(x: Tensor, rotary: Rotary, interleaved: bool = False) -> Tensor:
+    """Apply the rotary embedding to `[..., S, head width]`, in float32.
+
+    It turns the first half of a head with the second, or, `interleaved`, each number with its neighbour.
+    """
     cos, sin = (part.float() for part in rotary)
     x = x.float()
     width = cos.shape[-1]  # models may rotate a part of the head only
     turned, rest = x[..., :width], x[..., width:]
-    first, second = turned.chunk(2, dim=-1)
-    turned = turned * cos + torch.cat([-second, first], dim=-1) * sin
+    if interleaved:
+        across = torch.stack([-turned[..., 1::2], turned[..., ::2]], dim=-1).flatten(-2)
+    else:
+        first, second = turned.chunk(2, dim=-1)
+        across = torch.cat([-second, first], dim=-1)
+    turned = turned * cos + across * sin
     return torch.cat([turned, rest], dim=-1)
 
 
@@ -34,16 +41,18 @@ class LayerAttention:
     rotary: Rotary
     real: Tensor
     """`[S]` bool: False where the sequence is padded."""
+    interleaved: bool = False
+    """See `rotate`."""
 
     def queries(self, rows: Tensor, rotary: bool = True) -> Tensor:
         """`[heads, R, head width]` of the tokens `rows`, float32."""
         q = _heads(self.module.q_proj(self.hidden[rows]), self.module, "q_norm")
-        return rotate(q, (self.rotary[0][rows], self.rotary[1][rows])) if rotary else q
+        return rotate(q, (self.rotary[0][rows], self.rotary[1][rows]), self.interleaved) if rotary else q
 
     def keys(self, rotary: bool = True) -> Tensor:
         """`[key-value heads, S, head width]`, float32."""
         k = _heads(self.module.k_proj(self.hidden), self.module, "k_norm")
-        return rotate(k, self.rotary) if rotary else k
+        return rotate(k, self.rotary, self.interleaved) if rotary else k
 
     def weights(self, rows: Tensor, *, rotary: bool = True, causal: bool = True) -> Tensor:
         """Softmax attention `[heads, R, S]` of the tokens `rows` (`[R]` int64), float32."""

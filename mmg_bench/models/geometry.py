@@ -127,8 +127,13 @@ TYPES = {
     "llava-hf/llava-onevision-qwen2-0.5b-ov-hf": "llava_onevision",
     "llava-hf/llava-onevision-qwen2-7b-ov-hf": "llava_onevision",
     "llava-hf/llava-onevision-qwen2-72b-ov-hf": "llava_onevision",
+    "Qwen/Qwen2-VL-7B-Instruct": "qwen2_vl",
     "Qwen/Qwen2.5-VL-7B-Instruct": "qwen2_5_vl",
     "Qwen/Qwen3-VL-8B-Instruct": "qwen3_vl",
+    "Qwen/Qwen3-VL-30B-A3B-Instruct": "qwen3_vl_moe",
+    "Qwen/Qwen3.5-9B": "qwen3_5",
+    "zai-org/GLM-4.1V-9B-Thinking": "glm4v",
+    "zai-org/GLM-4.6V-Flash": "glm46v",
     "OpenGVLab/InternVL3-8B-hf": "internvl",
     "HuggingFaceTB/SmolVLM2-2.2B-Instruct": "smolvlm",
 }

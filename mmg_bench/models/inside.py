@@ -24,7 +24,7 @@ from transformers.masking_utils import create_causal_mask
 
 from mmg_bench.contract import Faults, check_selection, layers_of
 from mmg_bench.methods.base import Method, Positions
-from mmg_bench.models.adapter import Adapter, UnsupportedModelError
+from mmg_bench.models.adapter import FAMILIES, Adapter, UnsupportedModelError
 from mmg_bench.models.attention import LayerAttention, rotate, softmax_weights
 from mmg_bench.models.caches import CACHE, cache_of
 from mmg_bench.models.kept import Kept
@@ -133,6 +133,12 @@ class Inside:
             raise UnsupportedModelError(
                 f"{method.name} prunes inside the language model, whose layers must attend to all that is before them: "
                 f"this one has {', '.join(sorted(kinds))}"
+            )
+        if self.needed and not adapter.listed:  # a wrong guess of how its layers attend would show nowhere
+            raise UnsupportedModelError(
+                f"{method.name} prunes inside the language model, and how layers of models of type "
+                f"{adapter.model.config.model_type!r} compute attention is not known here: that needs an entry in "
+                f"FAMILIES (mmg_bench/models/adapter.py) and its tests; supported: {', '.join(FAMILIES)}"
             )
         self.prompt = Prompt(0, None, [])  # of the forward call under way
         self.base: Flow | None = None  # of the forward call under way: before the first stage,
@@ -330,7 +336,8 @@ class Inside:
         memory = self.prompt.memory
         for i, span in enumerate(self.prompt.spans):
             seen = current.mask[span.row].bool()
-            one = LayerAttention(module, inputs[span.row], self.adapter.rows(rotary, span.row), seen[-1:])
+            of_row = self.adapter.rows(rotary, span.row)
+            one = LayerAttention(module, inputs[span.row], of_row, seen[-1:], self.adapter.interleaved)
             last = torch.zeros(1, dtype=torch.long, device=hidden.device)
             weights = softmax_weights(one.queries(last), keys[span.row], seen[None], module.scaling)  # [heads, 1, S]
             chosen, memory[i] = self.method.select_keys(weights[:, 0, span.columns].mean(0), memory.get(i))
@@ -363,12 +370,14 @@ class _Attend:
             hidden, embeddings = inputs[span.row], adapter.rows(whole, span.row)
         last = len(hidden) - 1
         where = torch.full((1,), last, device=hidden.device) if rows is None else span.text[rows]
-        attention = LayerAttention(adapter.attention_module(layer), hidden, embeddings, self.real)
+        module = adapter.attention_module(layer)
+        attention = LayerAttention(module, hidden, embeddings, self.real, adapter.interleaved)
         weights = attention.weights(where, rotary=rotary, causal=causal)  # [heads, R, S]
         return weights[..., span.columns]
 
     def phases(self) -> tuple[Tensor, Tensor]:
         """See `tokens.Attention`."""
         width = self.rotary[0].shape[-1]
-        ones = rotate(torch.ones(len(self.hidden), width, device=self.hidden.device), self.rotary)
+        ones = torch.ones(len(self.hidden), width, device=self.hidden.device)
+        ones = rotate(ones, self.rotary, self.inside.adapter.interleaved)
         return ones[self.span.text], ones[self.span.columns]

@@ -95,6 +95,12 @@ def places(ids: Tensor, adapter: Adapter, layouts: Sequence[Layout]) -> Iterator
                 tokens = columns[body if isinstance(body, slice) else body.numpy()]
                 yield Place(row, video, layout, tokens, int(columns[-1]) + 1, prompts[row], no_text)
         first = last
+    if first < len(lengths):  # the model scatters the others where nobody looked: they would go through whole
+        raise ValueError(
+            f"the prompts hold placeholders (token {adapter.video_token_id}) of {first} of the {len(lengths)} videos "
+            f"that were encoded, of (T, H, W) {layouts}: use the model's own processor; a model that marks videos "
+            "otherwise needs an adapter of its own"
+        )
 
 
 def _check_runs(columns: Columns, length: int, row: int) -> None:

@@ -1,7 +1,8 @@
 """Qwen3-VL: a timestamp in text before every temporal patch, and tower features that are added behind the first layers.
 
 T of its videos counts temporal patches (two frames each). Timestamps stay, also those of frames of which no token is
-left. A kept token keeps its own deepstack features; a merged one has its anchor's.
+left. A kept token keeps its own deepstack features; a merged one has its anchor's. Qwen3.5 has no such features, and
+layers of linear attention, which see what is kept as one sequence: they have no mask that could hide a token.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from mmg_bench.models.scatter import Scatter
 
 
 class Qwen3VL(Scatter):
-    """Adapter of `Qwen3VLForConditionalGeneration`."""
+    """Adapter of `Qwen3VL(Moe)ForConditionalGeneration` and `Qwen3_5ForConditionalGeneration`."""
 
     def in_a_row(self, layout: Layout) -> int:
         _, height, width = layout

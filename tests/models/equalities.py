@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from mmg_bench.contract import layers_of
 from mmg_bench.methods.base import Method
 from mmg_bench.methods.registry import get_method, method_names
 from mmg_bench.models.adapter import adapter_for
@@ -28,8 +29,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 METHODS = sorted({*method_names(), *VARIANTS} - {"dense"})
 TITLES = {
     "llava_onevision": "LLaVA-OneVision",
+    "qwen2_vl": "Qwen2-VL",
     "qwen2_5_vl": "Qwen2.5-VL",
     "qwen3_vl": "Qwen3-VL",
+    "qwen3_vl_moe": "Qwen3-VL-MoE",
+    "qwen3_5": "Qwen3.5",
+    "glm4v": "GLM-4.1V",
+    "glm4v_moe": "GLM-4.5V",
+    "glm46v": "GLM-4.6V",
     "internvl": "InternVL3",
     "smolvlm": "SmolVLM2",
     "llava_next_video": "LLaVA-NeXT-Video",
@@ -47,11 +54,22 @@ def lacking(model: Any, label: str) -> list[str]:
     return sorted(method_of(label, 0.5).needs - adapter_for(model).supplies - {"query"})
 
 
+def linear(model: Any) -> bool:
+    """Whether some layers of its language model are linear attention, which sees a sequence and no mask."""
+    return "linear_attention" in (getattr(adapter_for(model).text_config, "layer_types", None) or ())
+
+
+def prunes_inside(model: Any, label: str) -> bool:
+    """Whether the method does anything inside the language model."""
+    at, key_layer = layers_of(method_of(label, 0.5), len(adapter_for(model).layers))
+    return bool(at) or key_layer is not None
+
+
 def mark(model: Any, label: str) -> str:
     """What the table says of a method on a family."""
     lacks = set(lacking(model, label))
     if not lacks:
-        return "="
+        return "=" if not linear(model) else "–" if prunes_inside(model, label) else "kept"
     return "siglip" if lacks <= adapter_for(model).from_siglip else "–"
 
 

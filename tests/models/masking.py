@@ -104,6 +104,39 @@ def _changed(x: Tensor, body: list[int], chosen: Selection) -> Tensor:
     return x
 
 
+def _attended(layer: Any, x: Tensor, mask: Tensor, rotary: Any) -> Tensor:
+    """What the attention of a decoder layer adds to `x` `[1, S, D]`; GLM-4V normalises it."""
+    made = layer.self_attn(layer.input_layernorm(x), attention_mask=mask, position_embeddings=rotary)[0]
+    return layer.post_self_attn_layernorm(made) if hasattr(layer, "post_self_attn_layernorm") else made
+
+
+def _transformed(layer: Any, x: Tensor) -> Tensor:
+    """What the MLP of a decoder layer adds to `x` `[1, S, D]`; GLM-4V normalises it."""
+    made = layer.mlp(layer.post_attention_layernorm(x))
+    return layer.post_mlp_layernorm(made) if hasattr(layer, "post_mlp_layernorm") else made
+
+
+def kept_logits(model: Any, prompt: Prompt, first: PrunedTokens, positions: str, steps: int) -> Tensor:
+    """Logits `[steps, vocabulary]` of greedy decoding by the stock language model, given only what is left of a prompt.
+
+    Without a cache: every step runs all of it. For layers that cannot mask a gap: linear attention sees a sequence.
+    """
+    language, width, visual = adapter_for(model).language_model, prompt.embeds.shape[1], set(prompt.visual)
+    body = torch.tensor(prompt.visual)[first.positions].tolist()
+    embeds = prompt.embeds.clone()
+    embeds[0, body] = first.features.to(embeds.dtype)
+    order = [column for column in range(width) if column in body or column not in visual]
+    ids = closed(prompt.ids, order) if positions == "contiguous" else prompt.ids
+    x, ids = embeds[:, order], ids[..., order]
+    logits: list[Tensor] = []
+    for _ in range(steps):
+        hidden = language(inputs_embeds=x, position_ids=ids, use_cache=False).last_hidden_state
+        logits.append(model.lm_head(hidden)[0, -1])
+        x = torch.cat([x, model.get_input_embeddings()(logits[-1].argmax().view(1, 1))], dim=1)
+        ids = torch.cat([ids, ids[..., -1:] + 1], dim=-1)
+    return torch.stack(logits)
+
+
 def masked_logits(model: Any, prompt: Prompt, method: Method, positions: str, trace: Trace, steps: int) -> Tensor:
     """Logits `[steps, vocabulary]` of greedy decoding, without a cache: every step runs the whole sequence."""
     language, width, visual = adapter_for(model).language_model, prompt.embeds.shape[1], set(prompt.visual)
@@ -159,12 +192,12 @@ def masked_logits(model: Any, prompt: Prompt, method: Method, positions: str, tr
             mask = torch.zeros(1, 1, length, length).masked_fill_(~seen, torch.finfo(torch.float32).min)
             rotary = language.rotary_emb(x, ids)
             if number + 1 in at_stage and method.before_mlp:
-                x = x + layer.self_attn(layer.input_layernorm(x), attention_mask=mask, position_embeddings=rotary)[0]
+                x = x + _attended(layer, x, mask, rotary)
                 body, places = _chosen(body, places, at_stage[number + 1].index.tolist())
                 x = _changed(x, body, at_stage[number + 1])
                 if inside_contiguous:
                     ids = closed(ids, order(body, places))
-                x = x + layer.mlp(layer.post_attention_layernorm(x))
+                x = x + _transformed(layer, x)
             else:
                 x = layer(x, attention_mask=mask, position_embeddings=rotary)
             if number < len(prompt.additions):

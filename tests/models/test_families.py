@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,8 +11,9 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from equalities import BOTH, METHODS, lacking, method_of
-from masking import masked_logits, stock_prompt, traced
+from equalities import BOTH, METHODS, lacking, linear, method_of, prunes_inside
+from masking import kept_logits, masked_logits, stock_prompt, traced
+from probing import Probe
 from torch import Tensor
 from transformers.video_utils import VideoMetadata
 
@@ -77,7 +79,7 @@ def test_dense_is_exactly_stock(family: tuple[str, Any, Any], inputs: dict[str, 
     with Dense()(model) as run:
         assert torch.equal(logits(model, inputs), stock)
         assert torch.equal(model(**inputs).logits, whole)
-    frames = families.FRAMES // (2 if name.startswith("qwen") else 1)
+    frames = families.FRAMES // (2 if name.startswith(("qwen", "glm")) else 1)
     assert run.report[0].realised_tokens == frames * math.prod(families.GRIDS[name])
 
 
@@ -91,13 +93,21 @@ def test_pruning_equals_masking(
         with pytest.raises(UnsupportedModelError, match=f"do not supply {', '.join(missing)}"), pruner(model):
             pass
         return
+    if linear(model) and prunes_inside(model, label):
+        says = "prunes inside the language model, whose layers must attend to all .*: this one has .*linear_attention"
+        with pytest.raises(UnsupportedModelError, match=says), pruner(model):
+            pass
+        return
     columns = visual(model, inputs)
     positions = positions or pruner.positions
     with traced(pruner, families.LAYERS) as trace, pruner(model, positions=positions) as run:
         ours = logits(model, inputs)[:, 0]
     with torch.no_grad():
         prompt = stock_prompt(model, inputs, columns)
-        expected = masked_logits(model, prompt, pruner, positions, trace, STEPS)
+        if linear(model):
+            expected = kept_logits(model, prompt, trace.pruned[0], positions, STEPS)
+        else:
+            expected = masked_logits(model, prompt, pruner, positions, trace, STEPS)
     torch.testing.assert_close(ours, expected, atol=2e-4, rtol=2e-3)
     assert torch.equal(ours.argmax(-1), expected.argmax(-1))
     left = min([run.report[0].realised_tokens, *(n for _, n in run.report[0].stages)])
@@ -107,6 +117,24 @@ def test_pruning_equals_masking(
         assert any((chosen.features is None) == (label == "framefusion") for chosen in fewer)
     stock = logits(model, inputs)[:, 0]
     assert not torch.allclose(ours, stock, atol=1e-3), "the method changed nothing"
+
+
+def test_rows_are_those_of_eager_attention(family: tuple[str, Any, Any], inputs: dict[str, Tensor]) -> None:
+    """Methods inside go by what is recomputed; the reference takes their choices, and could not tell."""
+    _, model, _ = family
+    if linear(model):
+        pytest.skip("no method prunes inside it")
+    probe = Probe()
+    with probe(model):
+        model(**inputs)
+    eager_model = copy.deepcopy(model)
+    eager_model.set_attn_implementation("eager")
+    eager = eager_model(**inputs, output_attentions=True).attentions  # of each layer [1, heads, S, S]
+    columns = visual(model, inputs)
+    for stage, layer in enumerate(probe.layers(families.LAYERS)):
+        seen = probe.seen[stage]
+        torch.testing.assert_close(seen["last"], eager[layer - 1][0][:, -1:, columns], atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(seen["own"], eager[layer][0][:, -1:, columns], atol=1e-5, rtol=1e-3)
 
 
 def test_a_batch_is_answered_as_if_alone(family: tuple[str, Any, Any]) -> None:
@@ -129,7 +157,11 @@ def test_two_videos_and_an_image(family: tuple[str, Any, Any]) -> None:
         pytest.skip("its processor lays images out as videos' frames do not")
     if name in families.FRAMED:
         pytest.skip("takes one video a prompt: see test_what_is_not_one_video_is_refused")
-    inputs = families.prompts(name, processor, [QUESTION], videos_each=2, image=True)
+    if name in families.ALONE:
+        both = families.prompts(name, processor, [QUESTION], image=True)
+        with pytest.raises(ValueError, match="features and image tokens do not match"):
+            model.generate(**both, **GREEDY)
+    inputs = families.prompts(name, processor, [QUESTION], videos_each=2, image=name not in families.ALONE)
     seen: list[Tensor] = []
     with get_method("random", retention_ratio=0.5)(model) as run:
         handle = model.model.language_model.register_forward_pre_hook(
@@ -167,9 +199,13 @@ def test_what_is_not_one_video_is_refused(family: tuple[str, Any, Any], videos: 
 
 
 def test_encoding_once_and_beams_give_the_same(family: tuple[str, Any, Any], inputs: dict[str, Any]) -> None:
-    _, model, _ = family
+    name, model, _ = family
     method = get_method("mmg_vid", retention_ratio=0.3)
     beams = {**GREEDY, "num_beams": 2}
+    if name in families.ALONE:
+        with pytest.raises(ValueError, match="expected a non-empty list of Tensors"):
+            model.generate(**inputs, **beams)
+        beams = GREEDY
     with method(model):
         expected = [logits(model, inputs), model.generate(**inputs, **beams)]
     text = {k: inputs[k] for k in ("input_ids", "attention_mask", "mm_token_type_ids") if k in inputs}
@@ -203,7 +239,10 @@ def test_an_earlier_prompt_says_nothing_of_videos_encoded_beforehand(family: tup
 def test_a_video_is_reported_once(family: tuple[str, Any, Any], method: str) -> None:
     """However many beams or answers a prompt has."""
     name, model, processor = family
+    if method == "fastv" and linear(model):
+        pytest.skip("no method prunes inside it")
     both, one = (families.prompts(name, processor, [QUESTION, "How many times does it flash?"][:n]) for n in (2, 1))
+    words = {"suppress_tokens": adapter_for(model).placeholder_ids}  # of an answer, stock code seeks their features
     pruner = get_method(method, retention_ratio=0.3)
     tokens, encoded = adapter_for(model).encode(one, set())
     text = {k: one[k] for k in ("input_ids", "attention_mask", "mm_token_type_ids") if k in one}
@@ -212,17 +251,18 @@ def test_a_video_is_reported_once(family: tuple[str, Any, Any], method: str) -> 
     once, stages = [replace(video, elapsed=None) for video in run.report], run.stages
     assert len(once) == 2
     assert bool(stages) == (method == "fastv")
-    for several in (
+    repeating: list[dict[str, Any]] = [
         {"num_beams": 3},
         {"num_return_sequences": 2, "do_sample": True},
         {"num_beams": 2, "use_cache": False},
-    ):
+    ]
+    for several in repeating if name not in families.ALONE else [{"use_cache": False}]:
         with pruner(model) as run:
-            model.generate(**both, **{**GREEDY, **several})
+            model.generate(**both, **{**GREEDY, **several, **words})
         assert [replace(video, elapsed=None) for video in run.report] == once
         assert run.stages == stages
         with pruning(model, pruner, encoded=tokens) as run:
-            model.generate(**text, **fresh(encoded), **{**GREEDY, **several})
+            model.generate(**text, **fresh(encoded), **{**GREEDY, **several, **words})
         assert [replace(video, elapsed=None) for video in run.report] == once[:1]
 
 
@@ -305,7 +345,7 @@ def test_positions_go_on_behind_a_prefill_by_hand(family: tuple[str, Any, Any], 
     clip = Clip(np.random.default_rng(5).integers(0, 256, (7, *size, 3), dtype=np.uint8), timing)
     pixels = workload.preprocess(llm, [clip, clip])
     seen: list[Tensor] = []
-    for name in ("dense", "random", "fastv"):
+    for name in ("dense", "random", "fastv")[: 2 if linear(llm.model) else 3]:
         method = get_method(name, retention_ratio=1.0 if name == "dense" else 0.3)
         encoded = llm.encode(pixels, set())
         inputs = {k: v.repeat(2, 1) for k, v in llm.tokenize(QUESTION, encoded.texts[:1]).items()}
@@ -333,12 +373,18 @@ def test_a_type_without_an_entry_is_served_by_what_it_has(
         with pytest.raises(UnsupportedModelError, match=r"no config\.video_token_id; supported: "):
             adapter_for(model)
         return
-    if name == "qwen3_vl":
+    if name in families.ALONE:
+        with method(model), pytest.raises(ValueError, match=r"of 0 of the 4 videos .* needs an adapter of its own"):
+            model(**inputs)
+    elif name in ("qwen3_vl", "qwen3_vl_moe"):
         with method(model), pytest.raises(UnsupportedModelError, match="add tower features inside the language model"):
             model(**inputs)
     else:
         with method(model):
             assert torch.equal(logits(model, inputs), expected)
+        says = "prunes inside the language model, (and how layers of models of type|whose layers must attend)"
+        with pytest.raises(UnsupportedModelError, match=says), get_method("fastv", retention_ratio=0.3)(model):
+            pass
     monkeypatch.delattr(model.model, "language_model")
     with pytest.raises(UnsupportedModelError, match=r"no model\.language_model\.layers; supported: "):
         adapter_for(model)

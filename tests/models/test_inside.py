@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from masking import masked_logits, stock_prompt, traced
+from probing import Probe
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -82,29 +83,6 @@ def test_selections_that_are_out_of_place_are_refused(
 
 
 # ------------------------------------------------------------------------------------------------ attention
-
-
-@dataclass(frozen=True)
-class Probe(InsideMethod):
-    """Keeps everything and remembers the attention that it was offered."""
-
-    name: ClassVar[str] = "probe"
-    seen: list[dict[str, Tensor]] = field(default_factory=list, compare=False)
-
-    def layers(self, depth: int) -> tuple[int, ...]:
-        return (2, 3)
-
-    def select_inside(self, tokens: LayerTokens) -> Selection:
-        rows = torch.arange(len(tokens.text))
-        self.seen.append(
-            {
-                "last": tokens.attention(),
-                "text": tokens.attention(rows),
-                "own": tokens.attention(own=True),
-                "plain": tokens.attention(rows, rotary=False, causal=False),
-            }
-        )
-        return Selection(torch.arange(len(tokens.positions)))
 
 
 def test_rows_are_those_of_eager_attention(deep: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:

@@ -93,7 +93,7 @@ def test_dense_answers_are_those_of_stock_generate(llm: VideoLLM, benchmark: Any
     assert records[question.id].prompt_tokens == inputs["input_ids"].shape[1]
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm"])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v", "internvl", "smolvlm"])
 def test_other_families_answer_as_stock_generate(name: str, benchmark: Any, tmp_path: Path) -> None:
     from decord import VideoReader
     from transformers.video_utils import VideoMetadata

@@ -1,0 +1,64 @@
+"""GLM-4.1V, 4.5V and 4.6V: each temporal patch stands in the prompt as an image would, with its time in text behind it.
+
+T of their videos counts temporal patches (two frames each). Timestamps stay, also those of frames of which no token is
+left. Videos have the placeholders of images; the stock model itself takes no prompt that holds both.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+
+from mmg_bench.models.adapter import Capture, Layout, UnsupportedModelError
+from mmg_bench.models.scatter import Scatter
+
+_DENSE, _EXPERTS = "glm4v_text", "glm4v_moe_text"
+
+
+class Glm4V(Scatter):
+    """Adapter of `Glm4vForConditionalGeneration`, `Glm4vMoeForConditionalGeneration`, `Glm46VForConditionalGeneration`.
+
+    Raises UnsupportedModelError for a language model of another kind than theirs, which GLM-4.6V's class would take.
+    """
+
+    def __init__(self, model: Any):
+        super().__init__(model)
+        if (kind := model.config.text_config.model_type) not in (_DENSE, _EXPERTS):
+            raise UnsupportedModelError(
+                f"models of type {model.config.model_type!r} are served with a language model of type {_DENSE!r} or "
+                f"{_EXPERTS!r}, and not {kind!r}"
+            )
+        self.dense = kind == _DENSE  # whose attention and norms are not those of the one with experts
+
+    @property
+    def video_token_id(self) -> int:
+        return int(self.model.config.image_token_id)
+
+    @property
+    def interleaved(self) -> bool:
+        return self.dense
+
+    def mlp(self, layer: Any) -> tuple[nn.Module, nn.Module]:
+        return (layer.post_attention_layernorm, layer.post_mlp_layernorm) if self.dense else super().mlp(layer)
+
+    def in_a_row(self, layout: Layout) -> int:
+        _, height, width = layout
+        return height * width
+
+    def layouts(self, inputs: dict[str, Any], captured: Capture) -> list[Layout]:
+        patches = iter(super().layouts(inputs, captured))  # the tower is shown each temporal patch on its own
+        side = self.model.config.vision_config.spatial_merge_size
+        if (encoded := self.encoded(inputs)) is None:
+            lengths = [math.prod(grid) // side**2 for grid in inputs["video_grid_thw"].tolist()]
+        else:
+            lengths = [len(features) for features in encoded.pooler_output]
+        found = []
+        for length in lengths:
+            _, height, width = next(patches)
+            frames = length // (height * width)
+            found.append((frames, height, width))
+            for _ in range(frames - 1):
+                next(patches)
+        return found

@@ -1,0 +1,35 @@
+"""A method that looks at the attention that the language model's layers offer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mmg_bench.methods._inside import InsideMethod
+from mmg_bench.tokens import LayerTokens, Selection
+
+
+@dataclass(frozen=True)
+class Probe(InsideMethod):
+    """Keeps everything and remembers the attention that it was offered."""
+
+    name: ClassVar[str] = "probe"
+    seen: list[dict[str, Tensor]] = field(default_factory=list, compare=False)
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        return (2, 3)
+
+    def select_inside(self, tokens: LayerTokens) -> Selection:
+        rows = torch.arange(len(tokens.text))
+        self.seen.append(
+            {
+                "last": tokens.attention(),
+                "text": tokens.attention(rows),
+                "own": tokens.attention(own=True),
+                "plain": tokens.attention(rows, rotary=False, causal=False),
+            }
+        )
+        return Selection(torch.arange(len(tokens.positions)))
