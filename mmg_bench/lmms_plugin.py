@@ -54,16 +54,15 @@ class MMGBench(lmms):
         super().__init__()
         if str(batch_size) != "1":
             raise ValueError(f"batch_size={batch_size}: videos are answered one question at a time; leave it at 1")
-        from mmg_bench.models.checking import check_model
+        from mmg_bench.models.checking import check_method, check_model
         from mmg_bench.models.loading import VideoLLM
 
         self.cell = _cell(method, retention_ratio, positions, options)
-        needs = self.cell.method.needs
         spec = _model_spec(str(pretrained), device, options)
-        check_model(spec, {self.cell.label: needs})
+        check_model(spec, {self.cell.label: self.cell.method})
         self.llm = VideoLLM(spec)
-        self.llm.prepare(needs)
-        self.llm.adapter.check(needs, self.cell.label)
+        self.llm.prepare(self.cell.method.needs)
+        check_method(self.llm.adapter, self.cell.method, self.cell.label)
 
     @property
     def device(self) -> torch.device:

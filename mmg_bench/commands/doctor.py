@@ -36,7 +36,7 @@ def doctor(config: DictConfig) -> int:
         check_engine(settings, spec)
     cell = specs.cell(plain["method"], plain["retention_ratio"], plain["positions"])
     described = [(specs.benchmark_spec(benchmark), benchmark)]
-    found = check_all(model, spec, described, on_gpu, {cell.label: cell.method.needs})
+    found = check_all(model, spec, described, on_gpu, {cell.label: cell.method})
     return _show(f"This run: {model['name']} on {benchmark['name']}", found)
 
 

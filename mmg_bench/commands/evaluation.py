@@ -24,7 +24,7 @@ from mmg_bench.measure.flops import TextGeometry
 from mmg_bench.measure.latency import LatencySettings, check_engine, measure_cells, time_values
 from mmg_bench.measure.workload import Workload
 from mmg_bench.methods.registry import at_ratio
-from mmg_bench.models.checking import check_model
+from mmg_bench.models.checking import check_method, check_model
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.spec import ModelSpec
 from mmg_bench.options import check_folder, check_text
@@ -207,7 +207,7 @@ def _check(job: Job) -> None:
         specs.benchmark_spec(benchmark)
     if job.latency is not None:
         check_engine(job.latency, job.model)
-    check_model(job.model, {cell.label: cell.method.needs for cell in job.cells})
+    check_model(job.model, {cell.label: cell.method for cell in job.cells})
 
 
 def _carry_out(job: Job) -> Iterator[Outcome]:
@@ -219,7 +219,7 @@ def _carry_out(job: Job) -> Iterator[Outcome]:
     llm = VideoLLM(job.model)
     llm.prepare(needs_of(job.cells))
     for cell in job.cells:
-        llm.adapter.check(cell.method.needs, cell.label)
+        check_method(llm.adapter, cell.method, cell.label)
     records, sources = _answer(job, llm, benchmarks)
     _tell_failures(records)
     if not job.reports:

@@ -27,7 +27,7 @@ from mmg_bench.measure.efficiency import CellResult, Value, measure_efficiency
 from mmg_bench.measure.latency import LatencySettings, check_engine, within_memory
 from mmg_bench.measure.roofline import measure_ceilings
 from mmg_bench.measure.workload import PIXELS, Workload, random_prompt, video_file
-from mmg_bench.models.checking import ModelError, check_model
+from mmg_bench.models.checking import ModelError, check_method, check_model
 from mmg_bench.models.geometry import GEOMETRIES
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.spec import ModelSpec, folder_of
@@ -192,13 +192,13 @@ def _do(job: Job) -> int:
 
 def _check(spec: ModelSpec, cells: Sequence[Cell]) -> None:
     """As `check_model`; where weights are out of reach that speed does not depend on, the error says so."""
-    needs = {cell.label: cell.method.needs for cell in cells}
+    methods = {cell.label: cell.method for cell in cells}
     try:
-        check_model(spec, needs)
+        check_model(spec, methods)
     except ModelError as error:
         if spec.weights == "random" or spec.name not in GEOMETRIES or folder_of(spec.path) or spec.device_map:
             raise
-        check_model(replace(spec, weights="random"), needs)  # SigLIP's checkpoint is needed all the same
+        check_model(replace(spec, weights="random"), methods)  # SigLIP's checkpoint is needed all the same
         raise ModelError(f"{error}; or set {spec.option('weights')}=random: speed does not depend on them") from error
 
 
@@ -258,7 +258,7 @@ def _measure_model(job: Job, todo: list[tuple[str, Unit, dict[str, Any]]]) -> It
     needs = needs_of(cells)
     llm.prepare(needs)
     for cell in cells:
-        llm.adapter.check(cell.method.needs, cell.label)
+        check_method(llm.adapter, cell.method, cell.label)
     ceilings = measure_ceilings(llm.device, llm.model.dtype)
     known = {
         "weights": llm.weights_for(needs),

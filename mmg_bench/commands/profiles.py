@@ -192,6 +192,6 @@ def checks(config: dict[str, Any], profile: dict[str, Any]) -> list[Check]:
     benchmarks = [cfg.changed(config, "benchmark", name) for name in profile.get("benchmarks", ())]
     described = [(specs.benchmark_spec(benchmark), benchmark) for benchmark in benchmarks]
     for run in profile["runs"]:
-        needs = {cell.label: cell.method.needs for cell in run.cells}
-        found += check_all(run.model, run.spec, described, profile["needs_gpu"], needs)
+        methods = {cell.label: cell.method for cell in run.cells}
+        found += check_all(run.model, run.spec, described, profile["needs_gpu"], methods)
     return list(dict.fromkeys(found))

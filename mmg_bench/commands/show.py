@@ -21,7 +21,7 @@ from mmg_bench.faults import told
 from mmg_bench.files import written_whole
 from mmg_bench.measure.workload import video_file
 from mmg_bench.methods.registry import at_ratio
-from mmg_bench.models.checking import check_model
+from mmg_bench.models.checking import check_method, check_model
 from mmg_bench.models.hooks import VideoReport, pruning
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.options import check_folder, check_path, check_text, check_whole
@@ -50,13 +50,13 @@ def show(configs: Sequence[DictConfig]) -> int:
     cells += [specs.cell(c["method"], c["retention_ratio"], c["positions"]) for c in plain]
     cells = list(dict.fromkeys(cells))
     spec = specs.model_spec(values["model"])
-    check_model(spec, {cell.label: cell.method.needs for cell in cells})
+    check_model(spec, {cell.label: cell.method for cell in cells})
 
     llm = VideoLLM(spec)
     needs = needs_of(cells)
     llm.prepare(needs)
     for cell in cells:
-        llm.adapter.check(cell.method.needs, cell.label)
+        check_method(llm.adapter, cell.method, cell.label)
     clip = read_clip(video, spec.frames)
     encoded = llm.encode(llm.preprocess(clip.pixels, clip.timing), needs)
     inputs = llm.tokenize(values["question"], encoded.texts)

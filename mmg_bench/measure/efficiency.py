@@ -134,16 +134,19 @@ def _answer(
 
 
 def _formulas(llm: VideoLLM, cell: Cell, times: CellTimes, workload: Workload, ceilings: Ceilings) -> dict[str, float]:
-    """What follows from token counts: FLOPs as published, and distances to the roofline."""
+    """What follows from token counts: FLOPs as published, and distances to the roofline, where the formulas hold."""
     model, batch = LanguageModel.of(llm.adapter), workload.batch
     visual = [round(n) for n in times.layer_tokens]
+    seen = {"retention_layer_mean": sum(visual) / len(visual) / times.total_tokens}
+    if not model.geometry.dense:
+        return seen
     prompt = [n + times.prompt_tokens - visual[0] for n in visual]
     cached = prompt[-1:] * len(prompt) if cell.method.prunes_caches else prompt
     middle = [n + (times.new_tokens - 1) / 2 for n in cached]  # of the tokens that were decoded
     prefill_floor = model.prefill(prompt, batch).floor_ms(ceilings)
     decode_floor = model.decode_step(middle, batch).floor_ms(ceilings)
     return {
-        "retention_layer_mean": sum(visual) / len(visual) / times.total_tokens,
+        **seen,
         "flops_gqa": batch * flops_gqa(model.geometry, visual),
         "flops_4nd2": batch * flops_4nd2(model.geometry, visual),
         "prefill_roofline_ms": prefill_floor,

@@ -11,6 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""What configurations call the number of experts."""
+
 
 @dataclass(frozen=True)
 class TextGeometry:
@@ -24,9 +27,11 @@ class TextGeometry:
     """m, the width inside the MLP."""
     kv_width: int
     """kv, the width of the keys: key-value heads * head size, equal to d without grouped queries."""
+    dense: bool = True
+    """Whether every layer is full attention and one MLP; the formulas say nothing of experts and other attention."""
 
     def __post_init__(self) -> None:
-        for f in fields(self):
+        for f in fields(self)[:4]:
             value = getattr(self, f.name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"TextGeometry.{f.name}={value!r}: it must be a positive integer")
@@ -37,7 +42,10 @@ class TextGeometry:
         heads = config.num_attention_heads
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
         head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-        return cls(config.num_hidden_layers, config.hidden_size, config.intermediate_size, kv_heads * head_size)
+        full = set(getattr(config, "layer_types", None) or ()) <= {"full_attention"}
+        experts = any(getattr(config, name, None) for name in _EXPERTS)
+        sizes = config.num_hidden_layers, config.hidden_size, config.intermediate_size, kv_heads * head_size
+        return cls(*sizes, dense=full and not experts)
 
     def tokens_per_layer(self, tokens: int | Sequence[int]) -> list[int]:
         """`[L]` token counts from one count for all layers, or from the counts of an in-LLM method as they are."""

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmg_bench.contract import layers_of
+from mmg_bench.methods.base import Method
 from mmg_bench.methods.registry import get_method, method_class, method_names, read_label
 from mmg_bench.models.kept import Kept
 from mmg_bench.tokens import VideoTokens
@@ -55,11 +57,6 @@ class Adapter(ABC):
 
     def __init__(self, model: Any):
         self.model = model
-
-    @property
-    def listed(self) -> bool:
-        """Whether its model is of a type in FAMILIES, and not one that the general adapter only tries to serve."""
-        return type_of(self.model) in FAMILIES
 
     @property
     def supplies(self) -> frozenset[str]:
@@ -225,6 +222,31 @@ class Adapter(ABC):
         )
         ways = [*_stand_in(who, supplied), *self._ways(missing), "choose another method or model"]
         return fault, ", or ".join(ways)
+
+    def stages(self, method: Method) -> tuple[tuple[int, ...], int | None]:
+        """The layers before which `method` prunes, and the one from which on it hides keys.
+
+        Raises UnsupportedModelError where that is not to be had of these layers, and ValueError for layers that the
+        model does not have.
+        """
+        layers, key_layer = layers_of(method, len(self.layers))
+        if not layers and key_layer is None:
+            return layers, key_layer
+        kinds = set(getattr(self.text_config, "layer_types", None) or ())
+        if kinds - {"full_attention"}:
+            raise UnsupportedModelError(
+                f"{method.name} prunes inside the language model, whose layers must attend to all that is before them: "
+                f"this one has {', '.join(sorted(kinds))}"
+            )
+        if type_of(self.model) not in FAMILIES:  # a wrong guess of how its layers attend would show nowhere
+            raise UnsupportedModelError(
+                f"{method.name} prunes inside the language model, and how layers of models of type "
+                f"{self.model.config.model_type!r} compute attention is not known here: that needs an entry in "
+                f"FAMILIES (mmg_bench/models/adapter.py) and its tests; supported: {', '.join(FAMILIES)}"
+            )
+        for layer in layers if method.before_mlp else ():
+            self.mlp(self.layers[layer - 1])
+        return layers, key_layer
 
     def _ways(self, fields: Collection[str]) -> list[str]:
         """How a model of the family comes to supply some fields, in the imperative."""

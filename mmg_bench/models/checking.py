@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from mmg_bench.methods.base import Method
 from mmg_bench.models import llava_video, siglip
 from mmg_bench.models.adapter import Adapter, UnsupportedModelError, adapter_for, unserved
 from mmg_bench.models.hub import cached, check_reachable, not_cached, read_config
@@ -27,21 +28,30 @@ class ModelError(RuntimeError):
     """A model that cannot be loaded; the message names what is missing and the remedy."""
 
 
-def check_model(spec: ModelSpec, needs: Mapping[str, Collection[str]]) -> None:
+def check_method(adapter: Adapter, method: Method, who: str) -> None:
+    """Raise UnsupportedModelError or ValueError for what keeps `method`, labelled `who`, off a loaded model."""
+    adapter.check(method.needs, who)
+    adapter.stages(method)
+
+
+def check_model(spec: ModelSpec, methods: Mapping[str, Method]) -> None:
     """Raise an error for what would end a command with this model, and is known before it is loaded or downloaded.
 
-    UnsupportedModelError: no adapter serves its family, or the family does not supply what methods need. ModelError:
-    a checkpoint of the hub is needed that is not in its cache, and the hub is out of reach (loading would find out
-    too, after minutes of trying); or one is damaged.
-    `needs`: fields that each method asks for, by its label.
+    UnsupportedModelError: no adapter serves its family, or the family is not made for what methods need. ValueError: a
+    method names layers that the model does not have. ModelError: a checkpoint of the hub is needed that is not in its
+    cache, and the hub is out of reach (loading would find out too, after minutes of trying); or one is damaged.
+    `methods`: those that are to run, by their labels.
     """
-    if (adapter := bare_adapter(spec)) is not None:
-        for label, fields in needs.items():
-            adapter.check(fields, label, siglip=spec.siglip is not None)
+    if (bare := bare_adapter(spec)) is not None:
+        adapter, sized = bare
+        for label, method in methods.items():
+            adapter.check(method.needs, label, siglip=spec.siglip is not None)
+            if sized:
+                adapter.stages(method)
     wanted = []
     if spec.weights != "random":
         wanted.append((f"model {spec.name!r}", spec.path, spec.revision, spec.option("path")))
-    if spec.siglip is not None and any(siglip.FIELDS & set(fields) for fields in needs.values()):
+    if spec.siglip is not None and any(siglip.FIELDS & method.needs for method in methods.values()):
         wanted.append(("the SigLIP checkpoint", spec.siglip, spec.siglip_revision, spec.option("siglip")))
         folder = folder_of(spec.siglip)
         if folder is not None and (fault := siglip.lacks(folder)):
@@ -52,23 +62,24 @@ def check_model(spec: ModelSpec, needs: Mapping[str, Collection[str]]) -> None:
                 check_reachable(source, revision)
 
 
-def bare_adapter(spec: ModelSpec) -> Adapter | None:
+def bare_adapter(spec: ModelSpec) -> tuple[Adapter, bool] | None:
     """The adapter of the model that is meant, without its weights: what its family can do. Nothing is downloaded.
 
+    And whether the model's sizes are known too: where only its type is, those of its layers are the type's usual ones.
     None where its configuration is neither on this machine nor known without a download. Raises UnsupportedModelError
     where no adapter serves its family, and ModelError where its configuration is damaged.
     """
     from transformers import AutoModelForImageTextToText
 
     try:
-        config = _config(spec)
+        config, sized = _config(spec)
         if config is None:
             return None
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(config)
         if getattr(config, "mmg_family", None) == llava_video.FAMILY:
             llava_video.attach(model, SimpleNamespace())  # no processor: nothing is prepared
-        return adapter_for(model)
+        return adapter_for(model), sized
     except UnsupportedModelError:
         raise
     except ImportError as error:
@@ -80,8 +91,8 @@ def bare_adapter(spec: ModelSpec) -> Adapter | None:
         ) from error
 
 
-def _config(spec: ModelSpec) -> Any | None:
-    """The configuration of the model that is meant, as far as it is known here; of its type, if only that is."""
+def _config(spec: ModelSpec) -> tuple[Any | None, bool]:
+    """The configuration of the model that is meant, as far as it is known here, and whether that is all of it."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as SEEING
 
@@ -92,16 +103,16 @@ def _config(spec: ModelSpec) -> Any | None:
         file = folder / "config.json"
     elif spec.weights == "random":
         known = GEOMETRIES.get(spec.name)
-        return None if known is None else AutoConfig.for_model(**known.config)
+        return None if known is None else AutoConfig.for_model(**known.config), True
     else:
         with contextlib.suppress(ValueError):  # no hub id: loading says so
             file = cached(spec.path, "config.json", spec.revision)
     if file is None or not file.is_file():
-        return AutoConfig.for_model(TYPES[spec.path]) if spec.path in TYPES else None
+        return AutoConfig.for_model(TYPES[spec.path]) if spec.path in TYPES else None, False
     kind = read_config(file).get("model_type")
     if kind not in SEEING:
         raise unserved(spec.path, kind, "transformers has no model of this type that is shown videos")
-    return AutoConfig.from_pretrained(str(file.parent))
+    return AutoConfig.from_pretrained(str(file.parent)), True
 
 
 def check_folder(folder: Path, option: str) -> None:

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
-from mmg_bench.contract import Faults, check_selection, layers_of
+from mmg_bench.contract import Faults, check_selection
 from mmg_bench.methods.base import Method, Positions
-from mmg_bench.models.adapter import FAMILIES, Adapter, UnsupportedModelError
+from mmg_bench.models.adapter import Adapter
 from mmg_bench.models.attention import LayerAttention, rotate, softmax_weights
 from mmg_bench.models.caches import CACHE, cache_of
 from mmg_bench.models.kept import Kept
@@ -126,20 +126,8 @@ class Inside:
         """
         self.adapter, self.method, self.report, self.look_over = adapter, method, report, look_over
         self.contiguous = (method.inside_positions or positions) == "contiguous"
-        self.at, self.key_layer = layers_of(method, len(adapter.layers))
+        self.at, self.key_layer = adapter.stages(method)
         self.needed = bool(self.at) or self.key_layer is not None  # whether the method does anything here
-        kinds = set(getattr(adapter.text_config, "layer_types", None) or ())
-        if self.needed and kinds - {"full_attention"}:
-            raise UnsupportedModelError(
-                f"{method.name} prunes inside the language model, whose layers must attend to all that is before them: "
-                f"this one has {', '.join(sorted(kinds))}"
-            )
-        if self.needed and not adapter.listed:  # a wrong guess of how its layers attend would show nowhere
-            raise UnsupportedModelError(
-                f"{method.name} prunes inside the language model, and how layers of models of type "
-                f"{adapter.model.config.model_type!r} compute attention is not known here: that needs an entry in "
-                f"FAMILIES (mmg_bench/models/adapter.py) and its tests; supported: {', '.join(FAMILIES)}"
-            )
         self.prompt = Prompt(0, None, [])  # of the forward call under way
         self.base: Flow | None = None  # of the forward call under way: before the first stage,
         self.flow: Flow | None = None  # and what is in force at the layer under way, once it differs from the base

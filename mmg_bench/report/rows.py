@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
@@ -263,12 +263,14 @@ def _check_dense(cells: Cells, where: str) -> None:
 
 
 class _Cost:
-    """Visual tokens of a record over all layers, and their FLOPs in both conventions, where the model is known."""
+    """Visual tokens of a record over all layers, where the model is known, and their FLOPs where the formulas hold."""
 
     def __init__(self, geometry: TextGeometry | None):
         self.geometry = geometry
-        # questions share their token counts: compute each once
-        self.conventions = [] if geometry is None else [cache(partial(f, geometry)) for f in (flops_gqa, flops_4nd2)]
+        self.formulas: dict[str, Callable[[tuple[int, ...]], int]] = {}
+        if geometry is not None and geometry.dense:  # questions share their token counts: compute each once
+            self.formulas["flops_gqa"] = cache(partial(flops_gqa, geometry))
+            self.formulas["flops_4nd2"] = cache(partial(flops_4nd2, geometry))
 
     def means(self, records: Sequence[Record]) -> Iterator[tuple[str, Estimate]]:
         known = [r for r in records if r.realised_tokens is not None]
@@ -277,8 +279,9 @@ class _Cost:
         depth = self.geometry.layers
         tokens = [tuple(layer_counts(r.realised_tokens or 0, r.stages or (), depth)) for r in known]
         shares = [sum(t) / depth / r.total_tokens for t, r in zip(tokens, known, strict=True) if r.total_tokens]
-        means = [_mean(shares), *(_mean(flops(t) for t in tokens) for flops in self.conventions)]
-        for name, mean in zip(("retention_layer_mean", "flops_gqa", "flops_4nd2"), means, strict=True):
+        means = {"retention_layer_mean": _mean(shares)}
+        means |= {name: _mean(formula(t) for t in tokens) for name, formula in self.formulas.items()}
+        for name, mean in means.items():
             yield name, Estimate(mean, math.nan, math.nan, len(known), len(records) - len(known))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmg_bench.benchmarks.lmms import Benchmark, BenchmarkSpec
+from mmg_bench.methods.base import Method
 from mmg_bench.models.adapter import UnsupportedModelError
 from mmg_bench.models.checking import ModelError, attention_lacks, bare_adapter, check_folder
 from mmg_bench.models.geometry import GEOMETRIES
@@ -44,14 +45,14 @@ def check_all(
     spec: ModelSpec,
     benchmarks: Sequence[tuple[BenchmarkSpec, Mapping[str, Any]]],
     needs_gpu: bool,
-    needs: Mapping[str, Collection[str]] | None = None,
+    methods: Mapping[str, Method] | None = None,
 ) -> list[Check]:
     """Everything that a model needs to answer benchmarks (each with the configuration that it was made from).
 
-    `needs`: optional fields of `VideoTokens` that each method asks for, by its label.
+    `methods`: those that are to run, by their labels.
     """
-    needs = needs or {}
-    downloads = list(_weights(model, spec, {field for fields in needs.values() for field in fields}))
+    methods = methods or {}
+    downloads = list(_weights(model, spec, {field for method in methods.values() for field in method.needs}))
     downloads += [(_data(spec, config), config.get("disk_gb")) for spec, config in benchmarks]
     wanted = [gigabytes for check, gigabytes in downloads if check.missing is not None]
     return [
@@ -60,7 +61,7 @@ def check_all(
         *_settings(spec),
         *(_gpu(model, spec) if needs_gpu else ()),
         *(check for check, _ in downloads),
-        *_methods(spec, needs),
+        *_methods(spec, methods),
         *_disk(wanted),
     ]
 
@@ -109,29 +110,35 @@ def _settings(spec: ModelSpec) -> Iterator[Check]:
         yield Check(f"device {spec.device}", str(error), f"{spec.option('device')}=auto")
 
 
-def _methods(spec: ModelSpec, needs: Mapping[str, Collection[str]]) -> Iterator[Check]:
-    """What is wrong with the model's family, and methods that read what it does not supply.
+def _methods(spec: ModelSpec, methods: Mapping[str, Method]) -> Iterator[Check]:
+    """What is wrong with the model's family, and methods that it is not made for.
 
     Of a model whose configuration is not on this machine nothing is said here.
     """
     other = f"take another model ({spec.option('path')})"
     try:
-        adapter = bare_adapter(spec)
+        bare = bare_adapter(spec)
     except UnsupportedModelError as error:
         yield Check(f"the family of {spec.name}", str(error), other)
         return
     except ModelError as error:
         yield Check(f"the configuration of {spec.name}", str(error), "copy it again, or take another model")
         return
-    if adapter is None:  # else the line of the weights says what is missing
+    if bare is None:  # else the line of the weights says what is missing
         if spec.weights == "random" and folder_of(spec.path) is None:
             fault = f"the architecture of {spec.name!r} is not known without a download; known: {', '.join(GEOMETRIES)}"
             fix = f"set {spec.option('path')} to a checkpoint folder"
             yield Check(f"the architecture of {spec.name}", fault, fix)
         return
-    for label, fields in needs.items():
-        if (lacking := adapter.lacking_for(fields, label, siglip=spec.siglip is not None)) is not None:
+    adapter, sized = bare
+    for label, method in methods.items():
+        if (lacking := adapter.lacking_for(method.needs, label, siglip=spec.siglip is not None)) is not None:
             yield Check(f"what {label} reads", *lacking)
+        try:
+            if sized:
+                adapter.stages(method)
+        except ValueError as error:
+            yield Check(f"where {label} prunes", str(error), "choose another method or model")
 
 
 def _gpu(model: Mapping[str, Any], spec: ModelSpec) -> Iterator[Check]:

@@ -1,6 +1,8 @@
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Model
+from transformers import MixtralConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Model, Qwen3MoeConfig
+from transformers.models.glm4v_moe import Glm4vMoeTextConfig
+from transformers.models.qwen3_5 import Qwen3_5TextConfig
 
 from mmg_bench.measure.flops import TextGeometry, flops_4nd2, flops_counted, flops_gqa
 
@@ -36,6 +38,19 @@ def test_geometry_from_a_config():
     assert TextGeometry.from_config(small_config()) == TextGeometry(3, 64, 160, 32)
     wide = Qwen2Config(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=32)
     assert TextGeometry.from_config(wide).kv_width == 64
+
+
+def test_of_experts_and_other_attention_the_formulas_say_nothing():
+    assert TextGeometry.from_config(Qwen2Config()).dense
+    others = (
+        MixtralConfig(),
+        Qwen3MoeConfig(),
+        Glm4vMoeTextConfig(),
+        Qwen3_5TextConfig(),
+        Qwen2Config(use_sliding_window=True, max_window_layers=0),
+    )
+    for config in others:
+        assert not TextGeometry.from_config(config).dense, type(config)
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+import families
 from mmg_bench import config as cfg
 from mmg_bench.commands import evaluation, measure
+from mmg_bench.methods import FastVID, VisionZip
 from mmg_bench.models import loading
 from mmg_bench.models.adapter import UnsupportedModelError
 from mmg_bench.models.checking import ModelError, check_model
@@ -104,20 +106,20 @@ def test_what_is_at_hand_is_not_asked_for(asked: list[str], cache: Path, tiny_fo
 
 def test_siglip_is_asked_for_where_a_method_needs_it(nothing_answers: list[str], cache: Path) -> None:
     model = spec(weights="random", siglip="nobody/siglip", siglip_revision="abc")
-    check_model(model, {"method": {"attention"}})
+    check_model(model, {"method": VisionZip()})
     assert nothing_answers == []
     with pytest.raises(ModelError, match=r"SigLIP checkpoint cannot be loaded from 'nobody/siglip'.*set model\.siglip"):
-        check_model(model, {"method": {"frame_features"}})
+        check_model(model, {"method": FastVID()})
     fill(cache, "nobody/siglip", "abc")
-    check_model(model, {"method": {"frame_features"}})
+    check_model(model, {"method": FastVID()})
 
 
 def test_siglip_in_a_folder_is_seen_to_be_one(tmp_path: Path) -> None:
     with pytest.raises(
         ModelError, match=r"model\.siglip=/nowhere: /nowhere: no such checkpoint folder; name the tower's"
     ):
-        check_model(spec(weights="random", siglip="/nowhere"), {"method": {"frame_features"}})
-    check_model(spec(weights="random", siglip="/nowhere"), {"method": {"attention"}})
+        check_model(spec(weights="random", siglip="/nowhere"), {"method": FastVID()})
+    check_model(spec(weights="random", siglip="/nowhere"), {"method": VisionZip()})
 
 
 def test_the_kind_of_a_checkpoint_is_seen_before_its_weights_are_fetched(cache: Path) -> None:
@@ -200,3 +202,15 @@ def test_no_time_is_lost_where_nothing_answers(
         with pytest.raises(ModelError, match=rf"{address} cannot be reached"):
             run(tmp_path / "out")
         assert time.perf_counter() - started < 30
+
+
+def test_a_method_that_the_layers_do_not_serve_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    families.qwen3_5()[0].config.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr("mmg_bench.commands.evaluation.VideoLLM", lambda *_: pytest.fail("the model is loaded"))
+    model = ["model=qwen3_5_9b", f"model.path={tmp_path}/model", "model.revision=null", "model.device=cpu"]
+    with pytest.raises(UnsupportedModelError, match=r"fastv prunes inside .* full_attention, linear_attention"):
+        evaluation.run(cfg.sweep("run", [*model, "method=mmg_vid,fastv", f"output_dir={tmp_path}/out"]))
+    with pytest.raises(ValueError, match=r"FastV\.layer=40: it must be an integer in \[1, 3\]"):
+        evaluation.run(cfg.sweep("run", ["method=fastv", "method.layer=40", f"output_dir={tmp_path}/out"]))

@@ -79,11 +79,11 @@ def test_every_checkpoint_of_a_configuration_has_its_type(monkeypatch: pytest.Mo
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     for name in cfg.names("model"):
         spec = model_spec(cfg.load("model", name))
-        adapter = bare_adapter(spec)
-        if adapter is None:
+        bare = bare_adapter(spec)
+        if bare is None:
             assert folder_of(spec.path) is not None  # of no checkpoint of the hub
         else:
-            assert name == "embedded" or name.startswith(adapter.model.config.model_type)
+            assert name == "embedded" or name.startswith(bare[0].model.config.model_type)
 
 
 def test_random_weights_of_a_folder(tiny_folder: Path) -> None:

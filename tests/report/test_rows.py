@@ -176,6 +176,12 @@ def test_pruning_inside_the_model_counts_what_each_layer_sees(make):
     assert value(rows, "dense", 1.0, "retention_layer_mean").value == 1
 
 
+def test_flops_are_told_only_where_the_formulas_hold(toy):
+    rows = result_rows(toy, geometries={"toy": dataclasses.replace(GEOMETRY, dense=False)})
+    assert set(rows.metric) >= {"accuracy", "retention_layer_mean"}
+    assert not rows.metric.str.startswith("flops").any()
+
+
 def test_measurements_become_rows_of_their_cell(toy):
     rows = result_rows(toy, measurements=[measurement(), measurement(benchmark="-", metric="prune_ms")])
     speed = value(rows, "ours", 0.25, "prefill_speedup")

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 import torch
 
+import families
 from lmms_data import DATA_SETS
 from mmg_bench.benchmarks import video
 from mmg_bench.benchmarks.lmms import BenchmarkSpec
 from mmg_bench.config import load
+from mmg_bench.methods.registry import get_method
 from mmg_bench.runner import requirements
 from mmg_bench.runner.requirements import check_all
 from mmg_bench.specs import benchmark_spec, cell, model_spec
@@ -170,11 +172,31 @@ def test_an_id_that_cannot_be_one_is_named(home: Path) -> None:
 
 def test_siglip_does_not_serve_every_family(home: Path) -> None:
     model = {**load("model", "qwen2_5_vl_7b"), "siglip": "nobody/siglip"}
-    needs = {"fastvid": cell({"name": "fastvid"}, 0.5).method.needs}
-    found = [str(c) for c in check_all(model, model_spec(model), [], False, needs) if "reads" in c.what]
+    methods = {"fastvid": cell({"name": "fastvid"}, 0.5).method}
+    found = [str(c) for c in check_all(model, model_spec(model), [], False, methods) if "reads" in c.what]
     assert [line.partition(" (")[0] for line in found] == [
         "what fastvid reads: fastvid: models of type 'qwen2_5_vl' do not supply frame_features, probe_attention"
     ]
+
+
+def test_layers_that_a_method_cannot_prune_between_are_named(home: Path, tmp_path: Path) -> None:
+    families.qwen3_5()[0].config.save_pretrained(tmp_path)
+    model = {**load("model", "qwen3_5_9b"), "path": str(tmp_path)}
+    methods = {name: get_method(name) for name in ("mmg_vid", "fastv")}
+    found = [str(c) for c in check_all(model, model_spec(model), [], False, methods) if "prunes" in c.what]
+    assert [line.partition(" before them: ")[::2] for line in found] == [
+        (
+            "where fastv prunes: fastv prunes inside the language model, whose layers must attend to all that is",
+            "this one has full_attention, linear_attention\n      -> choose another method or model",
+        )
+    ]
+    deep = {"fastv": get_method("fastv", layer=40)}
+    for weights, lacks in (("pretrained", 0), ("random", 1)):  # how many layers those of the hub have is not known here
+        model = {**SEVEN_B, "weights": weights}
+        lines = [str(c) for c in check_all(model, model_spec(model), [], False, deep) if "prunes" in c.what]
+        assert [line.partition("]")[0] for line in lines] == [
+            "where fastv prunes: FastV.layer=40: it must be an integer in [1, 27"
+        ] * lacks
 
 
 def test_random_weights_need_no_download(home: Path) -> None:
@@ -185,36 +207,37 @@ def test_the_siglip_checkpoint_is_asked_for_only_by_methods_that_need_it(home: P
     model = {**load("model", "embedded"), "siglip": "nobody/no-such-siglip"}
     whole = [of("embedded")]
 
-    def lacks(model: dict[str, Any], *needs: str) -> list[str]:
-        found = check_all(model, model_spec(model), whole, False, {"some method": needs})
+    def lacks(model: dict[str, Any], *names: str) -> list[str]:
+        methods = {name: get_method(name) for name in names}
+        found = check_all(model, model_spec(model), whole, False, methods)
         return [str(c) for c in found if c.missing is not None]
 
     assert lacks(model) == []
-    assert lacks(model, "attention", "query") == []
-    (line,) = lacks(model, "attention", "frame_features")
+    assert lacks(model, "visionzip", "sparsevlm") == []
+    (line,) = lacks(model, "visionzip", "fastvid")
     assert line.startswith(
         "SigLIP's pooling head and text tower (nobody/no-such-siglip): the hub cache lacks config.json"
     )
     assert "-> hf download nobody/no-such-siglip (size unknown), or set model.siglip to a folder" in line
-    (line,) = lacks({**model, "siglip_revision": "1234abc"}, "frame_features")
+    (line,) = lacks({**model, "siglip_revision": "1234abc"}, "fastvid")
     assert (
         "hf download nobody/no-such-siglip --revision 1234abc (size unknown), or set model.siglip to a folder" in line
     )
     assert line.endswith("; model.siglip_revision=null takes the newest commit in the cache")
-    (line,) = lacks({**model, "siglip": str(tmp_path)}, "frame_features")
+    (line,) = lacks({**model, "siglip": str(tmp_path)}, "fastvid")
     assert "the folder holds no weights" in line
     (tmp_path / "model.safetensors").touch()
-    (line,) = lacks({**model, "siglip": str(tmp_path)}, "frame_features")
+    (line,) = lacks({**model, "siglip": str(tmp_path)}, "fastvid")
     assert "config.json cannot be read" in line
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
-    (line,) = lacks({**model, "siglip": str(tmp_path)}, "frame_features")
+    (line,) = lacks({**model, "siglip": str(tmp_path)}, "fastvid")
     assert "it is a checkpoint of type 'clip', not siglip\n      -> correct model.siglip" in line
     (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
-    assert lacks({**model, "siglip": str(tmp_path)}, "frame_features") == []
-    (line,) = lacks({**model, "siglip": "/nowhere"}, "frame_features")
+    assert lacks({**model, "siglip": str(tmp_path)}, "fastvid") == []
+    (line,) = lacks({**model, "siglip": "/nowhere"}, "fastvid")
     assert "/nowhere: no such checkpoint folder" in line
-    (line,) = lacks({**model, "siglip": None}, "frame_features")
-    assert line.startswith("what some method reads: some method: models of type 'llava_onevision' do not supply frame_")
+    (line,) = lacks({**model, "siglip": None}, "fastvid")
+    assert line.startswith("what fastvid reads: fastvid: models of type 'llava_onevision' do not supply frame_")
 
 
 def test_an_architecture_that_is_not_known_is_named(home: Path) -> None:
@@ -248,7 +271,7 @@ def test_methods_that_read_what_the_family_does_not_supply_are_named(
 ) -> None:
     model = {**load("model", name), **changes}
     cells = [cell({"name": method}, 0.5) for method in ("mmg_vid", "visionzip", "fastvid")]
-    needs = {c.label: c.method.needs for c in cells if name.startswith("llava") or c.label != "fastvid"}
+    needs = {c.label: c.method for c in cells if name.startswith("llava") or c.label != "fastvid"}
     found = [c.what for c in check_all(model, model_spec(model), [], False, needs) if "reads" in c.what]
     assert found == [f"what {label} reads" for label in lacks]
 
