@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,11 +44,9 @@ def check_model(spec: ModelSpec, methods: Mapping[str, Method]) -> None:
     `methods`: those that are to run, by their labels.
     """
     if (bare := bare_adapter(spec)) is not None:
-        adapter, sized = bare
         for label, method in methods.items():
-            adapter.check(method.needs, label, siglip=spec.siglip is not None)
-            if sized:
-                adapter.stages(method)
+            bare.adapter.check(method.needs, label, siglip=spec.siglip is not None)
+            bare.check_layers(method)
     wanted = []
     if spec.weights != "random":
         wanted.append((f"model {spec.name!r}", spec.path, spec.revision, spec.option("path")))
@@ -62,10 +61,29 @@ def check_model(spec: ModelSpec, methods: Mapping[str, Method]) -> None:
                 check_reachable(source, revision)
 
 
-def bare_adapter(spec: ModelSpec) -> tuple[Adapter, bool] | None:
+@dataclass(frozen=True)
+class Bare:
+    """What is known of a model without its weights."""
+
+    adapter: Adapter
+    """Of the model, or where only its type is known, of one of that type's usual sizes."""
+    sized: bool
+    """Whether the sizes are the model's own."""
+
+    def check_layers(self, method: Method) -> None:
+        """As `Adapter.stages` raises, but that nothing is said of the number of layers where it is not known."""
+        try:
+            self.adapter.stages(method)
+        except UnsupportedModelError:
+            raise
+        except ValueError:
+            if self.sized:
+                raise
+
+
+def bare_adapter(spec: ModelSpec) -> Bare | None:
     """The adapter of the model that is meant, without its weights: what its family can do. Nothing is downloaded.
 
-    And whether the model's sizes are known too: where only its type is, those of its layers are the type's usual ones.
     None where its configuration is neither on this machine nor known without a download. Raises UnsupportedModelError
     where no adapter serves its family, and ModelError where its configuration is damaged.
     """
@@ -79,7 +97,7 @@ def bare_adapter(spec: ModelSpec) -> tuple[Adapter, bool] | None:
             model = AutoModelForImageTextToText.from_config(config)
         if getattr(config, "mmg_family", None) == llava_video.FAMILY:
             llava_video.attach(model, SimpleNamespace())  # no processor: nothing is prepared
-        return adapter_for(model), sized
+        return Bare(adapter_for(model), sized)
     except UnsupportedModelError:
         raise
     except ImportError as error:

@@ -130,13 +130,11 @@ def _methods(spec: ModelSpec, methods: Mapping[str, Method]) -> Iterator[Check]:
             fix = f"set {spec.option('path')} to a checkpoint folder"
             yield Check(f"the architecture of {spec.name}", fault, fix)
         return
-    adapter, sized = bare
     for label, method in methods.items():
-        if (lacking := adapter.lacking_for(method.needs, label, siglip=spec.siglip is not None)) is not None:
+        if (lacking := bare.adapter.lacking_for(method.needs, label, siglip=spec.siglip is not None)) is not None:
             yield Check(f"what {label} reads", *lacking)
         try:
-            if sized:
-                adapter.stages(method)
+            bare.check_layers(method)
         except ValueError as error:
             yield Check(f"where {label} prunes", str(error), "choose another method or model")
 

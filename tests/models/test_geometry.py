@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ import torch
 from mmg_bench import config as cfg
 from mmg_bench.benchmarks.video import Timing
 from mmg_bench.measure.flops import TextGeometry, flops_gqa
+from mmg_bench.methods.fastv import FastV
+from mmg_bench.methods.framefusion import FrameFusion
+from mmg_bench.models.adapter import UnsupportedModelError
 from mmg_bench.models.checking import bare_adapter
 from mmg_bench.models.geometry import GEOMETRIES
 from mmg_bench.models.loading import VideoLLM
@@ -83,7 +87,11 @@ def test_every_checkpoint_of_a_configuration_has_its_type(monkeypatch: pytest.Mo
         if bare is None:
             assert folder_of(spec.path) is not None  # of no checkpoint of the hub
         else:
-            assert name == "embedded" or name.startswith(bare[0].model.config.model_type)
+            assert name == "embedded" or name.startswith(bare.adapter.model.config.model_type)
+            for method in (FastV(), FrameFusion()):  # known of the type alone, before a download
+                refused = pytest.raises(UnsupportedModelError, match="linear_attention")
+                with refused if name == "qwen3_5_9b" else nullcontext():
+                    bare.check_layers(method)
 
 
 def test_random_weights_of_a_folder(tiny_folder: Path) -> None:
