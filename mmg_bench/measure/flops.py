@@ -31,7 +31,7 @@ class TextGeometry:
     """Whether every layer is full attention and one MLP; the formulas say nothing of experts and other attention."""
 
     def __post_init__(self) -> None:
-        for f in fields(self)[:4]:
+        for f in (f for f in fields(self) if f.name != "dense"):
             value = getattr(self, f.name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"TextGeometry.{f.name}={value!r}: it must be a positive integer")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mmg_bench.contract import layers_of
 from mmg_bench.methods.base import Method
 from mmg_bench.methods.registry import get_method, method_names
 from mmg_bench.models.adapter import adapter_for
@@ -61,8 +60,7 @@ def linear(model: Any) -> bool:
 
 def prunes_inside(model: Any, label: str) -> bool:
     """Whether the method does anything inside the language model."""
-    at, key_layer = layers_of(method_of(label, 0.5), len(adapter_for(model).layers))
-    return bool(at) or key_layer is not None
+    return method_of(label, 0.5).prunes_inside(len(adapter_for(model).layers))
 
 
 def mark(model: Any, label: str) -> str:
