@@ -399,7 +399,7 @@ def stages(method: Method, tokens: VideoTokens) -> Iterator[tuple[LayerTokens, S
         if method.finished(state):
             return
         attention = RandomAttention(len(positions), len(text))
-        before = LayerTokens(features, positions, text, tokens.total, stage, DEPTH, attention, state)
+        before = LayerTokens(features, features / 2, positions, text, tokens.total, stage, DEPTH, attention, state)
         given = features.clone()
         chosen = method.prune_inside(before)
         check_selection(method, before, chosen).raise_any()

@@ -166,6 +166,8 @@ class LayerTokens:
 
     features: Tensor
     """`[n, D]`: hidden states of the tokens that are left."""
+    previous: Tensor
+    """`[n, D]`: hidden states of the same tokens as they entered the layer before."""
     positions: Tensor
     """`[n]` int64: their flat raster indices into `T * N`."""
     text: Tensor

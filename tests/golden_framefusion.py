@@ -35,7 +35,9 @@ def check(run: Run, inputs: Inputs) -> None:
         row = last_row(torch.cat([before, visual, behind]), inputs["q_proj"], inputs["k_proj"])
         row = row[..., len(before) : len(before) + len(visual)]
         chosen = method.prune_inside(
-            LayerTokens(visual, positions, behind, tokens.total, stage, hyper["num_layers"], lambda r=row: r, state)
+            LayerTokens(
+                visual, visual, positions, behind, tokens.total, stage, hyper["num_layers"], lambda r=row: r, state
+            )
         )
         visual = visual[chosen.index] if chosen.features is None else chosen.features
         positions, state = positions[chosen.index], chosen.state

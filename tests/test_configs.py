@@ -199,6 +199,7 @@ def test_a_method_is_answered_anew_when_what_it_imports_changes(monkeypatch: pyt
             "framefusion",
             "holitom",
             "prunevid",
+            "v2drop",
             "chain",
         },
         "fastv.py": {"fastv"},

@@ -55,7 +55,7 @@ class Chain(Method):
     before: str = field(default="mmg_vid", metadata={"labelled": True})
     """A method that prunes before the language model, and does nothing inside it (of those that do: `inner=false`)."""
     inside: str = field(default="fastv", metadata={"labelled": True})
-    """A method that prunes only inside it: fastv, pdrop, sparsevlm."""
+    """A method that prunes only inside it: fastv, pdrop, sparsevlm, v2drop."""
     inside_ratio: float = 0.5
     """`retention_ratio` of `inside`, by its own meaning, of the tokens that enter."""
 
@@ -80,7 +80,7 @@ class Chain(Method):
         if not isinstance(inside, InsideMethod):
             raise ValueError(
                 f"chain.inside={self.inside!r}: {inside.name} does not prune inside the language model alone; choose "
-                "one of these: fastv, pdrop, sparsevlm"
+                "one of these: fastv, pdrop, sparsevlm, v2drop"
             )
         if unread := sorted(inside.needs - {"query"}):
             raise ValueError(

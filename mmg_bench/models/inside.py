@@ -134,6 +134,7 @@ class Inside:
         self.prefill = False
         self.additions: list[Tensor] = []  # [B, K, D] to add behind each of the first layers at prefill
         self.inputs: dict[int, tuple[Tensor, Any]] = {}  # layer -> hidden states, rotary embeddings of its attention
+        self.entered: Tensor | None = None  # `[B, S, D]` that the layer under way was called with, if it is looked at
         self.residual: Tensor | None = None  # `[B, K, D]` that a pruned layer's MLP adds to, then the layer's output
 
     def install(self, stack: ExitStack) -> None:
@@ -155,12 +156,12 @@ class Inside:
     def begin(self, prompt: Prompt, mask: Tensor, ids: Tensor, additions: list[Tensor], prefill: bool) -> None:
         """A forward call of the language model begins."""
         self.prompt, self.additions, self.prefill = prompt, additions, prefill
-        self.base, self.flow, self.residual = Flow(mask, ids), None, None
+        self.base, self.flow, self.residual, self.entered = Flow(mask, ids), None, None, None
         self.inputs.clear()
 
     def stop(self) -> None:
         """The next forward call holds no pruned video."""
-        self.base = self.flow = self.residual = None
+        self.base = self.flow = self.residual = self.entered = None
         self.additions = []
         self.inputs.clear()
 
@@ -202,6 +203,8 @@ class Inside:
                 self.base = replace(self.base, rotary=kwargs.get("position_embeddings"))
             if self._prunes_at(number) and not self.method.before_mlp:
                 hidden = self._prune(number, hidden, cache)
+            if self._prunes_at(number + 1):
+                self.entered = hidden.detach()
             if not self.prefill and number in self.at and (stage := self.at.index(number)) < len(self.prompt.stages):
                 self._advance(self.prompt.stages[stage], hidden, cache, number)
             if number == self.key_layer and not self.prefill and hidden.shape[1] == 1:
@@ -250,6 +253,8 @@ class Inside:
         """Prune every video before layer `number`, or the MLP before it: the hidden states `[B, K, D]` that go on."""
         current = self.flow or self.base
         assert current is not None
+        assert self.entered is not None
+        entered = self.entered.to(hidden.device)
         left = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         counts = [hidden.shape[1]] * len(hidden)
         source = torch.arange(hidden.shape[1], device=hidden.device).repeat(len(hidden), 1)
@@ -262,7 +267,15 @@ class Inside:
             row = hidden[span.row]
             attend = _Attend(self, number, span, current.mask, row, current.rotary)
             tokens = LayerTokens(
-                row[span.columns], span.positions, row[span.text], span.total, stage, depth, attend, span.state
+                row[span.columns],
+                entered[span.row, span.columns],
+                span.positions,
+                row[span.text],
+                span.total,
+                stage,
+                depth,
+                attend,
+                span.state,
             )
             chosen = self.method.prune_inside(tokens)
             self.look_over(check_selection(self.method, tokens, chosen))
@@ -278,6 +291,7 @@ class Inside:
                 values[span.row, going] = chosen.features.to(row.dtype)
             after.append(replace(span, columns=places, positions=positions, state=chosen.state))
         self.inputs.clear()  # memory that the layers behind may have
+        self.entered = None
         kept = Kept.of(left, counts, self.contiguous, source)
         self.prompt.spans = moved(after, left, counts)
         self.prompt.stages.append(kept)

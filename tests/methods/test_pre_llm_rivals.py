@@ -301,7 +301,15 @@ def test_prunevid_is_never_left_with_nothing():
     ]
     assert len(rank_in_groups(attention, group, 0.05)) == 0  # as the official code has it
     before = LayerTokens(
-        torch.rand(30, 4), torch.arange(30), torch.rand(3, 4), 30, 0, 28, lambda *_, **__: attention, group
+        torch.rand(30, 4),
+        torch.rand(30, 4),
+        torch.arange(30),
+        torch.rand(3, 4),
+        30,
+        0,
+        28,
+        lambda *_, **__: attention,
+        group,
     )
     assert PruneVid(alpha=0.05).select_inside(before).index.tolist() == [int(attention.amax((0, 1)).argmax())]
 

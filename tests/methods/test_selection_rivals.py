@@ -362,7 +362,7 @@ def test_sttm_with_a_tiny_budget_keeps_the_largest_nodes():
 def test_pdrop_counts_as_the_official_ratios_would(total: int, counts: list[int]):
     tokens = torch.zeros(total, 2)
     stages = [
-        LayerTokens(tokens, torch.arange(total), tokens, total, stage, 28, lambda **_: torch.rand(1, 1, total))
+        LayerTokens(tokens, tokens, torch.arange(total), tokens, total, stage, 28, lambda **_: torch.rand(1, 1, total))
         for stage in range(3)
     ]
     assert [len(PDrop(share=0.7).select_inside(stage).index) for stage in stages] == counts

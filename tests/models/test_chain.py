@@ -109,7 +109,10 @@ def test_it_is_what_its_parts_are() -> None:
         ({"before": "fastv"}, "chain.before='fastv': fastv leaves all tokens to the language model"),
         ({"before": "holitom"}, r"switch that off, as in 'holitom\(inner=false\)'"),
         ({"before": "dycoke"}, r"switch that off, as in 'dycoke\(inner=false\)'"),
-        ({"inside": "mmg_vid"}, "chain.inside='mmg_vid': mmg_vid does not prune inside .*: fastv, pdrop, sparsevlm"),
+        (
+            {"inside": "mmg_vid"},
+            "chain.inside='mmg_vid': mmg_vid does not prune inside .*: fastv, pdrop, sparsevlm, v2drop",
+        ),
         ({"inside": "holitom"}, "holitom does not prune inside the language model alone"),
         ({"before": "mmgvid"}, "chain.before='mmgvid': unknown method 'mmgvid'; did you mean mmg_vid"),
         ({"before": "mmg_vid(tua=1)"}, r"chain.before='mmg_vid\(tua=1\)': method 'mmg_vid' has no parameter tua"),

@@ -279,6 +279,43 @@ def test_the_text_behind_a_video_holds_no_image(deep: tuple[Any, Any]) -> None:
     assert [len(text) for text, _ in method.saw] == [int((behind & ~is_image).sum())] * 3
 
 
+@dataclass(frozen=True)
+class Thins(InsideMethod):
+    """Keeps every other token before two layers that follow each other, and one that does not; `saw` gets all."""
+
+    saw: list[LayerTokens] = field(default_factory=list)
+
+    name: ClassVar[str] = "thins"
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        return (2, 3, 5)
+
+    def select_inside(self, tokens: LayerTokens) -> Selection:
+        self.saw.append(tokens)
+        return Selection(torch.arange(0, len(tokens.positions), 2))
+
+
+def test_a_stage_is_shown_what_its_tokens_were_before_the_last_layer(deep: tuple[Any, Any]) -> None:
+    model, processor = deep
+    inputs = prompt_inputs(processor, ["what ?", QUESTION], [[random_video(4, 1)], [random_video(4, 2)]])
+    calls: list[tuple[Tensor, Tensor]] = []  # what each layer was given, and what came of it
+    hooks = [
+        layer.register_forward_hook(lambda module, args, output: calls.append((args[0], output)))
+        for layer in model.model.language_model.layers
+    ]
+    with torch.no_grad(), (method := Thins())(model):
+        model(**inputs)
+    for hook in hooks:
+        hook.remove()
+    assert [tokens.stage for tokens in method.saw] == [0, 0, 1, 1, 2, 2]
+    for number, tokens in enumerate(method.saw):
+        given, came = (part[number % 2] for part in calls[method.layers(DEPTH)[tokens.stage] - 1])
+        columns = (tokens.features.unsqueeze(1) == came).all(-1).int().argmax(1)
+        assert torch.equal(came[columns], tokens.features)
+        assert torch.equal(given[columns], tokens.previous)
+        assert not torch.equal(tokens.previous, tokens.features)
+
+
 def test_without_a_cache_the_answer_is_the_same(deep: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
     model, _ = deep
     with torch.no_grad(), get_method("pdrop", retention_ratio=0.3)(model):

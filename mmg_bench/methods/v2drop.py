@@ -1,0 +1,82 @@
+"""V2Drop: drop, in three stages of the language model, the visual tokens that its layers change least."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mmg_bench.methods._inside import InsideMethod, layers_at, most_attended
+from mmg_bench.methods.base import Positions, check_range
+from mmg_bench.tokens import LayerTokens, Selection
+
+OFFICIAL_LAYERS = {32: (3, 17, 22), 28: (3, 16, 22)}
+"""Depth of the language model -> layers before which tokens are dropped: of LLaVA-1.5-7B and of Qwen2-VL-7B."""
+
+
+def variation(features: Tensor, previous: Tensor) -> Tensor:
+    """How far one layer moved each token: L2 distance of `[n, D]` and `[n, D]`, float32 `[n]`."""
+    return torch.linalg.vector_norm(features.float() - previous.float(), dim=-1)
+
+
+def shares_for(ratio: float, lengths: Sequence[int]) -> tuple[float, float, float]:
+    """What three stages, each in force for so many layers, leave of what they get so that the mean is `ratio`.
+
+    s, s and nothing, as officially on LLaVA; where even s = 1 is too little, all, all and what the mean lacks.
+    """
+    first, second, third = lengths
+    wanted = ratio * sum(lengths)
+    if wanted > first + second:
+        return 1.0, 1.0, (wanted - first - second) / third
+    share = (-first + (first**2 + 4 * second * wanted) ** 0.5) / (2 * second)  # first * s + second * s^2 = wanted
+    return share, share, 0.0
+
+
+@dataclass(frozen=True)
+class V2Drop(InsideMethod):
+    """V2Drop (Chen et al., CVPR 2026): variation-aware vision token dropping.
+
+    Idea: a token that a layer hardly changes has no part in what the model works out; before each of three layers keep
+    the visual tokens that the layer before moved furthest (L2). No attention is looked at.
+
+    Source: arXiv 2509.01552; xuyang-liu16/V2Drop 219e03e (`V2DropLlamaModel.forward`; `DART.forward` of its Qwen2-VL).
+    Parameters: see the fields. `retention_ratio` is the mean over the layers from the first stage on, as pdrop's is;
+    all tokens enter the layers before, and tables show the mean over all layers beside it.
+    Deviations: distances are float32 whatever the model's dtype; equal ones by the lower index.
+    """
+
+    first: float | None = None
+    """Share of the tokens that the first stage leaves: officially 0.5 (LLaVA), 0.25 (Qwen2-VL); None: by the ratio."""
+    second: float | None = None
+    """Share of those that the second leaves: officially 0.5 or 0.05; None as `first` is. The third leaves one token."""
+
+    name: ClassVar[str] = "v2drop"
+    positions: ClassVar[Positions] = "original"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in ("first", "second"):
+            if getattr(self, field) is not None:
+                check_range(self, field, 0, 1, low_open=True)
+        if (self.first is None) != (self.second is None):
+            raise ValueError(
+                f"V2Drop.first={self.first!r}, second={self.second!r}: give both shares, or neither, which has them "
+                "follow from retention_ratio"
+            )
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        """Officially 3, 17, 22 of 32 and 3, 16, 22 of 28; of another depth, at the same share as of 32."""
+        return OFFICIAL_LAYERS.get(depth) or layers_at(OFFICIAL_LAYERS[32], 32, depth)
+
+    def select_inside(self, tokens: LayerTokens) -> Selection:
+        if self.first is not None and self.second is not None:
+            shares = (self.first, self.second, 0.0)
+        else:
+            one, two, three = self.layers(tokens.depth)
+            shares = shares_for(self.retention_ratio, (two - one, three - two, tokens.depth - three))
+        share = round(shares[tokens.stage], 12)  # a rounding error below 0.5 would leave one token less
+        count = max(1, int(len(tokens.features) * share))
+        return Selection(most_attended(variation(tokens.features, tokens.previous), count))
