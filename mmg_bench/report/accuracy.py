@@ -17,6 +17,7 @@ from mmg_bench.report.needed import KEPT, Needed, tokens_needed
 from mmg_bench.report.published import published as published_numbers
 from mmg_bench.report.rows import (
     DENSE,
+    DOWNSAMPLED,
     OVER,
     ResultRow,
     as_tuples,
@@ -59,7 +60,8 @@ def layout(
 ) -> list[Table]:
     """The tables of `rows`, one for each model and number of frames. What was measured as well is not pending.
 
-    Below it stands what each method needs to keep most of dense, where methods were measured at ratios enough for that.
+    Below it stands how each method does on the questions that plain downsampling loses, where that is among them, and
+    what it needs to keep most of dense, where methods were measured at ratios enough for that.
 
     provenance: what provenance.json holds; the header shows device, dtype, attention, date, commit and command of each
         key that the rows name.
@@ -75,7 +77,7 @@ def layout(
     for (model, frames), part in measured_over_pending(rows).groupby(["model", "frames"], sort=False):
         cited = published[(published.model == model) & (published.frames == frames)]
         table = _Layout(part, provenance, cited, questions).table()
-        tables += [table, *_tokens_needed(table.title, part)]
+        tables += [table, *_difficult(table.title, part), *_tokens_needed(table.title, part)]
     return tables
 
 
@@ -301,6 +303,31 @@ class _Layout:
         if len(self.published):
             lines.append("In parentheses: published numbers")
         return tuple(lines)
+
+
+def _difficult(title: str, rows: pd.DataFrame) -> list[Table]:
+    """How the methods below `title` do on the questions that plain downsampling loses."""
+    main = headline(rows)
+    main = main[main.metric == "accuracy_difficult"]
+    if main.empty:
+        return []
+    found = {(row.method, row.retention_ratio): row for row in as_tuples(main)}
+    asked: dict[float, int] = {}
+    for row in sorted(found.values(), key=lambda row: -row.retention_ratio):
+        asked[row.retention_ratio] = max(asked.get(row.retention_ratio, 0), row.n + row.n_errors)
+
+    def entry(method: str, ratio: float) -> Entry:
+        row = found.get((method, ratio))
+        return Entry(with_interval(row, 1) if row is not None and math.isfinite(row.value) else NONE)
+
+    lines = tuple((Entry(named(m)), *(entry(m, ratio) for ratio in asked)) for m in dict.fromkeys(m for m, _ in found))
+    header = (
+        f"Accuracy in percent, with its 95 % interval, on the questions that dense answers better than {DOWNSAMPLED} "
+        "at this R: those that plain downsampling loses (VTC-Bench, arXiv 2510.07143)",
+        f"Of answers that are right or wrong dense has 100 there and {DOWNSAMPLED} 0; what chance brings, random shows",
+    )
+    names = ("Method", *(f"R = {100 * ratio:.4g} % ({count} questions)" for ratio, count in asked.items()))
+    return [Table(f"{title}: difficult questions", header, names, (Block("", lines),), ())]
 
 
 def _tokens_needed(title: str, rows: pd.DataFrame) -> list[Table]:

@@ -161,3 +161,14 @@ def over_benchmarks(by_benchmark: Mapping[str, Cells]) -> Cells:
         key: Answers(tuple(r for cells in by_benchmark.values() for r in cells[key].records))
         for key in sorted(everywhere)
     }
+
+
+def difficult(cell: Answers, dense: Answers, coarse: Answers) -> Answers | None:
+    """The answers of `cell` to the questions that `coarse`, plain downsampling, answers worse than dense.
+
+    What is left out is what every way to spend so few tokens can do, or what even all of them cannot: the difficult
+    group of VTC-Bench (arXiv 2510.07143). None where a benchmark has no such question.
+    """
+    pairs = zip(cell.records, dense.scores, coarse.scores, strict=True)  # a failed answer is NaN, which is not worse
+    part = Answers(tuple(record for record, whole, few in pairs if whole > few))
+    return part if set(part.benchmarks) == set(cell.benchmarks) else None

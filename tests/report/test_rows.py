@@ -93,6 +93,43 @@ def test_the_average_over_benchmarks_is_compared_as_well(make):
     assert gains == {"long": 25, "short": -50, "average": -12.5}
 
 
+def test_difficult_questions_are_those_that_pooling_loses(make):
+    records = [
+        *make("dense", 1.0, "11111100x1"),
+        *make("pooled", 0.5, "1100010111"),  # loses 2, 3 and 4; not 8, which dense failed
+        *make("ours", 0.5, "0011000000"),
+        *make("other", 0.5, "110x111111"),
+        *make("pooled", 0.25, "0x00010011"),  # 0, 2, 3 and 4; not 1, which it failed
+        *make("ours", 0.25, "1111000011"),
+        *make("other", 0.1, "1111111111"),
+    ]
+    found = [row for row in as_tuples(result_rows(records)) if row.metric == "accuracy_difficult"]
+    values = {(row.method, row.retention_ratio): (row.value, row.n, row.n_errors) for row in found}
+    assert values == {
+        ("ours", 0.5): (pytest.approx(200 / 3), 3, 0),
+        ("other", 0.5): (50, 2, 1),
+        ("ours", 0.25): (75, 4, 0),
+    }
+    assert all(row.ci_low <= row.value <= row.ci_high for row in found)
+
+
+def test_difficult_questions_of_several_benchmarks_count_alike(make):
+    records = [
+        *make("dense", 1.0, "1111", benchmark="long"),
+        *make("pooled", 0.5, "1000", benchmark="long"),
+        *make("ours", 0.5, "0011", benchmark="long"),
+        *make("dense", 1.0, "11", benchmark="short"),
+        *make("pooled", 0.5, "10", benchmark="short"),
+        *make("ours", 0.5, "11", benchmark="short"),
+    ]
+    rows = result_rows(records)
+    found = {b: value(rows, "ours", 0.5, "accuracy_difficult", b).value for b in ("long", "short", "average")}
+    assert found == {"long": pytest.approx(200 / 3), "short": 100, "average": pytest.approx(250 / 3)}
+    easy = [*records[:-4], *make("pooled", 0.5, "11", benchmark="short"), *records[-2:]]
+    rows = result_rows(easy)
+    assert set(rows[rows.metric == "accuracy_difficult"].benchmark) == {"long"}  # no mean over one of two
+
+
 def test_failures_are_left_out_and_counted(toy):
     rows = result_rows(toy)
     control = value(rows, "random", 0.25, "accuracy")
