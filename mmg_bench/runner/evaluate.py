@@ -228,4 +228,5 @@ class _Pass:
 @torch.inference_mode()
 def _copied(tokens: VideoTokens) -> VideoTokens:
     """A copy that must not be changed either: see `VideoLLM.generate`."""
-    return replace(tokens, **{name: tensor.clone() for name, tensor in tensors(tokens).items()})
+    copies: dict[str, Any] = {name: tensor.clone() for name, tensor in tensors(tokens).items()}
+    return replace(tokens, **copies)
