@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmg_bench.faults import told
 from mmg_bench.methods.base import Method
 from mmg_bench.tokens import OPTIONAL_FIELDS, LayerTokens, PrunedTokens, Selection, VideoTokens
 
@@ -73,9 +74,9 @@ class Faults:
 
     def raise_any(self) -> None:
         """Raise ContractError for the first."""
-        for right, told in zip(self.right.tolist(), self.told, strict=True):
+        for right, message in zip(self.right.tolist(), self.told, strict=True):
             if not right:
-                raise ContractError(told)
+                raise ContractError(message)
 
 
 def check_kind(method: Method, tokens: VideoTokens, pruned: Any) -> None:
@@ -87,6 +88,7 @@ def check_kind(method: Method, tokens: VideoTokens, pruned: Any) -> None:
         raise TypeError(f"{method.name}.select returned {type(pruned).__name__}: it must return PrunedTokens")
     who, positions, features = method.name, pruned.positions, pruned.features
     width = tokens.features.shape[2]
+    _check_tensors(f"{who}.select", positions=positions, features=features)
     if positions.dtype != torch.int64 or positions.dim() != 1:
         raise ContractError(
             f"{who}: positions {_where(method, tokens)} are {_described(positions)}: they must be [K] int64"
@@ -120,6 +122,13 @@ def check_values(method: Method, tokens: VideoTokens, pruned: PrunedTokens) -> F
     )
 
 
+def _check_tensors(who: str, **values: object) -> None:
+    """Raise TypeError for the first of the values that is no tensor."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{who} returned {name} of type {type(value).__name__}: they must be a torch.Tensor")
+
+
 def _where(method: Method, tokens: VideoTokens) -> str:
     """Of which video, and at which ratio."""
     return (
@@ -129,8 +138,19 @@ def _where(method: Method, tokens: VideoTokens) -> str:
 
 
 def layers_of(method: Method, depth: int) -> tuple[tuple[int, ...], int | None]:
-    """Its `layers` and its `key_layer`. Raises ContractError for one that no model has, where nothing would be done."""
-    layers, key_layer = method.layers(depth), method.key_layer(depth)
+    """Its `layers` and its `key_layer`. Raises ContractError for one that no model has, where nothing would be done.
+
+    Also where they end in an error, unless that is a ValueError: so they refuse a model.
+    """
+    try:
+        layers, key_layer = method.layers(depth), method.key_layer(depth)
+    except ValueError:
+        raise
+    except Exception as error:  # the method's, whatever it is
+        raise ContractError(
+            f"{method.name}: it cannot be asked for its layers in a model of {depth}: {told(error)}; mend the method, "
+            "or raise a ValueError that says what the model lacks"
+        ) from error
     numbered = isinstance(layers, tuple) and all(_is_layer(layer, depth) for layer in layers)
     if not numbered or list(layers) != sorted(set(layers)):
         raise ContractError(
@@ -157,6 +177,7 @@ def check_selection(method: Method, tokens: LayerTokens, chosen: Any) -> Faults:
         raise TypeError(f"{method.name}.select_inside returned {type(chosen).__name__}: it must return Selection")
     who, index, features = f"{method.name}: stage {tokens.stage} inside the model", chosen.index, chosen.features
     n, width = tokens.features.shape
+    _check_tensors(f"{method.name}.select_inside", index=index, **({} if features is None else {"features": features}))
     if index.dtype != torch.int64 or index.dim() != 1 or not 1 <= len(index) <= n:
         raise ContractError(f"{who}: index is {_described(index)}: it must be int64, of 1 to {n} tokens")
     if features is not None and features.shape != (len(index), width):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mmg_bench.cells import Cell
+from mmg_bench.faults import told
 from mmg_bench.measure.clock import Clock
 from mmg_bench.measure.flops import layer_counts
 from mmg_bench.measure.workload import (
@@ -197,7 +198,10 @@ def _measure_cells(
             if i in failed:
                 continue
             encoded, encode_ms = encodings[tower_needs(llm, cell)]
-            answered, message = within_memory(clock, answer, cell, encoded)
+            try:
+                answered, message = within_memory(clock, answer, cell, encoded)
+            except Exception as error:
+                raise RuntimeError(f"{cell.label} cannot be measured: {told(error)}") from error
             if answered is None:
                 failed[i] = message
                 continue

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmg_bench.elapsed import Elapsed
+from mmg_bench.faults import told
 from mmg_bench.measure.synthetic import synthetic_video
 from mmg_bench.measure.workload import out_of_memory
 from mmg_bench.methods.base import Method
@@ -110,9 +111,11 @@ def _at(
     for name, method in methods.items():
         try:
             left = len(method.prune(tokens))
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:  # the method's, whatever it is
             if not out_of_memory(error):
-                raise
+                raise RuntimeError(
+                    f"{name} cannot be timed: {told(error)}; mend it, or leave it out of `methods`"
+                ) from error
             realised[name] = None
             continue
         realised[name] = left

@@ -165,7 +165,7 @@ class VideoLLM:
             arguments |= {k: generation[k] for k in ("temperature", "top_p") if k in generation}
         else:  # greedy unless the task says otherwise, whatever a checkpoint's own settings say
             arguments |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        with torch.inference_mode():
+        with torch.no_grad():  # outside inference mode, torch tells of what changes in place what was made in it
             ids = self.model.generate(
                 **inputs, **fresh(encoded.arguments), **arguments, logits_processor=[_refuse_what_is_no_number]
             )

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from mmg_bench.benchmarks.lmms import Benchmark, BenchmarkError, Question
 from mmg_bench.benchmarks.video import VideoError, read_clip
 from mmg_bench.cells import Cell, needs_of
+from mmg_bench.contract import tensors
 from mmg_bench.faults import place_of, told
 from mmg_bench.methods.registry import at_ratio
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import Encoded, VideoLLM
 from mmg_bench.options import check_whole
 from mmg_bench.runner.records import Record, RecordFile, read_records
+from mmg_bench.tokens import VideoTokens
 
 PATIENCE = 5
 """Videos in a row about which all of a cell's answers fail alike, before its other questions are not asked."""
@@ -156,7 +159,8 @@ class _Pass:
 
     def cell(self, key: str, cell: Cell, questions: list[Question], encoded: Encoded) -> Iterable[Record]:
         """The questions about one encoded video in one cell."""
-        with pruning(self.llm.model, cell.method, cell.positions, encoded=encoded.tokens) as run:
+        own = [_copied(tokens) for tokens in encoded.tokens]  # no other cell sees what this method may do to them
+        with pruning(self.llm.model, cell.method, cell.positions, encoded=own) as run:
             for question in questions:
                 text = None
                 try:
@@ -219,3 +223,10 @@ class _Pass:
             provenance=self.provenance,
             **{**unknown, **outcome},
         )
+
+
+@torch.inference_mode()
+def _copied(tokens: VideoTokens) -> VideoTokens:
+    """A copy that must not be changed either: see `VideoLLM.generate`."""
+    copies: dict[str, Any] = {name: tensor.clone() for name, tensor in tensors(tokens).items()}
+    return replace(tokens, **copies)

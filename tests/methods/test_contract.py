@@ -123,6 +123,10 @@ def _stage(**changes: Any) -> type[Method]:
     return _first(layers=lambda self, depth: (2,), **changes)
 
 
+def _not_implemented() -> int:
+    raise NotImplementedError
+
+
 def _hiding(choose: Callable[[int], Tensor]) -> type[Method]:
     """A method that hides keys while decoding."""
     return _first(
@@ -136,6 +140,20 @@ BROKEN = {
     "each may stand there once": _select(_double),
     "must return PrunedTokens": _first(select=lambda self, tokens: tokens.flat),
     r"positions .* are \[48\] int32": _select(lambda _, p: PrunedTokens(p.features, p.positions.int())),
+    r"^first.select returned positions of type list: they must be a torch\.Tensor$": _select(
+        lambda _, p: PrunedTokens(p.features, p.positions.tolist())
+    ),
+    "select returned features of type list": _select(lambda _, p: PrunedTokens(p.features.tolist(), p.positions)),
+    "select_inside returned index of type range": _stage(select_inside=lambda self, t: Selection(range(1))),
+    "select_inside returned features of type list": _stage(
+        select_inside=lambda self, t: Selection(torch.arange(1), t.features[:1].tolist())
+    ),
+    r"first: it cannot be asked for its layers in a model of 28: KeyError: 28 \(test_contract\.py:\d+, in <lambda>\)": (
+        _first(layers=lambda self, depth: {}[depth])
+    ),
+    "cannot be asked for its layers in a model of 28: NotImplementedError": _first(
+        key_layer=lambda self, depth: _not_implemented()
+    ),
     r"positions .* must ascend": _select(lambda _, p: PrunedTokens(p.features.flip(0), p.positions.flip(0))),
     r"features .* float32: they must be": _select(lambda _, p: PrunedTokens(p.features.float(), p.positions)),
     "at least 1": _first(exact=False, select=lambda self, tokens: keep(tokens, torch.arange(0))),

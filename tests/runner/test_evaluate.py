@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from mmg_bench.benchmarks import lmms
 from mmg_bench.benchmarks.embedded.render import write_video
 from mmg_bench.benchmarks.embedded.world import make_world
 from mmg_bench.benchmarks.lmms import BenchmarkError, Question
-from mmg_bench.cells import make_cell
+from mmg_bench.cells import Cell, make_cell
 from mmg_bench.methods.random import Random
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.spec import ModelSpec
@@ -240,6 +240,28 @@ def test_one_faulty_answer_spoils_no_other(
         "1-0": None,
         "1-1": place,
     }
+
+
+@dataclass(frozen=True)
+class Changes(Random):
+    """Changes the video that it is given."""
+
+    def select(self, tokens: VideoTokens) -> PrunedTokens:
+        pruned = super().select(tokens)
+        tokens.features.zero_()
+        return pruned
+
+
+def test_a_method_that_changes_a_video_is_told_and_spoils_no_other(
+    llm: VideoLLM, benchmark: Any, tmp_path: Path
+) -> None:
+    alone = evaluate(llm, benchmark, CELLS, tmp_path / "alone", "p")
+    cells = [Cell(Changes(retention_ratio=0.25), "original"), *CELLS]
+    beside = evaluate(llm, benchmark, cells, tmp_path / "beside", "p")
+    told = [r for r in beside if r.cell == beside[0].cell and r.video != "v2"]
+    assert len(told) == 4
+    assert all("Inplace update" in str(r.error) and "in select" in str(r.error) for r in told)
+    assert [r for r in beside if r.error is None] == [r for r in alone if r.error is None]
 
 
 class FiveVideos(ThreeVideos):
