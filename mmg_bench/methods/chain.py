@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmg_bench.methods._inside import InsideMethod
 from mmg_bench.methods.base import Method, Positions, check_range
-from mmg_bench.methods.registry import get_method, read_label, write_label
+from mmg_bench.methods.registry import built_in, get_method, method_class, read_label, write_label
 from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens
 
 DEPTH = 32
@@ -78,9 +78,10 @@ class Chain(Method):
                 f"as in '{before.name}(inner=false)'"
             )
         if not isinstance(inside, InsideMethod):
+            choices = ", ".join(name for name in built_in() if issubclass(method_class(name), InsideMethod))
             raise ValueError(
                 f"chain.inside={self.inside!r}: {inside.name} does not prune inside the language model alone; choose "
-                "one of these: fastv, pdrop, sparsevlm, v2drop"
+                f"one of these: {choices}, or one of your own that derives from InsideMethod"
             )
         if unread := sorted(inside.needs - {"query"}):
             raise ValueError(
