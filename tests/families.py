@@ -182,29 +182,30 @@ def qwen3_processor(words: Any) -> Any:
     )
 
 
-def qwen3_vl() -> tuple[Any, Any]:
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+def qwen3_vl_of(kind: str, **text: Any) -> tuple[Any, Any]:
+    """A model of classes named after `kind`, with its processor."""
+    import transformers
 
     words = tokenizer(*MEDIA)
-    config = Qwen3VLConfig(
-        text_config={**QWEN3_TEXT, "vocab_size": len(words)},
+    config = getattr(transformers, f"{kind}Config")(
+        text_config={**QWEN3_TEXT, "vocab_size": len(words), **text},
         vision_config={**QWEN3_TOWER, "deepstack_visual_indexes": [0, 1, 2]},
         **media_ids(words),
     )
-    return spread(Qwen3VLForConditionalGeneration(config)), qwen3_processor(words)
+    return spread(getattr(transformers, f"{kind}ForConditionalGeneration")(config)), qwen3_processor(words)
+
+
+def qwen3_vl() -> tuple[Any, Any]:
+    return qwen3_vl_of("Qwen3VL")
 
 
 def qwen3_vl_moe() -> tuple[Any, Any]:
-    from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
+    return qwen3_vl_of("Qwen3VLMoe", moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2)
 
-    words = tokenizer(*MEDIA)
-    experts = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
-    config = Qwen3VLMoeConfig(
-        text_config={**QWEN3_TEXT, **experts, "vocab_size": len(words)},
-        vision_config={**QWEN3_TOWER, "deepstack_visual_indexes": [0, 1, 2]},
-        **media_ids(words),
-    )
-    return spread(Qwen3VLMoeForConditionalGeneration(config)), qwen3_processor(words)
+
+def cosmos3_omni() -> tuple[Any, Any]:
+    """Qwen3-VL under another type."""
+    return qwen3_vl_of("Cosmos3Omni", model_type="qwen3_vl_text")
 
 
 def byte_tokenizer(*media: str) -> Any:

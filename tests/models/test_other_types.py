@@ -9,25 +9,24 @@ from masking import masked_logits, stock_prompt, traced
 
 import families
 from mmg_bench.models.adapter import adapter_for
-from mmg_bench.models.glm4v import Glm4V
 
 STEPS = 3
 
 
 @pytest.mark.parametrize("label", ["mmg_vid", "fastv"])
-def test_glmga_is_served_as_the_class_that_it_is_of(label: str) -> None:
+@pytest.mark.parametrize("name", ["glmga", "cosmos3_omni"])
+def test_a_family_under_another_name(name: str, label: str) -> None:
     torch.manual_seed(0)
-    model, processor = families.glmga()
-    adapter = adapter_for(model)
-    assert isinstance(adapter, Glm4V)
-    inputs = families.prompts("glmga", processor, ["What colour is the star?"])
+    model, processor = getattr(families, name)()
+    inputs = families.prompts(name, processor, ["What colour is the star?"])
     pruner = method_of(label, retention_ratio=0.3)
     with traced(pruner, families.LAYERS) as trace, pruner(model) as run:
         made = model.generate(
             **inputs, max_new_tokens=STEPS, do_sample=False, output_logits=True, return_dict_in_generate=True
         )
+    assert model.config.model_type == name
     assert run.report[0].layout == (families.FRAMES // 2, 3, 4)
-    columns = (inputs["input_ids"][0] == adapter.video_token_id).nonzero().flatten().tolist()
+    columns = (inputs["input_ids"][0] == adapter_for(model).video_token_id).nonzero().flatten().tolist()
     with torch.no_grad():
         expected = masked_logits(model, stock_prompt(model, inputs, columns), pruner, pruner.positions, trace, STEPS)
     torch.testing.assert_close(torch.cat(made.logits), expected, atol=2e-4, rtol=2e-3)
