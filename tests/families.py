@@ -149,6 +149,33 @@ def qwen2_5_vl() -> tuple[Any, Any]:
     return spread(Qwen2_5_VLForConditionalGeneration(config)), processor
 
 
+def qwen2_5_omni_thinker() -> tuple[Any, Any]:
+    """With the processor of Qwen2.5-VL, which says the same of videos, but for the name of their seconds."""
+    from transformers import Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditionalGeneration
+
+    _, processor = qwen2_5_vl()
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+    layers = {"encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
+    config = Qwen2_5OmniThinkerConfig(
+        audio_config={**layers, "d_model": 32, "num_mel_bins": 16, "output_dim": 32},
+        text_config={**TEXT, "vocab_size": len(processor.tokenizer), "rope_parameters": rope},
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "patch_size": 4,
+            "window_size": 16,
+            "fullatt_block_indexes": [1],
+            "out_hidden_size": 32,
+        },
+        audio_token_id=0,
+        position_id_per_seconds=4,
+        **media_ids(processor.tokenizer),
+    )
+    return spread(Qwen2_5OmniThinkerForConditionalGeneration(config)), processor
+
+
 QWEN3_TOWER: dict[str, Any] = {
     "depth": 3,
     "hidden_size": 32,

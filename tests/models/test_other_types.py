@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any, get_args
+
 import pytest
 import torch
 from equalities import method_of
 from masking import masked_logits, stock_prompt, traced
+from torch import Tensor
 
 import families
-from mmg_bench.models.adapter import adapter_for
+from mmg_bench.methods.base import Positions
+from mmg_bench.models.adapter import UnsupportedModelError, adapter_for, fresh
+from mmg_bench.models.hooks import pruning
 
 STEPS = 3
+
+
+def logits(model: Any, inputs: dict[str, Any]) -> Tensor:
+    """Of each generated token, `[steps, vocabulary]`, of one prompt."""
+    made = model.generate(
+        **inputs, max_new_tokens=STEPS, do_sample=False, output_logits=True, return_dict_in_generate=True
+    )
+    return torch.cat(made.logits)
 
 
 @pytest.mark.parametrize("label", ["mmg_vid", "fastv"])
@@ -21,12 +34,34 @@ def test_a_family_under_another_name(name: str, label: str) -> None:
     inputs = families.prompts(name, processor, ["What colour is the star?"])
     pruner = method_of(label, retention_ratio=0.3)
     with traced(pruner, families.LAYERS) as trace, pruner(model) as run:
-        made = model.generate(
-            **inputs, max_new_tokens=STEPS, do_sample=False, output_logits=True, return_dict_in_generate=True
-        )
+        ours = logits(model, inputs)
     assert model.config.model_type == name
     assert run.report[0].layout == (families.FRAMES // 2, 3, 4)
     columns = (inputs["input_ids"][0] == adapter_for(model).video_token_id).nonzero().flatten().tolist()
     with torch.no_grad():
         expected = masked_logits(model, stock_prompt(model, inputs, columns), pruner, pruner.positions, trace, STEPS)
-    torch.testing.assert_close(torch.cat(made.logits), expected, atol=2e-4, rtol=2e-3)
+    torch.testing.assert_close(ours, expected, atol=2e-4, rtol=2e-3)
+
+
+@pytest.mark.parametrize("positions", get_args(Positions))
+@pytest.mark.parametrize("label", ["random", "mmg_vid", "tome"])
+def test_qwen_omni_before_its_language_model(label: str, positions: Positions) -> None:
+    torch.manual_seed(0)
+    model, processor = families.qwen2_5_omni_thinker()
+    inputs = families.prompts("qwen2_5_omni_thinker", processor, ["What colour is the star?"])
+    del inputs["mm_token_type_ids"]
+    inputs["video_second_per_grid"] = torch.as_tensor(inputs.pop("second_per_grid_ts"))
+    columns = (inputs["input_ids"][0] == adapter_for(model).video_token_id).nonzero().flatten().tolist()
+    pruner = method_of(label, retention_ratio=0.3)
+    with torch.no_grad():
+        prompt = stock_prompt(model, inputs, columns)
+        with traced(pruner, families.LAYERS) as trace, pruner(model, positions=positions):
+            ours = logits(model, inputs)
+        expected = masked_logits(model, prompt, pruner, positions, trace, STEPS)
+        torch.testing.assert_close(ours, expected, atol=2e-4, rtol=2e-3)
+        tokens, encoded = adapter_for(model).encode(inputs, set())
+        text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        with pruning(model, pruner, positions, encoded=tokens):  # as mmg-bench does
+            torch.testing.assert_close(logits(model, {**text, **fresh(encoded)}), expected, atol=2e-4, rtol=2e-3)
+    with pytest.raises(UnsupportedModelError, match="how layers of models of type 'qwen2_5_omni_thinker' compute"):
+        method_of("fastv", 0.3)(model).__enter__()
