@@ -65,3 +65,15 @@ def test_qwen_omni_before_its_language_model(label: str, positions: Positions) -
             torch.testing.assert_close(logits(model, {**text, **fresh(encoded)}), expected, atol=2e-4, rtol=2e-3)
     with pytest.raises(UnsupportedModelError, match="how layers of models of type 'qwen2_5_omni_thinker' compute"):
         method_of("fastv", 0.3)(model).__enter__()
+
+
+def test_what_the_general_adapter_would_not_narrow_is_named() -> None:
+    torch.manual_seed(0)
+    model, processor = families.qwen2_5_vl()
+    inputs = families.prompts("qwen2_5_vl", processor, ["What colour is the star?"])
+    beside = {"per_layer_ids": inputs["input_ids"]}
+    says = r"models of type 'qwen2_5_vl' tell their language model more of each token \(per_layer_ids\), which needs an"
+    with method_of("random", 0.3)(model), pytest.raises(UnsupportedModelError, match=says):
+        model(**inputs, **beside)
+    with method_of("dense", 1.0)(model):
+        model(**inputs, **beside)
