@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from equalities import BOTH, METHODS, lacking, method_of, prunes_inside, sequential
-from masking import Trace, kept_logits, masked_logits, stock_prompt, traced
+from masking import Prompt, Trace, kept_logits, masked_logits, stock_prompt, traced
 from probing import Probe
 from torch import Tensor
 from transformers.video_utils import VideoMetadata
@@ -156,28 +156,32 @@ def test_two_videos_in_a_padded_batch_equal_masking(family: tuple[str, Any, Any]
     name, model, processor = family
     if name in families.FRAMED:
         pytest.skip("takes one video a prompt: see test_what_is_not_one_video_is_refused")
-    both, alone = (
-        families.prompts(name, processor, [QUESTION, "How many times does it flash?"][:rows], videos_each=2)
-        for rows in (2, 1)
-    )
-    assert (both["attention_mask"][0] == 0).any()
-    pruner = get_method("random", retention_ratio=0.3)
-    columns = (alone["input_ids"][0] == adapter_for(model).video_token_id).nonzero().flatten().tolist()
+    texts = [QUESTION, "How many times does it flash?"]
+    both, alone = (families.prompts(name, processor, texts[:rows], videos_each=2) for rows in (2, 1))
+    assert both["attention_mask"].all(1).tolist() == [False, True]
+    pruner, token = get_method("random", retention_ratio=0.3), adapter_for(model).video_token_id
+    with torch.no_grad():
+        first, second = stock_prompt(model, alone, []), stock_prompt(model, both, [])
+    ids = second.ids.expand(*second.ids.shape[:-2], 2, -1)[..., 1:, :]
+    prompts = (first, Prompt(second.embeds[1:], ids, [], [added[1:] for added in second.additions]))
     for positions in get_args(Positions):
         with traced(pruner, families.LAYERS) as trace, pruner(model, positions=positions) as run:
-            ours = logits(model, both)[:, 0]
-        each = [columns[i * len(columns) // 2 :][: run.report[i].total_tokens] for i in range(2)]  # without newlines
-        first, second = trace.pruned[:2]
-        together = PrunedTokens(
-            torch.cat([first.features, second.features]), torch.cat([first.positions, second.positions + len(each[0])])
-        )
-        with torch.no_grad():
-            prompt = stock_prompt(model, alone, [*each[0], *each[1]])
-            if sequential(model):
-                expected = kept_logits(model, prompt, together, positions, STEPS)
-            else:
-                expected = masked_logits(model, prompt, pruner, positions, Trace([together]), STEPS)
-        torch.testing.assert_close(ours, expected, atol=2e-4, rtol=2e-3)
+            ours = logits(model, both)
+        total = run.report[0].total_tokens
+        for row, inputs in enumerate((alone["input_ids"][0], both["input_ids"][1])):
+            columns = (inputs == token).nonzero().flatten().tolist()
+            columns = columns[:total] + columns[len(columns) // 2 :][:total]  # without newlines
+            one, other = trace.pruned[2 * row : 2 * row + 2]
+            kept = PrunedTokens(
+                torch.cat([one.features, other.features]), torch.cat([one.positions, other.positions + total])
+            )
+            prompt = replace(prompts[row], visual=columns)
+            with torch.no_grad():
+                if sequential(model):
+                    expected = kept_logits(model, prompt, kept, positions, STEPS)
+                else:
+                    expected = masked_logits(model, prompt, pruner, positions, Trace([kept]), STEPS)
+            torch.testing.assert_close(ours[:, row], expected, atol=2e-4, rtol=2e-3)
 
 
 def test_two_videos_and_an_image(family: tuple[str, Any, Any]) -> None:
