@@ -27,6 +27,7 @@ from mmg_bench.models.adapter import FAMILIES, UnsupportedModelError, adapter_fo
 from mmg_bench.models.framed import FrameCapture
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import VideoLLM
+from mmg_bench.models.places import places
 from mmg_bench.models.spec import ModelSpec
 from mmg_bench.tokens import PrunedTokens
 
@@ -182,6 +183,22 @@ def test_two_videos_in_a_padded_batch_equal_masking(family: tuple[str, Any, Any]
                 else:
                     expected = masked_logits(model, prompt, pruner, positions, Trace([kept]), STEPS)
             torch.testing.assert_close(ours[:, row], expected, atol=2e-4, rtol=2e-3)
+
+
+def test_text_between_placeholders_that_stand_side_by_side_is_named(
+    family: tuple[str, Any, Any], inputs: dict[str, Tensor]
+) -> None:
+    name, model, _ = family
+    if not name.startswith(("qwen", "glm")):
+        pytest.skip("its frames have words between them, or are not known to have none")
+    frames, (height, width) = families.FRAMES // 2, families.GRIDS[name]
+    length = height * width * (frames if name.startswith("qwen2") else 1)
+    ids, at = inputs["input_ids"], visual(model, inputs)[length - 1]
+    broken = torch.cat([ids[:, :at], ids[:, -1:], ids[:, at:]], dim=1)
+    adapter, layouts = adapter_for(model), [(frames, height, width)]
+    assert len(list(places(ids, adapter, layouts))) == 1
+    with pytest.raises(ValueError, match=f"not {length} in a row"):
+        list(places(broken, adapter, layouts))
 
 
 def test_two_videos_and_an_image(family: tuple[str, Any, Any]) -> None:
