@@ -239,15 +239,16 @@ def constant_features(build: Build) -> None:
 
 def deterministic(build: Build) -> None:
     """The same tokens of the same video, whatever was drawn at random in between; torch's own state is left alone."""
-    tokens, before = video(), _global_state()
-    first = build(0.3).prune(tokens)
-    after = _global_state()
-    for what, value in before.items():
-        if after[what] != value:
-            raise ContractError(f"{what} is changed: what runs behind would come out differently")
+    graded = torch.is_grad_enabled()
+    first = build(0.3).prune(video())
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(123)
+        drawn = torch.random.get_rng_state()
         _check_same(first, build(0.3).prune(video()), "a second time, and with another global seed")
+        if not torch.equal(torch.random.get_rng_state(), drawn):
+            raise ContractError("torch's global random state is changed: draw from a torch.Generator of your own")
+    if torch.is_grad_enabled() != graded:
+        raise ContractError("torch's gradient mode is changed: use torch.no_grad() as a context, which ends")
 
 
 def gradients(build: Build) -> None:
@@ -434,14 +435,6 @@ def stages(method: Method, tokens: VideoTokens) -> Iterator[tuple[LayerTokens, S
         yield before, chosen
         features = features[chosen.index] if chosen.features is None else chosen.features
         positions, state = positions[chosen.index], chosen.state
-
-
-def _global_state() -> dict[str, Any]:
-    """What of torch a method could change for all that runs behind it."""
-    return {
-        "torch's global random state": torch.random.get_rng_state().tolist(),
-        "torch's gradient mode": torch.is_grad_enabled(),
-    }
 
 
 def _with(tokens: VideoTokens, **changes: Any) -> VideoTokens:

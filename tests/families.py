@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from mmg_bench.models.adapter import adapter_for
 from tiny import TINY
@@ -148,6 +149,33 @@ def qwen2_5_vl() -> tuple[Any, Any]:
     return spread(Qwen2_5_VLForConditionalGeneration(config)), processor
 
 
+def qwen2_5_omni_thinker() -> tuple[Any, Any]:
+    """With the processor of Qwen2.5-VL, which says the same of videos, but for the name of their seconds."""
+    from transformers import Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditionalGeneration
+
+    _, processor = qwen2_5_vl()
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+    layers = {"encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
+    config = Qwen2_5OmniThinkerConfig(
+        audio_config={**layers, "d_model": 32, "num_mel_bins": 16, "output_dim": 32},
+        text_config={**TEXT, "vocab_size": len(processor.tokenizer), "rope_parameters": rope},
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "patch_size": 4,
+            "window_size": 16,
+            "fullatt_block_indexes": [1],
+            "out_hidden_size": 32,
+        },
+        audio_token_id=0,
+        position_id_per_seconds=4,
+        **media_ids(processor.tokenizer),
+    )
+    return spread(Qwen2_5OmniThinkerForConditionalGeneration(config)), processor
+
+
 QWEN3_TOWER: dict[str, Any] = {
     "depth": 3,
     "hidden_size": 32,
@@ -181,29 +209,30 @@ def qwen3_processor(words: Any) -> Any:
     )
 
 
-def qwen3_vl() -> tuple[Any, Any]:
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+def qwen3_vl_of(kind: str, **text: Any) -> tuple[Any, Any]:
+    """A model of classes named after `kind`, with its processor."""
+    import transformers
 
     words = tokenizer(*MEDIA)
-    config = Qwen3VLConfig(
-        text_config={**QWEN3_TEXT, "vocab_size": len(words)},
+    config = getattr(transformers, f"{kind}Config")(
+        text_config={**QWEN3_TEXT, "vocab_size": len(words), **text},
         vision_config={**QWEN3_TOWER, "deepstack_visual_indexes": [0, 1, 2]},
         **media_ids(words),
     )
-    return spread(Qwen3VLForConditionalGeneration(config)), qwen3_processor(words)
+    return spread(getattr(transformers, f"{kind}ForConditionalGeneration")(config)), qwen3_processor(words)
+
+
+def qwen3_vl() -> tuple[Any, Any]:
+    return qwen3_vl_of("Qwen3VL")
 
 
 def qwen3_vl_moe() -> tuple[Any, Any]:
-    from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
+    return qwen3_vl_of("Qwen3VLMoe", moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2)
 
-    words = tokenizer(*MEDIA)
-    experts = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
-    config = Qwen3VLMoeConfig(
-        text_config={**QWEN3_TEXT, **experts, "vocab_size": len(words)},
-        vision_config={**QWEN3_TOWER, "deepstack_visual_indexes": [0, 1, 2]},
-        **media_ids(words),
-    )
-    return spread(Qwen3VLMoeForConditionalGeneration(config)), qwen3_processor(words)
+
+def cosmos3_omni() -> tuple[Any, Any]:
+    """Qwen3-VL under another type."""
+    return qwen3_vl_of("Cosmos3Omni", model_type="qwen3_vl_text")
 
 
 def byte_tokenizer(*media: str) -> Any:
@@ -218,8 +247,9 @@ def byte_tokenizer(*media: str) -> Any:
     return made
 
 
-def qwen3_5() -> tuple[Any, Any]:
-    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+def qwen3_5_of(kind: str, **text: Any) -> tuple[Any, Any]:
+    """A model of classes named after `kind`, with its processor."""
+    import transformers
 
     words = byte_tokenizer(*MEDIA)
     linear = {
@@ -230,12 +260,20 @@ def qwen3_5() -> tuple[Any, Any]:
         "linear_num_value_heads": 4,
     }
     rope = {**QWEN3_TEXT["rope_parameters"], "partial_rotary_factor": 0.5}
-    config = Qwen3_5Config(
-        text_config={**QWEN3_TEXT, **linear, "head_dim": 16, "rope_parameters": rope, "vocab_size": len(words)},
-        vision_config=QWEN3_TOWER,
-        **media_ids(words),
+    sizes = {"head_dim": 16, "rope_parameters": rope, "vocab_size": len(words)}
+    config = getattr(transformers, f"{kind}Config")(
+        text_config={**QWEN3_TEXT, **linear, **sizes, **text}, vision_config=QWEN3_TOWER, **media_ids(words)
     )
-    return spread(Qwen3_5ForConditionalGeneration(config)), qwen3_processor(words)
+    return spread(getattr(transformers, f"{kind}ForConditionalGeneration")(config)), qwen3_processor(words)
+
+
+def qwen3_5() -> tuple[Any, Any]:
+    return qwen3_5_of("Qwen3_5")
+
+
+def qwen3_5_moe() -> tuple[Any, Any]:
+    experts = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
+    return qwen3_5_of("Qwen3_5Moe", **experts, shared_expert_intermediate_size=16)
 
 
 GLM_MEDIA = (
@@ -244,26 +282,22 @@ GLM_MEDIA = (
 )
 
 
-def glm(kind: str, processors: str, experts: dict[str, Any] | None = None) -> tuple[Any, Any]:
-    """A model of classes named after `kind`, its processor of those named after `processors`."""
+def glm(kind: str, processor: str, parts: str = "Glm4v", tools: str | None = None, **text: Any) -> tuple[Any, Any]:
+    """A model of classes named after `kind`, its processor of those named after `processor`, or after `tools`.
+
+    Its language model has the configuration named after `parts`, changed by `text`.
+    """
     import transformers
-    from transformers import Glm4vMoeTextConfig, Glm4vTextConfig, Glm4vVisionConfig
 
     words = tokenizer(*GLM_MEDIA)
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2], "partial_rotary_factor": 1.0}
-    text: dict[str, Any] = {**TEXT, "vocab_size": len(words), "pad_token_id": 0, "rope_parameters": rope}
-    text = text | ({} if experts is None else {"head_dim": 8, **experts})
+    shared = {**TEXT, "vocab_size": len(words), "pad_token_id": 0, "rope_parameters": rope}
+    tower: dict[str, Any] = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 4}
     names = ("image_token", "video_token", "image_start_token", "image_end_token", "video_start_token")
     config = getattr(transformers, f"{kind}Config")(
-        text_config=Glm4vTextConfig(**text) if experts is None else Glm4vMoeTextConfig(**text),
-        vision_config=Glm4vVisionConfig(
-            depth=2,
-            hidden_size=32,
-            intermediate_size=64,
-            num_heads=2,
-            patch_size=4,
-            image_size=32,
-            out_hidden_size=32,
+        text_config=getattr(transformers, f"{parts}TextConfig")(**shared | text),
+        vision_config=getattr(transformers, f"{parts.removesuffix('Moe')}VisionConfig")(
+            **tower, image_size=32, out_hidden_size=32
         ),
         **{
             f"{name}_id": number
@@ -271,13 +305,15 @@ def glm(kind: str, processors: str, experts: dict[str, Any] | None = None) -> tu
         },
     )
     pixels: dict[str, Any] = {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 65536}}
-    processor = getattr(transformers, f"{processors}Processor")(
-        getattr(transformers, f"{processors}ImageProcessor")(**pixels),
+    tools = tools or processor
+    made = getattr(transformers, f"{processor}Processor")(
+        getattr(transformers, f"{tools}ImageProcessor")(**pixels),
         words,
-        getattr(transformers, f"{processors}VideoProcessor")(**pixels, do_sample_frames=False),
+        getattr(transformers, f"{tools}VideoProcessor")(**pixels, do_sample_frames=False),
         chat_template=template(*(f"<|begin_of_{part}|><|{part}|><|end_of_{part}|>" for part in ("video", "image"))),
     )
-    return spread(getattr(transformers, f"{kind}ForConditionalGeneration")(config)), processor
+    model = getattr(transformers, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[config.model_type])(config)
+    return spread(model), made
 
 
 def glm4v() -> tuple[Any, Any]:
@@ -286,11 +322,62 @@ def glm4v() -> tuple[Any, Any]:
 
 def glm4v_moe() -> tuple[Any, Any]:
     experts = {"moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 1}
-    return glm("Glm4vMoe", "Glm4v", experts)
+    return glm("Glm4vMoe", "Glm4v", "Glm4vMoe", head_dim=8, **experts)
 
 
 def glm46v() -> tuple[Any, Any]:
     return glm("Glm46V", "Glm46V")
+
+
+def glm_ocr() -> tuple[Any, Any]:
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3], "partial_rotary_factor": 1.0}
+    return glm("GlmOcr", "Glm46V", "GlmOcr", head_dim=16, rope_parameters=rope)
+
+
+def glmga() -> tuple[Any, Any]:
+    """GLM-4.6V's class, under another type and with processors of its own."""
+    return glm("Glmga", "Glm46V", tools="Glmga")
+
+
+def exaone4_5() -> tuple[Any, Any]:
+    from transformers import (
+        Exaone4_5_Config,
+        Exaone4_5_ForConditionalGeneration,
+        Exaone4_5_Processor,
+        Exaone4Config,
+        Qwen2VLImageProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    words = tokenizer(*MEDIA)
+    config = Exaone4_5_Config(
+        text_config=Exaone4Config(
+            **TEXT,
+            vocab_size=len(words),
+            sliding_window=16,
+            layer_types=["sliding_attention", "full_attention"] * (LAYERS // 2),
+        ),
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "num_key_value_heads": 1,
+            "patch_size": 4,
+            "window_size": 16,
+            "fullatt_block_indexes": [1],
+            "out_hidden_size": 32,
+        },
+        **dict(list(media_ids(words).items())[:2]),
+    )
+    pixels: dict[str, Any] = {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 4096}}
+    processor = Exaone4_5_Processor(
+        Qwen2VLImageProcessor(**pixels),
+        words,
+        Qwen2VLVideoProcessor(**pixels, cap_pixels_per_frame=False),
+        chat_template=QWEN_VL_TEMPLATE,
+    )
+    return spread(Exaone4_5_ForConditionalGeneration(config)), processor
 
 
 def llava_next_video() -> tuple[Any, Any]:
@@ -456,12 +543,12 @@ def smolvlm() -> tuple[Any, Any]:
 BUILDERS = {
     f.__name__: f
     for f in (
-        *(llava_onevision, qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe, qwen3_5, glm4v, glm4v_moe, glm46v),
-        *(internvl, smolvlm, llava_next_video, video_llama_3),
+        *(llava_onevision, qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe, qwen3_5, qwen3_5_moe),
+        *(glm4v, glm4v_moe, glm46v, glm_ocr, internvl, smolvlm, llava_next_video, video_llama_3, exaone4_5),
     )
 }
 FRAMED = ("internvl", "smolvlm")  # one video a prompt, and no image
-ALONE = ("glm4v", "glm4v_moe", "glm46v")
+ALONE = ("glm4v", "glm4v_moe", "glm46v", "glm_ocr")
 """The stock model takes no image beside videos, and its `generate` loses the videos of prompts that it repeats."""
 SIZES = dict.fromkeys(
     ("llava_onevision", "llava_next_video", *FRAMED), (32, 32)

@@ -24,11 +24,15 @@ FAMILIES = {
     "qwen2_vl": "mmg_bench.models.qwen2_5_vl:Qwen25VL",
     "qwen2_5_vl": "mmg_bench.models.qwen2_5_vl:Qwen25VL",
     "qwen3_vl": "mmg_bench.models.qwen3_vl:Qwen3VL",
+    "cosmos3_omni": "mmg_bench.models.qwen3_vl:Qwen3VL",
     "qwen3_vl_moe": "mmg_bench.models.qwen3_vl:Qwen3VL",
     "qwen3_5": "mmg_bench.models.qwen3_vl:Qwen3VL",
+    "qwen3_5_moe": "mmg_bench.models.qwen3_vl:Qwen3VL",
     "glm4v": "mmg_bench.models.glm4v:Glm4V",
     "glm4v_moe": "mmg_bench.models.glm4v:Glm4V",
     "glm46v": "mmg_bench.models.glm4v:Glm4V",
+    "glmga": "mmg_bench.models.glm4v:Glm4V",
+    "glm_ocr": "mmg_bench.models.glm4v:Glm4V",
     "internvl": "mmg_bench.models.internvl:InternVL",
     "smolvlm": "mmg_bench.models.smolvlm:SmolVLM",
     "llava_next_video": "mmg_bench.models.scatter:Scatter",
@@ -39,7 +43,13 @@ FALLBACK = "mmg_bench.models.scatter:Scatter"
 """Adapter of all other types, where the model has what it takes."""
 
 _MASKED_OUTSIDE = "it makes the masks of its layers, in which visual tokens may see one another, outside its decoder"
-REFUSED = dict.fromkeys(("gemma4", "molmo2"), _MASKED_OUTSIDE)
+REFUSED = {
+    **dict.fromkeys(("gemma4", "gemma4_unified", "molmo2"), _MASKED_OUTSIDE),
+    "ernie4_5_vl_moe": "an argument of its layers tells which columns are visual, and have other experts",
+    "hy_v4_vl": "each row of a video's tokens ends with one more, which its placeholders count",
+    "kimi_k25": "it cuts videos into chunks, each with a grid of its own, and makes one frame of each",
+    "qwen4_exp": "its layers read the ids of the tokens beside their embeddings, which pruning does not follow",
+}
 """`model_type` -> why `FALLBACK` must not try to serve it."""
 
 _USUAL_LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}

@@ -1,4 +1,4 @@
-"""GLM-4.1V, 4.5V and 4.6V: each temporal patch stands in the prompt as an image would, with its time in text behind it.
+"""GLM-4.1V, 4.5V, 4.6V, OCR: each temporal patch stands in the prompt as an image would, its time in text behind it.
 
 T of their videos counts temporal patches (two frames each). Timestamps stay, also those of frames of which no token is
 left. Videos have the placeholders of images; the stock model itself takes no prompt that holds both.
@@ -14,23 +14,23 @@ from torch import nn
 from mmg_bench.models.adapter import Capture, Layout, UnsupportedModelError
 from mmg_bench.models.scatter import Scatter
 
-_DENSE, _EXPERTS = "glm4v_text", "glm4v_moe_text"
+_DENSE, _EXPERTS = ("glm4v_text", "glm_ocr_text"), "glm4v_moe_text"
 
 
 class Glm4V(Scatter):
-    """Adapter of `Glm4vForConditionalGeneration`, `Glm4vMoeForConditionalGeneration`, `Glm46VForConditionalGeneration`.
+    """Adapter of `Glm4v`, `Glm4vMoe`, `Glm46V` and `GlmOcrForConditionalGeneration`.
 
     Raises UnsupportedModelError for a language model of another kind than theirs, which GLM-4.6V's class would take.
     """
 
     def __init__(self, model: Any):
         super().__init__(model)
-        if (kind := model.config.text_config.model_type) not in (_DENSE, _EXPERTS):
+        if (kind := model.config.text_config.model_type) not in (*_DENSE, _EXPERTS):
             raise UnsupportedModelError(
-                f"models of type {model.config.model_type!r} are served with a language model of type {_DENSE!r} or "
-                f"{_EXPERTS!r}, and not {kind!r}"
+                f"models of type {model.config.model_type!r} are served with a language model of type "
+                f"{', '.join(_DENSE)} or {_EXPERTS}, and not {kind!r}"
             )
-        self.dense = kind == _DENSE  # whose attention and norms are not those of the one with experts
+        self.dense = kind in _DENSE  # whose attention and norms are not those of the one with experts
 
     @property
     def video_token_id(self) -> int:

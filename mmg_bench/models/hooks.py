@@ -161,7 +161,8 @@ class _Splice:
         self.faults: list[Faults] = []  # what is still to be looked over of this call
         self.pruned: dict[int, _Outcome] = {}  # of `encoded`, for methods that ignore the question
         self.call: dict[str, Any] | None = None  # arguments of a call with videos, its `input_ids` on the host
-        self.counted = False  # whether the model itself counts position ids, from the length of its cache
+        self.unnumbered = False  # whether the model itself makes the position ids,
+        self.counted = False  # and from the length of its cache, for want of a mask
         self.number = next(_NUMBERS)  # of this context
         self.within = False  # whether the call of the whole model is under way,
         self.labelled = False  # whether it came with labels,
@@ -181,7 +182,8 @@ class _Splice:
         """Before the multimodal module: note where the visual tokens are, if the call holds videos."""
         self.call = None
         mask = kwargs.get("attention_mask")
-        self.counted = kwargs.get("position_ids") is None and mask is None
+        self.unnumbered = kwargs.get("position_ids") is None
+        self.counted = self.unnumbered and mask is None
         ids = args[0] if args else kwargs.get("input_ids")
         if not self.adapter.holds_videos(kwargs):
             return
@@ -284,7 +286,7 @@ class _Splice:
             mask = torch.ones(batch, behind + width, dtype=torch.long, device=embeds.device)
         if ids is None:
             ids = torch.arange(behind, behind + width, device=embeds.device)[None]
-        elif self.counted:
+        elif self.counted or (self.unnumbered and ids.dim() == 2):  # EXAONE 4.5 does not look at its mask
             ids = ids + removed
         mask, ids = mask.to(embeds.device), ids.to(embeds.device)
         ids = ids.expand(*ids.shape[:-2], batch, -1)

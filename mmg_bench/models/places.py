@@ -84,7 +84,8 @@ def places(ids: Tensor, adapter: Adapter, layouts: Sequence[Layout]) -> Iterator
             if rest or length != len(found[row]):
                 raise ValueError(
                     f"prompt {row} holds {len(found[row])} visual placeholders, not {length} for its videos of "
-                    f"(T, H, W) {layouts[first:last]}: use the model's own processor, and no prefill_chunk_size"
+                    f"(T, H, W) {layouts[first:last]}: use the model's own processor, and no prefill_chunk_size; a "
+                    "model that lays videos out otherwise needs an adapter of its own"
                 )
             behind = 0
             for video in range(first, last):

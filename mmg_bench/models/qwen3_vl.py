@@ -17,7 +17,7 @@ from mmg_bench.models.scatter import Scatter
 
 
 class Qwen3VL(Scatter):
-    """Adapter of `Qwen3VL(Moe)ForConditionalGeneration` and `Qwen3_5ForConditionalGeneration`."""
+    """Adapter of `Qwen3VL(Moe)ForConditionalGeneration` and `Qwen3_5(Moe)ForConditionalGeneration`."""
 
     def in_a_row(self, layout: Layout) -> int:
         _, height, width = layout

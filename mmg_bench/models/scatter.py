@@ -23,8 +23,10 @@ from mmg_bench.tokens import VideoTokens
 _IDS = ("video_token_id", "video_token_index")
 _TOWERS = ("visual", "vision_tower", "vision_model")
 _PROJECTORS = ("multi_modal_projector", "projector")
-_SAID = ("video_grid_thw", "video_merge_sizes", "video_compression_mask", "second_per_grid_ts")
+_SAID = ("video_grid_thw", "video_merge_sizes", "video_compression_mask", "second_per_grid_ts", "video_second_per_grid")
 """What processors say of videos besides pixels: models make position ids of it."""
+_OF_COLUMNS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
+"""What a language model is told of each token, and pruning narrows."""
 
 
 class Scatter(Adapter):
@@ -71,6 +73,12 @@ class Scatter(Adapter):
             raise UnsupportedModelError(
                 f"models of type {self.model.config.model_type!r} add tower features inside the language model, which "
                 f"needs an adapter of their own; supported: {', '.join(FAMILIES)}"
+            )
+        beside = [name for name in kwargs if name not in _OF_COLUMNS and _as_wide(kwargs[name], kept)]
+        if beside:
+            raise UnsupportedModelError(
+                f"models of type {self.model.config.model_type!r} tell their language model more of each token "
+                f"({', '.join(beside)}), which needs an adapter of their own; supported: {', '.join(FAMILIES)}"
             )
         return kwargs, []
 
@@ -150,6 +158,11 @@ class TowerCapture(Capture):
         """Forward hook of the projector."""
         if isinstance(output, Tensor) and output.dim() == 3:
             self.frames, self.per_frame = output.shape[:2]
+
+
+def _as_wide(value: Any, kept: Kept | None) -> bool:
+    """Whether a value is of the columns of a prompt, `[B, S, ...]`, of which only some are `kept`."""
+    return kept is not None and isinstance(value, Tensor) and value.dim() > 1 and value.shape[1] == kept.whole
 
 
 def _first(owner: Any, names: tuple[str, ...]) -> Any:

@@ -33,13 +33,16 @@ TITLES = {
     "qwen3_vl": "Qwen3-VL",
     "qwen3_vl_moe": "Qwen3-VL-MoE",
     "qwen3_5": "Qwen3.5",
+    "qwen3_5_moe": "Qwen3.5-MoE",
     "glm4v": "GLM-4.1V",
     "glm4v_moe": "GLM-4.5V",
     "glm46v": "GLM-4.6V",
+    "glm_ocr": "GLM-OCR",
     "internvl": "InternVL3",
     "smolvlm": "SmolVLM2",
     "llava_next_video": "LLaVA-NeXT-Video",
     "video_llama_3": "VideoLLaMA3",
+    "exaone4_5": "EXAONE-4.5",
 }
 
 
@@ -53,9 +56,12 @@ def lacking(model: Any, label: str) -> list[str]:
     return sorted(method_of(label, 0.5).needs - adapter_for(model).supplies - {"query"})
 
 
-def linear(model: Any) -> bool:
-    """Whether some layers of its language model are linear attention, which sees a sequence and no mask."""
-    return "linear_attention" in (getattr(adapter_for(model).text_config, "layer_types", None) or ())
+def sequential(model: Any) -> bool:
+    """Whether some layers of its language model see a sequence, and no mask hides a gap in it.
+
+    Linear attention has no mask, and a sliding window counts what is hidden.
+    """
+    return bool(set(getattr(adapter_for(model).text_config, "layer_types", None) or ()) - {"full_attention"})
 
 
 def prunes_inside(model: Any, label: str) -> bool:
@@ -67,7 +73,7 @@ def mark(model: Any, label: str) -> str:
     """What the table says of a method on a family."""
     lacks = set(lacking(model, label))
     if not lacks:
-        return "=" if not linear(model) else "–" if prunes_inside(model, label) else "kept"
+        return "=" if not sequential(model) else "–" if prunes_inside(model, label) else "kept"
     return "siglip" if lacks <= adapter_for(model).from_siglip else "–"
 
 

@@ -119,7 +119,7 @@ def _transformed(layer: Any, x: Tensor) -> Tensor:
 def kept_logits(model: Any, prompt: Prompt, first: PrunedTokens, positions: str, steps: int) -> Tensor:
     """Logits `[steps, vocabulary]` of greedy decoding by the stock language model, given only what is left of a prompt.
 
-    Without a cache: every step runs all of it. For layers that cannot mask a gap: linear attention sees a sequence.
+    Without a cache: every step runs all of it. For layers that see a sequence, in which no mask hides a gap.
     """
     language, width, visual = adapter_for(model).language_model, prompt.embeds.shape[1], set(prompt.visual)
     body = torch.tensor(prompt.visual)[first.positions].tolist()
@@ -130,7 +130,8 @@ def kept_logits(model: Any, prompt: Prompt, first: PrunedTokens, positions: str,
     x, ids = embeds[:, order], ids[..., order]
     logits: list[Tensor] = []
     for _ in range(steps):
-        hidden = language(inputs_embeds=x, position_ids=ids, use_cache=False).last_hidden_state
+        mask = torch.ones(x.shape[:2], dtype=torch.long)  # or a jump in position ids would be taken for a border
+        hidden = language(inputs_embeds=x, attention_mask=mask, position_ids=ids, use_cache=False).last_hidden_state
         logits.append(model.lm_head(hidden)[0, -1])
         x = torch.cat([x, model.get_input_embeddings()(logits[-1].argmax().view(1, 1))], dim=1)
         ids = torch.cat([ids, ids[..., -1:] + 1], dim=-1)

@@ -11,8 +11,8 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from equalities import BOTH, METHODS, lacking, linear, method_of, prunes_inside
-from masking import kept_logits, masked_logits, stock_prompt, traced
+from equalities import BOTH, METHODS, lacking, method_of, prunes_inside, sequential
+from masking import Prompt, Trace, kept_logits, masked_logits, stock_prompt, traced
 from probing import Probe
 from torch import Tensor
 from transformers.video_utils import VideoMetadata
@@ -27,7 +27,9 @@ from mmg_bench.models.adapter import FAMILIES, UnsupportedModelError, adapter_fo
 from mmg_bench.models.framed import FrameCapture
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import VideoLLM
+from mmg_bench.models.places import places
 from mmg_bench.models.spec import ModelSpec
+from mmg_bench.tokens import PrunedTokens
 
 STEPS = 4
 GREEDY = {"max_new_tokens": STEPS, "do_sample": False}
@@ -79,7 +81,7 @@ def test_dense_is_exactly_stock(family: tuple[str, Any, Any], inputs: dict[str, 
     with Dense()(model) as run:
         assert torch.equal(logits(model, inputs), stock)
         assert torch.equal(model(**inputs).logits, whole)
-    frames = families.FRAMES // (2 if name.startswith(("qwen", "glm")) else 1)
+    frames = families.FRAMES // (2 if name.startswith(("qwen", "glm", "exaone")) else 1)
     assert run.report[0].realised_tokens == frames * math.prod(families.GRIDS[name])
 
 
@@ -93,8 +95,8 @@ def test_pruning_equals_masking(
         with pytest.raises(UnsupportedModelError, match=f"do not supply {', '.join(missing)}"), pruner(model):
             pass
         return
-    if linear(model) and prunes_inside(model, label):
-        says = "prunes inside the language model, whose layers must attend to all .*: this one has .*linear_attention"
+    if sequential(model) and prunes_inside(model, label):
+        says = "prunes inside .*, whose layers must attend to all .*: this one has .*(linear|sliding)_attention"
         with pytest.raises(UnsupportedModelError, match=says), pruner(model):
             pass
         return
@@ -104,7 +106,7 @@ def test_pruning_equals_masking(
         ours = logits(model, inputs)[:, 0]
     with torch.no_grad():
         prompt = stock_prompt(model, inputs, columns)
-        if linear(model):
+        if sequential(model):
             expected = kept_logits(model, prompt, trace.pruned[0], positions, STEPS)
         else:
             expected = masked_logits(model, prompt, pruner, positions, trace, STEPS)
@@ -122,7 +124,7 @@ def test_pruning_equals_masking(
 def test_rows_are_those_of_eager_attention(family: tuple[str, Any, Any], inputs: dict[str, Tensor]) -> None:
     """Methods inside go by what is recomputed; the reference takes their choices, and could not tell."""
     _, model, _ = family
-    if linear(model):
+    if sequential(model):
         pytest.skip("no method prunes inside it")
     probe = Probe()
     with probe(model):
@@ -149,6 +151,54 @@ def test_a_batch_is_answered_as_if_alone(family: tuple[str, Any, Any]) -> None:
         with get_method("random", retention_ratio=0.3)(model, positions=positions):
             torch.testing.assert_close(together[:, :1], logits(model, alone), atol=2e-4, rtol=2e-3)
         assert len(run.report) == 2
+
+
+def test_two_videos_in_a_padded_batch_equal_masking(family: tuple[str, Any, Any]) -> None:
+    name, model, processor = family
+    if name in families.FRAMED:
+        pytest.skip("takes one video a prompt: see test_what_is_not_one_video_is_refused")
+    texts = [QUESTION, "How many times does it flash?"]
+    both, alone = (families.prompts(name, processor, texts[:rows], videos_each=2) for rows in (2, 1))
+    assert both["attention_mask"].all(1).tolist() == [False, True]
+    pruner, token = get_method("random", retention_ratio=0.3), adapter_for(model).video_token_id
+    with torch.no_grad():
+        first, second = stock_prompt(model, alone, []), stock_prompt(model, both, [])
+    ids = second.ids.expand(*second.ids.shape[:-2], 2, -1)[..., 1:, :]
+    prompts = (first, Prompt(second.embeds[1:], ids, [], [added[1:] for added in second.additions]))
+    for positions in get_args(Positions):
+        with traced(pruner, families.LAYERS) as trace, pruner(model, positions=positions) as run:
+            ours = logits(model, both)
+        total = run.report[0].total_tokens
+        for row, inputs in enumerate((alone["input_ids"][0], both["input_ids"][1])):
+            columns = (inputs == token).nonzero().flatten().tolist()
+            columns = columns[:total] + columns[len(columns) // 2 :][:total]  # without newlines
+            one, other = trace.pruned[2 * row : 2 * row + 2]
+            kept = PrunedTokens(
+                torch.cat([one.features, other.features]), torch.cat([one.positions, other.positions + total])
+            )
+            prompt = replace(prompts[row], visual=columns)
+            with torch.no_grad():
+                if sequential(model):
+                    expected = kept_logits(model, prompt, kept, positions, STEPS)
+                else:
+                    expected = masked_logits(model, prompt, pruner, positions, Trace([kept]), STEPS)
+            torch.testing.assert_close(ours[:, row], expected, atol=2e-4, rtol=2e-3)
+
+
+def test_text_between_placeholders_that_stand_side_by_side_is_named(
+    family: tuple[str, Any, Any], inputs: dict[str, Tensor]
+) -> None:
+    name, model, _ = family
+    if not name.startswith(("qwen", "glm")):
+        pytest.skip("its frames have words between them, or are not known to have none")
+    frames, (height, width) = families.FRAMES // 2, families.GRIDS[name]
+    length = height * width * (frames if name.startswith("qwen2") else 1)
+    ids, at = inputs["input_ids"], visual(model, inputs)[length - 1]
+    broken = torch.cat([ids[:, :at], ids[:, -1:], ids[:, at:]], dim=1)
+    adapter, layouts = adapter_for(model), [(frames, height, width)]
+    assert len(list(places(ids, adapter, layouts))) == 1
+    with pytest.raises(ValueError, match=f"not {length} in a row"):
+        list(places(broken, adapter, layouts))
 
 
 def test_two_videos_and_an_image(family: tuple[str, Any, Any]) -> None:
@@ -239,7 +289,7 @@ def test_an_earlier_prompt_says_nothing_of_videos_encoded_beforehand(family: tup
 def test_a_video_is_reported_once(family: tuple[str, Any, Any], method: str) -> None:
     """However many beams or answers a prompt has."""
     name, model, processor = family
-    if method == "fastv" and linear(model):
+    if method == "fastv" and sequential(model):
         pytest.skip("no method prunes inside it")
     both, one = (families.prompts(name, processor, [QUESTION, "How many times does it flash?"][:n]) for n in (2, 1))
     words = {"suppress_tokens": adapter_for(model).placeholder_ids}  # of an answer, stock code seeks their features
@@ -345,7 +395,7 @@ def test_positions_go_on_behind_a_prefill_by_hand(family: tuple[str, Any, Any], 
     clip = Clip(np.random.default_rng(5).integers(0, 256, (7, *size, 3), dtype=np.uint8), timing)
     pixels = workload.preprocess(llm, [clip, clip])
     seen: list[Tensor] = []
-    for name in ("dense", "random", "fastv")[: 2 if linear(llm.model) else 3]:
+    for name in ("dense", "random", "fastv")[: 2 if sequential(llm.model) else 3]:
         method = get_method(name, retention_ratio=1.0 if name == "dense" else 0.3)
         encoded = llm.encode(pixels, set())
         inputs = {k: v.repeat(2, 1) for k, v in llm.tokenize(QUESTION, encoded.texts[:1]).items()}
@@ -368,7 +418,7 @@ def test_a_type_without_an_entry_is_served_by_what_it_has(
     method = get_method("random", retention_ratio=0.3)
     with method(model):
         expected = logits(model, inputs)
-    monkeypatch.delitem(FAMILIES, name)
+    monkeypatch.delitem(FAMILIES, name, raising=False)
     if name in families.FRAMED:
         with pytest.raises(UnsupportedModelError, match=r"no config\.video_token_id; supported: "):
             adapter_for(model)

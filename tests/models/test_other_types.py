@@ -1,0 +1,79 @@
+"""Types of transformers that the table of docs/models.md does not show."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+import torch
+from equalities import method_of
+from masking import masked_logits, stock_prompt, traced
+from torch import Tensor
+
+import families
+from mmg_bench.methods.base import Positions
+from mmg_bench.models.adapter import UnsupportedModelError, adapter_for, fresh
+from mmg_bench.models.hooks import pruning
+
+STEPS = 3
+
+
+def logits(model: Any, inputs: dict[str, Any]) -> Tensor:
+    """Of each generated token, `[steps, vocabulary]`, of one prompt."""
+    made = model.generate(
+        **inputs, max_new_tokens=STEPS, do_sample=False, output_logits=True, return_dict_in_generate=True
+    )
+    return torch.cat(made.logits)
+
+
+@pytest.mark.parametrize("label", ["mmg_vid", "fastv"])
+@pytest.mark.parametrize("name", ["glmga", "cosmos3_omni"])
+def test_a_family_under_another_name(name: str, label: str) -> None:
+    torch.manual_seed(0)
+    model, processor = getattr(families, name)()
+    inputs = families.prompts(name, processor, ["What colour is the star?"])
+    pruner = method_of(label, retention_ratio=0.3)
+    with traced(pruner, families.LAYERS) as trace, pruner(model) as run:
+        ours = logits(model, inputs)
+    assert model.config.model_type == name
+    assert run.report[0].layout == (families.FRAMES // 2, 3, 4)
+    columns = (inputs["input_ids"][0] == adapter_for(model).video_token_id).nonzero().flatten().tolist()
+    with torch.no_grad():
+        expected = masked_logits(model, stock_prompt(model, inputs, columns), pruner, pruner.positions, trace, STEPS)
+    torch.testing.assert_close(ours, expected, atol=2e-4, rtol=2e-3)
+
+
+@pytest.mark.parametrize("positions", get_args(Positions))
+@pytest.mark.parametrize("label", ["random", "mmg_vid", "tome"])
+def test_qwen_omni_before_its_language_model(label: str, positions: Positions) -> None:
+    torch.manual_seed(0)
+    model, processor = families.qwen2_5_omni_thinker()
+    inputs = families.prompts("qwen2_5_omni_thinker", processor, ["What colour is the star?"])
+    del inputs["mm_token_type_ids"]
+    inputs["video_second_per_grid"] = torch.as_tensor(inputs.pop("second_per_grid_ts"))
+    columns = (inputs["input_ids"][0] == adapter_for(model).video_token_id).nonzero().flatten().tolist()
+    pruner = method_of(label, retention_ratio=0.3)
+    with torch.no_grad():
+        prompt = stock_prompt(model, inputs, columns)
+        with traced(pruner, families.LAYERS) as trace, pruner(model, positions=positions):
+            ours = logits(model, inputs)
+        expected = masked_logits(model, prompt, pruner, positions, trace, STEPS)
+        torch.testing.assert_close(ours, expected, atol=2e-4, rtol=2e-3)
+        tokens, encoded = adapter_for(model).encode(inputs, set())
+        text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        with pruning(model, pruner, positions, encoded=tokens):  # as mmg-bench does
+            torch.testing.assert_close(logits(model, {**text, **fresh(encoded)}), expected, atol=2e-4, rtol=2e-3)
+    with pytest.raises(UnsupportedModelError, match="how layers of models of type 'qwen2_5_omni_thinker' compute"):
+        method_of("fastv", 0.3)(model).__enter__()
+
+
+def test_what_the_general_adapter_would_not_narrow_is_named() -> None:
+    torch.manual_seed(0)
+    model, processor = families.qwen2_5_vl()
+    inputs = families.prompts("qwen2_5_vl", processor, ["What colour is the star?"])
+    beside = {"per_layer_ids": inputs["input_ids"]}
+    says = r"models of type 'qwen2_5_vl' tell their language model more of each token \(per_layer_ids\), which needs an"
+    with method_of("random", 0.3)(model), pytest.raises(UnsupportedModelError, match=says):
+        model(**inputs, **beside)
+    with method_of("dense", 1.0)(model):
+        model(**inputs, **beside)
