@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from transformers import AutoConfig, Glm46VConfig
+from transformers import CONFIG_MAPPING, AutoConfig, Glm46VConfig
 
 from mmg_bench.models.adapter import REFUSED, UnsupportedModelError, adapter_for
 
@@ -17,6 +17,8 @@ class Bare:
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_types_that_the_general_adapter_must_not_try(kind: str) -> None:
+    if kind not in CONFIG_MAPPING:
+        pytest.skip("a type of a later transformers")
     config = AutoConfig.for_model(kind)
     with pytest.raises(UnsupportedModelError, match=rf"\(model_type '{kind}'\): {REFUSED[kind]}; supported: "):
         adapter_for(Bare(config))
