@@ -31,7 +31,7 @@ from mmg_bench.contract import ContractError, Faults, check_kind, check_values
 from mmg_bench.elapsed import Elapsed
 from mmg_bench.methods.base import Method, Positions, check_choice
 from mmg_bench.models import siglip
-from mmg_bench.models.adapter import Adapter, Capture, Layout, adapter_for
+from mmg_bench.models.adapter import Adapter, Capture, Layout, UnsupportedModelError, adapter_for
 from mmg_bench.models.caches import CACHE, cache_of
 from mmg_bench.models.inside import Inside, Prompt, Span
 from mmg_bench.models.kept import Kept
@@ -110,6 +110,12 @@ def pruning(
     """
     adapter = adapter_for(model)
     adapter.check(method.needs, method.name)
+    try:
+        multimodal, language_model = adapter.multimodal, adapter.language_model
+    except AttributeError as error:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is not a whole model ({error}): pass the ...ForConditionalGeneration that holds it"
+        ) from error
     run = Run(method, positions or method.positions)
     check_choice(run, "positions", ("original", "contiguous"))
     with _LOCK:
@@ -124,10 +130,10 @@ def pruning(
         splice = _Splice(adapter, run, encoded, captured)
         stack.callback(vars(splice).clear)  # it and `inside` know each other: their tensors would wait to be collected
         stack.callback(model.register_forward_pre_hook(splice.note_purpose, with_kwargs=True).remove)
-        for module, hook in ((adapter.multimodal, splice.locate), (adapter.language_model, splice.cut)):
+        for module, hook in ((multimodal, splice.locate), (language_model, splice.cut)):
             stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-        stack.callback(adapter.language_model.register_forward_hook(splice.remember).remove)
-        finish = adapter.multimodal.register_forward_hook(splice.finish, with_kwargs=True, always_call=True)
+        stack.callback(language_model.register_forward_hook(splice.remember).remove)
+        finish = multimodal.register_forward_hook(splice.finish, with_kwargs=True, always_call=True)
         stack.callback(finish.remove)
         stack.callback(model.register_forward_hook(splice.conclude, always_call=True).remove)
         splice.inside.install(stack)

@@ -17,7 +17,6 @@ from mmg_bench.report.needed import KEPT, Needed, tokens_needed
 from mmg_bench.report.published import published as published_numbers
 from mmg_bench.report.rows import (
     DENSE,
-    DOWNSAMPLED,
     OVER,
     ResultRow,
     as_tuples,
@@ -77,7 +76,7 @@ def layout(
     for (model, frames), part in measured_over_pending(rows).groupby(["model", "frames"], sort=False):
         cited = published[(published.model == model) & (published.frames == frames)]
         table = _Layout(part, provenance, cited, questions).table()
-        tables += [table, *_difficult(table.title, part), *_tokens_needed(table.title, part)]
+        tables += [table, *_lost_by_pooled(table.title, part), *_tokens_needed(table.title, part)]
     return tables
 
 
@@ -305,10 +304,10 @@ class _Layout:
         return tuple(lines)
 
 
-def _difficult(title: str, rows: pd.DataFrame) -> list[Table]:
+def _lost_by_pooled(title: str, rows: pd.DataFrame) -> list[Table]:
     """How the methods below `title` do on the questions that plain downsampling loses."""
     main = headline(rows)
-    main = main[main.metric == "accuracy_difficult"]
+    main = main[main.metric == "accuracy_lost_by_pooled"]
     if main.empty:
         return []
     found = {(row.method, row.retention_ratio): row for row in as_tuples(main)}
@@ -322,12 +321,12 @@ def _difficult(title: str, rows: pd.DataFrame) -> list[Table]:
 
     lines = tuple((Entry(named(m)), *(entry(m, ratio) for ratio in asked)) for m in dict.fromkeys(m for m, _ in found))
     header = (
-        f"Accuracy in percent, with its 95 % interval, on the questions that dense answers better than {DOWNSAMPLED} "
-        "at this R: those that plain downsampling loses (VTC-Bench, arXiv 2510.07143)",
-        f"Of answers that are right or wrong dense has 100 there and {DOWNSAMPLED} 0; what chance brings, random shows",
+        "Accuracy in percent, with its 95 % interval, on the questions that dense answers better than pooled at this "
+        "R: those that plain downsampling loses (VTC-Bench, arXiv 2510.07143)",
+        "Of answers that are right or wrong dense has 100 there and pooled 0; what chance brings, random shows",
     )
     names = ("Method", *(f"R = {100 * ratio:.4g} % ({count} questions)" for ratio, count in asked.items()))
-    return [Table(f"{title}: difficult questions", header, names, (Block("", lines),), ())]
+    return [Table(f"{title}: questions lost by pooled", header, names, (Block("", lines),), ())]
 
 
 def _tokens_needed(title: str, rows: pd.DataFrame) -> list[Table]:

@@ -163,12 +163,12 @@ def over_benchmarks(by_benchmark: Mapping[str, Cells]) -> Cells:
     }
 
 
-def difficult(cell: Answers, dense: Answers, coarse: Answers) -> Answers | None:
-    """The answers of `cell` to the questions that `coarse`, plain downsampling, answers worse than dense.
+def lost_by(other: Answers, dense: Answers, cell: Answers) -> Answers | None:
+    """The answers of `cell` to the questions that dense answered better than `other`; all three were asked the same.
 
-    What is left out is what every way to spend so few tokens can do, or what even all of them cannot: the difficult
-    group of VTC-Bench (arXiv 2510.07143). None where a benchmark has no such question.
+    With plain downsampling for `other`, what is left out is what any few tokens tell, and what even all of them do not:
+    the difficult samples of VTC-Bench (arXiv 2510.07143). None where a benchmark has no such question.
     """
-    pairs = zip(cell.records, dense.scores, coarse.scores, strict=True)  # a failed answer is NaN, which is not worse
-    part = Answers(tuple(record for record, whole, few in pairs if whole > few))
+    each = zip(cell.records, dense.scores, other.scores, strict=True)
+    part = Answers(tuple(record for record, whole, few in each if whole > few))  # never, of a failed one
     return part if set(part.benchmarks) == set(cell.benchmarks) else None

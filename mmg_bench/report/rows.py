@@ -29,7 +29,7 @@ from mmg_bench.report.answers import (
     Answers,
     Cells,
     answers_by_cell,
-    difficult,
+    lost_by,
     over_benchmarks,
 )
 from mmg_bench.report.statistics import Bootstrap, Estimate, accuracy, compare
@@ -67,7 +67,7 @@ COLUMNS = ResultRow._fields
 _DTYPES = {str: "str", int: "int64", float: "float64"}
 _TYPES = {name: _DTYPES[kind] for name, kind in get_type_hints(ResultRow).items()}
 METRICS = (
-    *("accuracy", "accuracy_kept_percent", "flips_lost", "flips_won", "p_mcnemar", "accuracy_difficult"),
+    *("accuracy", "accuracy_kept_percent", "flips_lost", "flips_won", "p_mcnemar", "accuracy_lost_by_pooled"),
     *("decode_ms", "preprocess_ms", "encode_ms", "prune_ms", "prefill_ms", "decode_token_ms", "ttft_ms", "e2e_ms"),
     *("tokens_per_second", "prefill_speedup", "ttft_speedup", "e2e_speedup", "retention_layer_mean"),
     *("prefill_roofline_ms", "decode_roofline_ms", "prefill_over_roofline", "decode_over_roofline"),
@@ -76,8 +76,6 @@ METRICS = (
     *("gram_ms", "gram_ratio", "frames_growth"),
 )
 DENSE = "dense"
-DOWNSAMPLED = "pooled"
-"""The control whose lost questions are the difficult ones."""
 OVER = "points_over "
 """How a metric begins that compares accuracy with another method's at the same ratio; behind it stands its label."""
 
@@ -134,8 +132,8 @@ def result_rows(
 
     Accuracy is the mean over the questions that were answered (or, see `over_skills`, of the means over those of each
     skill); those that failed are counted in `n_errors`. With several benchmarks, rows of benchmark `average` hold the
-    unweighted mean over them, for cells that ran on all. Where `pooled` is among the cells, `accuracy_difficult` is the
-    accuracy on the questions that dense answers better than `pooled` at the same ratio (see `difficult`).
+    unweighted mean over them, for cells that ran on all. Where `pooled` is among the cells,
+    `accuracy_lost_by_pooled` is the accuracy on the questions that dense answers better than it at the same ratio.
 
     Raises ValueError when dense is missing, when the questions of a cell are not those of dense, and when two cells
     would share a row.
@@ -155,8 +153,8 @@ def result_rows(
                 realised[where] = _mean(r.realised_tokens for r in cell.records)
                 provenance = ";".join(sorted({r.provenance for r in cell.records}))
                 others = {o: cells[o, ratio] for o in against if o != method and (o, ratio) in cells}
-                coarse = cells.get((DOWNSAMPLED, ratio))
-                statistics = _statistics(cell, cells[DENSE, 1.0], coarse, others, over_skills, cost, bootstrap)
+                pooled = cells.get(("pooled", ratio))
+                statistics = _statistics(cell, cells[DENSE, 1.0], pooled, others, over_skills, cost, bootstrap)
                 for skill, metric, estimate in statistics:
                     rows.append(_row(where, skill, metric, estimate, realised[where], "measured", provenance))
     for m in measurements:
@@ -301,7 +299,7 @@ class _Cost:
 def _statistics(
     cell: Answers,
     dense: Answers,
-    coarse: Answers | None,
+    pooled: Answers | None,
     others: Mapping[str, Answers],
     over_skills: Collection[str],
     cost: _Cost,
@@ -309,7 +307,7 @@ def _statistics(
 ) -> Iterator[tuple[str, str, Estimate]]:
     """(skill, metric, estimate) of a cell.
 
-    coarse: that of plain downsampling at the same ratio. `others` are compared with as well, by their labels.
+    pooled: that of plain downsampling at the same ratio. `others` are compared with as well, by their labels.
     """
     groups, subgroups = cell.benchmarks, cell.subgroups(over_skills)
     yield ALL, "accuracy", accuracy(cell.scores, cell.videos, groups, subgroups, bootstrap=bootstrap)
@@ -318,8 +316,8 @@ def _statistics(
     yield ALL, "accuracy_kept_percent", kept
     for metric in ("flips_lost", "flips_won", "p_mcnemar"):
         yield ALL, metric, Estimate(getattr(pair, metric), math.nan, math.nan, kept.n, kept.n_errors)
-    if coarse is not None and coarse is not cell and (part := difficult(cell, dense, coarse)):
-        yield ALL, "accuracy_difficult", accuracy(part.scores, part.videos, part.benchmarks, bootstrap=bootstrap)
+    if pooled is not None and pooled is not cell and (part := lost_by(pooled, dense, cell)):
+        yield ALL, "accuracy_lost_by_pooled", accuracy(part.scores, part.videos, part.benchmarks, bootstrap=bootstrap)
     for label, other in others.items():
         pair = compare(cell.scores, other.scores, cell.videos, groups, subgroups, bootstrap=bootstrap)
         yield ALL, f"{OVER}{label}", pair.difference

@@ -498,6 +498,9 @@ def test_misuse_is_explained(tiny: tuple[Any, Any], inputs: dict[str, torch.Tens
         pass
     with pytest.raises(UnsupportedModelError, match="llava_onevision"), MMGVid()(torch.nn.Linear(2, 2)):
         pass
+    says = "LlavaOnevisionModel is not a whole model .*: pass the ...ForConditionalGeneration that holds it"
+    with pytest.raises(UnsupportedModelError, match=says), MMGVid()(model.model):
+        pass
     with (
         pytest.raises(ValueError, match=r"positions='dense'.*original, contiguous"),
         MMGVid()(model, positions="dense"),

@@ -81,7 +81,7 @@ def test_markdown_of_one_benchmark(toy, provenance):
     assert to_markdown(layout(rows, provenance, published)) == SNAPSHOT
 
 
-def test_difficult_questions_are_a_table_of_their_own(make, provenance):
+def test_questions_lost_by_pooled_are_a_table_of_their_own(make, provenance):
     records = [
         *make("dense", 1.0, "111111111100"),
         *make("pooled", 0.5, "111111110000"),
@@ -91,12 +91,12 @@ def test_difficult_questions_are_a_table_of_their_own(make, provenance):
         *make("random", 0.25, "000000000000"),
     ]
     rows = rows_of(records)
-    main, difficult = layout(rows, provenance, NOTHING)
+    main, lost = layout(rows, provenance, NOTHING)
     assert main.title == "t: toy, bench, 8 frames"
-    assert difficult.title == "t: toy, bench, 8 frames: difficult questions"
-    assert difficult.columns == ("Method", "R = 50 % (2 questions)", "R = 25 % (6 questions)")
-    _, at_quarter = rows[(rows.method == "ours") & (rows.metric == "accuracy_difficult")].itertuples()
-    (block,) = difficult.blocks
+    assert lost.title == "t: toy, bench, 8 frames: questions lost by pooled"
+    assert lost.columns == ("Method", "R = 50 % (2 questions)", "R = 25 % (6 questions)")
+    _, at_quarter = rows[(rows.method == "ours") & (rows.metric == "accuracy_lost_by_pooled")].itertuples()
+    (block,) = lost.blocks
     assert [[entry.text for entry in entries] for entries in block.lines] == [
         ["ours", "50.0", f"60.0 [{at_quarter.ci_low:.1f}, {at_quarter.ci_high:.1f}]"],  # 50: of one video
         ["random (control)", "–", "0.0 [0.0, 0.0]"],

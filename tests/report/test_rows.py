@@ -93,7 +93,7 @@ def test_the_average_over_benchmarks_is_compared_as_well(make):
     assert gains == {"long": 25, "short": -50, "average": -12.5}
 
 
-def test_difficult_questions_are_those_that_pooling_loses(make):
+def test_questions_lost_by_pooled_are_those_that_dense_answers_better(make):
     records = [
         *make("dense", 1.0, "11111100x1"),
         *make("pooled", 0.5, "1100010111"),  # loses 2, 3 and 4; not 8, which dense failed
@@ -103,7 +103,7 @@ def test_difficult_questions_are_those_that_pooling_loses(make):
         *make("ours", 0.25, "1111000011"),
         *make("other", 0.1, "1111111111"),
     ]
-    found = [row for row in as_tuples(result_rows(records)) if row.metric == "accuracy_difficult"]
+    found = [row for row in as_tuples(result_rows(records)) if row.metric == "accuracy_lost_by_pooled"]
     values = {(row.method, row.retention_ratio): (row.value, row.n, row.n_errors) for row in found}
     assert values == {
         ("ours", 0.5): (pytest.approx(200 / 3), 3, 0),
@@ -113,7 +113,7 @@ def test_difficult_questions_are_those_that_pooling_loses(make):
     assert all(row.ci_low <= row.value <= row.ci_high for row in found)
 
 
-def test_difficult_questions_of_several_benchmarks_count_alike(make):
+def test_questions_lost_by_pooled_on_several_benchmarks_count_alike(make):
     records = [
         *make("dense", 1.0, "1111", benchmark="long"),
         *make("pooled", 0.5, "1000", benchmark="long"),
@@ -123,11 +123,11 @@ def test_difficult_questions_of_several_benchmarks_count_alike(make):
         *make("ours", 0.5, "11", benchmark="short"),
     ]
     rows = result_rows(records)
-    found = {b: value(rows, "ours", 0.5, "accuracy_difficult", b).value for b in ("long", "short", "average")}
+    found = {b: value(rows, "ours", 0.5, "accuracy_lost_by_pooled", b).value for b in ("long", "short", "average")}
     assert found == {"long": pytest.approx(200 / 3), "short": 100, "average": pytest.approx(250 / 3)}
     easy = [*records[:-4], *make("pooled", 0.5, "11", benchmark="short"), *records[-2:]]
     rows = result_rows(easy)
-    assert set(rows[rows.metric == "accuracy_difficult"].benchmark) == {"long"}  # no mean over one of two
+    assert set(rows[rows.metric == "accuracy_lost_by_pooled"].benchmark) == {"long"}  # no mean over one of two
 
 
 def test_failures_are_left_out_and_counted(toy):
