@@ -200,8 +200,12 @@ def _measure_cells(
             encoded, encode_ms = encodings[tower_needs(llm, cell)]
             try:
                 answered, message = within_memory(clock, answer, cell, encoded)
+            except ValueError:  # which says what to do
+                raise
             except Exception as error:
-                raise RuntimeError(f"{cell.label} cannot be measured: {told(error)}") from error
+                raise RuntimeError(
+                    f"{cell.label} cannot be measured: {told(error)}; mend it, or leave it out of `method`"
+                ) from error
             if answered is None:
                 failed[i] = message
                 continue

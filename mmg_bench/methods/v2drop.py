@@ -44,7 +44,8 @@ class V2Drop(InsideMethod):
 
     Source: arXiv 2509.01552; xuyang-liu16/V2Drop 219e03e (`V2DropLlamaModel.forward`; `DART.forward` of its Qwen2-VL).
     Parameters: see the fields. `retention_ratio` is the mean over the layers from the first stage on, as pdrop's is;
-    all tokens enter the layers before, and tables show the mean over all layers beside it.
+    all tokens enter the layers before, and tables show the mean over all layers beside it. With `first` and `second`
+    given it changes nothing.
     Deviations: distances are float32 whatever the model's dtype; equal ones by the lower index.
     """
 

@@ -45,7 +45,7 @@ FALLBACK = "mmg_bench.models.scatter:Scatter"
 _MASKED_OUTSIDE = "it makes the masks of its layers, in which visual tokens may see one another, outside its decoder"
 REFUSED = {
     **dict.fromkeys(("gemma4", "gemma4_unified", "molmo2"), _MASKED_OUTSIDE),
-    "ernie4_5_vl_moe": "an argument of its layers tells which columns are visual, and have other experts",
+    "ernie4_5_vl_moe": "its layers are told which columns are visual, and send those to experts of their own",
     "hy_v4_vl": "each row of a video's tokens ends with one more, which its placeholders count",
     "kimi_k25": "it cuts videos into chunks, each with a grid of its own, and makes one frame of each",
     "qwen4_exp": "its layers read the ids of the tokens beside their embeddings, which pruning does not follow",

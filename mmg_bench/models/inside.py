@@ -254,7 +254,6 @@ class Inside:
         current = self.flow or self.base
         assert current is not None
         assert self.entered is not None
-        entered = self.entered.to(hidden.device)
         left = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         counts = [hidden.shape[1]] * len(hidden)
         source = torch.arange(hidden.shape[1], device=hidden.device).repeat(len(hidden), 1)
@@ -268,7 +267,7 @@ class Inside:
             attend = _Attend(self, number, span, current.mask, row, current.rotary)
             tokens = LayerTokens(
                 row[span.columns],
-                entered[span.row, span.columns],
+                self.entered[span.row, span.columns.to(self.entered.device)].to(hidden.device),
                 span.positions,
                 row[span.text],
                 span.total,

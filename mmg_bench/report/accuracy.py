@@ -323,7 +323,7 @@ def _lost_by_pooled(title: str, rows: pd.DataFrame) -> list[Table]:
     header = (
         "Accuracy in percent, with its 95 % interval, on the questions that dense answers better than pooled at this "
         "R: those that plain downsampling loses (VTC-Bench, arXiv 2510.07143)",
-        "Of answers that are right or wrong dense has 100 there and pooled 0; what chance brings, random shows",
+        "Of right and wrong answers dense has 100 there, and pooled 0; of several benchmarks, the mean over them",
     )
     names = ("Method", *(f"R = {100 * ratio:.4g} % ({count} questions)" for ratio, count in asked.items()))
     return [Table(f"{title}: questions lost by pooled", header, names, (Block("", lines),), ())]

@@ -166,8 +166,8 @@ def over_benchmarks(by_benchmark: Mapping[str, Cells]) -> Cells:
 def lost_by(other: Answers, dense: Answers, cell: Answers) -> Answers | None:
     """The answers of `cell` to the questions that dense answered better than `other`; all three were asked the same.
 
-    With plain downsampling for `other`, what is left out is what any few tokens tell, and what even all of them do not:
-    the difficult samples of VTC-Bench (arXiv 2510.07143). None where a benchmark has no such question.
+    With plain downsampling for `other` these are the difficult samples of VTC-Bench (arXiv 2510.07143). None where a
+    benchmark has no such question.
     """
     each = zip(cell.records, dense.scores, other.scores, strict=True)
     part = Answers(tuple(record for record, whole, few in each if whole > few))  # never, of a failed one

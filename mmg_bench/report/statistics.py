@@ -55,7 +55,7 @@ class Bootstrap:
         return float(low), float(high)
 
 
-@lru_cache(maxsize=64)  # every cell has the same benchmarks and skills: as many numbers of videos as these are
+@lru_cache(maxsize=64)  # cells share benchmarks, skills and lost questions: as many numbers of videos as these are
 def _draws(videos: int, n_boot: int, seed: int) -> NDArray[np.uint16]:
     """`[n_boot, videos]`: how often each resample holds each video."""
     rng = np.random.default_rng(seed)
