@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -252,12 +252,27 @@ class Changes(Random):
         return pruned
 
 
+@dataclass(frozen=True)
+class Looks(Random):
+    """Notes whether there is anything in the videos that it is given."""
+
+    saw: ClassVar[list[bool]] = []
+
+    def select(self, tokens: VideoTokens) -> PrunedTokens:
+        self.saw.append(bool(tokens.features.any()))
+        return super().select(tokens)
+
+
 def test_a_method_that_changes_a_video_is_told_and_spoils_no_other(
     llm: VideoLLM, benchmark: Any, tmp_path: Path
 ) -> None:
     alone = evaluate(llm, benchmark, CELLS, tmp_path / "alone", "p")
-    cells = [Cell(Changes(retention_ratio=0.25), "original"), *CELLS]
-    beside = evaluate(llm, benchmark, cells, tmp_path / "beside", "p")
+    broken, behind = (Cell(cls(retention_ratio=ratio), "original") for cls, ratio in ((Changes, 0.25), (Looks, 0.35)))
+    Looks.saw.clear()
+    beside = evaluate(llm, benchmark, [broken, *CELLS, behind], tmp_path / "beside", "p")
+    assert len(Looks.saw) == 2
+    assert all(Looks.saw)
+    beside = [r for r in beside if r.retention_ratio != 0.35]
     told = [r for r in beside if r.cell == beside[0].cell and r.video != "v2"]
     assert len(told) == 4
     assert all("Inplace update" in str(r.error) and "in select" in str(r.error) for r in told)
