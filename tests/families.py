@@ -87,14 +87,21 @@ def llava_onevision() -> tuple[Any, Any]:
     return spread(model), processor
 
 
-def qwen2_vl() -> tuple[Any, Any]:
-    from transformers import (
-        Qwen2VLConfig,
-        Qwen2VLForConditionalGeneration,
-        Qwen2VLImageProcessor,
-        Qwen2VLProcessor,
-        Qwen2VLVideoProcessor,
+def qwen2_processor(kind: Any, words: Any) -> Any:
+    """A processor of class `kind`, of the image and video processors of Qwen2-VL."""
+    from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+
+    pixels: dict[str, Any] = {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 4096}}
+    return kind(
+        Qwen2VLImageProcessor(**pixels),
+        words,
+        Qwen2VLVideoProcessor(**pixels, cap_pixels_per_frame=False),
+        chat_template=QWEN_VL_TEMPLATE,
     )
+
+
+def qwen2_vl() -> tuple[Any, Any]:
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
     words = tokenizer(*MEDIA)
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
@@ -103,50 +110,32 @@ def qwen2_vl() -> tuple[Any, Any]:
         vision_config={"depth": 2, "embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2, "num_heads": 2, "patch_size": 4},
         **media_ids(words),
     )
-    pixels: dict[str, Any] = {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 4096}}
-    processor = Qwen2VLProcessor(
-        Qwen2VLImageProcessor(**pixels),
-        words,
-        Qwen2VLVideoProcessor(**pixels, cap_pixels_per_frame=False),
-        chat_template=QWEN_VL_TEMPLATE,
-    )
-    return spread(Qwen2VLForConditionalGeneration(config)), processor
+    return spread(Qwen2VLForConditionalGeneration(config)), qwen2_processor(Qwen2VLProcessor, words)
+
+
+QWEN2_5_TOWER: dict[str, Any] = {
+    "depth": 2,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_heads": 2,
+    "patch_size": 4,
+    "window_size": 16,
+    "fullatt_block_indexes": [1],
+    "out_hidden_size": 32,
+}
 
 
 def qwen2_5_vl() -> tuple[Any, Any]:
-    from transformers import (
-        Qwen2_5_VLConfig,
-        Qwen2_5_VLForConditionalGeneration,
-        Qwen2_5_VLProcessor,
-        Qwen2VLImageProcessor,
-        Qwen2VLVideoProcessor,
-    )
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
     words = tokenizer(*MEDIA)
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
     config = Qwen2_5_VLConfig(
         text_config={**TEXT, "vocab_size": len(words), "rope_parameters": rope},
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "patch_size": 4,
-            "window_size": 16,
-            "fullatt_block_indexes": [1],
-            "out_hidden_size": 32,
-            "tokens_per_second": 4,
-        },
+        vision_config={**QWEN2_5_TOWER, "tokens_per_second": 4},
         **media_ids(words),
     )
-    pixels: dict[str, Any] = {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 4096}}
-    processor = Qwen2_5_VLProcessor(
-        Qwen2VLImageProcessor(**pixels),
-        words,
-        Qwen2VLVideoProcessor(**pixels, cap_pixels_per_frame=False),
-        chat_template=QWEN_VL_TEMPLATE,
-    )
-    return spread(Qwen2_5_VLForConditionalGeneration(config)), processor
+    return spread(Qwen2_5_VLForConditionalGeneration(config)), qwen2_processor(Qwen2_5_VLProcessor, words)
 
 
 def qwen2_5_omni_thinker() -> tuple[Any, Any]:
@@ -159,16 +148,7 @@ def qwen2_5_omni_thinker() -> tuple[Any, Any]:
     config = Qwen2_5OmniThinkerConfig(
         audio_config={**layers, "d_model": 32, "num_mel_bins": 16, "output_dim": 32},
         text_config={**TEXT, "vocab_size": len(processor.tokenizer), "rope_parameters": rope},
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "patch_size": 4,
-            "window_size": 16,
-            "fullatt_block_indexes": [1],
-            "out_hidden_size": 32,
-        },
+        vision_config=QWEN2_5_TOWER,
         audio_token_id=0,
         position_id_per_seconds=4,
         **media_ids(processor.tokenizer),
@@ -345,8 +325,6 @@ def exaone4_5() -> tuple[Any, Any]:
         Exaone4_5_ForConditionalGeneration,
         Exaone4_5_Processor,
         Exaone4Config,
-        Qwen2VLImageProcessor,
-        Qwen2VLVideoProcessor,
     )
 
     words = tokenizer(*MEDIA)
@@ -357,27 +335,10 @@ def exaone4_5() -> tuple[Any, Any]:
             sliding_window=16,
             layer_types=["sliding_attention", "full_attention"] * (LAYERS // 2),
         ),
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "num_key_value_heads": 1,
-            "patch_size": 4,
-            "window_size": 16,
-            "fullatt_block_indexes": [1],
-            "out_hidden_size": 32,
-        },
+        vision_config={**QWEN2_5_TOWER, "num_key_value_heads": 1},
         **dict(list(media_ids(words).items())[:2]),
     )
-    pixels: dict[str, Any] = {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 4096}}
-    processor = Exaone4_5_Processor(
-        Qwen2VLImageProcessor(**pixels),
-        words,
-        Qwen2VLVideoProcessor(**pixels, cap_pixels_per_frame=False),
-        chat_template=QWEN_VL_TEMPLATE,
-    )
-    return spread(Exaone4_5_ForConditionalGeneration(config)), processor
+    return spread(Exaone4_5_ForConditionalGeneration(config)), qwen2_processor(Exaone4_5_Processor, words)
 
 
 def llava_next_video() -> tuple[Any, Any]:

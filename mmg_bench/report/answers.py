@@ -163,12 +163,8 @@ def over_benchmarks(by_benchmark: Mapping[str, Cells]) -> Cells:
     }
 
 
-def lost_by(other: Answers, dense: Answers, cell: Answers) -> Answers | None:
-    """The answers of `cell` to the questions that dense answered better than `other`; all three were asked the same.
-
-    With plain downsampling for `other` these are the difficult samples of VTC-Bench (arXiv 2510.07143). None where a
-    benchmark has no such question.
-    """
-    each = zip(cell.records, dense.scores, other.scores, strict=True)
-    part = Answers(tuple(record for record, whole, few in each if whole > few))  # never, of a failed one
-    return part if set(part.benchmarks) == set(cell.benchmarks) else None
+def lost_questions(other: Answers, dense: Answers) -> set[tuple[str, str]]:
+    """(benchmark, question) of those that dense answered better than `other`: never of one that either failed."""
+    scores = {(r.benchmark, r.question): score for r, score in zip(other.records, other.scores, strict=True)}
+    asked = zip(dense.records, dense.scores, strict=True)
+    return {key for r, score in asked if score > scores.get(key := (r.benchmark, r.question), math.nan)}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from mmg_bench.report.answers import ALL, AVERAGE, Answers, Label, Sources, answers_by_label, newest
+from mmg_bench.report.answers import ALL, AVERAGE, Answers, Label, Sources, answers_by_label, lost_questions, newest
 from mmg_bench.report.comparable import Pair, check_pair, notes_on
 from mmg_bench.report.pairs import Match, Side, matches, why_apart
 from mmg_bench.report.rows import DENSE
@@ -81,7 +81,7 @@ def pair_tables(
 
 
 def _lost(pair: Pair, match: Match, judged: Mapping[Label, Answers], lost_by: Side) -> set[str]:
-    """The questions of a pair that dense answered better than `lost_by`, with the same model and frames.
+    """The questions that dense answered better than `lost_by`, on a pair's benchmark and with its model and frames.
 
     Raises ValueError where A and B have other frames than each other, and where either of the two was not asked all.
     """
@@ -90,18 +90,18 @@ def _lost(pair: Pair, match: Match, judged: Mapping[Label, Answers], lost_by: Si
             f"lost_by={lost_by.method}: A has {match.a.frames} frames and B {match.b.frames}, and with each it lost "
             "other questions: compare at one number of frames"
         )
-    scores: list[dict[str, float]] = []
+    judges: list[Answers] = []
     for side in (_DENSE, lost_by):
         label = Label(match.model, pair.benchmark, side.method, side.retention_ratio, match.a.frames or 0)
-        answers = judged.get(label, Answers(()))
-        scores.append({r.question: s for r, s in zip(answers.records, answers.scores, strict=True)})
-        if missing := sorted({r.question for r in pair.one.records} - scores[-1].keys()):
+        judges.append(judged.get(label, Answers(())))
+        asked = {r.question for r in judges[-1].records}
+        if missing := sorted({r.question for r in pair.one.records} - asked):
             raise ValueError(
                 f"lost_by={lost_by.method}: {side} on {pair.benchmark} {pair.where} was not asked {len(missing)} of "
                 f"the questions, such as {missing[0]!r}: run it in one command with {' and '.join(pair.names)}"
             )
-    dense, other = scores
-    return {r.question for r in pair.one.records if dense[r.question] > other[r.question]}  # never, of a failed one
+    dense, other = judges
+    return {question for _, question in lost_questions(other, dense)}
 
 
 def _table(

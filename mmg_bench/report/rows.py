@@ -29,7 +29,7 @@ from mmg_bench.report.answers import (
     Answers,
     Cells,
     answers_by_cell,
-    lost_by,
+    lost_questions,
     over_benchmarks,
 )
 from mmg_bench.report.statistics import Bootstrap, Estimate, accuracy, compare
@@ -316,8 +316,12 @@ def _statistics(
     yield ALL, "accuracy_kept_percent", kept
     for metric in ("flips_lost", "flips_won", "p_mcnemar"):
         yield ALL, metric, Estimate(getattr(pair, metric), math.nan, math.nan, kept.n, kept.n_errors)
-    if pooled is not None and pooled is not cell and (part := lost_by(pooled, dense, cell)):
-        yield ALL, "accuracy_lost_by_pooled", accuracy(part.scores, part.videos, part.benchmarks, bootstrap=bootstrap)
+    if pooled is not None and pooled is not cell:
+        lost = lost_questions(pooled, dense)
+        part = Answers(tuple(r for r in cell.records if (r.benchmark, r.question) in lost))
+        if set(part.benchmarks) == set(groups):  # no mean over some of them
+            estimate = accuracy(part.scores, part.videos, part.benchmarks, bootstrap=bootstrap)
+            yield ALL, "accuracy_lost_by_pooled", estimate
     for label, other in others.items():
         pair = compare(cell.scores, other.scores, cell.videos, groups, subgroups, bootstrap=bootstrap)
         yield ALL, f"{OVER}{label}", pair.difference
