@@ -6,7 +6,7 @@ import torch
 from golden_cases import Inputs, Run
 from mmg_bench.methods._ops import frame_means
 from mmg_bench.methods.mmg_vid import (
-    Matrix,
+    Products,
     find_segments,
     frame_similarity,
     inner_products,
@@ -69,7 +69,7 @@ def _check_tokens(run: Run, inputs: Inputs) -> None:
         run.check("gamma", chosen.density * chosen.distance, tolerance=1e-4)
 
 
-def _products(inputs: Inputs) -> Matrix:
+def _products(inputs: Inputs) -> Products:
     return inner_products(frame_means(inputs["feat"])).cpu().numpy()
 
 

@@ -10,7 +10,7 @@ import importlib.util
 import math
 import operator
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ RESOLUTION = 2e-6
 """Squared distances below this share of the points' squared norms are rounding noise of the Gram form: exact zeros."""
 
 
-_CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**28}
+_CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**28}
 """Size of the float32 copies made of a few frames at a time: small enough for a CPU's cache, bounded on a GPU."""
 
 
@@ -137,7 +137,7 @@ def frame_distances(features: Tensor, means: Tensor, weight: Tensor | None = Non
     `means` `[T, D]`: the frames' mean tokens; `weight` `[T, D]`: 1 for channels that count, 0 for others.
     """
     features, means = features.detach(), means.detach()
-    frames, tokens, width = features.shape
+    width = features.shape[2]
     if weight is None and features.is_cuda and features.dtype.itemsize == 2:
         # Tensor cores take halves as they are, and that is twenty times as fast. Not centred, which halves could not
         # hold: distances keep four digits, more than the features have.
@@ -147,16 +147,23 @@ def frame_distances(features: Tensor, means: Tensor, weight: Tensor | None = Non
 
             return gram_distances(gram, width, RESOLUTION)
         return distances_of_gram(gram).div_(width)
+    squared = [squared_distances(x, centered=True) for _, x in centred_frames(features, means, weight)]
+    return _joined(squared).div_(width if weight is None else weight[0].sum())
+
+
+def centred_frames(features: Tensor, means: Tensor, weight: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
+    """A few frames at a time, without their means: the first one's number and `[n, N, D]`, float32.
+
+    Arguments as of `frame_distances`. All parts are written to the same memory, for a CPU is quick only in its cache:
+    one ends where the next one is asked for.
+    """
+    frames, tokens, width = features.shape
     most = min(frames_per_chunk(features), frames)
     buffer = means.new_empty(most, tokens, width)  # one: fresh memory would cost a CPU more than the arithmetic
-    squared = []
     for start in range(0, frames, most):
         part = slice(start, start + most)
         x = torch.sub(features[part], means[part].unsqueeze(1), out=buffer[: frames - start])
-        if weight is not None:
-            x.mul_(weight[part].unsqueeze(1))
-        squared.append(squared_distances(x, centered=True))
-    return _joined(squared).div_(width if weight is None else weight[0].sum())
+        yield start, x if weight is None else x.mul_(weight[part].unsqueeze(1))
 
 
 def log_density(squared: Tensor, k: int | Tensor, most: int | None = None) -> Tensor:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -27,10 +27,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmg_bench.methods._ops import (
+    centred_frames,
     conserve,
+    distances_of_gram,
     frame_distances,
     frame_means,
     frames_per_chunk,
+    gram_matrix,
     largest_remainder,
     on_device,
     spread,
@@ -41,7 +44,8 @@ from mmg_bench.methods.base import Method, check_choice, check_range
 from mmg_bench.tokens import PrunedTokens, VideoTokens
 
 Segment = tuple[int, int]
-Matrix = NDArray[np.float64]
+Products = NDArray[np.float64]
+Matrix = NDArray[np.float32]
 Vector = NDArray[np.float32]
 Indices = NDArray[np.intp]
 GainSign = Literal["natural", "swapped"]
@@ -60,7 +64,7 @@ def inner_products(vectors: Tensor) -> Tensor:
     return vectors @ vectors.mT
 
 
-def frame_similarity(products: Matrix) -> list[float]:
+def frame_similarity(products: Products) -> list[float]:
     """Cosine similarity of the mean tokens of adjacent frames, from their `products` `[T, T]`: T - 1 values."""
     squared: list[float] = products.diagonal().tolist()
     across: list[float] = products.diagonal(1).tolist()
@@ -98,17 +102,17 @@ def merge_short_segments(segments: Sequence[Segment], similarity: Sequence[float
 # ---- Stage 2: budgets of the segments ---------------------------------------------------------------------------
 
 
-def segment_products(products: Matrix, segments: Sequence[Segment]) -> Matrix:
+def segment_products(products: Products, segments: Sequence[Segment]) -> Products:
     """Inner products of the mean tokens of segments, from those of the frames: `[T, T]` to `[S, S]`."""
     shares = np.zeros((len(segments), len(products)))  # [S, T]: of each frame in its segment's mean
     for row, (start, stop) in zip(shares, segments, strict=True):
         row[start:stop] = 1 / (stop - start)
-    means: Matrix = shares @ products @ shares.T
+    means: Products = shares @ products @ shares.T
     return means
 
 
 def marginal_gains(
-    products: Matrix, k: float = 0.5, gain_sign: GainSign = "natural", order: Order = "temporal"
+    products: Products, k: float = 0.5, gain_sign: GainSign = "natural", order: Order = "temporal"
 ) -> list[float]:
     """[P] that budgets follow marginal gains, [R] this gain: what segment i adds to the segments taken before it.
 
@@ -249,13 +253,13 @@ def temporal_dpc(
     features = features.detach()
     means = frame_means(features) if means is None else means
     weight = None if channels is None else channels.float()
-    squared = frame_distances(features, means, weight) if squared is None else squared
     # frames with a budget, of segments that have one
     chains = [chain for segment in segments if (chain := [t for t in range(*segment) if counts[t]])]
     neighbours = [max(1, min(knn, counts[chain[0]], features.shape[1] - 1)) for chain in chains]
     if fused is None:
         fused = features.is_cuda and channels is None and triton_available()
     if fused:
+        squared = frame_distances(features, means, weight) if squared is None else squared
         return _one_kernel(features, squared, chains, counts, neighbours, means)
     return _step_by_step(features, squared, chains, counts, neighbours, means, weight)
 
@@ -282,96 +286,111 @@ def _one_kernel(
 
 def _step_by_step(
     features: Tensor,
-    squared: Tensor,
+    squared: Tensor | None,
     chains: Sequence[Sequence[int]],
     counts: Sequence[int],
     neighbours: Sequence[int],
     means: Tensor,
     weight: Tensor | None,
 ) -> Chosen:
-    """The sequential part of `temporal_dpc` on the host, most of it in numpy: a call of torch costs several of its."""
+    """The same on the host, most of it in numpy: a call of torch costs several of its."""
     frames, tokens, width = features.shape
     used = np.float32(width if weight is None else float(weight[0].sum()))
-    within = squared.cpu().numpy()  # [T, N, N]
-    largest = within.reshape(frames, -1).max(1)  # [T]
     rho, delta = np.zeros((2, frames, tokens), np.float32)
     kept = np.zeros((frames, tokens), bool)
-    guide, origins = _Guide(features.cpu(), None if weight is None else weight.cpu()), means.cpu().numpy()
+    firsts = {chain[0]: k for chain, k in zip(chains, neighbours, strict=True)}
+    guided = {t for chain in chains for t in chain[1:]}
+    guides = {t for chain in chains for t in chain[:-1]}
+    guide = _Guide(means.cpu().numpy(), None if weight is None else weight.cpu().numpy())
 
-    for chain, k in zip(chains, neighbours, strict=True):
-        first = chain[0]
-        order = _log_density(within[first], k)
-        rho[first] = np.exp(order)
-        delta[first] = apart = _peak_distance(order, within[first], largest[first])
-        with np.errstate(divide="ignore"):
-            score = order + np.log(apart)  # of rho * delta, without underflow
-        chosen = _best(score, counts[first])
-        kept[first, chosen] = True
-        guide.restart(origins[first])
-        for before, t in itertools.pairwise(chain):
-            guide.add(before, chosen)
-            order = guide.distances(t) / used  # [N]: mean squared distance to G
+    for t, x, norms, within in _host_frames(features, squared, means, weight, used):
+        if t in firsts:
+            guide.restart(t, x, norms)
+            order = _log_density(within, firsts[t])
+            rho[t] = np.exp(order)
+            delta[t] = apart = _peak_distance(order, within)
+            with np.errstate(divide="ignore"):
+                score = order + np.log(apart)  # of rho * delta, without underflow
+        elif t in guided:
+            order = guide.distances(t, x, norms) / used  # [N]: mean squared distance to G
             rho[t] = rise = -np.expm1(-order)
-            delta[t] = apart = _peak_distance(order, within[t], largest[t])
-            chosen = _best(np.multiply(rise, apart, dtype=np.float64), counts[t])
-            kept[t, chosen] = True
+            delta[t] = apart = _peak_distance(order, within)
+            score = np.multiply(rise, apart, dtype=np.float64)
+        else:
+            continue  # no budget
+        chosen = _best(score, counts[t])
+        kept[t, chosen] = True
+        if t in guides:
+            guide.add(chosen)
     values = kept, rho, delta, np.flatnonzero(kept)
     return Chosen(*(torch.from_numpy(value).to(features.device) for value in values))
+
+
+def _host_frames(
+    features: Tensor, squared: Tensor | None, means: Tensor, weight: Tensor | None, used: np.float32
+) -> Iterator[tuple[int, Matrix, Vector, Matrix]]:
+    """Each frame's number, centred tokens `[N, D]`, their squared norms `[N]` and distances over `used` `[N, N]`.
+
+    Yielded while the frame is in the CPU's cache: to read it from memory once more costs more than the arithmetic.
+    """
+    if squared is None and features.device.type != "cpu":
+        squared = frame_distances(features, means, weight)
+    features, means, weight = features.cpu(), means.cpu(), None if weight is None else weight.cpu()
+    for start, part in centred_frames(features, means, weight):  # [n, N, D]
+        if squared is None:
+            gram = gram_matrix(part)  # [n, N, N]
+            norms, within = gram.diagonal(dim1=1, dim2=2).clone(), distances_of_gram(gram).div_(float(used))
+        else:
+            norms, within = part.square().sum(2), squared[start : start + len(part)].cpu()
+        yield from zip(itertools.count(start), part.numpy(), norms.numpy(), within.numpy(), strict=False)
 
 
 class _Guide:
     """G, the tokens kept so far: of them only how many, their mean, and the sum of squared distances from it.
 
-    What takes several threads is torch's: numpy's matrix products have threads of their own, which get in its way.
+    It is told of frames by their centred tokens `[N, D]` and the squared norms of these `[N]`.
     """
 
-    def __init__(self, features: Tensor, weight: Tensor | None):
-        self.frames, self.weight = features.unbind(), None if weight is None else weight.numpy()
-        # of one frame's tokens from the mean: in one place, for fresh memory would cost more than the arithmetic
-        self.offsets = np.empty(features.shape[1:], np.float32)  # [N, D]
-        self.mean = np.empty(features.shape[2], np.float32)  # [D]
-        # the same memory for torch, which also reads what numpy does not know (bfloat16)
-        self._mean, self._offsets = torch.from_numpy(self.mean), torch.from_numpy(self.offsets)
+    def __init__(self, means: Matrix, weight: Matrix | None):
+        self.means, self.weight = means, weight  # [T, D]
 
-    def restart(self, origin: Vector) -> None:
-        """Forget all. While there is no mean, any `origin` `[D]` will do."""
-        self.mean[:] = origin
-        self.size, self.scatter, self.seen = 0, 0.0, -1
+    def restart(self, t: int, x: Matrix, norms: Vector) -> None:
+        """Forget all, and look at frame t. While there is no mean of G, the frame's will do."""
+        self.mean, self.size, self.scatter = self.means[t].copy(), 0, 0.0
+        self.x, self.offset, self.norms = x, np.zeros_like(self.mean), norms
 
-    def add(self, t: int, chosen: Indices) -> None:
-        """Add tokens `chosen` of frame t."""
-        if self.seen != t:
-            self._look_at(t)
+    def distances(self, t: int, x: Matrix, norms: Vector) -> Vector:
+        """Mean squared distance of each token of frame t to all in G: `[N]`."""
+        self.x, self.offset = x, self.mean - self.means[t]
+        if self.weight is not None:
+            self.offset *= self.weight[t]
+        # of each from the mean; row by row, so that equal tokens have equal ones
+        apart = norms - 2 * np.vecdot(x, self.offset) + self.offset @ self.offset
+        self.norms = np.maximum(apart, 0, out=apart)
+        return self.norms + np.float32(self.scatter / self.size)
+
+    def add(self, chosen: Indices) -> None:
+        """Add tokens `chosen` of the frame last looked at."""
         self.size += len(chosen)
-        shift = np.add.reduce(self.offsets[chosen]) / np.float32(self.size)  # [D]
+        total = np.add.reduce(self.x[chosen]) - np.float32(len(chosen)) * self.offset
+        shift = total / np.float32(self.size)  # [D]
         added = float(np.add.reduce(self.norms[chosen])) - self.size * float(shift @ shift)
         self.scatter = max(0.0, self.scatter + added)  # rounding must not turn distances negative
         self.mean += shift
 
-    def distances(self, t: int) -> Vector:
-        """Mean squared distance of each token of frame t to all in G: `[N]`."""
-        self._look_at(t)
-        return self.norms + np.float32(self.scatter / self.size)
 
-    def _look_at(self, t: int) -> None:
-        torch.sub(self.frames[t], self._mean, out=self._offsets)
-        if self.weight is not None:
-            self.offsets *= self.weight[t]
-        self.norms = np.vecdot(self.offsets, self.offsets)  # [N]: row by row, so that equal tokens have equal norms
-        self.seen = t
-
-
-def _log_density(within: Vector, k: int) -> Vector:
+def _log_density(within: Matrix, k: int) -> Vector:
     """`_ops.log_density` of one frame on the host: `[N, N]` to `[N]`."""
     nearest = np.partition(within, k - 1)[:, :k]
     nearest.sort()  # equal tokens have equal sums
     return np.add.reduce(nearest, 1) / np.float32(-k)
 
 
-def _peak_distance(order: Vector, within: Vector, largest: np.float32) -> Vector:
-    """`_ops.peak_distance` of one frame on the host: `[N]` and `[N, N]` to `[N]`; `largest`: of the latter."""
-    denser = np.greater.outer(order, order)  # [j, i]: is j denser than i?
-    nearest: Vector = np.minimum.reduce(np.where(denser, within, largest))  # over j: `within` is symmetric
+def _peak_distance(order: Vector, within: Matrix) -> Vector:
+    """`_ops.peak_distance` of one frame on the host: `[N]` and `[N, N]` to `[N]`."""
+    no_denser = np.less_equal.outer(order, order)  # [j, i]: is j no denser than i?
+    # those at the largest distance; the least over j, for `within` is symmetric
+    nearest: Vector = np.minimum.reduce(np.maximum(within, no_denser * within.max()))
     return np.sqrt(nearest, out=nearest)
 
 
@@ -444,7 +463,7 @@ class MMGVid(Method):
         means = frame_means(x)  # [T, D]
         products = inner_products(means).cpu().numpy()  # [T, T]: the one thing that a GPU is waited for
         # it goes on with the distances while the host shares out the budget
-        squared = frame_distances(x, means) if self.channels == "all" else None
+        squared = frame_distances(x, means) if self.channels == "all" and x.device.type != "cpu" else None
         if not np.isfinite(products).all():
             tokens.require_finite(self.needs, self.name)
 
