@@ -30,14 +30,20 @@ def walk_scores(features: Tensor) -> Tensor:
     for part in features.split(frames_per_chunk(features)):
         direction = unit(part)
         cosine = direction @ direction.mT  # [t, N, N]
-        logits = cosine / TEMPERATURE
-        related = (cosine >= SIMILARITY) & (logits.abs() >= 1e-6)  # a zero vector is related to none, not to itself
-        graph = logits.where(related, _UNRELATED).softmax(-1)
+        # a zero vector is related to none, nor to itself: its row is uniform
+        graph = (cosine / TEMPERATURE).where(cosine >= SIMILARITY, _UNRELATED).softmax(-1)
         mass = part.float().norm(dim=-1).unsqueeze(1)  # [t, 1, N]
         for _ in range(STEPS):
             mass = mass @ graph
         scores.append(mass.squeeze(1) / (graph > 0).sum(-1))
     return torch.cat(scores)
+
+
+def places_apart(grid: tuple[int, int], device: torch.device) -> Tensor:
+    """Between the places of a frame, the larger of rows apart over H - 1 and columns apart over W - 1: `[N, N]`."""
+    rows, columns = (torch.arange(n, device=device) / max(n - 1, 1) for n in grid)
+    coordinates = torch.cartesian_prod(rows, columns)  # [N, 2]
+    return (coordinates.unsqueeze(1) - coordinates).abs().amax(-1)
 
 
 def grow_forest(direction: Tensor, places: Tensor, distance: Tensor, tau: float, reach: float) -> tuple[Tensor, Tensor]:
@@ -145,17 +151,10 @@ class ForestPrune(Method):
         positions = positions_of(first, frames * left)
         direction = unit(x.flatten(0, 1)[positions])  # [M, D]
 
-        places, distance = (positions % size).view(frames, left), _distances(tokens.grid, device)
+        places, distance = (positions % size).view(frames, left), places_apart(tokens.grid, device)
         tree, depth = grow_forest(direction.view(frames, left, -1), places, distance, self.tau, 1 - self.tau_spatial)
         roots = tree.unique()
         if len(roots) > budget:
             below = torch.from_numpy(root_depths(direction[roots].cpu().numpy(), budget)).to(device)
             depth = depth + below[torch.searchsorted(roots, tree)]
         return positions, depth
-
-
-def _distances(grid: tuple[int, int], device: torch.device) -> Tensor:
-    """Between the places of a frame, the larger of rows apart over H - 1 and columns apart over W - 1: `[N, N]`."""
-    rows, columns = (torch.arange(n, device=device) / max(n - 1, 1) for n in grid)
-    coordinates = torch.cartesian_prod(rows, columns)  # [N, 2]
-    return (coordinates.unsqueeze(1) - coordinates).abs().amax(-1)

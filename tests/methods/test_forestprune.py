@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmg_bench.methods.forestprune import ForestPrune, grow_forest, root_depths, walk_scores
+from mmg_bench.methods.forestprune import ForestPrune, grow_forest, places_apart, root_depths, walk_scores
 from mmg_bench.tokens import VideoTokens
 
 
@@ -37,6 +37,14 @@ def test_importance_by_matrix_powers():
 
 def test_importance_of_nothing():
     assert torch.equal(walk_scores(torch.zeros(2, 3, 4)), torch.zeros(2, 3))
+
+
+def test_places_are_apart_by_the_longer_side():
+    apart = places_apart((3, 5), torch.device("cpu"))
+    assert apart[0].tolist() == [0, 0.25, 0.5, 0.75, 1, 0.5, 0.5, 0.5, 0.75, 1, 1, 1, 1, 1, 1]
+    assert torch.equal(apart, apart.T)
+    assert places_apart((1, 3), torch.device("cpu"))[0].tolist() == [0, 0.5, 1]
+    assert places_apart((1, 1), torch.device("cpu")).tolist() == [[0]]
 
 
 def test_trees_by_hand():
@@ -94,7 +102,7 @@ def test_roots_that_are_too_many(count: int, distinct: int):
 
 @pytest.mark.parametrize("ratio", [0.02, 0.1, 0.25, 0.5])
 def test_shallow_tokens_of_early_frames_stay(ratio: float):
-    video = _video()
+    video = _video(frames=15)  # of which all count less than a level
     method = ForestPrune(ratio)
     positions, depth = method.forest(video)
     kept = torch.isin(positions, method.prune(video).positions)
