@@ -45,8 +45,8 @@ Options are Hydra overrides; `mmg-bench run --help` explains each and lists the 
   mmg-bench doctor model=llava_onevision_7b benchmark=videomme
   mmg-bench methods fastvid
 
-An interrupted command goes on where it stopped when it is given again. The exit status is 1 when any answer failed
-or the doctor misses something, and 2 when the command could not be carried out.
+An interrupted command goes on where it stopped when it is given again. The exit status is 1 when any answer or
+measurement failed or the doctor misses something, and 2 when the command could not be carried out.
 """
 
 

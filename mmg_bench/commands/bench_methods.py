@@ -10,16 +10,17 @@ from omegaconf import DictConfig
 
 from mmg_bench import config as cfg
 from mmg_bench.commands.publish import publish
+from mmg_bench.measure.failures import listed
 from mmg_bench.measure.prune_time import PruneTimes, PruneTimeSettings, measure_methods
 from mmg_bench.methods.registry import get_method, method_names
 from mmg_bench.options import check_folder, check_text
-from mmg_bench.report.prune_time import prune_time_rows, prune_time_table
+from mmg_bench.report.prune_time import failed_key, prune_time_rows, prune_time_table
 from mmg_bench.report.table import Table
 from mmg_bench.runner import provenance
 
 
 def run(config: DictConfig) -> int:
-    """Time the methods; write rows.csv, table.md and provenance.json; print the table."""
+    """Time the methods; write rows.csv, table.md and provenance.json; print the table. Returns how often one failed."""
     values = cfg.plain(config)
     as_filed = values == cfg.load_file("bench_methods.yaml")
     given = values.pop("out")
@@ -41,9 +42,14 @@ def run(config: DictConfig) -> int:
     for found in measure_methods(methods, settings):  # written as they come, so that a stop loses no other length
         results += found
         rows = prune_time_rows(results, model=model, retention_ratio=ratio, provenance=key)
-        publish(rows, {key: entry}, out, _layout, shown=False)
-    publish(rows, {key: entry}, whole, _layout)
-    return 0
+        faults = {failed_key(r.name, r.frames): r.failure.why for r in results if r.failure and not r.failure.memory}
+        sources = {key: {**entry, "failed": faults}}
+        publish(rows, sources, out, _layout, shown=False)
+    # one that lacks a method's times does not take the place of the kept one
+    publish(rows, sources, out if faults else whole, _layout)
+    if faults:
+        print(f"{listed(faults.items())}\n{len(faults)} of {len(results)} were not timed.")
+    return len(faults)
 
 
 def _layout(rows: pd.DataFrame, sources: dict[str, Any]) -> list[Table]:

@@ -59,6 +59,8 @@ class Job:
     shard: Shard
     workers: int
     """Processes that share the videos on this machine."""
+    option: str = "method"
+    """Where the command has its methods from: what to leave one out of."""
     against: tuple[str, ...] = ()
     """Labels of methods that the others are compared with, beside dense."""
 
@@ -85,15 +87,20 @@ class Outcome:
     """Provenance of records and measurements."""
     whole: bool
     """Whether it is all that was asked for."""
+    untimed: tuple[str, ...] = ()
+    """Cells that failed to be timed, but for want of memory."""
 
     @property
     def failed(self) -> int:
-        """How many answers failed."""
-        return sum(r.error is not None for r in self.records)
+        """How many answers and timings failed."""
+        return sum(r.error is not None for r in self.records) + len(self.untimed)
 
 
 def run(configs: Sequence[DictConfig]) -> int:
-    """Run jobs composed from run.yaml, those of one model and benchmark together. Returns how many answers failed."""
+    """Run jobs composed from run.yaml, those of one model and benchmark together.
+
+    Returns how many answers and timings failed.
+    """
     groups: dict[str, list[dict[str, Any]]] = {}
     for config in map(cfg.plain, configs):
         config["output_dir"] = str(check_folder("output_dir", config["output_dir"]))
@@ -125,7 +132,7 @@ def _job(configs: Sequence[dict[str, Any]]) -> Job:
 
 
 def table(config: DictConfig) -> int:
-    """Make a whole table composed from table.yaml. Returns how many answers failed."""
+    """Make a whole table composed from table.yaml. Returns how many answers and timings failed."""
     plain = cfg.plain(config)
     spec = plain["table"]
     name, profile = choose(plain)
@@ -144,6 +151,7 @@ def table(config: DictConfig) -> int:
         latency=timing(plain),
         shard=Shard(),
         workers=workers_for(plain["workers"], model.torch_device.type),
+        option=f"table.profiles.{name}.methods",
         against=_against(spec.get("against"), cells),
     )
     return _do([job])
@@ -179,7 +187,7 @@ def _shard(given: Any) -> Shard:
 
 
 def _do(jobs: Sequence[Job]) -> int:
-    """Answer, measure, report; jobs of one folder share its rows. Returns how many answers failed.
+    """Answer, measure, report; jobs of one folder share its rows. Returns how many answers and timings failed.
 
     Rows are written as soon as there are any, so that a later fault or a stop loses nothing, and shown once.
     """
@@ -239,8 +247,8 @@ def _carry_out(job: Job) -> Iterator[Outcome]:
     )
     yield outcome
     if latency is not None:
-        times, timed = _time(job, llm, benchmarks[0], records, latency)
-        yield replace(outcome, measurements=times, sources=sources | timed, whole=True)
+        times, timed, untimed = _time(job, llm, benchmarks[0], records, latency)
+        yield replace(outcome, measurements=times, sources=sources | timed, whole=True, untimed=untimed)
 
 
 def _answer(job: Job, llm: VideoLLM, benchmarks: Sequence[Benchmark]) -> tuple[list[Record], dict[str, Any]]:
@@ -266,21 +274,24 @@ def _answer(job: Job, llm: VideoLLM, benchmarks: Sequence[Benchmark]) -> tuple[l
 
 def _time(
     job: Job, llm: VideoLLM, benchmark: Benchmark, records: Sequence[Record], settings: LatencySettings
-) -> tuple[list[Measurement], dict[str, Any]]:
-    """Times and speed-ups of every cell on the first question that all could answer, and their provenance."""
+) -> tuple[list[Measurement], dict[str, Any], tuple[str, ...]]:
+    """Times and speed-ups of every cell on the first question that all could answer; their provenance; who failed."""
     question = _question_to_time(benchmark, records)
     if question is None:
         print("nothing is timed: no question has an answer in every cell")
-        return [], {}
+        return [], {}, ()
     how = {"latency": asdict(settings), "timed": question.id}
     entry = provenance.describe({**_settings(job, llm, benchmark, job.benchmarks[0]), **how}, llm.device)
     key = provenance.register(job.folders[0], entry)
     workload = Workload(benchmark.video_path(question), question.prompt, llm.spec.frames)
-    times = measure_cells(llm, job.cells, workload, settings)
+    times = measure_cells(llm, job.cells, workload, settings, job.option)
     dense = next(t for t, cell in zip(times, job.cells, strict=True) if cell.method.name == "dense")
+    untimed = []
     for cell, measured in zip(job.cells, times, strict=True):
         if measured.failure is not None:
-            print(f"{at_ratio(cell.label, cell.method.retention_ratio)} is not timed: {measured.failure}")
+            who = at_ratio(cell.label, cell.method.retention_ratio)
+            print(f"{who} is not timed: {measured.failure.why}")
+            untimed += [] if measured.failure.memory else [who]
     measurements = [
         Measurement(
             model=llm.spec.name,
@@ -298,7 +309,7 @@ def _time(
         for cell, measured in zip(job.cells, times, strict=True)
         for metric, (value, low, high) in time_values(dense, measured).items()
     ]
-    return measurements, provenance.read(job.folders[0])
+    return measurements, provenance.read(job.folders[0]), tuple(untimed)
 
 
 def _tell_failures(records: Sequence[Record]) -> None:

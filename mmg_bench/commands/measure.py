@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from omegaconf import DictConfig
 
 from mmg_bench import config as cfg
@@ -24,7 +22,8 @@ from mmg_bench.commands.publish import publish, results_folder
 from mmg_bench.files import digest_of
 from mmg_bench.measure.clock import Clock
 from mmg_bench.measure.efficiency import CellResult, Value, measure_efficiency
-from mmg_bench.measure.latency import LatencySettings, check_engine, within_memory
+from mmg_bench.measure.failures import Failure, free, listed, within_memory
+from mmg_bench.measure.latency import LatencySettings, check_engine
 from mmg_bench.measure.roofline import measure_ceilings
 from mmg_bench.measure.workload import PIXELS, Workload, random_prompt, video_file
 from mmg_bench.models.checking import ModelError, check_method, check_model
@@ -58,6 +57,11 @@ class Unit:
     def __post_init__(self) -> None:
         check_whole("batch_size", self.batch, 1)
 
+    @property
+    def name(self) -> str:
+        """What a sentence calls it."""
+        return f"{self.model.name}: {self.model.frames} frames, batch {self.batch}"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -75,6 +79,8 @@ class Job:
     """Where measurements are collected."""
     results: Path
     """Where the rows, the table and their provenance go, once all is measured; until then, to `folder`."""
+    option: str
+    """Where the command has its methods from: what to leave one out of."""
 
 
 def measure(configs: Sequence[DictConfig]) -> int:
@@ -109,6 +115,7 @@ def measure(configs: Sequence[DictConfig]) -> int:
             energy_seconds=plain[0]["energy_seconds"],
             folder=folder,
             results=folder,
+            option="method",
         )
     )
 
@@ -134,6 +141,7 @@ def table(config: DictConfig) -> int:
             energy_seconds=spec["energy_seconds"],
             folder=check_folder("output_dir", plain["output_dir"]) / name,
             results=results_folder(plain, name),
+            option=f"table.profiles.{name}.methods",
         )
     )
 
@@ -154,9 +162,10 @@ def _spec(model: dict[str, Any], weights: str, frames: int | None) -> ModelSpec:
 
 
 def _do(job: Job) -> int:
-    """Measure what is not measured yet, and report everything. Returns how many models could not be measured.
+    """Measure what is not measured yet, and report everything. Returns how many models and cells failed.
 
-    One model's fault does not lose the others; the only one's is raised.
+    One model's fault does not lose the others; the only one's is raised. A cell's loses neither its unit's other cells
+    nor, where it came after the rounds, the cell's own times.
     """
     check_whole("text_tokens", job.text_tokens, 1)
     check_number("energy_seconds", job.energy_seconds)
@@ -185,8 +194,17 @@ def _do(job: Job) -> int:
                 raise
             failed += 1
             print(f"{group[0][1].model.name} could not be measured: {error}", flush=True)
+    faults = [
+        (f"{cell} ({unit.name})", why)
+        for key, (unit, _) in plans.items()
+        if key in done
+        for cell, why in done[key]["entry"].get("failed", {}).items()
+    ]
+    failed += len(faults)
     whole = _rows(job, [done[key] for key in plans if key in done])
     publish(*whole, job.folder if failed else job.results, efficiency_layout)
+    if faults:
+        print(f"{listed(faults)}\n{len(faults)} cells were not measured, or not whole; the same command tries again.")
     return failed
 
 
@@ -248,10 +266,10 @@ def _measure_model(job: Job, todo: list[tuple[str, Unit, dict[str, Any]]]) -> It
     print(f"{spec.name}: loading ({spec.weights} weights)", flush=True)
     clock = Clock(spec.torch_device)
     clock.stage_now = "loading the weights"
-    llm, message = within_memory(clock, VideoLLM, spec)
-    if llm is None:
+    llm = within_memory(clock, VideoLLM, spec)
+    if isinstance(llm, Failure):
         for key, unit, entry in todo:
-            failed = [CellResult({}, math.nan, message) for _ in unit.cells]
+            failed = [CellResult({}, math.nan, llm) for _ in unit.cells]
             yield _line(key, unit, {**entry, "weights": spec.weights}, failed)
         return
     cells = [cell for _, unit, _ in todo for cell in unit.cells]
@@ -267,28 +285,24 @@ def _measure_model(job: Job, todo: list[tuple[str, Unit, dict[str, Any]]]) -> It
     }
     prompt = random_prompt(llm.processor.tokenizer, job.text_tokens)
     video = None if job.video == "random" else video_file(job.video)
-    faults: list[str] = []
     for key, unit, entry in todo:
-        print(f"{spec.name}: {unit.model.frames} frames, batch {unit.batch}, {len(unit.cells)} cells", flush=True)
+        print(f"{unit.name}, {len(unit.cells)} cells", flush=True)
         workload = Workload(video, prompt, unit.model.frames, unit.batch)
-        results = measure_efficiency(llm, unit.cells, workload, job.settings, ceilings, job.energy_seconds)
+        results = measure_efficiency(llm, unit.cells, workload, job.settings, ceilings, job.energy_seconds, job.option)
         yield _line(key, unit, {**entry, **known}, results)
-        faults += [result.fault for result in results if result.fault is not None]
     del llm
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if faults:
-        raise RuntimeError(f"{len(faults)} cells were timed but not watched: {faults[0]}")
+    free()
 
 
 def _line(key: str, unit: Unit, entry: dict[str, Any], results: list[CellResult]) -> dict[str, Any]:
     """A unit's measurements with their provenance, as kept on the disk."""
-    out_of_memory = {
+    failures = {
         f"{cell.label} R={cell.method.retention_ratio:g}": result.failure
         for cell, result in zip(unit.cells, results, strict=True)
         if result.failure is not None
     }
+    failed = {cell: failure.why for cell, failure in failures.items() if not failure.memory}
+    out_of_memory = {cell: failure.why for cell, failure in failures.items() if failure.memory}
     measurements = [
         Measurement(
             model=unit.model.name,
@@ -312,8 +326,8 @@ def _line(key: str, unit: Unit, entry: dict[str, Any], results: list[CellResult]
     return {
         "key": key,
         "model": unit.model.name,
-        "entry": {**entry, "out_of_memory": out_of_memory},
-        "whole": all(result.fault is None for result in results),
+        "entry": {**entry, "out_of_memory": out_of_memory, "failed": failed},
+        "whole": not failed,
         "measurements": [asdict(m) for m in measurements],
     }
 

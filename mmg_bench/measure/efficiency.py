@@ -11,6 +11,7 @@ import torch
 
 from mmg_bench.cells import Cell
 from mmg_bench.measure.clock import Clock
+from mmg_bench.measure.failures import Failure, attempt, tell
 from mmg_bench.measure.flops import flops_4nd2, flops_counted, flops_gqa
 from mmg_bench.measure.gpu import joules
 from mmg_bench.measure.latency import (
@@ -19,11 +20,11 @@ from mmg_bench.measure.latency import (
     LatencySettings,
     measure_cells,
     time_values,
-    within_memory,
 )
 from mmg_bench.measure.memory import PeakMemory, memory_values
 from mmg_bench.measure.roofline import Ceilings, LanguageModel
 from mmg_bench.measure.workload import Workload, needs_sets, prefill, preprocess, tower_needs
+from mmg_bench.methods.registry import at_ratio
 from mmg_bench.models.engines import attention_backend
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import Encoded, VideoLLM
@@ -50,10 +51,8 @@ class CellResult:
     """By metric."""
     realised_tokens: float
     """Visual tokens of a video that entered layer 0."""
-    failure: str | None
-    """Where the memory ended, if it did; then values are missing, all of them where it was in the rounds."""
-    fault: str | None = None
-    """What went wrong while watching, if anything did; the times are there."""
+    failure: Failure | None
+    """Why values are missing, where some are: all of them where it failed in the rounds, or what is watched."""
 
 
 def measure_efficiency(
@@ -63,43 +62,56 @@ def measure_efficiency(
     settings: LatencySettings,
     ceilings: Ceilings,
     energy_seconds: float = 0,
+    option: str = "method",
 ) -> list[CellResult]:
-    """Measure every cell; the first should be dense. FLOPs, bytes and energy are those of the whole batch."""
-    all_times = measure_cells(llm, cells, workload, settings)
+    """Measure every cell; the first should be dense. FLOPs, bytes and energy are those of the whole batch.
+
+    A cell that fails is told of at once, and the others go on, as in `measure_cells`.
+    """
+    all_times = measure_cells(llm, cells, workload, settings, option)
     with attention_backend(settings.sdpa):
-        watched = _watch(llm, cells, all_times, workload, energy_seconds)
+        watched = _watch(llm, cells, all_times, workload, energy_seconds, option)
     results = []
-    for cell, times, (others, failure, fault) in zip(cells, all_times, watched, strict=True):
+    for cell, times, (others, failure) in zip(cells, all_times, watched, strict=True):
         values = {k: Value(*v, settings.repeats) for k, v in time_values(all_times[0], times).items()}
         if times.failure is None:
             values |= {k: Value(v) for k, v in {**_formulas(llm, cell, times, workload, ceilings), **others}.items()}
-        results.append(CellResult(values, times.realised_tokens, failure, fault))
+        results.append(CellResult(values, times.realised_tokens, failure))
     return results
 
 
 def _watch(
-    llm: VideoLLM, cells: Sequence[Cell], all_times: Sequence[CellTimes], workload: Workload, energy_seconds: float
-) -> list[tuple[dict[str, float], str | None, str | None]]:
-    """What is watched rather than timed, where the memory ended, and what else went wrong, cell by cell."""
+    llm: VideoLLM,
+    cells: Sequence[Cell],
+    all_times: Sequence[CellTimes],
+    workload: Workload,
+    energy_seconds: float,
+    option: str,
+) -> list[tuple[dict[str, float], Failure | None]]:
+    """What is watched rather than timed, and why there is none of it or no time, cell by cell.
+
+    Whatever fails here, the minutes of timing before it are not lost.
+    """
     clock = Clock(llm.device)
     clock.stage_now = "a pass that watches memory"
-    watched: list[tuple[dict[str, float], str | None, str | None]] = [({}, t.failure, None) for t in all_times]
+    watched: list[tuple[dict[str, float], Failure | None]] = [({}, times.failure) for times in all_times]
     alive = [i for i, times in enumerate(all_times) if times.failure is None]
     for needs in needs_sets(llm, [cells[i] for i in alive]):
-        encoded, message = within_memory(clock, _encode, llm, workload, needs)
+        encoded = attempt(clock, _encode, llm, workload, needs)
         for i in alive:
             if tower_needs(llm, cells[i]) != needs:
                 continue
-            if encoded is None:
-                watched[i] = {}, message, None
-                continue
-            steps = all_times[i].new_tokens
-            try:
-                found, why = within_memory(clock, _answer, llm, cells[i], workload, *encoded, steps, energy_seconds)
-            except Exception as error:  # minutes of timing are not lost for it: told with the results, and raised later
-                watched[i] = {}, None, f"{cells[i].label}: {type(error).__name__}: {error}"
+            found: dict[str, float] | Failure
+            if isinstance(encoded, Failure):
+                found = encoded
             else:
-                watched[i] = found or {}, why or None, None
+                steps = all_times[i].new_tokens
+                found = attempt(clock, _answer, llm, cells[i], workload, *encoded, steps, energy_seconds)
+            if isinstance(found, Failure):
+                watched[i] = {}, found
+                tell(f"Memory of {at_ratio(cells[i].label, cells[i].method.retention_ratio)}", found, option)
+            else:
+                watched[i] = found, None
     return watched
 
 

@@ -2,16 +2,15 @@
 
 A run of its own: nothing is scored, and in every round the video is decoded, preprocessed and encoded anew. Prefill is
 one forward call of the whole model on encoded video, up to the first token's logits; pruning before the language model
-happens inside it and is taken out into its own stage. Running out of memory is a result, not an end.
+happens inside it and is taken out into its own stage. A cell that fails, or runs out of memory, is a result, not an
+end: the others are measured on.
 """
 
 from __future__ import annotations
 
-import gc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,18 +18,18 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mmg_bench.cells import Cell
-from mmg_bench.faults import told
 from mmg_bench.measure.clock import Clock
+from mmg_bench.measure.failures import Failure, attempt, tell, within_memory
 from mmg_bench.measure.flops import layer_counts
 from mmg_bench.measure.workload import (
     Workload,
     decode_steps,
     needs_sets,
-    out_of_memory,
     prefill,
     preprocess,
     tower_needs,
 )
+from mmg_bench.methods.registry import at_ratio
 from mmg_bench.models.engines import BACKENDS, ROUNDS, Backend, Engine, Switch, attention_backend, prefill_engine
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import Encoded, Pixels, VideoLLM
@@ -48,8 +47,6 @@ SPEEDUPS = {
 """Speed-up against dense -> the stages whose sum it compares."""
 TIMES = (*STAGES, *SUMS, "tokens_per_second", *SPEEDUPS)
 """Every metric that `time_values` gives."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -86,15 +83,15 @@ class CellTimes:
     """Milliseconds of each stage in each round, `[repeats]` a stage."""
 
     stages: dict[str, NDArray[np.float64]]
-    """Empty when the cell ran out of memory; without `decode_ms` when there was no video file."""
+    """Empty when the cell failed; without `decode_ms` when there was no video file."""
     layer_tokens: tuple[float, ...] = ()
     """Visual tokens of a video in each layer of the language model."""
     prompt_tokens: int = 0
     """All tokens of a prompt that entered layer 0."""
     total_tokens: int = 0
     """T * N of a video."""
-    failure: str | None = None
-    """Where the memory ended, if it did."""
+    failure: Failure | None = None
+    """Why there are no times, where there are none."""
     new_tokens: int = 1
     """Tokens decoded after the first."""
     batch: int = 1
@@ -130,23 +127,30 @@ def check_engine(settings: LatencySettings, spec: ModelSpec) -> None:
 
 
 def measure_cells(
-    llm: VideoLLM, cells: Sequence[Cell], workload: Workload, settings: LatencySettings
+    llm: VideoLLM, cells: Sequence[Cell], workload: Workload, settings: LatencySettings, option: str = "method"
 ) -> list[CellTimes]:
     """Time every cell on one workload; the first cell should be dense.
 
-    Raises ValueError where the model cannot be run by the settings' engine.
+    A cell that fails, in whichever round, is told of at once and sits out the rest; `option` is where the command has
+    its methods from. What is no cell's own (a video that cannot be read, a vision tower that fails) is raised. Raises
+    ValueError where the model cannot be run by the settings' engine.
     """
     check_engine(settings, llm.spec)
     with attention_backend(settings.sdpa), prefill_engine(llm.adapter.language_model, settings.engine) as switch:
-        return _measure_cells(llm, cells, workload, settings, switch)
+        return _measure_cells(llm, cells, workload, settings, switch, option)
 
 
 def _measure_cells(
-    llm: VideoLLM, cells: Sequence[Cell], workload: Workload, settings: LatencySettings, switch: Switch
+    llm: VideoLLM,
+    cells: Sequence[Cell],
+    workload: Workload,
+    settings: LatencySettings,
+    switch: Switch,
+    option: str,
 ) -> list[CellTimes]:
     rounds: list[list[dict[str, float]]] = [[] for _ in cells]
     counts: list[tuple[tuple[float, ...], int, int]] = [((), 0, 0)] * len(cells)
-    failed: dict[int, str] = {}
+    failed: dict[int, Failure] = {}
     depth = llm.model.config.get_text_config().num_hidden_layers
     clock = Clock(llm.device)
 
@@ -179,35 +183,35 @@ def _measure_cells(
         visual = [n / workload.batch for n in layer_counts(realised, run.stages, depth)]
         return prune_ms, (tuple(visual), run.prompt_tokens or 0, encoded.tokens[0].total)
 
+    def fail(indices: Iterable[int], failure: Failure) -> None:
+        for i in indices:
+            if i not in failed:
+                failed[i] = failure
+                tell(at_ratio(cells[i].label, cells[i].method.retention_ratio), failure, option)
+
     for number in tqdm(range(-settings.warmup, settings.repeats), desc="latency", unit="round"):
         if len(failed) == len(cells):
             break
-        begun, message = within_memory(clock, read)
-        if begun is None:
-            failed |= dict.fromkeys(range(len(cells)), message)
+        begun = within_memory(clock, read)
+        if isinstance(begun, Failure):
+            fail(range(len(cells)), begun)
             continue
         pixels, shared = begun
         encodings: dict[frozenset[str], tuple[Encoded, float]] = {}
         for needs in needs_sets(llm, [cell for i, cell in enumerate(cells) if i not in failed]):
-            made, message = within_memory(clock, encode, pixels, needs)
-            if made is None:
-                failed |= {i: message for i, cell in enumerate(cells) if tower_needs(llm, cell) == needs}
+            # what some methods need of the tower must not take the others down
+            made = (attempt if needs else within_memory)(clock, encode, pixels, needs)
+            if isinstance(made, Failure):
+                fail((i for i, cell in enumerate(cells) if tower_needs(llm, cell) == needs), made)
             else:
                 encodings[needs] = made
         for i, cell in enumerate(cells):
             if i in failed:
                 continue
             encoded, encode_ms = encodings[tower_needs(llm, cell)]
-            try:
-                answered, message = within_memory(clock, answer, cell, encoded)
-            except ValueError:  # which says what to do
-                raise
-            except Exception as error:
-                raise RuntimeError(
-                    f"{cell.label} cannot be measured: {told(error)}; mend it, or leave it out of `method`"
-                ) from error
-            if answered is None:
-                failed[i] = message
+            answered = attempt(clock, answer, cell, encoded)
+            if isinstance(answered, Failure):
+                fail([i], answered)
                 continue
             prune_ms, counts[i] = answered
             times = {**shared, **clock.read(), "encode_ms": encode_ms, "prune_ms": prune_ms}
@@ -227,26 +231,10 @@ def _measure_cells(
     ]
 
 
-def within_memory(clock: Clock, task: Callable[..., T], *arguments: Any) -> tuple[T | None, str]:
-    """What a task returns; or None, and in which stage and why it ran out of memory, once that is free again."""
-    try:
-        return task(*arguments), ""
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        message = f"out of memory in {clock.stage_now.removesuffix('_ms')}: {str(error).splitlines()[0]}"
-    # behind the except clause: the traceback, which holds the tensors, is gone
-    clock.clear()
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return None, message
-
-
 def time_values(dense: CellTimes, cell: CellTimes) -> dict[str, tuple[float, float, float]]:
     """Metric -> (value, low, high): median, 5th and 95th percentile of times; speed-ups with their 95 % interval.
 
-    Empty for a cell that ran out of memory; without speed-ups where dense did.
+    Empty for a cell that failed; without speed-ups where dense did.
     """
     if cell.failure is not None:
         return {}

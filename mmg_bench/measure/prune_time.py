@@ -15,9 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmg_bench.elapsed import Elapsed
-from mmg_bench.faults import told
+from mmg_bench.measure.clock import Clock
+from mmg_bench.measure.failures import Failure, attempt, tell
 from mmg_bench.measure.synthetic import synthetic_video
-from mmg_bench.measure.workload import out_of_memory
 from mmg_bench.methods.base import Method
 from mmg_bench.options import check_number, check_whole, device_of, dtype_of, make_current
 from mmg_bench.tokens import VideoTokens
@@ -79,18 +79,21 @@ class PruneTimes:
     frames: int
     total_tokens: int
     realised_tokens: int | None
-    """Tokens left; None when it ran out of memory."""
+    """Tokens left; None when the first call failed."""
     ms: NDArray[np.float64]
-    """`[repeats]`; NaN in rounds that it sat out. Empty when it ran out of memory, or has no work outside the model."""
+    """`[repeats]`; NaN in rounds that it sat out. Empty when it failed, or has no work outside the model."""
     gram: NDArray[np.float64]
     """`[repeats]`: what the Gram product took in the same rounds."""
+    failure: Failure | None = None
+    """Why there are no times of it, where it failed."""
 
 
 def measure_methods(methods: Mapping[str, Method], settings: PruneTimeSettings) -> Iterator[list[PruneTimes]]:
     """Time every method; beside it the one batched Gram product of the video's frames. One list a number of frames.
 
     That product, `[T, N, D]` with its own transpose in float32, is what MMG-Vid cannot avoid, and a yardstick for the
-    others: a ratio to it says more than milliseconds of one machine.
+    others: a ratio to it says more than milliseconds of one machine. A method that fails is told of at once, and the
+    others are timed on.
     """
     device = settings.torch_device
     make_current(device)
@@ -107,24 +110,34 @@ def _at(
 ) -> Iterator[PruneTimes]:
     device = tokens.features.device
     work: dict[str, Callable[[], object]] = {GRAM: partial(_gram, tokens.features.float())}
-    realised: dict[str, int | None] = {}
+    realised: dict[str, int] = {}
+    failed: dict[str, Failure] = {}
+    clock = Clock(device)
+    clock.stage_now = f"pruning {frames} frames"
+
+    def fail(name: str, failure: Failure) -> None:
+        if name == GRAM:  # no method's, and without it no ratio
+            raise RuntimeError(f"the {GRAM} of {frames} frames cannot be timed: {failure.why}; choose fewer `frames`")
+        failed[name] = failure
+        tell(f"{name} of {frames} frames", failure, "methods")
+
     for name, method in methods.items():
-        try:
-            left = len(method.prune(tokens))
-        except Exception as error:  # the method's, whatever it is
-            if not out_of_memory(error):
-                raise RuntimeError(
-                    f"{name} cannot be timed: {told(error)}; mend it, or leave it out of `methods`"
-                ) from error
-            realised[name] = None
+        left = attempt(clock, _left, method, tokens)
+        if isinstance(left, Failure):
+            fail(name, left)
             continue
         realised[name] = left
         # what leaves every token prunes inside the language model, without which its work cannot be timed
         if left < tokens.total or method.retention_ratio == 1:
             work[name] = partial(method.prune, tokens)
-    ms = time_rounds(work, device, settings.repeats, settings.warmup, settings.seconds, f"{frames} frames")
+    ms = time_rounds(work, device, settings.repeats, settings.warmup, settings.seconds, f"{frames} frames", fail)
     for name in methods:
-        yield PruneTimes(name, frames, tokens.total, realised[name], ms.get(name, np.empty(0)), ms[GRAM])
+        times = np.empty(0) if name in failed else ms.get(name, np.empty(0))
+        yield PruneTimes(name, frames, tokens.total, realised.get(name), times, ms[GRAM], failed.get(name))
+
+
+def _left(method: Method, tokens: VideoTokens) -> int:
+    return len(method.prune(tokens))
 
 
 def time_rounds(
@@ -134,18 +147,30 @@ def time_rounds(
     warmup: int,
     seconds: float = math.inf,
     title: str = "",
+    fail: Callable[[str, Failure], None] | None = None,
 ) -> dict[str, NDArray[np.float64]]:
     """Milliseconds of every piece of `work`, `[repeats]` each; all of them once a round, so that drifts meet all alike.
 
-    One that has taken `seconds` sits out further rounds (NaN), warm-up included, once it has three.
+    One that has taken `seconds` sits out further rounds (NaN), warm-up included, once it has three. One that raises an
+    error sits out the rest, and `fail` is called with its name; where there is no `fail`, the error is raised.
     """
+    clock = Clock(device)
+    clock.stage_now = f"pruning {title}"
+    left = dict(work)
     spent = dict.fromkeys(work, 0.0)
     ms = {name: np.full(repeats, np.nan) for name in work}
     for number in tqdm(range(-warmup, repeats), desc=title, unit="round", leave=False):
-        for name, run in work.items():
+        for name, run in list(left.items()):
             if spent[name] >= 1000 * seconds and not 0 <= number < LEAST_ROUNDS:
                 continue
-            took = _timed(run, device)
+            if fail is None:
+                took = _timed(run, device)
+            elif isinstance(tried := attempt(clock, _timed, run, device), Failure):
+                del left[name]
+                fail(name, tried)
+                continue
+            else:
+                took = tried
             spent[name] += took
             if number >= 0:
                 ms[name][number] = took

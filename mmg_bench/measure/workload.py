@@ -111,10 +111,3 @@ def random_prompt(tokenizer: Any, words: int, seed: int = 0) -> str:
     known = {token.lstrip("Ġ▁") for token in tokenizer.get_vocab()}
     choices = sorted(word for word in known if word.isascii() and word.isalpha())
     return " ".join(np.random.default_rng(seed).choice(choices, size=words))
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that the device, or the machine, has no memory left."""
-    signs = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs))

@@ -120,7 +120,16 @@ class _Group:
         row = self.found.get((*cell, "prefill_ms"))
         if row is not None and row.source == "pending":
             return "pending"
-        return "out of memory" if row is not None and row.n_errors else self._number(cell, "prefill_ms")
+        if row is not None and row.n_errors:
+            return "failed" if f"{cell[0]} R={cell[1]:g}" in self._told("failed") else "out of memory"
+        return self._number(cell, "prefill_ms")
+
+    def _told(self, kind: str) -> dict[str, str]:
+        """Cell -> why, of those that ran out of memory or failed."""
+        told: dict[str, str] = {}
+        for key in provenance_keys(self.rows):
+            told |= self.provenance[key].get(kind, {})
+        return told
 
     def _ratio(self, cell: Key) -> str:
         """Dense over the cell in prefill without pruning, and in the least time that it could take."""
@@ -167,8 +176,6 @@ class _Group:
         return tuple(lines)
 
     def _notes(self) -> tuple[str, ...]:
-        failures: dict[str, str] = {}
-        for key in provenance_keys(self.rows):
-            failures |= self.provenance[key].get("out_of_memory", {})
+        failures = self._told("out_of_memory") | self._told("failed")
         busy = unsteady(self._row((DENSE, 1.0), "prefill_ms"))
         return (*(f"{FLAG} {line}" for line in busy), *(f"{cell}: {why}" for cell, why in failures.items()))

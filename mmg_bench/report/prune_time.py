@@ -29,8 +29,8 @@ def prune_time_rows(
     Overheads are cited beside videos of the size that they are of.
 
     The value is the median over the rounds, the interval their 5th and 95th percentile. Growth is the time at the most
-    frames over that at the fewest. A method that ran out of memory has an error and no value; one without work outside
-    the language model has neither.
+    frames over that at the fewest. A method that failed, or ran out of memory, has an error and no value; one
+    without work outside the language model has neither.
     """
     rows: list[ResultRow] = []
 
@@ -57,15 +57,14 @@ def prune_time_rows(
         add(GRAM, t, "gram_ms", quantiles(at[0].gram), len(at[0].gram), at[0].total_tokens)
         medians[GRAM, t] = rows[-1].value
         for r in at:
-            if r.realised_tokens is None:
-                add(r.name, t, "prune_ms", nothing, 0, errors=1)
-            elif not len(r.ms):
-                add(r.name, t, "prune_ms", nothing, 0, r.realised_tokens)
+            left = math.nan if r.realised_tokens is None else r.realised_tokens
+            if not len(r.ms):
+                add(r.name, t, "prune_ms", nothing, 0, left, errors=int(r.failure is not None))
             else:
                 taken = int(np.isfinite(r.ms).sum())
-                add(r.name, t, "prune_ms", quantiles(r.ms), taken, r.realised_tokens)
+                add(r.name, t, "prune_ms", quantiles(r.ms), taken, left)
                 medians[r.name, t] = rows[-1].value
-                add(r.name, t, "gram_ratio", quantiles(r.ms / r.gram), taken, r.realised_tokens)
+                add(r.name, t, "gram_ratio", quantiles(r.ms / r.gram), taken, left)
     few, many = frames[0], frames[-1]
     for name in dict.fromkeys((GRAM, *(r.name for r in results))):
         if few < many and (name, few) in medians and (name, many) in medians:
@@ -77,11 +76,18 @@ def prune_time_rows(
     return to_frame(rows)
 
 
+def failed_key(method: str, frames: int) -> str:
+    """What provenance calls a method at a number of frames, under `failed`."""
+    return f"{method}, {frames} frames"
+
+
 def prune_time_table(rows: pd.DataFrame, provenance: Sources) -> Table:
     """The table of `rows`: a line a method, a group of columns for each number of frames."""
     found = {(r.method, r.frames, r.metric, r.source): r for r in as_tuples(rows)}
     frames = sorted(set(rows.frames[rows.metric == "gram_ms"]))
     methods = list(dict.fromkeys(rows.method))
+    keys = provenance_keys(rows)
+    failed = provenance[keys[0]].get("failed", {})
     cited, note = [], []
     if (rows.source == "cited").any():
         cited = [f"Cited, ms (A100, {CITED_FRAMES} frames)"]
@@ -92,7 +98,7 @@ def prune_time_table(rows: pd.DataFrame, provenance: Sources) -> Table:
         if row is None:
             return NONE
         if row.n_errors:
-            return "out of memory"
+            return "failed" if failed_key(name, t) in failed else "out of memory"
         return with_interval(row, digits) if math.isfinite(row.value) else INSIDE
 
     lines = []
@@ -107,7 +113,6 @@ def prune_time_table(rows: pd.DataFrame, provenance: Sources) -> Table:
             texts.append(text(name, CITED_FRAMES, "prune_ms", 1, "cited"))
         lines.append(tuple(map(Entry, texts)))
     growth = [f"{frames[-1]} over {frames[0]} frames"] if len(frames) > 1 else []
-    keys = provenance_keys(rows)
     run = provenance[keys[0]]
     on_gpu = str(run["torch_device"]).startswith("cuda")
     return Table(
@@ -127,5 +132,5 @@ def prune_time_table(rows: pd.DataFrame, provenance: Sources) -> Table:
             *cited,
         ),
         blocks=(Block("", tuple(lines)),),
-        footnotes=(),
+        footnotes=tuple(f"{who}: {why}" for who, why in failed.items()),
     )

@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from mmg_bench.commands import evaluation
 from mmg_bench.config import composed, sweep
+from mmg_bench.measure import latency
 from mmg_bench.models.checking import ModelError
 from mmg_bench.models.spec import EMBEDDED
 from mmg_bench.report.answers import AVERAGE
@@ -97,6 +98,19 @@ def test_what_earlier_jobs_computed_is_written(
         run("model.frames=2,4,8", "limit=2", f"output_dir={tmp_path}")
     assert set(read_rows(tmp_path / "rows.csv").frames) == {2, 4}
     assert (tmp_path / "table.md").read_text().count("## run: ") == 2
+
+
+def test_a_method_that_cannot_be_timed_has_its_answers_and_shows_in_the_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(latency, "prefill", lambda *_: 1 / 0)
+    assert run("limit=2", "latency=true", "measure.repeats=2", "measure.warmup=0", f"output_dir={tmp_path}") == 2
+    rows = read_rows(tmp_path / "rows.csv")
+    assert rows[rows.metric == "accuracy"].value.notna().all()
+    assert "prefill_ms" not in set(rows.metric)
+    told = capsys.readouterr().out
+    assert "random at R = 25 % cannot be measured: ZeroDivisionError: division by zero (test_evaluation.py:" in told
+    assert "random at R = 25 % is not timed: ZeroDivisionError" in told
 
 
 def test_answers_have_a_table_before_anything_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,8 @@ from mmg_bench.benchmarks.embedded.world import make_world
 from mmg_bench.commands import measure
 from mmg_bench.measure import efficiency, latency, roofline
 from mmg_bench.measure.flops import TextGeometry, flops_4nd2, flops_gqa
+from mmg_bench.methods.mmg_vid import MMGVid
+from mmg_bench.methods.random import Random
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.report.rows import read_rows
 
@@ -31,9 +33,13 @@ def _small_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(roofline._COPY_BYTES, "cpu", 2**16)
 
 
-def run(folder: Path, out: Path, *overrides: str) -> pd.DataFrame:
+def command(folder: Path, out: Path, *overrides: str) -> int:
     model = [f"model.path={folder}", "model.name=tiny", "frames=4", f"output_dir={out}"]
-    assert measure.measure(cfg.sweep("measure", [*QUICK, *model, *overrides])) == 0
+    return measure.measure(cfg.sweep("measure", [*QUICK, *model, *overrides]))
+
+
+def run(folder: Path, out: Path, *overrides: str) -> pd.DataFrame:
+    assert command(folder, out, *overrides) == 0
     return read_rows(out / "rows.csv")
 
 
@@ -195,7 +201,50 @@ def test_out_of_memory_is_written_down(tiny_folder: Path, tmp_path: Path, monkey
     assert "| out of memory |" in table
 
 
-def test_times_outlive_a_fault_behind_them(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_that_fails_loses_nothing_but_its_own(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = MMGVid.prune
+    broken = True
+
+    def fails(self: MMGVid, tokens: Any) -> Any:
+        if broken and self.retention_ratio == 0.5:
+            raise KeyError("a fault of its own")
+        return original(self, tokens)
+
+    monkeypatch.setattr(MMGVid, "prune", fails)
+    sweep = ["frames=2,4", "method=mmg_vid,uniform", "retention_ratio=0.25,0.5"]
+    assert command(tiny_folder, tmp_path, *sweep) == 2
+    rows = read_rows(tmp_path / "rows.csv")
+    lost = (rows.method == "mmg_vid") & (rows.retention_ratio == 0.5)
+    assert set(rows[lost].metric) == {"prefill_ms"}
+    assert rows[lost].value.isna().all()
+    assert set(rows[lost].n_errors) == {1}
+    assert not rows[~lost].value.isna().any()
+    assert set(rows[~lost].n_errors) == {0}
+    assert {(r.method, r.retention_ratio, r.frames) for r in rows[~lost].itertuples()} == {
+        (method, ratio, frames)
+        for method, ratio in (("dense", 1.0), ("mmg_vid", 0.25), ("uniform", 0.25), ("uniform", 0.5))
+        for frames in (2, 4)
+    }
+    table = (tmp_path / "table.md").read_text()
+    assert table.count("| failed |") == 2
+    assert "- mmg_vid R=0.5: KeyError: 'a fault of its own' (test_measure.py:" in table
+    told = capsys.readouterr().out
+    assert told.count("mmg_vid at R = 50 % cannot be measured: KeyError: 'a fault of its own' (test_measure") == 2
+    assert told.count("mend it, or leave it out of `method`") == 2
+    end = told.splitlines()[-2:]
+    who = ", ".join(f"mmg_vid R=0.5 (tiny: {frames} frames, batch 1)" for frames in (2, 4))
+    assert end[0].startswith(f"failed: {who}: KeyError: 'a fault of its own' (test_measure.py:")
+    assert end[1] == "2 cells were not measured, or not whole; the same command tries again."
+    broken = False
+    assert not run(tiny_folder, tmp_path, *sweep).value.isna().any()
+    assert "failed:" not in capsys.readouterr().out
+
+
+def test_times_outlive_a_fault_behind_them(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     original = efficiency.flops_counted
     calls: list[int] = []
 
@@ -206,8 +255,10 @@ def test_times_outlive_a_fault_behind_them(tiny_folder: Path, tmp_path: Path, mo
         return original(model, inputs)
 
     monkeypatch.setattr(efficiency, "flops_counted", fails)
-    with pytest.raises(RuntimeError, match="1 cells were timed but not watched: mmg_vid: TypeError: torch cannot"):
-        run(tiny_folder, tmp_path)
+    assert command(tiny_folder, tmp_path) == 1
+    told = capsys.readouterr().out
+    assert "Memory of mmg_vid at R = 25 % cannot be measured: TypeError: torch cannot count this (test_measure" in told
+    assert "failed: mmg_vid R=0.25 (tiny: 4 frames, batch 1): TypeError: torch cannot count this (test_meas" in told
     rows = pd.read_csv(tmp_path / "rows.csv")
     assert value(rows, "mmg_vid", "prefill_ms") > 0
     assert set(rows[rows.metric == "flops_counted"].method) == {"dense"}
@@ -229,7 +280,7 @@ def test_weights_that_do_not_fit_are_written_down(
 
 
 def test_a_table_of_speed_lists_what_is_pending_and_survives_a_broken_model(
-    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here = {"frames": [2], "batch_sizes": [1], "weights": "random", "path": str(tiny_folder), "name": "tiny"}
     methods = [{"name": "dense"}, {"name": "random"}, {"name": "visionzip"}]
@@ -271,6 +322,11 @@ def test_a_table_of_speed_lists_what_is_pending_and_survives_a_broken_model(
     assert "| visionzip | 50, 25 % | pending |" in text
     del workloads["llava_onevision_7b"]
     config["table"]["profiles"]["cpu"]["workloads"] = workloads
+    with monkeypatch.context() as patch:
+        patch.setattr(Random, "prune", lambda *_: 1 / 0)
+        assert measure.table(OmegaConf.create({**config, "output_dir": str(tmp_path / "other")})) == 2
+    assert "leave it out of `table.profiles.cpu.methods`" in capsys.readouterr().out
+    assert not (tmp_path / "results").exists()
     assert measure.table(OmegaConf.create(config)) == 0
     assert (tmp_path / "results" / "cpu" / "table.md").read_text() == text
 

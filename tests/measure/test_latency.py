@@ -19,6 +19,7 @@ import torch
 from mmg_bench.cells import Cell, make_cell
 from mmg_bench.measure import latency
 from mmg_bench.measure.clock import Clock
+from mmg_bench.measure.failures import Failure
 from mmg_bench.measure.latency import (
     SPEEDUPS,
     STAGES,
@@ -98,12 +99,16 @@ class Hungry(First):
 
 @dataclass(frozen=True)
 class Broken(First):
-    """Fails while it prunes."""
+    """Fails while it prunes, once it was called so often."""
 
     name: ClassVar[str] = "broken"
+    sound_calls: ClassVar[list[int]] = [0]
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
-        raise RuntimeError("a mistake of the method")
+        if not self.sound_calls[0]:
+            raise ValueError("a mistake of the method")
+        self.sound_calls[0] -= 1
+        return super().select(tokens)
 
 
 def cell(method: type[Method]) -> Cell:
@@ -240,12 +245,55 @@ def test_a_random_prompt_has_about_as_many_tokens(llm: VideoLLM) -> None:
 
 def test_out_of_memory_is_a_result(llm: VideoLLM, workload: Workload) -> None:
     dense, hungry, pruned = measure_cells(llm, [DENSE, cell(Hungry), cell(First)], workload, FAST)
-    assert hungry.failure == "out of memory in prefill: CUDA out of memory. Tried to allocate 9 GiB"
+    assert hungry.failure == Failure("out of memory in prefill: CUDA out of memory. Tried to allocate 9 GiB", True)
     assert hungry.stages == {}
     assert time_values(dense, hungry) == {}
     assert set(time_values(dense, pruned)) == set(TIMES)
-    with pytest.raises(RuntimeError, match=r"^broken cannot be measured: RuntimeError: a mistake of the method"):
-        measure_cells(llm, [DENSE, cell(Broken)], workload, FAST)
+
+
+@pytest.mark.usefixtures("still")
+@pytest.mark.parametrize("sound_rounds", [0, 2])
+def test_a_method_that_fails_is_told_of_and_the_others_are_measured(
+    llm: VideoLLM,
+    workload: Workload,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    sound_rounds: int,
+) -> None:
+    """In the first warm-up, or in the last round that counts."""
+    monkeypatch.setattr(Broken, "sound_calls", [sound_rounds])
+    dense, broken, slow = measure_cells(llm, [DENSE, cell(Broken), cell(Slow)], workload, FAST, "table.methods")
+    assert broken.failure is not None
+    assert not broken.failure.memory
+    assert broken.failure.why.startswith("ValueError: a mistake of the method (test_latency.py:")
+    assert time_values(dense, broken) == broken.stages == {}
+    assert [slow_stages(t) for t in (dense, slow)] == [set(), {"prune_ms"}]
+    assert {len(samples) for samples in slow.stages.values()} == {FAST.repeats}
+    told = capsys.readouterr().out
+    assert told.count("cannot be measured") == 1  # not anew in each round
+    assert told.startswith("broken at R = 25 % cannot be measured: ValueError: a mistake of the method (test_latency")
+    assert told.endswith("mend it, or leave it out of `table.methods`\n")
+
+
+def test_a_tower_that_cannot_give_what_some_need_serves_the_others(
+    llm: VideoLLM, workload: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = VideoLLM.encode
+
+    def fails(self: VideoLLM, pixels: Any, needs: Any) -> Any:
+        if bool(needs) == with_needs:
+            raise RuntimeError("no attention here")
+        return original(self, pixels, needs)
+
+    monkeypatch.setattr(VideoLLM, "encode", fails)
+    with_needs = True
+    dense, attentive = measure_cells(llm, [DENSE, cell(Attentive)], workload, FAST)
+    assert dense.failure is None
+    assert attentive.failure is not None
+    assert attentive.failure.why.startswith("RuntimeError: no attention here")
+    with_needs = False  # no method's fault
+    with pytest.raises(RuntimeError, match=r"^no attention here"):
+        measure_cells(llm, [DENSE, cell(Attentive)], workload, FAST)
 
 
 def test_without_dense_there_are_times_but_no_speedups(llm: VideoLLM, workload: Workload) -> None:
@@ -268,7 +316,7 @@ def test_memory_that_ends_before_the_language_model(
 
     monkeypatch.setattr(VideoLLM, stage, fails)
     times = measure_cells(llm, [cell(Attentive), DENSE], workload, FAST)
-    lost = [t.failure for t in times if t.failure]
+    lost = [t.failure.why for t in times if t.failure]
     assert len(lost) == cells_lost
     assert all(why.startswith(f"out of memory in {stage}: DefaultCPUAllocator") for why in lost)
 

@@ -19,6 +19,7 @@ from mmg_bench import config as cfg
 from mmg_bench.commands import bench_methods
 from mmg_bench.commands.bench_methods import run
 from mmg_bench.measure import prune_time
+from mmg_bench.measure.failures import Failure
 from mmg_bench.measure.prune_time import (
     GRAM,
     PruneTimes,
@@ -29,6 +30,7 @@ from mmg_bench.measure.prune_time import (
 from mmg_bench.measure.synthetic import synthetic_video
 from mmg_bench.methods.base import Method
 from mmg_bench.methods.random import Random
+from mmg_bench.methods.registry import get_method
 from mmg_bench.report.prune_time import CITED_MS, prune_time_rows, prune_time_table
 from mmg_bench.report.rows import read_rows
 from mmg_bench.report.table import to_markdown
@@ -95,12 +97,16 @@ class Greedy(Method):
 
 @dataclass(frozen=True)
 class Broken(Method):
-    """Has a fault."""
+    """Has a fault, which shows once it was called so often."""
 
     name: ClassVar[str] = "broken"
+    sound_calls: ClassVar[list[int]] = [0]
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
-        raise RuntimeError("a fault of its own")
+        if not self.sound_calls[0]:
+            raise RuntimeError("a fault of its own")
+        self.sound_calls[0] -= 1
+        return keep(tokens, torch.arange(self.budget(tokens)))
 
 
 def test_what_cannot_be_timed_is_told_apart() -> None:
@@ -114,8 +120,75 @@ def test_what_cannot_be_timed_is_told_apart() -> None:
     assert found["inside", 2].realised_tokens == found["inside", 2].total_tokens == 12
     assert found["greedy", 3].realised_tokens is None
     assert len(found["inside", 2].ms) == len(found["greedy", 3].ms) == 0
-    with pytest.raises(RuntimeError, match=r"^broken cannot be timed: RuntimeError: a fault of its own \(test_"):
-        next(measure_methods({"broken": Broken()}, settings))
+    assert found["greedy", 3].failure is not None
+    assert found["greedy", 3].failure.why == "out of memory in pruning 3 frames: no memory left"
+
+
+@pytest.mark.parametrize("sound_calls", [0, 1, 3])
+def test_a_method_that_fails_is_told_of_and_the_others_are_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], sound_calls: int
+) -> None:
+    """In the first call, in the warm-up, or in a round that counts."""
+    monkeypatch.setattr(Broken, "sound_calls", [sound_calls])
+    settings = PruneTimeSettings(frames=(2,), tokens=6, width=4, repeats=3, warmup=1, device="cpu")
+    (found,) = measure_methods({"broken": Broken(0.5), "random": Random(0.5)}, settings)
+    broken, random = found
+    assert broken.failure is not None
+    assert not broken.failure.memory
+    assert broken.failure.why.startswith("RuntimeError: a fault of its own (test_prune_time.py:")
+    assert (len(broken.ms), broken.realised_tokens) == (0, 6 if sound_calls else None)
+    assert random.failure is None
+    assert np.isfinite(random.ms).all()
+    told = capsys.readouterr().out
+    assert told.count("cannot be measured") == 1
+    assert told.startswith(
+        "broken of 2 frames cannot be measured: RuntimeError: a fault of its own (test_prune_time.py"
+    )
+    assert told.endswith("; mend it, or leave it out of `methods`\n")
+    rows = prune_time_rows(found, model="m", retention_ratio=0.5, provenance="key")
+    (row,) = [r for r in rows.itertuples() if r.method == "broken"]
+    assert (row.metric, np.isnan(row.value), row.n, row.n_errors) == ("prune_ms", True, 0, 1)
+
+
+def test_without_its_yardstick_nothing_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(prune_time, "_gram", fails)
+    settings = PruneTimeSettings(frames=(2,), tokens=6, width=4, repeats=3, warmup=1, device="cpu")
+    with pytest.raises(
+        RuntimeError, match=r"^the Gram product of 2 frames cannot be timed: out of memory.*no room; cho"
+    ):
+        next(measure_methods({"random": Random(0.5)}, settings))
+
+
+def test_the_command_ends_with_what_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Broken, "sound_calls", [0])
+    monkeypatch.setattr(bench_methods, "method_names", lambda: ["broken", "dense", "greedy", "uniform"])
+    methods = {"broken": Broken, "greedy": Greedy}
+    monkeypatch.setattr(
+        bench_methods, "get_method", lambda name, **o: methods[name](**o) if name in methods else get_method(name, **o)
+    )
+    small = {"frames": (2, 3), "tokens": 4, "width": 8, "repeats": 3, "warmup": 0}
+    original = bench_methods.measure_methods
+    monkeypatch.setattr(bench_methods, "measure_methods", lambda m, s: original(m, replace(s, **small)))
+    with initialize_config_dir(str(cfg.CONFIGS), version_base=None):
+        assert run(compose("bench_methods", [])) == 2  # without memory nothing can be mended
+    assert not (tmp_path / "results").exists()  # not whole
+    out = tmp_path / "outputs" / "bench_methods"
+    rows = read_rows(out / "rows.csv")
+    assert rows[(rows.method == "uniform") & (rows.metric == "prune_ms")].value.gt(0).sum() == 2
+    assert set(rows[rows.method == "broken"].n_errors) == {1}
+    table = (out / "table.md").read_text()
+    assert table.count("| failed |") == 2
+    assert table.count("| out of memory |") == 1
+    assert "- broken, 3 frames: RuntimeError: a fault of its own (test_prune_time.py:" in table
+    end = capsys.readouterr().out.splitlines()[-2:]
+    assert end[0].startswith("failed: broken, 2 frames, broken, 3 frames: RuntimeError: a fault of its own (test_pru")
+    assert end[1] == "2 of 6 were not timed."
 
 
 def test_rows_and_table() -> None:
@@ -128,7 +201,7 @@ def test_rows_and_table() -> None:
         PruneTimes("mmg_vid", 128, 400, 100, gram * 6, gram * 4),
         PruneTimes("fastvid", 128, 400, 100, gram, gram * 4),
         PruneTimes("fastv", 128, 400, 400, np.empty(0), gram * 4),
-        PruneTimes("divprune", 128, 400, None, np.empty(0), gram * 4),
+        PruneTimes("divprune", 128, 400, None, np.empty(0), gram * 4, Failure("out of memory", True)),
     ]
     given = {"retention_ratio": 0.25, "provenance": "key"}
     rows = prune_time_rows(results, model="synthetic 196 x 3584", **given)
