@@ -207,6 +207,12 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         ("doctor table=efficiency profile=cpu measure.engine=graphs", "measure.engine=graphs needs a CUDA device"),
         ("run model=qwen2_5_vl_7b method=visionzip", "models of type 'qwen2_5_vl' do not supply attention, keys"),
         ("measure model=qwen2_5_vl_7b method=visionzip", "visionzip: models of type 'qwen2_5_vl' do not supply atten"),
+        (
+            "measure model=glm4v_9b weights=random",
+            "weights='random': the architecture of 'glm4v_9b' is not known without a download; known: llava_onevision"
+            "_7b, llava_onevision_0_5b, qwen2_vl_7b, qwen2_5_vl_7b, qwen3_vl_8b, qwen3_vl_moe_30b; choose one of "
+            "these, or set model.path to a checkpoint folder",
+        ),
         ("measure model=qwen2_5_vl_7b weights=random method=visionzip", "visionzip: models of type 'qwen2_5_vl' do no"),
         ("measure frames=0", "mmg-bench: frames=0: it must be a whole number"),
         ("measure model.dtype=int9", "mmg-bench: model.dtype='int9': choose"),

@@ -39,14 +39,22 @@ def check_model(spec: ModelSpec, methods: Mapping[str, Method]) -> None:
     """Raise an error for what would end a command with this model, and is known before it is loaded or downloaded.
 
     UnsupportedModelError: no adapter serves its family, or the family is not made for what methods need. ValueError: a
-    method names layers that the model does not have. ModelError: a checkpoint of the hub is needed that is not in its
-    cache, and the hub is out of reach (loading would find out too, after minutes of trying); or one is damaged.
+    method names layers that the model does not have, or random weights are wanted of an architecture that is not known.
+    ModelError: a checkpoint of the hub is needed that is not in its cache, and the hub is out of reach (loading would
+    find out too, after minutes of trying); or one is damaged.
     `methods`: those that are to run, by their labels.
     """
+    from mmg_bench.models.geometry import unknown
+
     if (bare := bare_adapter(spec)) is not None:
         for label, method in methods.items():
             bare.adapter.check(method.needs, label, siglip=spec.siglip is not None)
             bare.check_layers(method)
+    elif spec.weights == "random":
+        raise ValueError(
+            f"{spec.option('weights')}='random': {unknown(spec.name)}; choose one of these, or set "
+            f"{spec.option('path')} to a checkpoint folder"
+        )
     wanted = []
     if spec.weights != "random":
         wanted.append((f"model {spec.name!r}", spec.path, spec.revision, spec.option("path")))

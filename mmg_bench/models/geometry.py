@@ -24,6 +24,8 @@ from mmg_bench.models.small import (
     VIDEO,
     llava_onevision_processor,
     qwen2_5_vl_processor,
+    qwen2_vl_processor,
+    qwen3_vl_processor,
     tokenizer_of,
 )
 
@@ -88,6 +90,62 @@ _QWEN2_5_VL_TOWER = {
     "fullatt_block_indexes": [7, 15, 23, 31],
     "tokens_per_second": 2,
 }
+_QWEN2_VL_TEXT = _QWEN2_5_VL_TEXT | {"model_type": "qwen2_vl_text", "max_position_embeddings": 32768}
+_QWEN2_VL_TOWER = {
+    "model_type": "qwen2_vl_vision",
+    "depth": 32,
+    "embed_dim": 1280,
+    "hidden_size": 3584,  # of its output
+    "mlp_ratio": 4,
+    "num_heads": 16,
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "spatial_merge_size": 2,
+}
+_QWEN3_VL_TEXT = {
+    "model_type": "qwen3_vl_text",
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "max_position_embeddings": 262144,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 5e6,
+        "mrope_section": [24, 20, 20],
+        "mrope_interleaved": True,
+    },
+    "rms_norm_eps": 1e-6,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "pad_token_id": 151643,
+    "tie_word_embeddings": False,
+}
+_QWEN3_VL_MOE_TEXT = _QWEN3_VL_TEXT | {
+    "model_type": "qwen3_vl_moe_text",
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 4,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "decoder_sparse_step": 1,
+}
+_QWEN3_VL_TOWER = {
+    "depth": 27,
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_heads": 16,
+    "patch_size": 16,
+    "temporal_patch_size": 2,
+    "spatial_merge_size": 2,
+    "num_position_embeddings": 2304,
+    "deepstack_visual_indexes": [8, 16, 24],
+}
 _QWEN2_TOKENS = {PAD: 151643, START: 151644, END: 151645, IMAGE: 151646, VIDEO: 151647}
 
 
@@ -109,18 +167,25 @@ def _llava_onevision(text: dict[str, Any]) -> Geometry:
     return Geometry(config, _QWEN2_TOKENS, llava_onevision_processor)
 
 
-def _qwen2_5_vl(text: dict[str, Any], tower: dict[str, Any]) -> Geometry:
+def _qwen_vl(kind: str, text: dict[str, Any], tower: dict[str, Any], processor: Callable[[Any, Any], Any]) -> Geometry:
     media = dict(zip(QWEN_MEDIA, (151655, 151656, 151652, 151653), strict=True))
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    config = {"model_type": "qwen2_5_vl", "vision_config": tower, "text_config": text, "tie_word_embeddings": False}
+    config = {"model_type": kind, "vision_config": tower, "text_config": text, "tie_word_embeddings": False}
     tokens = {token: _QWEN2_TOKENS[token] for token in (PAD, START, END)} | media
-    return Geometry(config | dict(zip(names, media.values(), strict=True)), tokens, qwen2_5_vl_processor)
+    return Geometry(config | dict(zip(names, media.values(), strict=True)), tokens, processor)
 
 
 GEOMETRIES = {
     "llava_onevision_7b": _llava_onevision(_QWEN2_7B),
     "llava_onevision_0_5b": _llava_onevision(_QWEN2_0_5B),
-    "qwen2_5_vl_7b": _qwen2_5_vl(_QWEN2_5_VL_TEXT, _QWEN2_5_VL_TOWER),
+    "qwen2_vl_7b": _qwen_vl("qwen2_vl", _QWEN2_VL_TEXT, _QWEN2_VL_TOWER, qwen2_vl_processor),
+    "qwen2_5_vl_7b": _qwen_vl("qwen2_5_vl", _QWEN2_5_VL_TEXT, _QWEN2_5_VL_TOWER, qwen2_5_vl_processor),
+    "qwen3_vl_8b": _qwen_vl(
+        "qwen3_vl", _QWEN3_VL_TEXT, _QWEN3_VL_TOWER | {"out_hidden_size": 4096}, qwen3_vl_processor
+    ),
+    "qwen3_vl_moe_30b": _qwen_vl(
+        "qwen3_vl_moe", _QWEN3_VL_MOE_TEXT, _QWEN3_VL_TOWER | {"out_hidden_size": 2048}, qwen3_vl_processor
+    ),
 }
 """Name of a model's configuration -> its architecture."""
 TYPES = {
@@ -140,6 +205,11 @@ TYPES = {
 """Hub id that a model's configuration names -> model_type of the checkpoint: known before any of it is downloaded."""
 
 
+def unknown(name: str) -> str:
+    """What to say of an architecture that is not known by its `name`."""
+    return f"the architecture of {name!r} is not known without a download; known: {', '.join(GEOMETRIES)}"
+
+
 def named(name: str) -> tuple[Any, Any]:
     """Configuration and stock processor of a named architecture. The processor's words are made up.
 
@@ -148,9 +218,7 @@ def named(name: str) -> tuple[Any, Any]:
     from transformers import AutoConfig
 
     if name not in GEOMETRIES:
-        raise ValueError(
-            f"the architecture of {name!r} is not known without a download; known: {', '.join(GEOMETRIES)}"
-        )
+        raise ValueError(unknown(name))
     geometry = GEOMETRIES[name]
     config = AutoConfig.for_model(**geometry.config)
     words = ("".join(letters) for letters in itertools.product(string.ascii_lowercase, repeat=3))

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
         LlavaOnevisionProcessor,
         Qwen2_5_VLConfig,
         Qwen2_5_VLProcessor,
+        Qwen2VLConfig,
+        Qwen2VLProcessor,
+        Qwen3VLConfig,
+        Qwen3VLProcessor,
     )
 
 PAD, START, END, IMAGE, VIDEO, UNKNOWN = "<pad>", "<|im_start|>", "<|im_end|>", "<image>", "<video>", "<unk>"
@@ -32,15 +36,19 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-# the layout of Qwen2.5-VL's own template: a system turn where none is given, and media where they stand in the message
-QWEN_CHAT_TEMPLATE = (
-    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+# the layout of Qwen3-VL's own template: media where they stand in the message
+QWEN3_CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
     "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Qwen2-VL's and Qwen2.5-VL's: the same behind a system turn where none is given
+QWEN_CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    + QWEN3_CHAT_TEMPLATE
 )
 
 
@@ -169,20 +177,53 @@ def llava_onevision_processor(config: LlavaOnevisionConfig, tokenizer: Any) -> L
     )
 
 
+def qwen2_vl_processor(config: Qwen2VLConfig, tokenizer: Any) -> Qwen2VLProcessor:
+    """The stock processor that fits a configuration, with the pixels a frame that the checkpoints' own allows."""
+    from transformers import Qwen2VLProcessor
+
+    processor: Qwen2VLProcessor = _qwen_vl_processor(Qwen2VLProcessor, config, tokenizer)
+    return processor
+
+
 def qwen2_5_vl_processor(config: Qwen2_5_VLConfig, tokenizer: Any) -> Qwen2_5_VLProcessor:
     """The stock processor that fits a configuration, with the pixels a frame that the checkpoints' own allows."""
-    from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+    from transformers import Qwen2_5_VLProcessor
 
-    vision: Any = config.vision_config
-    pixels: dict[str, Any] = {
-        "size": {"shortest_edge": 56 * 56, "longest_edge": 3584 * 3584},
-        "patch_size": vision.patch_size,
-        "temporal_patch_size": vision.temporal_patch_size,
-        "merge_size": vision.spatial_merge_size,
-    }
-    return Qwen2_5_VLProcessor(
+    processor: Qwen2_5_VLProcessor = _qwen_vl_processor(Qwen2_5_VLProcessor, config, tokenizer)
+    return processor
+
+
+def _qwen_vl_processor(kind: Any, config: Any, tokenizer: Any) -> Any:
+    from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+
+    pixels = {"size": {"shortest_edge": 56 * 56, "longest_edge": 3584 * 3584}, **_patches(config)}
+    return kind(
         Qwen2VLImageProcessor(**pixels),
         tokenizer,
         Qwen2VLVideoProcessor(**pixels, cap_pixels_per_frame=False),
         chat_template=QWEN_CHAT_TEMPLATE,
     )
+
+
+def qwen3_vl_processor(config: Qwen3VLConfig, tokenizer: Any) -> Qwen3VLProcessor:
+    """The stock processor that fits a configuration, with the pixels a video that the checkpoints' own allows."""
+    from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
+
+    pixels: dict[str, Any] = {**_patches(config), "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    return Qwen3VLProcessor(
+        Qwen2VLImageProcessor(**pixels, size={"shortest_edge": 256 * 256, "longest_edge": 4096 * 4096}),
+        tokenizer,
+        Qwen3VLVideoProcessor(
+            **pixels, size={"shortest_edge": 64 * 64, "longest_edge": 24 * 1024 * 1024}, cap_pixels_per_frame=False
+        ),
+        chat_template=QWEN3_CHAT_TEMPLATE,
+    )
+
+
+def _patches(config: Any) -> dict[str, Any]:
+    vision = config.vision_config
+    return {
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.spatial_merge_size,
+    }

@@ -15,7 +15,7 @@ from mmg_bench.benchmarks.lmms import Benchmark, BenchmarkSpec
 from mmg_bench.methods.base import Method
 from mmg_bench.models.adapter import UnsupportedModelError
 from mmg_bench.models.checking import ModelError, attention_lacks, bare_adapter, check_folder
-from mmg_bench.models.geometry import GEOMETRIES
+from mmg_bench.models.geometry import unknown
 from mmg_bench.models.hub import not_cached
 from mmg_bench.models.siglip import FIELDS
 from mmg_bench.models.siglip import lacks as siglip_lacks
@@ -126,9 +126,8 @@ def _methods(spec: ModelSpec, methods: Mapping[str, Method]) -> Iterator[Check]:
         return
     if bare is None:  # else the line of the weights says what is missing
         if spec.weights == "random" and folder_of(spec.path) is None:
-            fault = f"the architecture of {spec.name!r} is not known without a download; known: {', '.join(GEOMETRIES)}"
             fix = f"set {spec.option('path')} to a checkpoint folder"
-            yield Check(f"the architecture of {spec.name}", fault, fix)
+            yield Check(f"the architecture of {spec.name}", unknown(spec.name), fix)
         return
     for label, method in methods.items():
         if (lacking := bare.adapter.lacking_for(method.needs, label, siglip=spec.siglip is not None)) is not None:

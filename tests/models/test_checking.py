@@ -74,6 +74,11 @@ def spec(**changes: Any) -> ModelSpec:
     return ModelSpec(**{"name": "x", "path": REPO, **changes})
 
 
+def random_spec(**changes: Any) -> ModelSpec:
+    """Of weights that nobody has to ask for."""
+    return spec(name="llava_onevision_0_5b", weights="random", **changes)
+
+
 def fill(cache: Path, repo: str, revision: str, weights: str = "model.safetensors") -> None:
     snapshot = cache / f"models--{repo.replace('/', '--')}" / "snapshots" / revision
     snapshot.mkdir(parents=True)
@@ -98,14 +103,21 @@ def test_what_is_at_hand_is_not_asked_for(asked: list[str], cache: Path, tiny_fo
     check_model(spec(revision="abc"), {})
     fill(cache, REPO, "old", "pytorch_model.bin")
     check_model(spec(revision="old"), {})
-    check_model(spec(weights="random"), {})
+    check_model(random_spec(), {})
     for folder in ("embedded", str(tiny_folder), "/nowhere"):
         check_model(spec(path=folder), {})
     assert asked == []
 
 
+def test_random_weights_of_an_unknown_architecture_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"^model\.weights='random': the architecture of 'x' is not known without a down"
+    ):
+        check_model(spec(weights="random"), {})
+
+
 def test_siglip_is_asked_for_where_a_method_needs_it(nothing_answers: list[str], cache: Path) -> None:
-    model = spec(weights="random", siglip="nobody/siglip", siglip_revision="abc")
+    model = random_spec(siglip="nobody/siglip", siglip_revision="abc")
     check_model(model, {"method": VisionZip()})
     assert nothing_answers == []
     with pytest.raises(ModelError, match=r"SigLIP checkpoint cannot be loaded from 'nobody/siglip'.*set model\.siglip"):
@@ -118,8 +130,8 @@ def test_siglip_in_a_folder_is_seen_to_be_one(tmp_path: Path) -> None:
     with pytest.raises(
         ModelError, match=r"model\.siglip=/nowhere: /nowhere: no such checkpoint folder; name the tower's"
     ):
-        check_model(spec(weights="random", siglip="/nowhere"), {"method": FastVID()})
-    check_model(spec(weights="random", siglip="/nowhere"), {"method": VisionZip()})
+        check_model(random_spec(siglip="/nowhere"), {"method": FastVID()})
+    check_model(random_spec(siglip="/nowhere"), {"method": VisionZip()})
 
 
 def test_the_kind_of_a_checkpoint_is_seen_before_its_weights_are_fetched(cache: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from mmg_bench.benchmarks.video import Timing
 from mmg_bench.measure.flops import TextGeometry, flops_gqa
 from mmg_bench.methods.fastv import FastV
 from mmg_bench.methods.framefusion import FrameFusion
+from mmg_bench.methods.mmg_vid import MMGVid
 from mmg_bench.models.adapter import UnsupportedModelError
 from mmg_bench.models.checking import bare_adapter
 from mmg_bench.models.geometry import GEOMETRIES
+from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.spec import ModelSpec, folder_of
 from mmg_bench.specs import model_spec
@@ -72,6 +75,60 @@ def test_published_sizes_of_qwen2_5_vl() -> None:
     assert inputs["input_ids"].shape == (1, 16 * 23 * 13 + 2 + len(WORDS) + len(system))
     tower_alone = sum(p.numel() for p in llm.model.model.visual.parameters()) / 1e9
     assert tower_alone == pytest.approx(0.6766, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "tokens"),
+    [
+        ("qwen2_vl_7b", 8_291_375_616, 16 * 13 * 23),
+        ("qwen3_vl_8b", 8_767_123_696, 16 * 11 * 20),
+        ("qwen3_vl_moe_30b", 31_070_754_032, 16 * 11 * 20),
+    ],
+)
+def test_published_sizes_of_its_relatives(name: str, parameters: int, tokens: int) -> None:
+    """Their model cards round these to 8.29, 8.77 and 31.1 billion; another width, depth or vocabulary has others."""
+    llm = random_llm(name, "meta")
+    assert sum(p.numel() for p in llm.model.parameters()) == parameters
+    pixels = llm.preprocess(np.zeros((32, 360, 640, 3), dtype=np.uint8), Timing.every_second(32))
+    ids = llm.processor.tokenizer(pixels.texts[0])["input_ids"]
+    assert ids.count(llm.adapter.video_token_id) == tokens
+    if name.startswith("qwen3"):  # six tokens of time, and two around the frame, as its own tokenizer makes of them
+        assert pixels.texts[0].startswith("<0.5 seconds><|vision_start|>")
+        assert len(ids) == tokens + 16 * 8
+
+
+SMALL_TEXT = {"intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 1, "num_key_value_heads": 1}
+SMALL_TOWER = {"depth": 3, "num_heads": 2, "intermediate_size": 64}
+
+
+@pytest.mark.parametrize("name", sorted(GEOMETRIES))
+def test_an_architecture_answers_with_its_processor(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the real classes, ids and patches, in small."""
+    config = GEOMETRIES[name].config
+    width = {"hidden_size": 128}  # of one head
+    text, tower = config["text_config"] | SMALL_TEXT | width, config["vision_config"]
+    if "num_experts" in text:
+        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    if name.startswith("llava"):
+        tower = tower | {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    elif name.startswith("qwen2_vl"):
+        tower = tower | {**SMALL_TOWER, "embed_dim": 32, "hidden_size": 128}
+    else:
+        tower = tower | {**SMALL_TOWER, "hidden_size": 32, "out_hidden_size": 128}
+    tower |= {"deepstack_visual_indexes": [0, 1, 2]} if "deepstack_visual_indexes" in tower else {}
+    small = {**config, "text_config": text, "vision_config": tower}
+    monkeypatch.setitem(GEOMETRIES, name, dataclasses.replace(GEOMETRIES[name], config=small))
+    llm = random_llm(name, "cpu", frames=4, dtype="float32")
+    pixels = llm.preprocess(random_video(4, size=64), Timing.every_second(4))
+    encoded = llm.encode(pixels, frozenset())
+    inputs = llm.tokenize("abc def ghi", encoded.texts)
+    method = MMGVid(retention_ratio=0.5)
+    with torch.inference_mode(), pruning(llm.model, method, encoded=encoded.tokens) as run:
+        logits = llm.model(**inputs, **encoded.arguments).logits
+    (report,) = run.report
+    assert report.realised_tokens == round(encoded.tokens[0].total / 2)
+    assert logits.shape[1] == inputs["input_ids"].shape[1] - encoded.tokens[0].total + report.realised_tokens
+    assert logits.isfinite().all()
 
 
 def test_every_architecture_has_the_configuration_of_its_name() -> None:
