@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,10 +56,21 @@ def check_folder(option: str, value: object) -> Path:
     """
     folder = check_path(option, value)
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    if not there.is_dir() or not _takes_files(there):
         why = "cannot be written to" if there.is_dir() else "is a file"
         raise ValueError(f"{option}={value!r}: {there} {why}; name another folder")
     return folder
+
+
+def _takes_files(folder: Path) -> bool:
+    """Whether a file can be made in a folder. Permissions alone do not tell: root has all, also below /proc."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return False
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def dtype_of(option: str, name: str) -> torch.dtype:

@@ -25,6 +25,9 @@ def test_folders_to_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for given in (file, file / "new"):
         with pytest.raises(ValueError, match=rf"^output_dir='{given}': {file} is a file; name another folder$"):
             check_folder("output_dir", str(given))
+    with pytest.raises(ValueError, match=r"^output_dir='/proc/new': /proc cannot be written to; name another folder$"):
+        check_folder("output_dir", "/proc/new")  # root may write there, and nobody can
+    assert list(tmp_path.iterdir()) == [file]
     monkeypatch.setattr("os.access", lambda place, mode: False)  # whoever runs the tests may be allowed all
     with pytest.raises(ValueError, match=rf"^results_dir='{tmp_path}/new': {tmp_path} cannot be written to; name"):
         check_folder("results_dir", f"{tmp_path}/new")
