@@ -150,6 +150,10 @@ class Benchmark:
                         raise BenchmarkError(
                             f"{option}={column!r}: task {name!r} has no such column; it has {', '.join(doc)}"
                         )
+                    if doc[column] is None:  # as where the line of a file leaves it out
+                        raise BenchmarkError(
+                            f"{option}={column!r}: document {doc_id} of task {name!r} has no value there: give it one"
+                        )
                 number = str(doc_id) if self.spec.question is None else str(doc[self.spec.question])
                 prompt, target = self._asked(task, doc, f"question {number!r} of task {name!r}")
                 yield Question(

@@ -44,13 +44,13 @@ def check_model(spec: ModelSpec, methods: Mapping[str, Method]) -> None:
     find out too, after minutes of trying); or one is damaged.
     `methods`: those that are to run, by their labels.
     """
-    from mmg_bench.models.geometry import unknown
-
     if (bare := bare_adapter(spec)) is not None:
         for label, method in methods.items():
             bare.adapter.check(method.needs, label, siglip=spec.siglip is not None)
             bare.check_layers(method)
-    elif spec.weights == "random":
+    elif spec.weights == "random" and folder_of(spec.path) is None:
+        from mmg_bench.models.geometry import unknown
+
         raise ValueError(
             f"{spec.option('weights')}='random': {unknown(spec.name)}; choose one of these, or set "
             f"{spec.option('path')} to a checkpoint folder"

@@ -19,6 +19,7 @@ from mmg_bench.report.table import (
     flops_of_dense,
     measured_line,
     table_by_ratio,
+    three_digits,
     unsteady,
     with_interval,
     with_unit,
@@ -97,7 +98,7 @@ class _Group:
 
     def _number(self, cell: Key, metric: str, unit: str = "") -> str:
         row = self._row(cell, metric)
-        return NONE if row is None else f"{row.value:.3g}{unit}" if row.value < 1000 else f"{row.value:.0f}{unit}"
+        return NONE if row is None else f"{three_digits(row.value)}{unit}"
 
     def _tokens(self, cell: Key) -> str:
         row = self._row(cell, "prefill_ms")
@@ -114,7 +115,7 @@ class _Group:
         row, dense = self._row(cell, "prune_ms"), self._row((DENSE, 1.0), "prefill_ms")
         if row is None or cell[0] == DENSE:
             return NONE
-        return f"{row.value:.3g}" + ("" if dense is None else f" ({100 * row.value / dense.value:.1f} %)")
+        return three_digits(row.value) + ("" if dense is None else f" ({100 * row.value / dense.value:.1f} %)")
 
     def _prefill(self, cell: Key) -> str:
         row = self.found.get((*cell, "prefill_ms"))

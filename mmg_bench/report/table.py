@@ -135,13 +135,18 @@ def _markdown(table: Table) -> str:
     return "\n\n".join(parts)
 
 
+def three_digits(value: float) -> str:
+    """A number with three significant digits, or all those before its point."""
+    return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
+
+
 def unsteady(dense: ResultRow | None) -> list[str]:
     """A line that says so where the prefill of `dense` varied too much for a speed-up to be believed."""
     if dense is None or not dense.ci_high > STEADY * dense.ci_low:
         return []
     return [
-        f"dense's own prefill took from {dense.ci_low:.3g} to {dense.ci_high:.3g} ms (5th to 95th percentile): this "
-        "machine was busy with other things, and no speed-up here is to be believed"
+        f"dense's own prefill took from {three_digits(dense.ci_low)} to {three_digits(dense.ci_high)} ms (5th to 95th "
+        "percentile): this machine was busy with other things, and no speed-up here is to be believed"
     ]
 
 

@@ -124,11 +124,11 @@ def test_what_was_measured_is_not_pending() -> None:
 
 
 def test_a_machine_that_was_busy_is_flagged() -> None:
-    times = {"ci_low": 100.0, "ci_high": 160.0}
+    times = {"ci_low": 999.6, "ci_high": 1604.0}
     busy = [
         dataclasses.replace(m, **times) if (m.method, m.metric) == ("dense", "prefill_ms") else m for m in measured()
     ]
-    assert "⚠ dense's own prefill took from 100 to 160 ms" in table_of(busy)
+    assert "⚠ dense's own prefill took from 1000 to 1604 ms" in table_of(busy)
     assert "⚠" not in table_of(measured())
 
 
