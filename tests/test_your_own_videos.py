@@ -47,7 +47,7 @@ def test_the_doctor_says_what_of_them_is_missing(
     assert "MISSING data of mine: " in told("benchmark.tasks=yours")
     whole = Path("mine/questions.jsonl").read_text()
     Path("mine/questions.jsonl").write_text(re.sub(r'"skill": "[^"]*", ', "", whole, count=1))
-    assert "MISSING data of mine: benchmark.skill='skill': document 0 of task 'mine' has no value there: give it" in told()
+    assert "benchmark.skill='skill': document 0 of task 'mine' has no value there: give it one" in told()
     Path("mine/questions.jsonl").unlink()
     assert "questions.jsonl" in (said := told())
     assert "-> correct benchmark.tasks, benchmark.include_path, or the task's files" in said
