@@ -32,7 +32,7 @@ from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.spec import ModelSpec, folder_of
 from mmg_bench.options import check_folder, check_number, check_path, check_text, check_whole
 from mmg_bench.report.answers import ALL, NO_BENCHMARK
-from mmg_bench.report.efficiency import efficiency_layout
+from mmg_bench.report.efficiency import cell_key, efficiency_layout
 from mmg_bench.report.rows import Measurement, pending_rows, result_rows
 from mmg_bench.runner import provenance
 from mmg_bench.runner.lines import LineFile, read_lines
@@ -241,7 +241,7 @@ def _entry(job: Job, unit: Unit) -> dict[str, Any]:
         "text_tokens": job.text_tokens,
         "latency": asdict(job.settings),
         "energy_seconds": job.energy_seconds,
-        "cells": [f"{cell.label} R={cell.method.retention_ratio:g}" for cell in unit.cells],
+        "cells": [cell_key(cell.label, cell.method.retention_ratio) for cell in unit.cells],
         "code": {part.name: code_of(type(part)) for cell in unit.cells for part in (cell.method, *cell.method.parts)},
         **described_plug_ins(unit.cells),
     }
@@ -297,7 +297,7 @@ def _measure_model(job: Job, todo: list[tuple[str, Unit, dict[str, Any]]]) -> It
 def _line(key: str, unit: Unit, entry: dict[str, Any], results: list[CellResult]) -> dict[str, Any]:
     """A unit's measurements with their provenance, as kept on the disk."""
     failures = {
-        f"{cell.label} R={cell.method.retention_ratio:g}": result.failure
+        cell_key(cell.label, cell.method.retention_ratio): result.failure
         for cell, result in zip(unit.cells, results, strict=True)
         if result.failure is not None
     }

@@ -42,30 +42,27 @@ def out_of_memory(error: BaseException) -> bool:
 
 def attempt(clock: Clock, task: Callable[..., T], *arguments: Any) -> T | Failure:
     """What a task returns; or why it failed, once the memory that it held is free again."""
-    try:
-        return task(*arguments)
-    except Exception as error:  # a method's, whatever it is
-        failure = Failure.of(error, clock.stage_now.removesuffix("_ms"))
-    # behind the except clause: the traceback, which holds the tensors, is gone
-    _clear(clock)
-    return failure
+    return _tried(clock, task, arguments, lambda error: True)  # a method's, whatever it is
 
 
 def within_memory(clock: Clock, task: Callable[..., T], *arguments: Any) -> T | Failure:
     """As `attempt`, of a task that is no method's: raises what it raises, but where memory ended."""
+    return _tried(clock, task, arguments, out_of_memory)
+
+
+def _tried(
+    clock: Clock, task: Callable[..., T], arguments: tuple[Any, ...], a_result: Callable[[Exception], bool]
+) -> T | Failure:
     try:
         return task(*arguments)
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+    except Exception as error:
+        if not a_result(error):
             raise
         failure = Failure.of(error, clock.stage_now.removesuffix("_ms"))
-    _clear(clock)
-    return failure
-
-
-def _clear(clock: Clock) -> None:
+    # behind the except clause: the traceback, which holds the tensors, is gone
     clock.clear()
     free()
+    return failure
 
 
 def free() -> None:

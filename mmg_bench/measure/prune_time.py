@@ -130,7 +130,7 @@ def _at(
         # what leaves every token prunes inside the language model, without which its work cannot be timed
         if left < tokens.total or method.retention_ratio == 1:
             work[name] = partial(method.prune, tokens)
-    ms = time_rounds(work, device, settings.repeats, settings.warmup, settings.seconds, f"{frames} frames", fail)
+    ms = time_rounds(work, device, settings.repeats, settings.warmup, settings.seconds, f"{frames} frames", fail=fail)
     for name in methods:
         times = np.empty(0) if name in failed else ms.get(name, np.empty(0))
         yield PruneTimes(name, frames, tokens.total, realised.get(name), times, ms[GRAM], failed.get(name))
@@ -147,12 +147,13 @@ def time_rounds(
     warmup: int,
     seconds: float = math.inf,
     title: str = "",
-    fail: Callable[[str, Failure], None] | None = None,
+    *,
+    fail: Callable[[str, Failure], None],
 ) -> dict[str, NDArray[np.float64]]:
     """Milliseconds of every piece of `work`, `[repeats]` each; all of them once a round, so that drifts meet all alike.
 
     One that has taken `seconds` sits out further rounds (NaN), warm-up included, once it has three. One that raises an
-    error sits out the rest, and `fail` is called with its name; where there is no `fail`, the error is raised.
+    error sits out the rest, and `fail` is called with its name.
     """
     clock = Clock(device)
     clock.stage_now = f"pruning {title}"
@@ -163,14 +164,11 @@ def time_rounds(
         for name, run in list(left.items()):
             if spent[name] >= 1000 * seconds and not 0 <= number < LEAST_ROUNDS:
                 continue
-            if fail is None:
-                took = _timed(run, device)
-            elif isinstance(tried := attempt(clock, _timed, run, device), Failure):
+            took = attempt(clock, _timed, run, device)
+            if isinstance(took, Failure):
                 del left[name]
-                fail(name, tried)
+                fail(name, took)
                 continue
-            else:
-                took = tried
             spent[name] += took
             if number >= 0:
                 ms[name][number] = took

@@ -26,6 +26,11 @@ from mmg_bench.report.table import (
 )
 
 
+def cell_key(method: str, ratio: float) -> str:
+    """What provenance calls a cell, in `cells`, `out_of_memory` and `failed`."""
+    return f"{method} R={ratio:g}"
+
+
 def efficiency_layout(rows: pd.DataFrame, provenance: Sources) -> list[Table]:
     """The tables of `rows`; those of what is pending come last. What was measured as well is not pending.
 
@@ -122,7 +127,7 @@ class _Group:
         if row is not None and row.source == "pending":
             return "pending"
         if row is not None and row.n_errors:
-            return "failed" if f"{cell[0]} R={cell[1]:g}" in self._told("failed") else "out of memory"
+            return "failed" if cell_key(*cell) in self._told("failed") else "out of memory"
         return self._number(cell, "prefill_ms")
 
     def _told(self, kind: str) -> dict[str, str]:

@@ -66,7 +66,11 @@ def test_rounds_interleave_and_the_slow_sit_out() -> None:
         calls.append("slow")
         time.sleep(0.05)
 
-    ms = time_rounds({"fast": lambda: calls.append("fast"), "slow": slow}, CPU, repeats=6, warmup=2, seconds=0.04)
+    def fail(name: str, failure: Failure) -> None:
+        pytest.fail(f"{name}: {failure.why}")
+
+    work = {"fast": lambda: calls.append("fast"), "slow": slow}
+    ms = time_rounds(work, CPU, repeats=6, warmup=2, seconds=0.04, fail=fail)
     assert calls == [*["fast", "slow"], "fast", *["fast", "slow"] * 3, *["fast"] * 3]
     assert np.isfinite(ms["fast"]).all()
     assert np.isfinite(ms["slow"]).tolist() == [True] * 3 + [False] * 3
