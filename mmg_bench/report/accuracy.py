@@ -32,6 +32,7 @@ from mmg_bench.report.table import (
     Column,
     Entry,
     Table,
+    count_videos,
     flops_of_dense,
     is_control,
     mean_lines,
@@ -41,6 +42,7 @@ from mmg_bench.report.table import (
     p_value,
     signed,
     table_by_ratio,
+    too_few,
     unsteady,
     with_interval,
 )
@@ -154,6 +156,7 @@ class _Layout:
         columns["Kept % [95 % CI]"] = {cell: Entry(self._kept(*cell), cell in best) for cell in self.cells}
         over = [(f"Over {label} [95 % CI]", partial(self._over, metric)) for metric, label in self.others.items()]
         texts: Sequence[tuple[str, Callable[[str, float], str]]] = (
+            ("Lost / won", self._flips),
             ("p (McNemar)", self._p),
             *over,
             ("Tokens", self._tokens),
@@ -229,6 +232,10 @@ class _Layout:
         }
         return {(m, r) for (m, r), v in kept.items() if v == max(w for (_, s), w in kept.items() if s == r)}
 
+    def _flips(self, method: str, ratio: float) -> str:
+        lost, won = (self._row(f"flips_{which}", method, ratio) for which in ("lost", "won"))
+        return NONE if lost is None or won is None or method == DENSE else f"{lost.value:.0f} / {won.value:.0f}"
+
     def _p(self, method: str, ratio: float) -> str:
         row = self._row("p_mcnemar", method, ratio)
         if row is None or method == DENSE:
@@ -268,10 +275,16 @@ class _Layout:
 
     def _asked(self, row: ResultRow) -> str:
         """How many questions a row is of; empty where it is pending."""
-        count = row.n + row.n_errors
-        if self._first(row):
-            return f" (first {count} of {self.questions[row.benchmark]} questions)"
-        return f" ({count} questions)" if row.source != "pending" else ""
+        if row.source == "pending":
+            return ""
+        count, videos = row.n + row.n_errors, self._videos(row)
+        of = f"first {count} of {self.questions[row.benchmark]}" if self._first(row) else count
+        return f" ({of} questions{f' on {count_videos(videos)}' if videos else ''})"
+
+    def _videos(self, row: ResultRow) -> int:
+        """How many videos the questions of dense are about; 0 where the rows do not say."""
+        videos = self.by_key.get((row.benchmark, ALL, DENSE, 1.0, "videos"))
+        return 0 if videos is None else int(videos.value)
 
     def _header(self) -> tuple[str, ...]:
         weights = ", ".join(self.rows.weights.unique())
@@ -280,12 +293,14 @@ class _Layout:
         lines = [f"Model: {first['model']}, weights: {weights}; {first['frames']} frames; {', '.join(counts)}"]
         keys = provenance_keys(self.rows)
         lines += [measured_line(key, self.provenance) for key in keys]
+        lines += [few for row in self.whole for few in too_few(row.benchmark, self._videos(row))]
         if self.benchmarks:
-            lines.append(
+            lines += [
                 "Accuracy and percent kept: in percent, over the questions that were answered; intervals are paired "
                 "with dense, from a bootstrap over videos. In bold, the most kept in a block by methods whose layers "
-                "see no more than R, controls aside"
-            )
+                "see no more than R, controls aside",
+                "Lost / won: questions that dense answered better than the method, and worse; p: of as uneven a split",
+            ]
         if self.others:
             lines.append("Over ...: accuracy in points over that method's at the same ratio, intervals paired with it")
         lines += mean_lines(over_skills(self.provenance[key] for key in keys))

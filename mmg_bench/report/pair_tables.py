@@ -11,7 +11,18 @@ from mmg_bench.report.comparable import Pair, check_pair, notes_on
 from mmg_bench.report.pairs import Match, Side, matches, why_apart
 from mmg_bench.report.rows import DENSE
 from mmg_bench.report.statistics import Bootstrap, Comparison, compare
-from mmg_bench.report.table import NONE, Block, Entry, Table, mean_lines, measured_line, over_skills, p_value, signed
+from mmg_bench.report.table import (
+    NONE,
+    Block,
+    Entry,
+    Table,
+    mean_lines,
+    measured_line,
+    over_skills,
+    p_value,
+    signed,
+    too_few,
+)
 from mmg_bench.runner.records import Record
 
 COLUMNS = ("", "Questions", "Failed", "A", "B", "A − B [95 % CI]", "p (McNemar)", "Only A", "Only B")
@@ -132,7 +143,8 @@ def _table(
     meaning = (
         MEANING if lost_by is None else (*MEANING, f"Lost by: questions that dense answered better than {lost_by}")
     )
-    header = (*(measured_line(key, provenance) for key in keys), *meaning, *mean_lines(means))
+    few = [line for pair in pairs for line in too_few(pair.benchmark, len(set(pair.one.videos)))]
+    header = (*(measured_line(key, provenance) for key in keys), *few, *meaning, *mean_lines(means))
     return Table(title, header, COLUMNS, tuple(blocks), tuple(notes))
 
 

@@ -67,7 +67,7 @@ COLUMNS = ResultRow._fields
 _DTYPES = {str: "str", int: "int64", float: "float64"}
 _TYPES = {name: _DTYPES[kind] for name, kind in get_type_hints(ResultRow).items()}
 METRICS = (
-    *("accuracy", "accuracy_kept_percent", "flips_lost", "flips_won", "p_mcnemar", "accuracy_lost_by_pooled"),
+    *("accuracy", "accuracy_kept_percent", "flips_lost", "flips_won", "p_mcnemar", "accuracy_lost_by_pooled", "videos"),
     *("decode_ms", "preprocess_ms", "encode_ms", "prune_ms", "prefill_ms", "decode_token_ms", "ttft_ms", "e2e_ms"),
     *("tokens_per_second", "prefill_speedup", "ttft_speedup", "e2e_speedup", "retention_layer_mean"),
     *("prefill_roofline_ms", "decode_roofline_ms", "prefill_over_roofline", "decode_over_roofline"),
@@ -310,7 +310,9 @@ def _statistics(
     pooled: that of plain downsampling at the same ratio. `others` are compared with as well, by their labels.
     """
     groups, subgroups = cell.benchmarks, cell.subgroups(over_skills)
-    yield ALL, "accuracy", accuracy(cell.scores, cell.videos, groups, subgroups, bootstrap=bootstrap)
+    whole = accuracy(cell.scores, cell.videos, groups, subgroups, bootstrap=bootstrap)
+    yield ALL, "accuracy", whole
+    yield ALL, "videos", Estimate(whole.videos, math.nan, math.nan, whole.n, whole.n_errors)
     pair = compare(cell.scores, dense.scores, cell.videos, groups, subgroups, bootstrap=bootstrap)
     kept = pair.kept_percent
     yield ALL, "accuracy_kept_percent", kept

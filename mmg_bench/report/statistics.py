@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -78,6 +79,8 @@ class Estimate:
     """Questions that it rests on."""
     n_errors: int
     """Questions left out because they failed, in either cell of a pair."""
+    videos: int = 0
+    """Videos that the questions are about; 0 of what is no mean over questions."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,9 @@ def accuracy(
     unweighted mean of its subgroups' means.
     """
     bootstrap = bootstrap or Bootstrap()
-    means, n, n_errors = _group_means([scores], videos, groups, subgroups, bootstrap)
+    means, counts = _group_means([scores], videos, groups, subgroups, bootstrap)
     average = 100 * means[0].mean(axis=-1)
-    return Estimate(float(average[0]), *bootstrap.interval(average[1:]), n, n_errors)
+    return Estimate(float(average[0]), *bootstrap.interval(average[1:]), *counts)
 
 
 def compare(
@@ -136,7 +139,7 @@ def compare(
     kept_percent is NaN where the other's accuracy is 0; resamples in which it is 0 are left out of the interval.
     """
     bootstrap = bootstrap or Bootstrap()
-    means, n, n_errors = _group_means([scores, other], videos, groups, subgroups, bootstrap)
+    means, counts = _group_means([scores, other], videos, groups, subgroups, bootstrap)
     ours, theirs = means.mean(axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
         kept = np.where(theirs > 0, 100 * ours / theirs, np.nan)
@@ -146,11 +149,11 @@ def compare(
     return Comparison(
         accuracy=float(100 * ours[0]),
         other_accuracy=float(100 * theirs[0]),
-        difference=Estimate(float(points[0]), *bootstrap.interval(points[1:]), n, n_errors),
-        kept_percent=Estimate(float(kept[0]), *bootstrap.interval(kept[1:]), n, n_errors),
-        flips_lost=lost if n else math.nan,
-        flips_won=won if n else math.nan,
-        p_mcnemar=mcnemar(lost, won) if n else math.nan,
+        difference=Estimate(float(points[0]), *bootstrap.interval(points[1:]), *counts),
+        kept_percent=Estimate(float(kept[0]), *bootstrap.interval(kept[1:]), *counts),
+        flips_lost=lost if counts.n else math.nan,
+        flips_won=won if counts.n else math.nan,
+        p_mcnemar=mcnemar(lost, won) if counts.n else math.nan,
     )
 
 
@@ -166,16 +169,24 @@ def mcnemar(lost: int, won: int) -> float:
     return min(1.0, 2 * total / 2**flips)
 
 
+class _Counts(NamedTuple):
+    """As the fields of `Estimate` with these names."""
+
+    n: int
+    n_errors: int
+    videos: int
+
+
 def _group_means(
     columns: Sequence[ArrayLike],
     videos: Labels,
     groups: Labels | None,
     subgroups: Labels | None,
     bootstrap: Bootstrap,
-) -> tuple[FloatArray, int, int]:
+) -> tuple[FloatArray, _Counts]:
     """Means of each column in each group, `[columns, 1 + n_boot, groups]`, the sample's own first.
 
-    Also how many questions all columns answered, which alone count, and how many not.
+    Only questions that all columns answered count.
     """
     scores = np.stack([np.asarray(c, float) for c in columns])  # [C, Q]
     videos = np.asarray(videos)
@@ -215,4 +226,5 @@ def _group_means(
     with np.errstate(invalid="ignore"):
         means = np.stack(totals) / counts  # 0 / 0 is NaN: a group without a question
     of_groups = [means[..., pairs[0] == g].mean(axis=-1) for g in range(len(group_names))]
-    return np.stack(of_groups, axis=-1), len(order), len(videos) - len(order)
+    counted = _Counts(len(order), len(videos) - len(order), len(np.unique(video[order])))
+    return np.stack(of_groups, axis=-1), counted

@@ -22,6 +22,8 @@ CONTROLS = frozenset({"random", "uniform", "pooled", "fewer_frames"})
 """Methods that show what a budget is worth without any idea behind it."""
 STEADY = 1.5
 """How far the 95th percentile of dense's own prefill may lie above the 5th on a machine that times can be told of."""
+FEW_VIDEOS = 20
+"""Below so many, the percentiles of a bootstrap over videos lie too close together."""
 NONE = "–"
 FLAG = "⚠"
 
@@ -147,6 +149,21 @@ def unsteady(dense: ResultRow | None) -> list[str]:
     return [
         f"dense's own prefill took from {three_digits(dense.ci_low)} to {three_digits(dense.ci_high)} ms (5th to 95th "
         "percentile): this machine was busy with other things, and no speed-up here is to be believed"
+    ]
+
+
+def count_videos(videos: int) -> str:
+    """So many videos, in words."""
+    return f"{videos} video{'s' * (videos != 1)}"
+
+
+def too_few(benchmark: str, videos: int) -> list[str]:
+    """A line that says so where a benchmark has so few videos that intervals over them say too much; 0: not known."""
+    if not 0 < videos < FEW_VIDEOS:
+        return []
+    return [
+        f"Intervals on {benchmark} are narrower than what is known: they rest on {count_videos(videos)}, "
+        f"fewer than {FEW_VIDEOS}"
     ]
 
 

@@ -196,4 +196,4 @@ def test_a_table_of_the_first_questions_says_so(tmp_path: Path, capsys: pytest.C
         title = f"run: embedded, embedded, 16 frames, only the first {limit} questions"
         for text in ((folder / "table.md").read_text(), capsys.readouterr().out):
             assert title in text
-            assert f"; embedded (first {limit} of 382 questions)" in text
+            assert f"; embedded (first {limit} of 382 questions on 1 video)" in text

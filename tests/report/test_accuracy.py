@@ -21,25 +21,27 @@ NOTHING = pd.DataFrame(columns=list(COLUMNS))
 SNAPSHOT = """\
 ## t: toy, bench, 8 frames
 
-- Model: toy, weights: trained; 8 frames; bench (12 questions)
+- Model: toy, weights: trained; 8 frames; bench (12 questions on 6 videos)
 - Measured (key1): a CPU, float32, sdpa, 2026-01-02, commit abc123; reproduce with `mmg-bench table toy`
+- Intervals on bench are narrower than what is known: they rest on 6 videos, fewer than 20
 - Accuracy and percent kept: in percent, over the questions that were answered; intervals are paired with dense, \
 from a bootstrap over videos. In bold, the most kept in a block by methods whose layers see no more than R, controls \
 aside
+- Lost / won: questions that dense answered better than the method, and worse; p: of as uneven a split
 - FLOPs: multiply-adds of the language model's prefill over visual tokens (`flops_gqa`)
 - Prefill speed-up: pruning and prefill against those of dense, 20 rounds
 - In parentheses: published numbers
 
-| Method | colour | order | All | Kept % [95 % CI] | p (McNemar) | Tokens | FLOPs (of dense) | \
+| Method | colour | order | All | Kept % [95 % CI] | Lost / won | p (McNemar) | Tokens | FLOPs (of dense) | \
 Prefill speed-up [95 % CI] | Errors |
-|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|
-| dense | 83.3 | 83.3 | 83.3 (84.0ᵃ, 86.0ᵇ) | 100.0 | – | 64 | 11.53 M | 1× | 0 of 12 |
-| **R = 50 %** |  |  |  |  |  |  |  |  |  |
-| ours | 66.7 | 66.7 | 66.7 | **80.0 [40.0, 100.0]** | 0.500 | 32 | 5.24 M (45.5 %) | – | 0 of 12 |
-| **R = 25 %** |  |  |  |  |  |  |  |  |  |
-| ours | 50.0 | 66.7 | 58.3 (70.0ᵃ) | **70.0 [33.3, 125.0]** | 0.375 | 16 | 2.49 M (21.6 %) | \
+|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|
+| dense | 83.3 | 83.3 | 83.3 (84.0ᵃ, 86.0ᵇ) | 100.0 | – | – | 64 | 11.53 M | 1× | 0 of 12 |
+| **R = 50 %** |  |  |  |  |  |  |  |  |  |  |
+| ours | 66.7 | 66.7 | 66.7 | **80.0 [40.0, 100.0]** | 2 / 0 | 0.500 | 32 | 5.24 M (45.5 %) | – | 0 of 12 |
+| **R = 25 %** |  |  |  |  |  |  |  |  |  |  |
+| ours | 50.0 | 66.7 | 58.3 (70.0ᵃ) | **70.0 [33.3, 125.0]** | 4 / 1 | 0.375 | 16 | 2.49 M (21.6 %) | \
 2.50× [2.40, 2.60] | 0 of 12 |
-| random (control) | 33.3 | 40.0 | 36.4 | 44.4 [0.0, 88.9] | 0.062 | 16 | 2.49 M (21.6 %) | – | 1 of 12 |
+| random (control) | 33.3 | 40.0 | 36.4 | 44.4 [0.0, 88.9] | 5 / 0 | 0.062 | 16 | 2.49 M (21.6 %) | – | 1 of 12 |
 
 - ᵃ One paper
 - ᵇ Another (their own run)
@@ -301,9 +303,9 @@ def test_a_mean_that_a_skill_without_answers_denies_is_flagged(make, provenance)
 @pytest.mark.parametrize(
     ("whole", "title", "counted"),
     [
-        ({}, "", "bench (12 questions)"),
-        ({"bench": 12}, "", "bench (12 questions)"),
-        ({"bench": 40}, ", only the first 12 questions", "bench (first 12 of 40 questions)"),
+        ({}, "", "bench (12 questions on 6 videos)"),
+        ({"bench": 12}, "", "bench (12 questions on 6 videos)"),
+        ({"bench": 40}, ", only the first 12 questions", "bench (first 12 of 40 questions on 6 videos)"),
     ],
 )
 def test_a_table_of_the_first_questions_says_so(toy, provenance, whole, title, counted):
@@ -312,8 +314,24 @@ def test_a_table_of_the_first_questions_says_so(toy, provenance, whole, title, c
     assert table.header[0] == f"Model: toy, weights: trained; 8 frames; {counted}"
 
 
+@pytest.mark.parametrize(("videos", "said"), [(1, True), (19, True), (20, False)])
+def test_intervals_over_few_videos_are_told_of(make, provenance, videos, said):
+    failed = "xx"  # of one video more, which tells of nothing
+    records = [*make("dense", 1.0, "10" * videos + failed), *make("ours", 0.5, "10" * videos + failed)]
+    (table,) = layout(rows_of(records), provenance, NOTHING)
+    assert table.header[0].endswith(f"on {videos} video{'s' * (videos > 1)})")
+    assert any(line.startswith("Intervals on bench are narrower") for line in table.header) == said
+
+
+def test_rows_that_do_not_say_how_many_videos_there_were_make_a_table(toy, provenance):
+    rows = rows_of(toy)
+    (table,) = layout(rows[rows.metric != "videos"], provenance, NOTHING)
+    assert table.header[0].endswith("; bench (12 questions)")
+    assert not any("narrower" in line for line in table.header)
+
+
 def test_of_several_benchmarks_each_has_its_first_questions(make, provenance):
     records = [r for b, right in (("long", "1111"), ("short", "11")) for r in make("dense", 1.0, right, benchmark=b)]
     (table,) = layout(rows_of(records), provenance, NOTHING, whole={"long": 9, "short": 2})
     assert table.title == "t: toy, long, short, 8 frames, only the first 4 questions of each"
-    assert table.header[0].endswith("; long (first 4 of 9 questions), short (2 questions)")
+    assert table.header[0].endswith("; long (first 4 of 9 questions on 2 videos), short (2 questions on 1 video)")

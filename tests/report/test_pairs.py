@@ -31,6 +31,17 @@ def test_values_by_hand(toy, provenance):
     assert lines(swapped)["bench", "all"][6:] == ["1", "4"]
 
 
+def test_intervals_over_few_videos_are_told_of(make, provenance):
+    def header(videos):
+        records = [*make("ours", 0.25, "11" * videos), *make("random", 0.25, "10" * videos)]
+        (table,) = pair_tables(records, provenance, OURS, RANDOM, bootstrap=FAST)
+        return table.header
+
+    few = "Intervals on bench are narrower than what is known: they rest on 19 videos, fewer than 20"
+    assert few in header(19)
+    assert not any("narrower" in line for line in header(20))
+
+
 def test_what_a_third_lost_has_a_line_of_its_own(make, provenance):
     records = [
         *make("dense", 1.0, "11110"),

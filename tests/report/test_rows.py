@@ -144,6 +144,8 @@ def test_failures_are_left_out_and_counted(toy):
 def test_a_cell_without_an_answer_has_no_values(make, tmp_path):
     write_rows(result_rows([*make("dense", 1.0, "1101"), *make("ours", 0.25, "xxxx")]), tmp_path / "rows.csv")
     ours = [row for row in as_tuples(read_rows(tmp_path / "rows.csv")) if row.method == "ours"]
+    (videos,) = [ours.pop(i) for i, row in enumerate(ours) if row.metric == "videos"]
+    assert (videos.value, videos.n, videos.n_errors) == (0, 0, 4)
     assert {"accuracy", "accuracy_kept_percent", "flips_lost", "flips_won", "p_mcnemar"} == {row.metric for row in ours}
     assert all(math.isnan(row.value) and (row.n, row.n_errors) in ((0, 4), (0, 2)) for row in ours)
 
@@ -163,6 +165,14 @@ def test_order_is_dense_first_then_methods_as_given_then_falling_ratios(toy):
 def test_the_order_of_records_does_not_matter(toy):
     shuffled = random.Random(0).sample(toy, len(toy))
     pd.testing.assert_frame_equal(result_rows(toy), result_rows(shuffled))
+
+
+def test_videos_are_those_that_answers_are_about(make):
+    records = [*make("dense", 1.0, "1111xx", benchmark="long"), *make("dense", 1.0, "1x", benchmark="short")]
+    records += [*make("ours", 0.5, "1xxx11", benchmark="long")]
+    rows = result_rows(records)
+    found = {(r.benchmark, r.method): r.value for r in rows[rows.metric == "videos"].itertuples()}
+    assert found == {("long", "dense"): 2, ("short", "dense"): 1, ("average", "dense"): 3, ("long", "ours"): 2}
 
 
 def test_average_over_benchmarks_is_unweighted(make):
