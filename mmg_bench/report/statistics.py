@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 FloatArray = NDArray[np.float64]
 Labels = Sequence[str] | NDArray[np.str_]
 
-_CHUNK = 2**22  # elements: bounds the memory of a product to tens of megabytes
+_CHUNK = 2**16  # elements of a product: as many as a cache holds, which is several times as fast as many at once
 
 
 @dataclass(frozen=True)
