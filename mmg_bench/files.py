@@ -1,12 +1,18 @@
-"""Files that are whole or not there, and what tells one content from another."""
+"""Files that are whole or not there, or of one process at a time, and what tells one content from another."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 from uuid import uuid4
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""Faults of file systems that have no locks, as NFS may be mounted."""
 
 
 @contextmanager
@@ -26,6 +32,22 @@ def written_whole(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(file: IO[Any]) -> Iterator[bool]:
+    """Hold the lock of an open file, once whoever has it lets go; False without one, where the file system has none."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def digest_of(files: Iterable[Path]) -> str:

@@ -164,6 +164,22 @@ def test_two_processes_share_a_folder(tmp_path: Path) -> None:
     assert {method: max(part.n) for method, part in rows.groupby("method")} == {"dense": 4, "random": 4, "uniform": 4}
 
 
+def test_the_second_of_two_equal_runs_is_refused(tmp_path: Path) -> None:
+    args = ["run", "method=random", "limit=12", "workers=2", f"output_dir={tmp_path}"]
+    first = subprocess.Popen([*COMMAND, *args], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and not any(tmp_path.glob(".claim-*")):
+        time.sleep(0.02)
+    second = mmg_bench("run", "-m", "method=uniform,random", *args[2:])
+    assert second.returncode == 2, second.stderr
+    assert f"mmg-bench: {tmp_path}: process {first.pid} on " in second.stderr
+    assert " is at work there on random at R = 25 %, since " in second.stderr
+    _, errors = first.communicate()
+    assert first.returncode == 0, errors
+    records = [line for path in tmp_path.glob("records*.jsonl") for line in path.read_text().splitlines()]
+    assert len(records) == 24  # of two cells, each once
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_run_resumes(tmp_path: Path, how: signal.Signals) -> None:
     args = ["run", "method=mmg_vid", "limit=24", f"output_dir={tmp_path}"]

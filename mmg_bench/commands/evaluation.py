@@ -32,12 +32,15 @@ from mmg_bench.report.accuracy import layout
 from mmg_bench.report.labels import label_among, label_meant
 from mmg_bench.report.rows import DENSE, Measurement, result_rows
 from mmg_bench.runner import provenance
+from mmg_bench.runner.claims import Claim, claimed
 from mmg_bench.runner.evaluate import Shard, collect, evaluate
 from mmg_bench.runner.records import Record
 from mmg_bench.runner.workers import in_processes, workers_for
 
 _SHOWN = 10
 """Faults that are told; the records hold all."""
+_PLACE = ("device", "device_map")
+"""What of a model says where it runs: answers are the same elsewhere."""
 _TOLD = ("output_dir", "model.name", "model.frames", "benchmark.name")
 """Options of a job, beside its cells, by which the rows of several in one folder can be told apart."""
 
@@ -189,10 +192,29 @@ def _shard(given: Any) -> Shard:
 def _do(jobs: Sequence[Job]) -> int:
     """Answer, measure, report; jobs of one folder share its rows. Returns how many answers and timings failed.
 
-    Rows are written as soon as there are any, so that a later fault or a stop loses nothing, and shown once.
+    Raises ClaimedError, before any of it, where another command is answering the same.
     """
     for job in jobs:
         _check(job)
+    with claimed(claim for job in jobs for claim in _claims(job)):
+        return _do_claimed(jobs)
+
+
+def _claims(job: Job) -> Iterator[Claim]:
+    """What no other command should answer while a job does. Dense, which every command has, only where it is alone."""
+    cells = [cell for cell in job.cells if cell.method.name != DENSE] or job.cells
+    model = {k: v for k, v in job.model.described().items() if k not in _PLACE}
+    for benchmark, folder in zip(job.benchmarks, job.folders, strict=True):
+        keys = {cell.key(model=model, benchmark=benchmark["name"]): cell for cell in cells}
+        names = {key: at_ratio(cell.label, cell.method.retention_ratio) for key, cell in keys.items()}
+        yield Claim(folder, names, job.shard)
+
+
+def _do_claimed(jobs: Sequence[Job]) -> int:
+    """As `_do`, of jobs that are checked and claimed.
+
+    Rows are written as soon as there are any, so that a later fault or a stop loses nothing, and shown once.
+    """
     done: dict[Path, list[Outcome]] = {}
     failed = 0
     for number, job in enumerate(jobs, start=1):

@@ -35,6 +35,7 @@ from mmg_bench.report.answers import ALL, NO_BENCHMARK
 from mmg_bench.report.efficiency import cell_key, efficiency_layout
 from mmg_bench.report.rows import Measurement, pending_rows, result_rows
 from mmg_bench.runner import provenance
+from mmg_bench.runner.claims import Claim, claimed
 from mmg_bench.runner.lines import LineFile, read_lines
 
 DONE = "measurements.jsonl"
@@ -165,7 +166,8 @@ def _do(job: Job) -> int:
     """Measure what is not measured yet, and report everything. Returns how many models and cells failed.
 
     One model's fault does not lose the others; the only one's is raised. A cell's loses neither its unit's other cells
-    nor, where it came after the rounds, the cell's own times.
+    nor, where it came after the rounds, the cell's own times. Raises ClaimedError where another command measures the
+    same.
     """
     check_whole("text_tokens", job.text_tokens, 1)
     check_number("energy_seconds", job.energy_seconds)
@@ -181,19 +183,21 @@ def _do(job: Job) -> int:
     for group in groups:
         _check(group[0][1].model, [cell for _, unit, _ in group for cell in unit.cells])
     failed = 0
-    for group in groups:
-        try:
-            for line in _measure_model(job, group):
-                with LineFile(path) as file:
-                    file.append([line])
-                done[line["key"]] = line
-                part = _rows(job, [done[key] for key in plans if key in done])
-                publish(*part, job.folder, efficiency_layout, shown=False)
-        except (ValueError, RuntimeError, OSError) as error:
-            if len(plans) == len(group):
-                raise
-            failed += 1
-            print(f"{group[0][1].model.name} could not be measured: {error}", flush=True)
+    claims = [Claim(job.folder, {key: unit.name for key, unit, _ in todo})] if todo else []
+    with claimed(claims):
+        for group in groups:
+            try:
+                for line in _measure_model(job, group):
+                    with LineFile(path) as file:
+                        file.append([line])
+                    done[line["key"]] = line
+                    part = _rows(job, [done[key] for key in plans if key in done])
+                    publish(*part, job.folder, efficiency_layout, shown=False)
+            except (ValueError, RuntimeError, OSError) as error:
+                if len(plans) == len(group):
+                    raise
+                failed += 1
+                print(f"{group[0][1].model.name} could not be measured: {error}", flush=True)
     faults = [
         (f"{cell} ({unit.name})", why)
         for key, (unit, _) in plans.items()

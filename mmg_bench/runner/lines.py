@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from mmg_bench.files import locked
 
 
 class LineFile:
@@ -27,15 +28,12 @@ class LineFile:
         """
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX)  # whoever holds it is alive: no line is half written by another
-            try:
+            with locked(self._file):  # whoever holds it is alive: no line is half written by another
                 self._drop_torn_line()
                 left = memoryview(text.encode())
                 while left:
                     left = left[self._file.write(left) :]
                 os.fsync(self._file.fileno())
-            finally:
-                fcntl.flock(self._file, fcntl.LOCK_UN)
         except OSError as error:
             raise OSError(
                 error.errno,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mmg_bench
-from mmg_bench.files import written_whole
+from mmg_bench.files import locked, written_whole
 
 if TYPE_CHECKING:
     import torch
@@ -61,8 +60,7 @@ def register(folder: Path, entry: dict[str, Any]) -> str:
     command = " ".join(word for word in words if not word.startswith(("shard.", "workers=")))
     key = key_of({**entry, "command": command}, apart=("date",))
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".provenance.lock").open("w") as lock:  # shards register side by side
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (folder / ".provenance.lock").open("w") as lock, locked(lock):  # shards register side by side
         entries = read(folder)
         if key in entries:
             entry = {**entries[key], "last_date": entry.get("date")}

@@ -18,6 +18,7 @@ from mmg_bench.models.checking import ModelError
 from mmg_bench.models.spec import EMBEDDED
 from mmg_bench.report.answers import AVERAGE
 from mmg_bench.report.rows import provenance_keys, read_rows
+from mmg_bench.runner.claims import ClaimedError
 
 
 def run(*overrides: str) -> int:
@@ -186,6 +187,59 @@ def test_shares_of_the_videos_have_no_rows(tmp_path: Path, capsys: pytest.Captur
     assert run("shard.index=0,1", "shard.count=2", "limit=12", f"output_dir={tmp_path}/") == 0
     assert "shard.index=1 of shard.count=2 is done" in capsys.readouterr().out
     assert not (tmp_path / "rows.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "refused"),
+    [
+        ("method=random", "method=random model.device=auto limit=3", "random at R = 25 %"),
+        ("method=random", "retention_ratio=0.1,0.25 method=uniform,random", "random at R = 25 %"),
+        ("method=dense", "method=dense", "dense at R = 100 %"),
+        ("method=random,uniform", "method=uniform,random", "uniform at R = 25 % and 1 more"),
+        ("method=random model.frames=2,4", "method=random model.frames=4", "random at R = 25 %"),
+        ("method=random shard.count=2", "method=random shard.count=2", "random at R = 25 %"),
+        ("method=random shard.count=2", "method=random shard.count=2 shard.index=1", ""),
+        ("method=random", "method=random output_dir={}/other", ""),
+        ("method=random", "method=random model.frames=4", ""),
+        ("method=random", "method=random retention_ratio=0.1", ""),
+        ("method=random", "method=random benchmark.name=other", ""),
+        ("method=dense", "method=random", ""),
+    ],
+)
+def test_what_another_command_is_answering_is_not_answered_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str, refused: str
+) -> None:
+    loads: list[str] = []
+
+    def load(self: Any, _: Any) -> None:
+        loads.append("")
+        if len(loads) > 1:
+            raise ArithmeticError  # far enough
+        if refused:
+            with pytest.raises(ClaimedError, match=rf"^{tmp_path}: process \d+ on .* at work there on {refused}, sin"):
+                run(*options, *second.format(tmp_path).split())
+        else:
+            with pytest.raises(ArithmeticError):
+                run(*options, *second.format(tmp_path).split())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation.VideoLLM, "__init__", load)
+    options = ["limit=2", f"output_dir={tmp_path}"]
+    with pytest.raises(KeyboardInterrupt):
+        run(*options, *first.split())
+    assert len(loads) == 1 + (not refused)
+    assert list(tmp_path.glob(".claim-*")) == []
+
+
+def test_workers_of_a_sweep_are_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_by_one(count: int, work: Any, *arguments: Any) -> None:
+        for index in range(count):
+            work(index, count, *arguments)
+
+    monkeypatch.setattr(evaluation, "in_processes", one_by_one)
+    assert run("model.frames=2,4", "limit=4", "workers=2", f"output_dir={tmp_path}") == 0
+    lines = [line for path in tmp_path.glob("records*.jsonl") for line in path.read_text().splitlines()]
+    assert len(lines) == 4 * 2 * 2
 
 
 def test_a_table_of_the_first_questions_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

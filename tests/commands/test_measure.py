@@ -23,6 +23,7 @@ from mmg_bench.methods.mmg_vid import MMGVid
 from mmg_bench.methods.random import Random
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.report.rows import read_rows
+from mmg_bench.runner.claims import ClaimedError
 
 QUICK = ["measure.repeats=2", "measure.warmup=0", "measure.new_tokens=2", "text_tokens=12", "video=random"]
 
@@ -143,6 +144,26 @@ def test_times_of_a_method_whose_code_changed_are_not_its(
         monkeypatch.setattr(measure, "code_of", lambda _, code=code: code)
         run(tiny_folder, tmp_path, *options)
         assert len(measured) == times
+
+
+def test_what_another_command_measures_is_not_measured_twice(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def second(llm: Any, cells: Any, *_: Any) -> Any:
+        with pytest.raises(
+            ClaimedError, match=rf"^{tmp_path}: process \d+ on .* at work there on tiny: 4 frames, batch 1"
+        ):
+            command(tiny_folder, tmp_path, "frames=4,2")
+        monkeypatch.setattr(measure, "measure_efficiency", original)
+        assert command(tiny_folder, tmp_path, "frames=2") == 0
+        raise KeyboardInterrupt
+
+    original = measure.measure_efficiency
+    monkeypatch.setattr(measure, "measure_efficiency", second)
+    with pytest.raises(KeyboardInterrupt):
+        command(tiny_folder, tmp_path)
+    assert command(tiny_folder, tmp_path, "frames=2,4") == 0
+    assert len((tmp_path / measure.DONE).read_text().splitlines()) == 2
 
 
 def test_a_torn_line_is_measured_again(tiny_folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,148 @@
+"""What a command is at work on, told to others in the same folder: nothing is computed twice at once.
+
+A claim is a file in the folder that is locked as long as its process lives. So one that was killed holds nothing, and
+there is nothing to clear away by hand.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import socket
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+from uuid import uuid4
+
+from mmg_bench.files import locked
+from mmg_bench.runner import provenance
+from mmg_bench.runner.evaluate import Shard
+
+_GUARD = ".claims.lock"
+"""Locked while claims are looked through and a new one is made, so that of two equal ones one comes first."""
+
+_NO_LOCKS = "its file system has no locks: two commands that do the same there are not told so, so start one at a time"
+
+
+class ClaimedError(RuntimeError):
+    """Another command is at work on the same; the message names the folder, the process and the remedy."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Work that one command alone should do in a folder."""
+
+    folder: Path
+    work: Mapping[str, str]
+    """Key of a piece of work -> what a sentence calls it."""
+    shard: Shard = field(default_factory=Shard)
+    """Which part of the videos: others may do the same work on other parts."""
+
+    def shares(self, other: Mapping[str, Any]) -> list[str]:
+        """What it has in common with a claim as read from its file."""
+        index, count = other["shard"]
+        if (self.shard.index - index) % math.gcd(self.shard.count, count):  # every count-th video: none is in both
+            return []
+        return [name for key, name in self.work.items() if key in other["work"]]
+
+
+@contextmanager
+def claimed(claims: Iterable[Claim]) -> Iterator[None]:
+    """Hold the claims of one command, which may overlap each other. Raises ClaimedError where another one's does.
+
+    On a file system without locks a line says that nothing can be claimed there.
+    """
+    with ExitStack() as held:
+        own: list[Path] = []
+        told = False
+        for claim in claims:
+            claim.folder.mkdir(parents=True, exist_ok=True)
+            with _guarded(claim.folder) as alone:
+                if not alone:
+                    if not told:
+                        print(f"{claim.folder}: {_NO_LOCKS}", flush=True)
+                    told = True
+                    continue
+                for other in _others(claim.folder, own):
+                    if common := claim.shares(other):
+                        raise ClaimedError(_told(claim.folder, other, common))
+                own.append(held.enter_context(_made(claim)))
+        yield
+
+
+@contextmanager
+def _guarded(folder: Path) -> Iterator[bool]:
+    """Hold a folder's claims as they are for a moment; False where its file system has no locks. Leaves no file."""
+    path = folder / _GUARD
+    while True:
+        with path.open("w") as file, locked(file) as alone:
+            if alone and not _is_at(file, path):  # whoever had it before has taken it away: there may be a new one
+                continue
+            try:
+                yield alone
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(file: IO[Any], path: Path) -> bool:
+    """Whether an open file is the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _made(claim: Claim) -> Iterator[Path]:
+    """The file of a claim, locked."""
+    content = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": provenance.command(),
+        "shard": [claim.shard.index, claim.shard.count],
+        "work": list(claim.work),
+    }
+    path = claim.folder / f".claim-{uuid4().hex}.json"
+    with path.open("x", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        json.dump(content, file)
+        file.flush()
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _others(folder: Path, own: Collection[Path]) -> Iterator[dict[str, Any]]:
+    """Claims of commands that live; files that others left are taken away."""
+    for path in folder.glob(".claim-*.json"):
+        if path in own:
+            continue
+        try:
+            file = path.open("r+", encoding="utf-8")
+        except FileNotFoundError:  # its command has just ended
+            continue
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield json.load(file)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _told(folder: Path, other: Mapping[str, Any], common: list[str]) -> str:
+    """What to say of a claim that stands in the way."""
+    more = f" and {len(common) - 1} more" if len(common) > 1 else ""
+    return (
+        f"{folder}: process {other['pid']} on {other['host']} is at work there on {common[0]}{more}, since "
+        f"{other['since']} (`{other['command']}`): wait for its end and give this command again, which takes over what "
+        "it did, or set another output_dir"
+    )
