@@ -42,7 +42,7 @@ def show(configs: Sequence[DictConfig]) -> int:
     apart = ("method", "retention_ratio", "positions")
     if different := sorted(k for k in values if k not in apart and any(c[k] != values[k] for c in plain)):
         raise ValueError(f"pictures that differ in {', '.join(different)} do not fit one: make them one by one")
-    check_text("question", values["question"])
+    _check_question(values["question"])
     check_whole("new_tokens", values["new_tokens"], 1)
     check_whole("pictures", values["pictures"], 1)
     file, video = _picture(values["picture"]), _video(values["video"])
@@ -78,6 +78,13 @@ def show(configs: Sequence[DictConfig]) -> int:
             Image.fromarray(sheet).save(temporary, format=_FORMATS[file.suffix.lower()])
         print(f"Written: {file}")
     return len(cells) - len(rows)
+
+
+def _check_question(given: Any) -> None:
+    """Raise ValueError where a question asks nothing. What other options take for none is a text like any here."""
+    check_text("question", given)
+    if given.strip().lower() in ("null", "none"):
+        raise ValueError(f"question={given!r}: it asks nothing; leave the option out for the usual question, or ask one")
 
 
 def _picture(given: Any) -> Path:

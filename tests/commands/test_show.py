@@ -160,6 +160,8 @@ def test_rows_are_told_apart() -> None:
     [
         ("video=no.mp4", "video='no.mp4': no such video; name a file, a folder of pictures, or generated"),
         ("question=", "question='': it must be a text"),
+        ("question=null", "question='null': it asks nothing; leave the option out for the usual question, or ask one"),
+        ("question=None", "question='None': it asks nothing; leave the option out"),
         ("picture=kept", "picture='kept': name a file that ends in .png, .jpg, .jpeg"),
         ("picture=configs", "picture='configs': name a file"),
         ("picture=README.md/a.png", "README.md is a file; name another folder"),
