@@ -348,13 +348,40 @@ def check_told_apart(configs: Sequence[Mapping[str, Any]], told: Sequence[str], 
         alike.setdefault(tuple(options.get(option) for option in told), []).append(options)
     unlike: dict[str, list[str]] = {}
     for same in alike.values():
-        for option in dict.fromkeys(option for options in same for option in options):
-            if len(values := list(dict.fromkeys(str(options.get(option)) for options in same))) > 1:
-                unlike.setdefault(option, values)
+        unlike |= {option: values for option, values in _differing(same).items() if option not in unlike}
     if unlike:
-        given = " ".join(f"{option}={','.join(values)}" for option, values in unlike.items())
         into = "/".join(f"${{{option}}}" for option in unlike)
-        raise ValueError(f"{given}: rows in one folder would not tell which is which; {fix.format(into)}")
+        raise ValueError(f"{_given(unlike)}: rows in one folder would not tell which is which; {fix.format(into)}")
+
+
+def check_alike(configs: Sequence[Mapping[str, Any]], apart: Collection[str], says: str) -> None:
+    """Raise ValueError, with their values, where configurations differ in other options than those `apart`.
+
+    says: why that cannot be, and what to do about it; `{}` in it stands for the options' names.
+    """
+    kept = [{name: value for name, value in config.items() if name not in apart} for config in configs]
+    unlike = _differing([_options(config) for config in kept])
+    for group in [name for name, value in kept[0].items() if isinstance(value, dict) and f"{name}.name" in unlike]:
+        if set(unlike[f"{group}.name"]) <= set(names(group)):  # another member of it, with all that comes of that
+            members = unlike[f"{group}.name"]
+            others = {o: values for o, values in unlike.items() if not o.startswith(f"{group}.")}
+            unlike = {group: members, **others}
+    if unlike:
+        raise ValueError(f"{_given(unlike)}: {says.format(', '.join(unlike))}")
+
+
+def _differing(several: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The options that are not the same in all of some, each with its values."""
+    found = {
+        option: list(dict.fromkeys(str(options.get(option)) for options in several))
+        for option in dict.fromkeys(option for options in several for option in options)
+    }
+    return {option: values for option, values in found.items() if len(values) > 1}
+
+
+def _given(values: Mapping[str, Sequence[str]]) -> str:
+    """Options with their values, as a sweep is given them."""
+    return " ".join(f"{option}={','.join(texts)}" for option, texts in values.items())
 
 
 def _options(config: Mapping[str, Any]) -> dict[str, Any]:

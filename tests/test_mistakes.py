@@ -186,6 +186,11 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
             "measure -m model.dtype=float32,bfloat16",
             "model.dtype=float32,bfloat16: rows in one folder would not tell which is which; run them one by one",
         ),
+        (
+            "measure -m measure.repeats=20,30 text_tokens=8,16",
+            "measure.repeats=20,30 text_tokens=8,16: measurements that differ in measure.repeats, text_tokens do not "
+            "fit one table: run them one by one, each with an `output_dir` of its own",
+        ),
         ("measure -m weights=pretrained,random", "weights=pretrained,random: rows in one folder would not tell"),
         ("measure video=null", "video=None: it must be a text"),
         ("measure video=/nowhere", "video='/nowhere': no such video"),

@@ -88,12 +88,12 @@ def measure(configs: Sequence[DictConfig]) -> int:
     """Measure what measure.yaml composes, all of one model together."""
     plain = [cfg.plain(c) for c in configs]
     of_unit = ("model", "weights", "frames", "batch_size")
-    apart = (*of_unit, "method", "retention_ratio", "positions", "output_dir")
-    conditions = [{k: v for k, v in c.items() if k not in apart} for c in plain]
-    if different := sorted(k for k in conditions[0] if any(c[k] != conditions[0][k] for c in conditions)):
-        raise ValueError(
-            f"measurements that differ in {', '.join(different)} do not fit one table: run them one by one"
-        )
+    cfg.check_alike(
+        plain,
+        (*of_unit, "method", "retention_ratio", "positions", "output_dir"),
+        "measurements that differ in {} do not fit one table: run them one by one, each with an `output_dir` of its "
+        "own",
+    )
     told = ("model.name", "model.frames", "frames", "batch_size")
     cfg.check_told_apart([{k: c[k] for k in of_unit} for c in plain], told, "run them one by one")
     cells: dict[tuple[ModelSpec, int], list[Cell]] = {}

@@ -39,9 +39,12 @@ def show(configs: Sequence[DictConfig]) -> int:
     """Draw what each of the composed methods keeps of a video, and print what the model answers with it."""
     plain = [cfg.plain(config) for config in configs]
     values = plain[0]
-    apart = ("method", "retention_ratio", "positions")
-    if different := sorted(k for k in values if k not in apart and any(c[k] != values[k] for c in plain)):
-        raise ValueError(f"pictures that differ in {', '.join(different)} do not fit one: make them one by one")
+    cfg.check_alike(
+        plain,
+        ("method", "retention_ratio", "positions"),
+        "pictures that differ in {} do not fit one: make them one by one, each with a `picture` of its own; one "
+        "takes several values of method, its options, retention_ratio and positions alone",
+    )
     _check_question(values["question"])
     check_whole("new_tokens", values["new_tokens"], 1)
     check_whole("pictures", values["pictures"], 1)
@@ -84,7 +87,9 @@ def _check_question(given: Any) -> None:
     """Raise ValueError where a question asks nothing. What other options take for none is a text like any here."""
     check_text("question", given)
     if given.strip().lower() in ("null", "none"):
-        raise ValueError(f"question={given!r}: it asks nothing; leave the option out for the usual question, or ask one")
+        raise ValueError(
+            f"question={given!r}: it asks nothing; leave the option out for the usual question, or ask one"
+        )
 
 
 def _picture(given: Any) -> Path:

@@ -168,6 +168,17 @@ def test_rows_are_told_apart() -> None:
         ("pictures=0", "pictures=0: it must be a whole number, at least 1"),
         ("new_tokens=many", "new_tokens='many': it must be a whole number, at least 1"),
         ("-m new_tokens=1,2", "pictures that differ in new_tokens do not fit one: make them one by one"),
+        (
+            "-m model.frames=4,8 method=mmg_vid,random",
+            "model.frames=4,8: pictures that differ in model.frames do not fit one: make them one by one, each with a "
+            "`picture` of its own; one takes several values of method, its options, retention_ratio and positions "
+            "alone",
+        ),
+        (
+            "-m model=embedded,llava_onevision_0_5b pictures=4,8",
+            "model=embedded,llava_onevision_0_5b pictures=4,8: pictures that differ in model, pictures do not fit one",
+        ),
+        ("-m model.name=a,b", "model.name=a,b: pictures that differ in model.name do not fit one"),
         ("method=visionzip model=qwen2_5_vl_7b", "visionzip: models of type 'qwen2_5_vl' do not supply"),
     ],
 )
