@@ -263,6 +263,33 @@ def test_what_a_run_cannot_do_is_said_before_a_model_is_loaded(options: str, mon
     assert given(f"mmg-bench run {options}", monkeypatch) == 2
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"", "the file is empty; download it again or"), (b"no video", "cannot be decoded ("), (None, "no such video")],
+)
+@pytest.mark.parametrize("command", ["measure -m frames=2,4", "table table=efficiency profile=cpu", "show"])
+def test_a_video_that_cannot_be_read_is_named_before_a_model_is_loaded(
+    command: str,
+    content: bytes | None,
+    says: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def load(*_: object) -> None:
+        pytest.fail("a model is loaded")
+
+    monkeypatch.setattr("mmg_bench.models.loading.VideoLLM.__init__", load)
+    video = tmp_path_factory.mktemp("videos") / "clip.mp4"
+    if content is not None:
+        video.write_bytes(content)
+    option = "table.video" if command.startswith("table ") else "video"
+    assert given(f"mmg-bench {command} {option}={video}", monkeypatch) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert str(video) in error
+    assert says in error
+
+
 @pytest.mark.parametrize("command", ["run", "measure"])
 @pytest.mark.parametrize(
     ("config", "says"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import groupby
 from pathlib import Path
@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from mmg_bench import config as cfg
 from mmg_bench import specs
-from mmg_bench.benchmarks.video import pictures
+from mmg_bench.benchmarks.video import VideoError, pictures, read_clip
 from mmg_bench.cells import Cell, code_of, described_plug_ins, needs_of
 from mmg_bench.commands.profiles import choose, named
 from mmg_bench.commands.publish import publish, results_folder
@@ -182,6 +182,7 @@ def _do(job: Job) -> int:
     groups = [list(group) for _, group in groupby(todo, key=lambda item: replace(item[1].model, frames=1))]
     for group in groups:
         _check(group[0][1].model, [cell for _, unit, _ in group for cell in unit.cells])
+    _check_video(job.video, {unit.model.frames for _, unit, _ in todo})
     failed = 0
     claims = [Claim(job.folder, {key: unit.name for key, unit, _ in todo})] if todo else []
     with claimed(claims):
@@ -262,6 +263,23 @@ def _video(given: str) -> str:
     if not path.exists():
         raise ValueError(f"video={given!r}: no such video; name a file, a folder of pictures, generated or random")
     return f"{path.name}@{digest_of(pictures(path) if path.is_dir() else [path])}"
+
+
+def _check_video(given: str, frames: Collection[int]) -> None:
+    """Raise VideoError, naming the option, unless a video can be decoded: before minutes are spent on loading a model.
+
+    frames: how many are to be taken of it, each of which is tried. A line says so where it has fewer.
+    """
+    if given == "random":
+        return
+    path = video_file(given)
+    for count in sorted(frames):
+        try:
+            whole = read_clip(path, count).timing.total
+        except VideoError as error:
+            raise VideoError(f"video={given!r}: {str(error).removeprefix(f'{path}: ')}") from error
+        if whole < count:
+            print(f"video={given!r} has {whole} frames: of {count}, some are the same", flush=True)
 
 
 def _measure_model(job: Job, todo: list[tuple[str, Unit, dict[str, Any]]]) -> Iterator[dict[str, Any]]:

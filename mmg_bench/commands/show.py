@@ -54,13 +54,13 @@ def show(configs: Sequence[DictConfig]) -> int:
     cells = list(dict.fromkeys(cells))
     spec = specs.model_spec(values["model"])
     check_model(spec, {cell.label: cell.method for cell in cells})
+    clip = read_clip(video, spec.frames)  # one that cannot be decoded must show before the model is loaded
 
     llm = VideoLLM(spec)
     needs = needs_of(cells)
     llm.prepare(needs)
     for cell in cells:
         check_method(llm.adapter, cell.method, cell.label)
-    clip = read_clip(video, spec.frames)
     encoded = llm.encode(llm.preprocess(clip.pixels, clip.timing), needs)
     inputs = llm.tokenize(values["question"], encoded.texts)
     print(_title(video.name, len(clip.pixels), values["question"]))

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 
 import families
 from mmg_bench import config as cfg
@@ -200,6 +201,14 @@ def test_another_video_of_that_name_is_measured_anew(tiny_folder: Path, tmp_path
         entries.append(entry["video"])
     assert all(entry.startswith("clip.mp4@") for entry in entries)
     assert entries[0] != entries[1]
+
+
+def test_a_video_of_few_frames_is_told(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        Image.new("RGB", (32, 32), (90 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    run(tiny_folder, tmp_path / "out", "frames=2,4", f"video={tmp_path}")
+    told = [line for line in capsys.readouterr().out.splitlines() if " frames: of " in line]
+    assert told == [f"video='{tmp_path}' has 3 frames: of 4, some are the same"]
 
 
 def test_out_of_memory_is_written_down(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
