@@ -80,6 +80,17 @@ def test_changes_to_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "or set model.llava_onevision_7b.siglip to a folder" in said
 
 
+def test_a_line_names_its_method_once(capsys: pytest.CaptureFixture[str]) -> None:
+    changes = ("path=embedded", "revision=null", "siglip=null")
+    (config,) = cfg.sweep("table", ["profile=paper", *(f"model.llava_onevision_7b.{change}" for change in changes)])
+    assert doctor(config) > 0
+    said = capsys.readouterr().out.splitlines()
+    for method in ("cdpruner", "fastvid"):
+        (line,) = [line for line in said if f"what {method} reads" in line]
+        assert line.startswith(f"  MISSING what {method} reads: models of type 'llava_onevision' do not supply ")
+        assert line.count(method) == 1
+
+
 def test_a_method_that_wants_a_checkpoint_which_the_model_has_not(capsys: pytest.CaptureFixture[str]) -> None:
     (config,) = cfg.sweep("run", ["model=embedded", "method=fastvid"])
     assert doctor(config) == 1

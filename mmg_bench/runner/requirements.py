@@ -131,11 +131,13 @@ def _methods(spec: ModelSpec, methods: Mapping[str, Method]) -> Iterator[Check]:
         return
     for label, method in methods.items():
         if (lacking := bare.adapter.lacking_for(method.needs, label, siglip=spec.siglip is not None)) is not None:
-            yield Check(f"what {label} reads", *lacking)
+            fault, fix = lacking
+            yield Check(f"what {label} reads", fault.removeprefix(f"{label}: "), fix)
         try:
             bare.check_layers(method)
         except ValueError as error:
-            yield Check(f"where {label} prunes", str(error), "choose another method or model")
+            fault = str(error).removeprefix(f"{method.name} prunes ")
+            yield Check(f"where {label} prunes", fault, "choose another method or model")
 
 
 def _gpu(model: Mapping[str, Any], spec: ModelSpec) -> Iterator[Check]:

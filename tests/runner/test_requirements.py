@@ -175,7 +175,7 @@ def test_siglip_does_not_serve_every_family(home: Path) -> None:
     methods = {"fastvid": cell({"name": "fastvid"}, 0.5).method}
     found = [str(c) for c in check_all(model, model_spec(model), [], False, methods) if "reads" in c.what]
     assert [line.partition(" (")[0] for line in found] == [
-        "what fastvid reads: fastvid: models of type 'qwen2_5_vl' do not supply frame_features, probe_attention"
+        "what fastvid reads: models of type 'qwen2_5_vl' do not supply frame_features, probe_attention"
     ]
 
 
@@ -186,7 +186,7 @@ def test_layers_that_a_method_cannot_prune_between_are_named(home: Path, tmp_pat
     found = [str(c) for c in check_all(model, model_spec(model), [], False, methods) if "prunes" in c.what]
     assert [line.partition(" before them: ")[::2] for line in found] == [
         (
-            "where fastv prunes: fastv prunes inside the language model, whose layers must attend to all that is",
+            "where fastv prunes: inside the language model, whose layers must attend to all that is",
             "this one has full_attention, linear_attention\n      -> choose another method or model",
         )
     ]
@@ -237,7 +237,7 @@ def test_the_siglip_checkpoint_is_asked_for_only_by_methods_that_need_it(home: P
     (line,) = lacks({**model, "siglip": "/nowhere"}, "fastvid")
     assert "/nowhere: no such checkpoint folder" in line
     (line,) = lacks({**model, "siglip": None}, "fastvid")
-    assert line.startswith("what fastvid reads: fastvid: models of type 'llava_onevision' do not supply frame_")
+    assert line.startswith("what fastvid reads: models of type 'llava_onevision' do not supply frame_")
 
 
 def test_an_architecture_that_is_not_known_is_named(home: Path) -> None:
