@@ -25,6 +25,9 @@ from mmg_bench.report.table import (
     with_unit,
 )
 
+_FEW = 10
+"""Rounds below which the 5th and 95th percentile are all but the least and the greatest of them."""
+
 
 def cell_key(method: str, ratio: float) -> str:
     """What provenance calls a cell, in `cells`, `out_of_memory` and `failed`."""
@@ -183,5 +186,16 @@ class _Group:
 
     def _notes(self) -> tuple[str, ...]:
         failures = self._told("out_of_memory") | self._told("failed")
-        busy = unsteady(self._row((DENSE, 1.0), "prefill_ms"))
-        return (*(f"{FLAG} {line}" for line in busy), *(f"{cell}: {why}" for cell, why in failures.items()))
+        flags = [*unsteady(self._row((DENSE, 1.0), "prefill_ms")), *self._few_rounds()]
+        return (*(f"{FLAG} {line}" for line in flags), *(f"{cell}: {why}" for cell, why in failures.items()))
+
+    def _few_rounds(self) -> list[str]:
+        """A line that says so where intervals in the table are of too few rounds to mean anything."""
+        speedups = self.rows.metric.str.endswith("_speedup") & (self.rows.method != DENSE)
+        shown = self.rows[speedups & self.rows.ci_low.notna()]
+        if shown.empty or (rounds := int(shown.n.min())) >= _FEW:
+            return []
+        return [
+            f"{rounds} rounds are few: intervals of speed-ups, and percentiles of times in rows.csv, mean little below "
+            f"{_FEW}; set measure.repeats higher (20 is usual)"
+        ]

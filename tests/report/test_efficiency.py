@@ -9,7 +9,7 @@ import pytest
 
 from mmg_bench.report.efficiency import efficiency_layout
 from mmg_bench.report.rows import Measurement, pending_rows, result_rows
-from mmg_bench.report.table import to_markdown
+from mmg_bench.report.table import FLAG, to_markdown
 
 PROVENANCE = {
     "key": {
@@ -105,6 +105,18 @@ def test_markdown() -> None:
         metric="prefill_ms",
     )
     assert table_of(measured(), later) == SNAPSHOT
+
+
+@pytest.mark.parametrize("rounds", [2, 9, 10])
+def test_intervals_of_few_rounds_say_so(rounds: int) -> None:
+    says = (
+        f"- {FLAG} {rounds} rounds are few: intervals of speed-ups, and percentiles of times in rows.csv, mean little "
+        "below 10; set measure.repeats higher (20 is usual)\n"
+    )
+    few = [dataclasses.replace(m, n=rounds) if m.n == 20 else m for m in measured()]
+    assert (says in table_of(few)) == (rounds < 10)
+    without = [m for m in few if not m.metric.endswith("_speedup")]  # dense alone, or all others failed
+    assert "rounds are few" not in table_of(without)
 
 
 def test_what_was_measured_is_not_pending() -> None:
