@@ -23,7 +23,7 @@ from mmg_bench.tokens import VideoTokens
 _IDS = ("video_token_id", "video_token_index")
 _TOWERS = ("visual", "vision_tower", "vision_model")
 _PROJECTORS = ("multi_modal_projector", "projector")
-_SAID = ("video_grid_thw", "video_merge_sizes", "video_compression_mask", "second_per_grid_ts", "video_second_per_grid")
+_SAID = ("video_grid_thw", "second_per_grid_ts", "video_second_per_grid")
 """What processors say of videos besides pixels: models make position ids of it."""
 _OF_COLUMNS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
 """What a language model is told of each token, and pruning narrows."""

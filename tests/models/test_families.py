@@ -226,6 +226,33 @@ def test_two_videos_and_an_image(family: tuple[str, Any, Any]) -> None:
     assert seen[0].shape[1] == run.prompt_tokens
 
 
+def test_two_videos_of_different_sizes(family: tuple[str, Any, Any]) -> None:
+    name, model, processor = family
+    if name in families.SIZES:
+        pytest.skip("its frames are all of one size")
+    sizes, merged = ((8, 24, 32), (4, 40, 24)), 1 if name == "video_llama_3" else 2  # frames, pixels a side
+    rng = np.random.default_rng(3)
+    content = [{"type": "video"}, {"type": "video"}, {"type": "text", "text": QUESTION}]
+    inputs = processor(
+        text=[processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)],
+        videos=[rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes],
+        video_metadata=[VideoMetadata(frames, 2.0, frames_indices=list(range(frames))) for frames, _, _ in sizes],
+        return_tensors="pt",
+    )
+    inputs = {key: value for key, value in inputs.items() if key != "token_type_ids"}
+    layouts = [(frames // merged, height // 8, width // 8) for frames, height, width in sizes]
+    method = get_method("mmg_vid", retention_ratio=0.3)
+    with method(model) as run:
+        expected = logits(model, inputs)
+    assert [video.layout for video in run.report] == layouts
+    adapter = adapter_for(model)
+    text = {key: inputs[key] for key in ("input_ids", "attention_mask", "mm_token_type_ids") if key in inputs}
+    tokens, encoded = adapter.encode(inputs, set())
+    assert [(video.frames, *video.grid) for video in tokens] == layouts
+    with pruning(model, method, encoded=tokens):
+        torch.testing.assert_close(logits(model, {**text, **fresh(encoded)}), expected)
+
+
 @pytest.mark.parametrize(
     ("videos", "image", "says"),
     [(2, False, "the same number|do not follow"), (1, True, "something before the first"), (0, True, "one image")],
@@ -264,6 +291,14 @@ def test_encoding_once_and_beams_give_the_same(family: tuple[str, Any, Any], inp
         torch.testing.assert_close(logits(model, {**text, **fresh(encoded)}), expected[0])
         assert torch.equal(model.generate(**text, **fresh(encoded), **beams), expected[1])
         torch.testing.assert_close(logits(model, {**text, **fresh(encoded)}), expected[0])
+
+
+def test_videos_are_encoded_in_the_precision_of_the_model(
+    family: tuple[str, Any, Any], inputs: dict[str, Tensor]
+) -> None:
+    model = copy.deepcopy(family[1]).to(torch.bfloat16)
+    (tokens,), _ = adapter_for(model).encode(inputs, set())  # of pixels in float32, as processors make them
+    assert tokens.features.dtype == torch.bfloat16
 
 
 def test_an_earlier_prompt_says_nothing_of_videos_encoded_beforehand(family: tuple[str, Any, Any]) -> None:
