@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from transformers.video_utils import VideoMetadata
 import families
 from mmg_bench.benchmarks.video import Clip, Timing
 from mmg_bench.measure import workload
-from mmg_bench.methods.base import Positions
+from mmg_bench.methods.base import Method, Positions
 from mmg_bench.methods.dense import Dense
 from mmg_bench.methods.registry import get_method
 from mmg_bench.models.adapter import FAMILIES, UnsupportedModelError, adapter_for, fresh
@@ -29,7 +29,7 @@ from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.places import places
 from mmg_bench.models.spec import ModelSpec
-from mmg_bench.tokens import PrunedTokens
+from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
 
 STEPS = 4
 GREEDY = {"max_new_tokens": STEPS, "do_sample": False}
@@ -151,6 +151,29 @@ def test_a_batch_is_answered_as_if_alone(family: tuple[str, Any, Any]) -> None:
         with get_method("random", retention_ratio=0.3)(model, positions=positions):
             torch.testing.assert_close(together[:, :1], logits(model, alone), atol=2e-4, rtol=2e-3)
         assert len(run.report) == 2
+
+
+@dataclass(frozen=True)
+class Uneven(Method):
+    """Keeps another number of tokens of each video, in turn: the rows of a batch become unequal."""
+
+    counts: list[int] = field(default_factory=list)
+
+    name: ClassVar[str] = "uneven"
+    exact: ClassVar[bool] = False
+
+    def select(self, tokens: VideoTokens) -> PrunedTokens:
+        return keep(tokens, torch.arange(self.counts.pop(0)) * 3)
+
+
+def test_a_row_of_which_less_is_left_is_answered_as_if_alone(family: tuple[str, Any, Any]) -> None:
+    name, model, processor = family
+    both, one = (families.prompts(name, processor, [QUESTION] * rows) for rows in (2, 1))
+    with Uneven(counts=[5, 9])(model) as run:
+        together = logits(model, both)
+    assert [video.realised_tokens for video in run.report] == [5, 9]
+    with Uneven(counts=[5])(model):
+        torch.testing.assert_close(together[:, :1], logits(model, one), atol=2e-4, rtol=2e-3)
 
 
 def test_two_videos_in_a_padded_batch_equal_masking(family: tuple[str, Any, Any]) -> None:
