@@ -298,6 +298,40 @@ def test_what_is_not_one_video_is_refused(family: tuple[str, Any, Any], videos: 
     assert torch.equal(model.generate(**inputs, **GREEDY), before)
 
 
+def test_frames_are_told_by_the_words_before_them(family: tuple[str, Any, Any]) -> None:
+    name, model, _ = family
+    if name not in families.FRAMED:
+        pytest.skip("has placeholders of its own for videos")
+    adapter, captured = adapter_for(model), FrameCapture()
+    frame = adapter.side**2 * [adapter.video_token_id]
+    first, *introduction = words = list(range(1000, 1000 + adapter.words))
+    others = [first, *introduction[:-1], 7]  # with the next number, or a later time
+
+    def layouts(before: list[int], *between: list[int], frame: list[int] = frame) -> Any:
+        ids = before + frame + [token for some in between for token in some + frame] + [9]
+        return adapter.layouts({"input_ids": torch.tensor([ids])}, captured)
+
+    assert layouts(introduction, words, others) == [(3, adapter.side, adapter.side)]
+    assert len(layouts(introduction, words, [*others, 7, 7, 7, 7])) == 1
+    assert len(layouts([5, *introduction], words)) == 1
+    refused: list[tuple[str, list[int], list[list[int]]]] = [
+        ("do not follow one another", introduction, [words, [*others, 7, 7, 7, 7, 7]]),
+        ("do not follow one another", introduction[1:], [words[1:]]),
+        ("something before the first frame", introduction[1:], [words, others]),
+        ("something before the first frame", [5] * len(words), [words, others]),
+        ("one image", introduction, []),
+    ]
+    if adapter.numbered:
+        refused.append(("frames with the same number", introduction, [words, words]))
+    else:
+        assert len(layouts(introduction, words, words)) == 1
+    for says, before, between in refused:
+        with pytest.raises(ValueError, match=f"prompt 0 holds .*{says}"):
+            layouts(before, *between)
+    with pytest.raises(ValueError, match=f"an image of other than {len(frame)} tokens"):
+        layouts(introduction, words, others, frame=frame[1:])
+
+
 def test_encoding_once_and_beams_give_the_same(family: tuple[str, Any, Any], inputs: dict[str, Any]) -> None:
     name, model, _ = family
     method = get_method("mmg_vid", retention_ratio=0.3)
@@ -341,6 +375,45 @@ def test_an_earlier_prompt_says_nothing_of_videos_encoded_beforehand(family: tup
         for earlier in (one, two):
             model.generate(**earlier, **GREEDY)
             assert answer() == alone
+
+
+def test_videos_encoded_in_the_context_are_reported_as_they_are(family: tuple[str, Any, Any]) -> None:
+    """Not as those that were encoded before."""
+    name, model, processor = family
+    one, two = (families.prompts(name, processor, [QUESTION] * n) for n in (1, 2))
+    adapter = adapter_for(model)
+    beams = {} if name in families.ALONE else {"num_beams": 2}
+    with get_method("random", retention_ratio=0.3)(model) as run:
+        for inputs, videos in ((one, 1), (two, 2), (one, 1)):
+            _, encoded = adapter.encode(inputs, set())
+            text = {k: inputs[k] for k in ("input_ids", "attention_mask", "mm_token_type_ids") if k in inputs}
+            model.generate(**text, **fresh(encoded), **GREEDY, **beams)
+            assert len(run.report) == videos
+
+
+def test_prompts_are_not_taken_for_copies_by_an_earlier_call(family: tuple[str, Any, Any]) -> None:
+    name, model, processor = family
+    if name not in families.FRAMED:
+        pytest.skip("has placeholders of its own for videos")
+    one, two = (families.prompts(name, processor, [QUESTION] * n) for n in (1, 2))
+    _, encoded = adapter_for(model).encode(two, set())
+    with get_method("random", retention_ratio=0.3)(model) as run:
+        model.generate(**one, **GREEDY)
+        model.generate(**{k: two[k] for k in ("input_ids", "attention_mask")}, **fresh(encoded), **GREEDY)
+    assert len(run.report) == 2
+
+
+def test_smolvlm_sees_no_pixels_that_are_padding(family: tuple[str, Any, Any], inputs: dict[str, Tensor]) -> None:
+    name, model, _ = family
+    if name != "smolvlm":
+        pytest.skip("its processor says nothing of the kind")
+    shown = inputs["pixel_attention_mask"].clone()
+    shown[..., shown.shape[-1] // 2 :] = 0
+    inputs = {**inputs, "pixel_attention_mask": shown}
+    (tokens,), _ = adapter_for(model).encode(inputs, set())
+    with torch.no_grad():
+        expected = model.model.get_image_features(inputs["pixel_values"], shown, return_dict=True).pooler_output
+    assert torch.equal(tokens.flat, torch.cat(list(expected)))
 
 
 @pytest.mark.parametrize("method", ["mmg_vid", "fastv"])
