@@ -318,11 +318,13 @@ def test_frames_are_told_by_the_words_before_them(family: tuple[str, Any, Any]) 
         ("do not follow one another", introduction, [words, [*others, 7, 7, 7, 7, 7]]),
         ("do not follow one another", introduction[1:], [words[1:]]),
         ("something before the first frame", introduction[1:], [words, others]),
+        ("something before the first frame", introduction[:-1], [words, others]),
         ("something before the first frame", [5] * len(words), [words, others]),
         ("one image", introduction, []),
     ]
     if adapter.numbered:
         refused.append(("frames with the same number", introduction, [words, words]))
+        refused.append(("do not follow one another", [11, 12], [[10, 11, 12]]))  # images: `</img> \n <img>`
     else:
         assert len(layouts(introduction, words, words)) == 1
     for says, before, between in refused:

@@ -67,9 +67,12 @@ def test_what_is_left_of_what_was_left_is_one_step_from_the_whole() -> None:
     assert torch.equal(both.mask(whole), second.mask(first.mask(whole)))
     assert torch.equal(both.later(later), second.later(first.later(later)))
     # also where only one of the two made rows of unequal length
-    even = Kept.rows([torch.tensor([0, 2, 4, 5]), torch.tensor([1, 2, 4, 5])], 6, contiguous=False)
+    even, shown = (
+        Kept.rows([torch.tensor([0, 2, 4, 5]), torch.tensor([1, 2, 4, 5])], 6, contiguous=False),
+        torch.ones_like(whole),
+    )
     for one, other in ((even, second), (first, Kept.of(left[:1].repeat(2, 1), [2, 2], contiguous=False))):
-        assert torch.equal(other.after(one).mask(whole), other.mask(one.mask(whole)))
+        assert torch.equal(other.after(one).mask(shown), other.mask(one.mask(shown)))
 
 
 def test_deepstack_features_follow_what_is_left() -> None:
