@@ -106,7 +106,6 @@ class Scatter(Adapter):
         return [(frames, side, side)] * (captured.frames // frames)
 
     def encode(self, videos: dict[str, Tensor], needs: Collection[str]) -> tuple[list[VideoTokens], dict[str, Any]]:
-        videos = {**videos, "pixel_values_videos": videos["pixel_values_videos"].to(self.model.dtype)}
         taken = inspect.signature(self.multimodal.get_video_features).parameters
         with torch.inference_mode(), self.capture(needs) as captured:
             outputs = self.multimodal.get_video_features(
