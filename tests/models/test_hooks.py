@@ -13,6 +13,7 @@ import torch
 
 from mmg_bench.contract import ContractError
 from mmg_bench.methods.base import Method
+from mmg_bench.methods.cdpruner import CDPruner
 from mmg_bench.methods.dense import Dense
 from mmg_bench.methods.dycoke import DyCoke
 from mmg_bench.methods.fastv import FastV
@@ -520,10 +521,11 @@ def test_misuse_is_explained(tiny: tuple[Any, Any], inputs: dict[str, torch.Tens
                 model(**inputs, labels=inputs["input_ids"])
             model(input_ids=inputs["input_ids"][:, -5:], labels=inputs["input_ids"][:, -5:])
             model.model(**inputs)  # without labels
-    with FastV()(model):  # what was asked of a call that failed is not asked of the next
-        with pytest.raises(ValueError, match="logits of several tokens there were asked for"):
-            model(**inputs, logits_to_keep=2)
-        model.model(**inputs)
+    for method in (FastV(), CDPruner(relevance="llm")):
+        with method(model):  # what was asked of a call that failed is not asked of the next
+            with pytest.raises(ValueError, match="logits of several tokens there were asked for"):
+                model(**inputs, logits_to_keep=2)
+            model.model(**inputs)
     with MMGVid()(model):
         with pytest.raises(ValueError, match="passed as inputs_embeds"):
             model(**{k: v for k, v in inputs.items() if k != "input_ids"}, labels=inputs["input_ids"])

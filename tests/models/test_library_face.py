@@ -274,9 +274,12 @@ def test_several_steps_at_once_are_refused_where_each_hides_keys_of_its_own(
     """Also where nothing was drafted with the prompt itself, as prompt lookup that finds nothing there."""
     model, _ = own
     drafted = torch.full((len(inputs["input_ids"]), 3), 5)
+    says = "dycoke hides keys by what each step attends to"
     with torch.no_grad(), get_method("dycoke", layer=1)(model):
+        with pytest.raises(ValueError, match=says):
+            model(**inputs, logits_to_keep=2)
         cache = model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
-        with pytest.raises(ValueError, match="dycoke hides keys by what each step attends to"):
+        with pytest.raises(ValueError, match=says):
             model(input_ids=drafted, past_key_values=cache, logits_to_keep=3)
 
 
@@ -434,6 +437,8 @@ def test_half_precision(own: tuple[Any, Any], inputs: dict[str, Tensor], dtype: 
             assert out.logits.dtype == dtype
             assert out.logits.isfinite().all()
             assert len(run.report) == 2
+        with get_method("dycoke", retention_ratio=0.3, layer=1)(model):  # looks at the cache's keys, at each step
+            assert model.generate(**inputs, **GREEDY).shape == stock.shape
     finally:
         model.float()
 
