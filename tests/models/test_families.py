@@ -356,8 +356,12 @@ def test_videos_are_encoded_in_the_precision_of_the_model(
     family: tuple[str, Any, Any], inputs: dict[str, Tensor]
 ) -> None:
     model = copy.deepcopy(family[1]).to(torch.bfloat16)
-    (tokens,), _ = adapter_for(model).encode(inputs, set())  # of pixels in float32, as processors make them
+    (tokens,), encoded = adapter_for(model).encode(inputs, set())  # of pixels in float32, as processors make them
     assert tokens.features.dtype == torch.bfloat16
+    text = {k: inputs[k] for k in ("input_ids", "attention_mask", "mm_token_type_ids") if k in inputs}
+    wider = replace(tokens, features=tokens.features.float())  # as of a tower that was left in float32
+    with pruning(model, get_method("random", retention_ratio=0.3), encoded=[wider]):
+        assert logits(model, {**text, **fresh(encoded)}).isfinite().all()
 
 
 def test_an_earlier_prompt_says_nothing_of_videos_encoded_beforehand(family: tuple[str, Any, Any]) -> None:
