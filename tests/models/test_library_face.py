@@ -15,6 +15,7 @@ import families
 from mmg_bench.methods.dense import Dense
 from mmg_bench.methods.registry import get_method
 from mmg_bench.models.adapter import adapter_for, fresh
+from mmg_bench.models.caches import CACHE
 from mmg_bench.models.hooks import Run, pruning
 from mmg_bench.models.kept import Kept
 from mmg_bench.models.small import SmallSpec, small_llava_onevision
@@ -323,7 +324,14 @@ def test_a_call_that_failed_is_forgotten(
             patch.setattr(model.model, "get_placeholder_mask", fails)
             with pytest.raises(KeyError, match="mine"):
                 model(**inputs)
-        assert torch.equal(model.model.language_model(inputs_embeds=words).last_hidden_state, stock)
+        with monkeypatch.context() as patch:  # behind the pruning
+            patch.setattr(model.model.language_model.norm, "forward", fails)
+            with pytest.raises(KeyError, match="mine"):
+                model(**inputs)
+        after = model.model.language_model(inputs_embeds=words, use_cache=True)
+        assert torch.equal(after.last_hidden_state, stock)
+        model.model.language_model(inputs_embeds=words[:, :1], **{CACHE: getattr(after, CACHE)})
+        assert getattr(after, CACHE).get_seq_length() == 10
         assert isinstance(model.model.language_model(inputs_embeds=words, return_dict=False), tuple)
 
 
