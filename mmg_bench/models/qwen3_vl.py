@@ -25,7 +25,7 @@ class Qwen3VL(Scatter):
 
     def additions(self, kwargs: dict[str, Any], kept: Kept | None) -> tuple[dict[str, Any], list[Tensor]]:
         seen, features = kwargs.get("visual_pos_masks"), kwargs.get("deepstack_visual_embeds")
-        if features is None:
+        if seen is None or features is None:
             return kwargs, []
         number = seen.flatten().cumsum(0).view_as(seen) - 1  # [B, S]: which row of the features a visual token has
         if kept is not None:
