@@ -260,6 +260,8 @@ GLM_MEDIA = (
     *("<|image|>", "<|video|>"),
     *("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>"),
 )
+GLM_HALF = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}
+"""Half of a head of 16 is turned, as GLM-4.5V has it by default."""
 
 
 def glm(kind: str, processor: str, parts: str = "Glm4v", tools: str | None = None, **text: Any) -> tuple[Any, Any]:
@@ -302,7 +304,7 @@ def glm4v() -> tuple[Any, Any]:
 
 def glm4v_moe() -> tuple[Any, Any]:
     experts = {"moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 1}
-    return glm("Glm4vMoe", "Glm4v", "Glm4vMoe", head_dim=8, **experts)
+    return glm("Glm4vMoe", "Glm4v", "Glm4vMoe", head_dim=16, rope_parameters=GLM_HALF, **experts)
 
 
 def glm46v() -> tuple[Any, Any]:
@@ -310,8 +312,7 @@ def glm46v() -> tuple[Any, Any]:
 
 
 def glm_ocr() -> tuple[Any, Any]:
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3], "partial_rotary_factor": 1.0}
-    return glm("GlmOcr", "Glm46V", "GlmOcr", head_dim=16, rope_parameters=rope)
+    return glm("GlmOcr", "Glm46V", "GlmOcr", head_dim=16, rope_parameters=GLM_HALF)
 
 
 def glmga() -> tuple[Any, Any]:

@@ -13,12 +13,11 @@ Rotary = tuple[Tensor, Tensor]
 
 
 def rotate(x: Tensor, rotary: Rotary, interleaved: bool = False) -> Tensor:
-    """Apply the rotary embedding to `[..., S, head width]`, in float32.
+    """Apply the rotary embedding to `[..., S, head width]`, which is float32, and stays so.
 
     It turns the first half of a head with the second, or, `interleaved`, each number with its neighbour.
     """
-    cos, sin = (part.float() for part in rotary)
-    x = x.float()
+    cos, sin = rotary
     width = cos.shape[-1]  # models may rotate a part of the head only
     turned, rest = x[..., :width], x[..., width:]
     if interleaved:

@@ -62,7 +62,7 @@ class Framed(Adapter):
         assert isinstance(captured, FrameCapture)
         found = [self._layout(number, row) for number, row in enumerate(inputs["input_ids"])]
         frames = sum(layout[0] for layout in found if layout is not None)
-        copies, rest = divmod(frames, captured.frames or frames or 1)
+        copies, rest = divmod(frames, captured.frames or 1)
         prompts = found[:: copies or 1]  # `generate` repeats them for beams
         if rest or [layout for layout in prompts for _ in range(copies)] != found:  # the tower saw others, or none
             prompts = found

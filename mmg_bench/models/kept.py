@@ -49,7 +49,6 @@ class Kept:
         for row, count in enumerate(counts):
             if count < width:
                 real[row, : width - count] = False
-                index[row, : width - count] = 0
         return cls(index, real, index.new_zeros(len(counts)), whole, contiguous, min(counts) < width)
 
     @property

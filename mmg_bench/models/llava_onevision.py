@@ -68,7 +68,7 @@ class LlavaOnevision(Adapter):
     def encode(self, videos: dict[str, Tensor], needs: Collection[str]) -> tuple[list[VideoTokens], dict[str, Any]]:
         pixels = videos["pixel_values_videos"]  # [V, T, 3, H, W]
         with torch.inference_mode(), self.capture(needs) as captured:
-            outputs = self.model.get_video_features(pixels.to(self.model.dtype), return_dict=True)
+            outputs = self.model.get_video_features(pixels, return_dict=True)
         frames = pixels.shape[1]
         features = outputs.pooler_output[:, self.body((frames, *self.grid))]  # [V, T * N, D]
         per_video = features.unflatten(1, (frames, -1))

@@ -73,15 +73,14 @@ def places(ids: Tensor, adapter: Adapter, layouts: Sequence[Layout]) -> Iterator
     lengths = [adapter.placeholders(layout) for layout in layouts]
     prompts, no_text = ids.numpy(), adapter.placeholder_ids
     found = [row.nonzero()[0] for row in prompts == adapter.video_token_id]
-    copies, rest = divmod(sum(map(len, found)), sum(lengths))
-    copies, first = max(1, copies), 0
+    copies, first = max(1, sum(map(len, found)) // sum(lengths)), 0
     for start in range(0, len(prompts), copies):
         last, length = first, 0
         while last < len(lengths) and length < len(found[start]):
             length += lengths[last]
             last += 1
         for row in range(start, min(start + copies, len(prompts))):
-            if rest or length != len(found[row]):
+            if length != len(found[row]):
                 raise ValueError(
                     f"prompt {row} holds {len(found[row])} visual placeholders, not {length} for its videos of "
                     f"(T, H, W) {layouts[first:last]}: use the model's own processor, and no prefill_chunk_size; a "

@@ -22,8 +22,7 @@ from mmg_bench.tokens import VideoTokens
 
 _IDS = ("video_token_id", "video_token_index")
 _TOWERS = ("visual", "vision_tower", "vision_model")
-_PROJECTORS = ("multi_modal_projector", "projector")
-_SAID = ("video_grid_thw", "video_merge_sizes", "video_compression_mask", "second_per_grid_ts", "video_second_per_grid")
+_SAID = ("video_grid_thw", "second_per_grid_ts", "video_second_per_grid")
 """What processors say of videos besides pixels: models make position ids of it."""
 _OF_COLUMNS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
 """What a language model is told of each token, and pruning narrows."""
@@ -107,7 +106,6 @@ class Scatter(Adapter):
         return [(frames, side, side)] * (captured.frames // frames)
 
     def encode(self, videos: dict[str, Tensor], needs: Collection[str]) -> tuple[list[VideoTokens], dict[str, Any]]:
-        videos = {**videos, "pixel_values_videos": videos["pixel_values_videos"].to(self.model.dtype)}
         taken = inspect.signature(self.multimodal.get_video_features).parameters
         with torch.inference_mode(), self.capture(needs) as captured:
             outputs = self.multimodal.get_video_features(
@@ -126,7 +124,7 @@ class Scatter(Adapter):
     def capture(self, needs: Collection[str]) -> Iterator[Capture]:
         captured = TowerCapture(getattr(self.model.config.vision_config, "spatial_merge_size", 1))
         handles = [_first(self.multimodal, _TOWERS).register_forward_pre_hook(captured.note_call, with_kwargs=True)]
-        if (projector := _first(self.multimodal, _PROJECTORS)) is not None:
+        if (projector := getattr(self.multimodal, "multi_modal_projector", None)) is not None:
             handles.append(projector.register_forward_hook(captured.note_frames))
         try:
             yield captured

@@ -13,11 +13,13 @@ import torch
 
 from mmg_bench.contract import ContractError
 from mmg_bench.methods.base import Method
+from mmg_bench.methods.cdpruner import CDPruner
 from mmg_bench.methods.dense import Dense
 from mmg_bench.methods.dycoke import DyCoke
 from mmg_bench.methods.fastv import FastV
 from mmg_bench.methods.mmg_vid import MMGVid
 from mmg_bench.methods.random import Random
+from mmg_bench.methods.visionzip import VisionZip
 from mmg_bench.models.adapter import UnsupportedModelError, adapter_for
 from mmg_bench.models.hooks import _Splice, pruning
 from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
@@ -220,6 +222,21 @@ def test_two_videos_in_one_prompt(tiny: tuple[Any, Any]) -> None:
         model.generate(**inputs, **GREEDY)
     assert [v.realised_tokens for v in run.report] == [32, 32]
     assert run.prompt_tokens == inputs["input_ids"].shape[1] - 64
+
+
+def test_each_video_has_its_own_attention(tiny: tuple[Any, Any]) -> None:
+    model, processor = tiny
+    method, clips = VisionZip(retention_ratio=0.25), [random_video(4, 1), random_video(4, 2)]
+    both = prompt_inputs(processor, [QUESTION], [clips])
+    with method(model) as run:
+        model(**both)
+    tokens, _ = adapter_for(model).encode(both, method.needs)
+    for clip, video, encoded in zip(clips, run.report, tokens, strict=True):
+        with method(model) as alone:
+            model(**prompt_inputs(processor, [QUESTION], [[clip]]))
+        assert torch.equal(video.positions, alone.report[0].positions)
+        assert torch.equal(video.positions, method.prune(encoded).positions)
+    assert not torch.equal(run.report[0].positions, run.report[1].positions)
 
 
 def test_encoding_once_gives_the_same(tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor]) -> None:
@@ -520,10 +537,11 @@ def test_misuse_is_explained(tiny: tuple[Any, Any], inputs: dict[str, torch.Tens
                 model(**inputs, labels=inputs["input_ids"])
             model(input_ids=inputs["input_ids"][:, -5:], labels=inputs["input_ids"][:, -5:])
             model.model(**inputs)  # without labels
-    with FastV()(model):  # what was asked of a call that failed is not asked of the next
-        with pytest.raises(ValueError, match="logits of several tokens there were asked for"):
-            model(**inputs, logits_to_keep=2)
-        model.model(**inputs)
+    for method in (FastV(), CDPruner(relevance="llm")):
+        with method(model):  # what was asked of a call that failed is not asked of the next
+            with pytest.raises(ValueError, match="logits of several tokens there were asked for"):
+                model(**inputs, logits_to_keep=2)
+            model.model(**inputs)
     with MMGVid()(model):
         with pytest.raises(ValueError, match="passed as inputs_embeds"):
             model(**{k: v for k, v in inputs.items() if k != "input_ids"}, labels=inputs["input_ids"])

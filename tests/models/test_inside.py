@@ -115,6 +115,21 @@ def test_rows_are_those_of_eager_attention(deep: tuple[Any, Any], inputs: dict[s
         assert not torch.allclose(seen["plain"], seen["text"], atol=1e-3)
 
 
+def test_rows_of_a_padded_prompt_are_those_of_it_alone(deep: tuple[Any, Any]) -> None:
+    model, processor = deep
+    texts, videos = [QUESTION, "How many times does the star flash?"], [[random_video(6, seed)] for seed in (1, 2)]
+    both = prompt_inputs(processor, texts, videos)
+    padded = both["attention_mask"][:, 0].tolist().index(0)
+    together, alone = Probe(), Probe()
+    with together(model):
+        model(**both)
+    with alone(model):
+        model(**prompt_inputs(processor, texts[padded : padded + 1], videos[padded : padded + 1]))
+    for stage, expected in enumerate(alone.seen):
+        for name, rows in expected.items():
+            torch.testing.assert_close(together.seen[2 * stage + padded][name], rows, atol=1e-6, rtol=1e-4)
+
+
 # ------------------------------------------------------------------------------------- removing and masking
 
 

@@ -28,6 +28,53 @@ def test_original_ids_stay() -> None:
     assert kept.later(torch.tensor([[3]])).tolist() == [[3]]
 
 
+def uneven() -> tuple[Kept, torch.Tensor, torch.Tensor]:
+    """Of two prompts of six columns, the second with one of padding: what is left, a mask, and position ids."""
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1]])
+    ids = (mask.cumsum(-1) - 1).clamp(min=0)
+    return Kept.rows([torch.tensor([0, 2, 4, 5]), torch.tensor([1, 4, 5])], 6, contiguous=True), mask, ids
+
+
+def test_ids_of_a_padded_row_count_from_its_own_first_column() -> None:
+    kept, mask, ids = uneven()
+    narrow = kept.mask(mask)
+    assert narrow.tolist() == [[1, 1, 1, 1], [0, 1, 1, 1]]
+    left, closed = kept.numbered(ids, narrow)
+    assert closed.tolist() == [[0, 1, 2, 3], [0, 0, 1, 2]]
+    assert left.later(torch.tensor([[6], [5]])).tolist() == [[4], [3]]
+    multimodal = torch.stack([ids, ids * 2, ids * 3])
+    assert kept.numbered(multimodal, narrow)[1].diff(dim=-1)[:, narrow[:, :-1] > 0].min() > 0
+    assert kept.numbered(multimodal, narrow)[1][..., 0].tolist() == 3 * [[0, 0]]
+
+
+def test_a_padded_row_may_be_cropped() -> None:
+    kept, mask, _ = uneven()
+    cropped = kept.cropped(3)
+    assert cropped.whole == 5
+    assert cropped.mask(mask).tolist() == [[1, 1, 1, 1], [0, 1, 1, 1]]  # the last is behind the prompt now
+
+
+def test_what_is_left_of_what_was_left_is_one_step_from_the_whole() -> None:
+    kept, mask, ids = uneven()
+    first, narrow = kept.numbered(ids, kept.mask(mask))
+    left = torch.tensor([[True, False, False, True], [True, True, False, True]])
+    second = Kept.of(left, [2, 3], contiguous=True)
+    whole = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+    second, _ = second.numbered(narrow, second.mask(kept.mask(mask)))
+    both, later = second.after(first), torch.tensor([[6], [5]])
+    assert both.removed == 3
+    assert both.columns(ids)[both.real].tolist() == [0, 5, 0, 4]
+    assert torch.equal(both.mask(whole), second.mask(first.mask(whole)))
+    assert torch.equal(both.later(later), second.later(first.later(later)))
+    # also where only one of the two made rows of unequal length
+    even, shown = (
+        Kept.rows([torch.tensor([0, 2, 4, 5]), torch.tensor([1, 2, 4, 5])], 6, contiguous=False),
+        torch.ones_like(whole),
+    )
+    for one, other in ((even, second), (first, Kept.of(left[:1].repeat(2, 1), [2, 2], contiguous=False))):
+        assert torch.equal(other.after(one).mask(shown), other.mask(one.mask(shown)))
+
+
 def test_deepstack_features_follow_what_is_left() -> None:
     """Also where values are not known, as those of a GPU are not unless it is waited for."""
     seen = torch.tensor([[False, True, True, False], [True, True, False, False]])

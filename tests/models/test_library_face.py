@@ -15,6 +15,7 @@ import families
 from mmg_bench.methods.dense import Dense
 from mmg_bench.methods.registry import get_method
 from mmg_bench.models.adapter import adapter_for, fresh
+from mmg_bench.models.caches import CACHE
 from mmg_bench.models.hooks import Run, pruning
 from mmg_bench.models.kept import Kept
 from mmg_bench.models.small import SmallSpec, small_llava_onevision
@@ -274,9 +275,12 @@ def test_several_steps_at_once_are_refused_where_each_hides_keys_of_its_own(
     """Also where nothing was drafted with the prompt itself, as prompt lookup that finds nothing there."""
     model, _ = own
     drafted = torch.full((len(inputs["input_ids"]), 3), 5)
+    says = "dycoke hides keys by what each step attends to"
     with torch.no_grad(), get_method("dycoke", layer=1)(model):
+        with pytest.raises(ValueError, match=says):
+            model(**inputs, logits_to_keep=2)
         cache = model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
-        with pytest.raises(ValueError, match="dycoke hides keys by what each step attends to"):
+        with pytest.raises(ValueError, match=says):
             model(input_ids=drafted, past_key_values=cache, logits_to_keep=3)
 
 
@@ -320,7 +324,14 @@ def test_a_call_that_failed_is_forgotten(
             patch.setattr(model.model, "get_placeholder_mask", fails)
             with pytest.raises(KeyError, match="mine"):
                 model(**inputs)
-        assert torch.equal(model.model.language_model(inputs_embeds=words).last_hidden_state, stock)
+        with monkeypatch.context() as patch:  # behind the pruning
+            patch.setattr(model.model.language_model.norm, "forward", fails)
+            with pytest.raises(KeyError, match="mine"):
+                model(**inputs)
+        after = model.model.language_model(inputs_embeds=words, use_cache=True)
+        assert torch.equal(after.last_hidden_state, stock)
+        model.model.language_model(inputs_embeds=words[:, :1], **{CACHE: getattr(after, CACHE)})
+        assert getattr(after, CACHE).get_seq_length() == 10
         assert isinstance(model.model.language_model(inputs_embeds=words, return_dict=False), tuple)
 
 
@@ -434,6 +445,8 @@ def test_half_precision(own: tuple[Any, Any], inputs: dict[str, Tensor], dtype: 
             assert out.logits.dtype == dtype
             assert out.logits.isfinite().all()
             assert len(run.report) == 2
+        with get_method("dycoke", retention_ratio=0.3, layer=1)(model):  # looks at the cache's keys, at each step
+            assert model.generate(**inputs, **GREEDY).shape == stock.shape
     finally:
         model.float()
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from equalities import method_of
 from masking import masked_logits, stock_prompt, traced
 from torch import Tensor
+from transformers.video_utils import VideoMetadata
 
 import families
 from mmg_bench.methods.base import Positions
 from mmg_bench.models.adapter import UnsupportedModelError, adapter_for, fresh
 from mmg_bench.models.hooks import pruning
+from mmg_bench.models.scatter import Scatter, TowerCapture
 
 STEPS = 3
 
@@ -73,7 +77,52 @@ def test_what_the_general_adapter_would_not_narrow_is_named() -> None:
     inputs = families.prompts("qwen2_5_vl", processor, ["What colour is the star?"])
     beside = {"per_layer_ids": inputs["input_ids"]}
     says = r"models of type 'qwen2_5_vl' tell their language model more of each token \(per_layer_ids\), which needs an"
-    with method_of("random", 0.3)(model), pytest.raises(UnsupportedModelError, match=says):
-        model(**inputs, **beside)
+    with method_of("random", 0.3)(model):
+        for more in (beside, {"per_layer_ids": inputs["input_ids"].unsqueeze(-1)}):  # with and without a width
+            with pytest.raises(UnsupportedModelError, match=says):
+                model(**inputs, **more)
+        model(**inputs, per_layer_ids=inputs["input_ids"][0])  # of no row of the prompt
     with method_of("dense", 1.0)(model):
         model(**inputs, **beside)
+
+
+def test_tokens_that_the_processor_has_dropped_are_named() -> None:
+    torch.manual_seed(0)
+    model, processor = families.video_llama_3()
+    processor.video_processor.use_token_compression = True
+    still = np.zeros((families.FRAMES, 24, 32, 3), dtype=np.uint8)
+    times = VideoMetadata(families.FRAMES, 2.0, frames_indices=list(range(families.FRAMES)))
+    inputs = processor(text=["<|video_pad|> star ?"], videos=[still], video_metadata=[times], return_tensors="pt")
+    assert not inputs["video_compression_mask"].all()
+    says = "has already dropped visual tokens: set its use_token_compression to False"
+    with method_of("random", 0.3)(model), pytest.raises(ValueError, match=says):
+        model(**inputs)
+    with pytest.raises(ValueError, match=says):
+        adapter_for(model).encode(inputs, set())
+
+
+def test_frames_that_are_no_squares_are_refused() -> None:
+    captured = TowerCapture(1)
+    captured.frames, captured.per_frame = 8, 12
+    with pytest.raises(UnsupportedModelError, match=r"^12 tokens of a frame are no square; supported: "):
+        Scatter(None).layouts({"pixel_values_videos": torch.zeros(1, 8, 3, 24, 32)}, captured)
+
+
+@pytest.mark.parametrize("output", [torch.zeros(96, 32), (torch.zeros(8, 12, 32),)])
+def test_a_projector_that_gives_no_frames_tells_no_layout(output: Any) -> None:
+    captured = TowerCapture(1)
+    captured.note_frames(torch.nn.Identity(), (), output)
+    with pytest.raises(ValueError, match="not encoded inside the context, or not by a tower that is known"):
+        Scatter(None).layouts({"pixel_values_videos": torch.zeros(1, 8, 3, 24, 32)}, captured)
+
+
+def test_what_a_model_of_no_family_lacks_is_named() -> None:
+    layers = SimpleNamespace(layers=[])
+    model = SimpleNamespace(config=SimpleNamespace(model_type="some_vlm", video_token_id=7), model=SimpleNamespace())
+    parts = {"get_video_features": lambda: None, "language_model": layers, "vision_tower": SimpleNamespace()}
+    wanted = ["model.get_video_features", "model.language_model.layers", "model.visual or model.vision_tower or"]
+    for (name, part), what in zip(parts.items(), wanted, strict=True):
+        with pytest.raises(UnsupportedModelError, match=f"no adapter for .*: it has no {what}"):
+            adapter_for(model)
+        setattr(model.model, name, part)
+    assert isinstance(adapter_for(model), Scatter)

@@ -52,6 +52,32 @@ def test_a_run_that_is_broken_is_named(in_a_row: int, runs: list[int], where: st
         list(places(prompt(*runs), adapter(in_a_row), [LAYOUT]))
 
 
+@pytest.mark.parametrize(
+    ("rows", "frames", "says"),
+    [
+        (
+            [3, 3],
+            [2, 4],
+            r"prompt 0 holds 3 visual placeholders, not 6 for its videos of .*\[\(2, 1, 1\), \(4, 1, 1\)\]",
+        ),
+        ([2, 3], [2, 2], r"prompt 1 holds 3 visual placeholders, not 2"),
+        ([2, 2, 1], [2], r"prompt 2 holds 1 visual placeholders, not 0"),
+        ([2, 1], [2, 2], r"prompt 1 holds 1 visual placeholders, not 2"),
+        ([2], [2, 2], r"of 1 of the 2 videos that were encoded"),
+    ],
+)
+def test_the_prompt_that_does_not_fit_its_videos_is_named(rows: list[int], frames: list[int], says: str) -> None:
+    ids = torch.cat([torch.cat([prompt(count), torch.full((1, 9), TEXT)], dim=1)[:, :9] for count in rows])
+    with pytest.raises(ValueError, match=says):
+        list(places(ids, adapter(1), [(count, 1, 1) for count in frames]))
+
+
+def test_copies_of_prompts_share_their_videos() -> None:
+    """Also beside a prompt without any."""
+    ids = torch.cat([prompt(2), prompt(2), torch.full((1, 4), TEXT)])
+    assert [(place.row, place.video) for place in places(ids, adapter(1), [(2, 1, 1)])] == [(0, 0), (1, 0)]
+
+
 def test_tokens_among_which_text_may_stand_anywhere_are_found_at_once() -> None:
     """Not one by one: that took longer than all else besides the model."""
     ids, many = prompt(32 * 196), adapter(1)
