@@ -121,6 +121,16 @@ def test_no_tensor_waits_for_the_garbage_collector(tiny: tuple[Any, Any], inputs
         gc.enable()
 
 
+def test_pixels_are_let_go_once_their_prompt_is_pruned(tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor]) -> None:
+    model, _ = tiny
+    pixels = inputs["pixel_values_videos"].clone()
+    held = weakref.ref(pixels)
+    with MMGVid(retention_ratio=0.25)(model), torch.no_grad():
+        model(**{**inputs, "pixel_values_videos": pixels})
+        del pixels
+        assert held() is None
+
+
 @pytest.mark.parametrize("positions", ["original", "contiguous"])
 @pytest.mark.parametrize("ratio", [0.05, 0.25, 0.7])
 def test_pruning_equals_masking(
