@@ -236,7 +236,6 @@ class _Splice:
         if past:
             raise ValueError(f"a prompt with videos came with a filled cache: {_WHOLE}")
         kept, embeds, spans = self._prune(embeds, call)
-        self.call = None  # its pixels are needed no more
         if self.labelled and (kept is not None or self.inside.at):
             raise ValueError(
                 "labels do not fit a pruned prompt: leave them out, and compare the last of the logits with the "
