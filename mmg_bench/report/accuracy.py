@@ -33,6 +33,7 @@ from mmg_bench.report.table import (
     Entry,
     Table,
     count_videos,
+    few_rounds,
     flops_of_dense,
     is_control,
     mean_lines,
@@ -132,7 +133,7 @@ class _Layout:
         for benchmark, part in lacking.groupby("benchmark", sort=False):
             skills = ", ".join(part.skill.unique())
             self.notes.flags.append(f"{benchmark}: no mean over the skills, for every question of {skills} failed")
-        self.notes.flags += unsteady(self._row("prefill_ms", DENSE, 1.0, *self.benchmarks))
+        self.notes.flags += unsteady(self._row("prefill_ms", DENSE, 1.0, *self.benchmarks)) + few_rounds(rows)
 
     def table(self) -> Table:
         first = self.rows.iloc[0]

@@ -16,6 +16,7 @@ from mmg_bench.report.table import (
     Column,
     Entry,
     Table,
+    few_rounds,
     flops_of_dense,
     measured_line,
     table_by_ratio,
@@ -24,9 +25,6 @@ from mmg_bench.report.table import (
     with_interval,
     with_unit,
 )
-
-_FEW = 10
-"""Rounds below which the 5th and 95th percentile are all but the least and the greatest of them."""
 
 
 def cell_key(method: str, ratio: float) -> str:
@@ -186,16 +184,5 @@ class _Group:
 
     def _notes(self) -> tuple[str, ...]:
         failures = self._told("out_of_memory") | self._told("failed")
-        flags = [*unsteady(self._row((DENSE, 1.0), "prefill_ms")), *self._few_rounds()]
+        flags = [*unsteady(self._row((DENSE, 1.0), "prefill_ms")), *few_rounds(self.rows)]
         return (*(f"{FLAG} {line}" for line in flags), *(f"{cell}: {why}" for cell, why in failures.items()))
-
-    def _few_rounds(self) -> list[str]:
-        """A line that says so where intervals in the table are of too few rounds to mean anything."""
-        speedups = self.rows.metric.str.endswith("_speedup") & (self.rows.method != DENSE)
-        shown = self.rows[speedups & self.rows.ci_low.notna()]
-        if shown.empty or (rounds := int(shown.n.min())) >= _FEW:
-            return []
-        return [
-            f"{rounds} rounds are few: intervals of speed-ups, and percentiles of times in rows.csv, mean little below "
-            f"{_FEW}; set measure.repeats higher (20 is usual)"
-        ]

@@ -16,6 +16,7 @@ from mmg_bench.report.answers import Key, Sources
 from mmg_bench.report.rows import DENSE, ResultRow
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.console import Console
 
 CONTROLS = frozenset({"random", "uniform", "pooled", "fewer_frames"})
@@ -24,6 +25,8 @@ STEADY = 1.5
 """How far the 95th percentile of dense's own prefill may lie above the 5th on a machine that times can be told of."""
 FEW_VIDEOS = 20
 """Below so many, the percentiles of a bootstrap over videos lie too close together."""
+FEW_ROUNDS = 10
+"""Below so many, the 5th and 95th percentile are all but the least and the greatest of them."""
 NONE = "–"
 FLAG = "⚠"
 
@@ -149,6 +152,18 @@ def unsteady(dense: ResultRow | None) -> list[str]:
     return [
         f"dense's own prefill took from {three_digits(dense.ci_low)} to {three_digits(dense.ci_high)} ms (5th to 95th "
         "percentile): this machine was busy with other things, and no speed-up here is to be believed"
+    ]
+
+
+def few_rounds(rows: pd.DataFrame) -> list[str]:
+    """A line that says so where intervals of speed-ups are of too few rounds to mean anything."""
+    speedups = rows.metric.str.endswith("_speedup") & (rows.method != DENSE)
+    shown = rows[speedups & rows.ci_low.notna()]
+    if shown.empty or (rounds := int(shown.n.min())) >= FEW_ROUNDS:
+        return []
+    return [
+        f"{rounds} rounds are few: intervals of speed-ups, and percentiles of times in rows.csv, mean little below "
+        f"{FEW_ROUNDS}; set measure.repeats higher (20 is usual)"
     ]
 
 

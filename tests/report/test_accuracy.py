@@ -273,6 +273,13 @@ def test_a_machine_that_was_busy_is_flagged(toy, provenance, slowest, said):
     assert any("took from 10 to 15.1 ms" in note for note in table.footnotes) == said
 
 
+@pytest.mark.parametrize(("rounds", "said"), [(9, True), (10, False)])
+def test_speedups_of_few_rounds_are_flagged(toy, provenance, rounds, said):
+    speed = [Measurement("toy", "bench", 8, "ours", 0.25, "prefill_speedup", 2.5, 2.4, 2.6, rounds, "key1")]
+    (table,) = layout(rows_of(toy, measurements=speed), provenance, NOTHING)
+    assert any(note.startswith(f"⚠ {rounds} rounds are few") for note in table.footnotes) == said
+
+
 def test_a_mean_over_skills_is_said(toy, provenance):
     facts = provenance["key1"]
     for average, said in (("skills", True), ("questions", False)):
