@@ -168,9 +168,11 @@ def test_the_second_of_two_equal_runs_is_refused(tmp_path: Path) -> None:
     args = ["run", "method=random", "limit=12", "workers=2", f"output_dir={tmp_path}"]
     first = subprocess.Popen([*COMMAND, *args], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and not any(tmp_path.glob(".claim-*")):
+    while time.monotonic() < deadline and [path.suffix for path in tmp_path.glob(".claim*")] != [".json"]:
         time.sleep(0.02)
+    first.send_signal(signal.SIGSTOP)  # else it might be done before the second has come so far
     second = mmg_bench("run", "-m", "method=uniform,random", *args[2:])
+    first.send_signal(signal.SIGCONT)
     assert second.returncode == 2, second.stderr
     assert f"mmg-bench: {tmp_path}: process {first.pid} on " in second.stderr
     assert " is at work there on random at R = 25 %, since " in second.stderr
