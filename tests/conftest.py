@@ -16,6 +16,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts with & ignore Ctrl-C
 
 
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails the test that comes to load one."""
+
+    def load(*_: object) -> None:
+        pytest.fail("a model is loaded")
+
+    monkeypatch.setattr("mmg_bench.models.loading.VideoLLM.__init__", load)
+
+
 @pytest.fixture(scope="session")
 def tiny() -> tuple[Any, Any]:
     """Model and processor; a frame gives 4 x 4 visual tokens."""

@@ -251,18 +251,16 @@ def test_mistakes(command: str, says: str, monkeypatch: pytest.MonkeyPatch, caps
     assert says in error
 
 
+@pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize(
     "options",
     ["benchmark.include_path=/nope", "-m latency=false,true measure.engine=graphs measure.warmup=9 model.device=cpu"],
 )
 def test_what_a_run_cannot_do_is_said_before_a_model_is_loaded(options: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*_: object) -> None:
-        pytest.fail("a model is loaded")
-
-    monkeypatch.setattr("mmg_bench.models.loading.VideoLLM.__init__", load)
     assert given(f"mmg-bench run {options}", monkeypatch) == 2
 
 
+@pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize(
     ("content", "says"),
     [(b"", "the file is empty; download it again or"), (b"no video", "cannot be decoded ("), (None, "no such video")],
@@ -276,10 +274,6 @@ def test_a_video_that_cannot_be_read_is_named_before_a_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def load(*_: object) -> None:
-        pytest.fail("a model is loaded")
-
-    monkeypatch.setattr("mmg_bench.models.loading.VideoLLM.__init__", load)
     video = tmp_path_factory.mktemp("videos") / "clip.mp4"
     if content is not None:
         video.write_bytes(content)
@@ -290,6 +284,7 @@ def test_a_video_that_cannot_be_read_is_named_before_a_model_is_loaded(
     assert says in error
 
 
+@pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize("command", ["run", "measure"])
 @pytest.mark.parametrize(
     ("config", "says"),
@@ -311,10 +306,6 @@ def test_a_folder_that_is_not_served_is_named_before_it_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def load(*_: object) -> None:
-        pytest.fail("a model is loaded")
-
-    monkeypatch.setattr("mmg_bench.models.loading.VideoLLM.__init__", load)
     folder = tmp_path_factory.mktemp("checkpoint")
     (folder / "config.json").write_text(config)
     assert given(f"mmg-bench {command} model.path={folder}", monkeypatch) == 2

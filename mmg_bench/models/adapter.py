@@ -219,7 +219,7 @@ class Adapter(ABC):
         `siglip`: whether the model will have its SigLIP checkpoint, though it is not loaded yet.
         """
         if (lacking := self.lacking_for(needs, who, siglip=siglip)) is not None:
-            raise UnsupportedModelError(": ".join(lacking))
+            raise UnsupportedModelError(": ".join((who, *lacking)))
 
     def lacking_for(self, needs: Collection[str], who: str, *, siglip: bool = False) -> tuple[str, str] | None:
         """What the family cannot supply of what `who` needs, and what to do about it; None when it has everything."""
@@ -227,7 +227,7 @@ class Adapter(ABC):
         if not (missing := sorted(set(needs) - supplied)):
             return None
         fault = (
-            f"{who}: models of type {self.model.config.model_type!r} do not supply {', '.join(missing)} (they supply "
+            f"models of type {self.model.config.model_type!r} do not supply {', '.join(missing)} (they supply "
             f"{', '.join(sorted(self.supplies)) or 'nothing'})"
         )
         ways = [*_stand_in(who, supplied), *self._ways(missing), "choose another method or model"]

@@ -110,8 +110,7 @@ def _made(claim: Claim) -> Iterator[Path]:
         "work": list(claim.work),
     }
     path = claim.folder / f".claim-{uuid4().hex}.json"
-    with path.open("x", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with path.open("x", encoding="utf-8") as file, locked(file):
         json.dump(content, file)
         file.flush()
         try:

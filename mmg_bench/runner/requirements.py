@@ -131,8 +131,7 @@ def _methods(spec: ModelSpec, methods: Mapping[str, Method]) -> Iterator[Check]:
         return
     for label, method in methods.items():
         if (lacking := bare.adapter.lacking_for(method.needs, label, siglip=spec.siglip is not None)) is not None:
-            fault, fix = lacking
-            yield Check(f"what {label} reads", fault.removeprefix(f"{label}: "), fix)
+            yield Check(f"what {label} reads", *lacking)
         try:
             bare.check_layers(method)
         except ValueError as error:

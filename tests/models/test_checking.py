@@ -62,14 +62,6 @@ def nothing_answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-@pytest.fixture
-def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*_: Any) -> None:
-        pytest.fail("a model is loaded")
-
-    monkeypatch.setattr(VideoLLM, "__init__", load)
-
-
 def spec(**changes: Any) -> ModelSpec:
     return ModelSpec(**{"name": "x", "path": REPO, **changes})
 
