@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mmg_bench.models.llava_video import FAMILY, POOLS
-from mmg_bench.models.small import CHAT_TEMPLATE, IMAGE, VIDEO, llava_onevision_processor
+from mmg_bench.models.processors import CHAT_TEMPLATE, IMAGE, VIDEO, llava_onevision_processor
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
 # their prompts open with a system turn

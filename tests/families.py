@@ -51,7 +51,7 @@ def media_ids(made: Any) -> dict[str, int]:
 
 
 def tokenizer(*media: str) -> Any:
-    from mmg_bench.models.small import word_tokenizer
+    from mmg_bench.models.processors import word_tokenizer
 
     made = word_tokenizer(WORDS.split())
     made.add_tokens(list(media), special_tokens=True)
@@ -412,18 +412,6 @@ def video_llama_3() -> tuple[Any, Any]:
     return spread(VideoLlama3ForConditionalGeneration(config)), processor
 
 
-def named_tokens(words: Any, **names: str) -> Any:
-    """The same tokenizer with attributes that name some of its tokens, as checkpoints' own have them."""
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words.backend_tokenizer,
-        **{f"{name}_token": getattr(words, f"{name}_token") for name in ("pad", "eos", "unk")},
-        extra_special_tokens=names,
-        padding_side="left",
-    )
-
-
 def internvl() -> tuple[Any, Any]:
     from transformers import (
         GotOcr2ImageProcessor,
@@ -434,6 +422,8 @@ def internvl() -> tuple[Any, Any]:
         InternVLVisionConfig,
         Qwen2Config,
     )
+
+    from mmg_bench.models.processors import named_tokens
 
     names = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
     words = named_tokens(tokenizer("<img>", "</img>", "<IMG_CONTEXT>"), **names, video_token="<video>")

@@ -27,9 +27,9 @@ from mmg_bench.measure.latency import LatencySettings, check_engine
 from mmg_bench.measure.roofline import measure_ceilings
 from mmg_bench.measure.workload import PIXELS, Workload, random_prompt, video_file
 from mmg_bench.models.checking import ModelError, check_method, check_model
-from mmg_bench.models.geometry import GEOMETRIES
+from mmg_bench.models.geometry import is_named
 from mmg_bench.models.loading import VideoLLM
-from mmg_bench.models.spec import ModelSpec, folder_of
+from mmg_bench.models.spec import ModelSpec
 from mmg_bench.options import check_folder, check_number, check_path, check_text, check_whole
 from mmg_bench.report.answers import ALL, NO_BENCHMARK
 from mmg_bench.report.efficiency import cell_key, efficiency_layout
@@ -219,9 +219,9 @@ def _check(spec: ModelSpec, cells: Sequence[Cell]) -> None:
     try:
         check_model(spec, methods)
     except ModelError as error:
-        if spec.weights == "random" or spec.name not in GEOMETRIES or folder_of(spec.path) or spec.device_map:
+        if spec.weights == "random" or spec.device_map or not is_named(bare := replace(spec, weights="random")):
             raise
-        check_model(replace(spec, weights="random"), methods)  # SigLIP's checkpoint is needed all the same
+        check_model(bare, methods)  # SigLIP's checkpoint is needed all the same
         raise ModelError(f"{error}; or set {spec.option('weights')}=random: speed does not depend on them") from error
 
 

@@ -79,8 +79,10 @@ def weight_bytes(*modules: nn.Module) -> int:
 
 
 def cache_bytes(cache: Any) -> int:
-    """Bytes of the keys and values in a transformers cache."""
-    held = [t for layer in cache.layers for t in (layer.keys, layer.values) if t is not None]
+    """Bytes of the keys and values in a transformers cache; of linear attention, those of its states."""
+    names = ("keys", "values", "conv_states", "recurrent_states")
+    entries = [getattr(layer, name, None) for layer in cache.layers for name in names]
+    held = [t for entry in entries for t in (entry.values() if isinstance(entry, dict) else [entry]) if t is not None]
     return sum(t.numel() * t.element_size() for t in held)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from mmg_bench.methods.base import Method
 from mmg_bench.models import llava_video, siglip
 from mmg_bench.models.adapter import Adapter, UnsupportedModelError, adapter_for, unserved
+from mmg_bench.models.geometry import GEOMETRIES, is_named, unknown
 from mmg_bench.models.hub import cached, check_reachable, not_cached, read_config
 from mmg_bench.models.spec import ModelSpec, folder_of
 
@@ -46,11 +46,9 @@ def check_model(spec: ModelSpec, methods: Mapping[str, Method]) -> None:
     """
     if (bare := bare_adapter(spec)) is not None:
         for label, method in methods.items():
-            bare.adapter.check(method.needs, label, siglip=spec.siglip is not None)
-            bare.check_layers(method)
+            bare.check(method.needs, label, siglip=spec.siglip is not None)
+            bare.stages(method)
     elif spec.weights == "random" and folder_of(spec.path) is None:
-        from mmg_bench.models.geometry import unknown
-
         raise ValueError(
             f"{spec.option('weights')}='random': {unknown(spec.name)}; choose one of these, or set "
             f"{spec.option('path')} to a checkpoint folder"
@@ -69,27 +67,7 @@ def check_model(spec: ModelSpec, methods: Mapping[str, Method]) -> None:
                 check_reachable(source, revision)
 
 
-@dataclass(frozen=True)
-class Bare:
-    """What is known of a model without its weights."""
-
-    adapter: Adapter
-    """Of the model, or where only its type is known, of one of that type's usual sizes."""
-    sized: bool
-    """Whether the sizes are the model's own."""
-
-    def check_layers(self, method: Method) -> None:
-        """As `Adapter.stages` raises, but that nothing is said of the number of layers where it is not known."""
-        try:
-            self.adapter.stages(method)
-        except UnsupportedModelError:
-            raise
-        except ValueError:
-            if self.sized:
-                raise
-
-
-def bare_adapter(spec: ModelSpec) -> Bare | None:
+def bare_adapter(spec: ModelSpec) -> Adapter | None:
     """The adapter of the model that is meant, without its weights: what its family can do. Nothing is downloaded.
 
     None where its configuration is neither on this machine nor known without a download. Raises UnsupportedModelError
@@ -98,14 +76,13 @@ def bare_adapter(spec: ModelSpec) -> Bare | None:
     from transformers import AutoModelForImageTextToText
 
     try:
-        config, sized = _config(spec)
-        if config is None:
+        if (config := _config(spec)) is None:
             return None
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(config)
         if getattr(config, "mmg_family", None) == llava_video.FAMILY:
             llava_video.attach(model, SimpleNamespace())  # no processor: nothing is prepared
-        return Bare(adapter_for(model), sized)
+        return adapter_for(model)
     except UnsupportedModelError:
         raise
     except ImportError as error:
@@ -117,28 +94,28 @@ def bare_adapter(spec: ModelSpec) -> Bare | None:
         ) from error
 
 
-def _config(spec: ModelSpec) -> tuple[Any | None, bool]:
-    """The configuration of the model that is meant, as far as it is known here, and whether that is all of it."""
+def _config(spec: ModelSpec) -> Any | None:
+    """The configuration of the model that is meant; None where it is not known here."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as SEEING
 
-    from mmg_bench.models.geometry import GEOMETRIES, TYPES
-
     folder, file = folder_of(spec.path), None
+    if is_named(spec):
+        return AutoConfig.for_model(**GEOMETRIES[spec.name].config)
     if folder is not None:
         file = folder / "config.json"
     elif spec.weights == "random":
-        known = GEOMETRIES.get(spec.name)
-        return None if known is None else AutoConfig.for_model(**known.config), True
+        return None
     else:
         with contextlib.suppress(ValueError):  # no hub id: loading says so
             file = cached(spec.path, "config.json", spec.revision)
     if file is None or not file.is_file():
-        return AutoConfig.for_model(TYPES[spec.path]) if spec.path in TYPES else None, False
+        published = (known.config for known in GEOMETRIES.values() if known.hub == spec.path)
+        return next((AutoConfig.for_model(**config) for config in published), None)
     kind = read_config(file).get("model_type")
     if kind not in SEEING:
         raise unserved(spec.path, kind, "transformers has no model of this type that is shown videos")
-    return AutoConfig.from_pretrained(str(file.parent)), True
+    return AutoConfig.from_pretrained(str(file.parent))
 
 
 def check_folder(folder: Path, option: str) -> None:

@@ -1,7 +1,6 @@
 """Full-size architectures with random weights, built without a download: speed does not depend on the weights.
 
-The numbers are the published ones: the towers' and language models' own configurations, with the vocabulary as the
-checkpoints in transformers' layout have it (LLaVA-OneVision's is padded for the two media tokens).
+The sizes are the published ones; of their vocabularies only the ids of chat and media tokens are.
 """
 
 from __future__ import annotations
@@ -14,145 +13,42 @@ from typing import Any
 
 import torch
 
-from mmg_bench.models.small import (
+from mmg_bench.models import llava_video, sizes
+from mmg_bench.models.processors import (
     END,
+    GLM_MEDIA,
     IMAGE,
+    INTERNVL_MEDIA,
     PAD,
     QWEN_MEDIA,
+    SMOLVLM_MEDIA,
     START,
     UNKNOWN,
     VIDEO,
+    glm4v_processor,
+    internvl_processor,
     llava_onevision_processor,
     qwen2_5_vl_processor,
     qwen2_vl_processor,
     qwen3_vl_processor,
+    smolvlm_processor,
     tokenizer_of,
 )
+from mmg_bench.models.spec import ModelSpec, folder_of
 
 SEED = 0
 """Of the random weights."""
 
-# google/siglip-so400m-patch14-384 without its last layer and its head: LLaVA takes the features of the last but one
-_SIGLIP = {
-    "model_type": "siglip_vision_model",
-    "image_size": 384,
-    "patch_size": 14,
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 16,
-    "vision_use_head": False,
-}
-_QWEN2 = {
-    "model_type": "qwen2",
-    "max_position_embeddings": 32768,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-    "rms_norm_eps": 1e-6,
-    "bos_token_id": 151643,
-    "eos_token_id": 151645,
-    "pad_token_id": 151643,
-}
-_QWEN2_7B = _QWEN2 | {
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "vocab_size": 152128,
-    "tie_word_embeddings": False,
-}
-_QWEN2_0_5B = _QWEN2 | {
-    "hidden_size": 896,
-    "intermediate_size": 4864,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
-    "vocab_size": 152000,
-    "tie_word_embeddings": True,
-}
-_QWEN2_5_VL_TEXT = _QWEN2_7B | {
-    "model_type": "qwen2_5_vl_text",
-    "max_position_embeddings": 128000,
-    "vocab_size": 152064,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-}
-_QWEN2_5_VL_TOWER = {
-    "model_type": "qwen2_5_vl",
-    "depth": 32,
-    "hidden_size": 1280,
-    "intermediate_size": 3420,
-    "num_heads": 16,
-    "out_hidden_size": 3584,
-    "patch_size": 14,
-    "temporal_patch_size": 2,
-    "spatial_merge_size": 2,
-    "window_size": 112,
-    "fullatt_block_indexes": [7, 15, 23, 31],
-    "tokens_per_second": 2,
-}
-_QWEN2_VL_TEXT = _QWEN2_5_VL_TEXT | {"model_type": "qwen2_vl_text", "max_position_embeddings": 32768}
-_QWEN2_VL_TOWER = {
-    "model_type": "qwen2_vl_vision",
-    "depth": 32,
-    "embed_dim": 1280,
-    "hidden_size": 3584,  # of its output
-    "mlp_ratio": 4,
-    "num_heads": 16,
-    "patch_size": 14,
-    "temporal_patch_size": 2,
-    "spatial_merge_size": 2,
-}
-_QWEN3_VL_TEXT = {
-    "model_type": "qwen3_vl_text",
-    "hidden_size": 4096,
-    "intermediate_size": 12288,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "vocab_size": 151936,
-    "max_position_embeddings": 262144,
-    "rope_parameters": {
-        "rope_type": "default",
-        "rope_theta": 5e6,
-        "mrope_section": [24, 20, 20],
-        "mrope_interleaved": True,
-    },
-    "rms_norm_eps": 1e-6,
-    "bos_token_id": 151643,
-    "eos_token_id": 151645,
-    "pad_token_id": 151643,
-    "tie_word_embeddings": False,
-}
-_QWEN3_VL_MOE_TEXT = _QWEN3_VL_TEXT | {
-    "model_type": "qwen3_vl_moe_text",
-    "hidden_size": 2048,
-    "intermediate_size": 6144,
-    "num_hidden_layers": 48,
-    "num_key_value_heads": 4,
-    "num_experts": 128,
-    "num_experts_per_tok": 8,
-    "moe_intermediate_size": 768,
-    "decoder_sparse_step": 1,
-}
-_QWEN3_VL_TOWER = {
-    "depth": 27,
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "num_heads": 16,
-    "patch_size": 16,
-    "temporal_patch_size": 2,
-    "spatial_merge_size": 2,
-    "num_position_embeddings": 2304,
-    "deepstack_visual_indexes": [8, 16, 24],
-}
-_QWEN2_TOKENS = {PAD: 151643, START: 151644, END: 151645, IMAGE: 151646, VIDEO: 151647}
+_QWEN2_TOKENS = {PAD: 151643, START: 151644, END: 151645}
+_LLAVA_TOKENS = _QWEN2_TOKENS | {IMAGE: 151646, VIDEO: 151647}
 
 
 @dataclass(frozen=True)
 class Geometry:
     """An architecture: what its model and its stock processor are built from."""
 
+    hub: str | None
+    """Hub id of the checkpoint; None where the one on the hub is of another layout."""
     config: dict[str, Any]
     """Of the model, as its `config.json` holds it."""
     tokens: dict[str, int]
@@ -161,48 +57,119 @@ class Geometry:
     """(configuration, tokenizer) -> the stock processor."""
 
 
-def _llava_onevision(text: dict[str, Any]) -> Geometry:
-    media = {"image_token_index": _QWEN2_TOKENS[IMAGE], "video_token_index": _QWEN2_TOKENS[VIDEO]}
-    config = {"model_type": "llava_onevision", "vision_config": _SIGLIP, "text_config": text, **media}
-    return Geometry(config, _QWEN2_TOKENS, llava_onevision_processor)
+def _llava_onevision(hub: str | None, text: dict[str, Any], **more: Any) -> Geometry:
+    media = {"image_token_index": _LLAVA_TOKENS[IMAGE], "video_token_index": _LLAVA_TOKENS[VIDEO]}
+    config = {"model_type": "llava_onevision", "vision_config": sizes.SIGLIP, "text_config": text, **media, **more}
+    return Geometry(hub, config, _LLAVA_TOKENS, llava_onevision_processor)
 
 
-def _qwen_vl(kind: str, text: dict[str, Any], tower: dict[str, Any], processor: Callable[[Any, Any], Any]) -> Geometry:
-    media = dict(zip(QWEN_MEDIA, (151655, 151656, 151652, 151653), strict=True))
+def _qwen_vl(
+    hub: str,
+    kind: str,
+    text: dict[str, Any],
+    tower: dict[str, Any],
+    processor: Callable[[Any, Any], Any],
+    chat: dict[str, int] = _QWEN2_TOKENS,
+    media: tuple[int, ...] = (151655, 151656, 151652, 151653),
+) -> Geometry:
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     config = {"model_type": kind, "vision_config": tower, "text_config": text, "tie_word_embeddings": False}
-    tokens = {token: _QWEN2_TOKENS[token] for token in (PAD, START, END)} | media
-    return Geometry(config | dict(zip(names, media.values(), strict=True)), tokens, processor)
+    config |= zip(names, media, strict=True)
+    return Geometry(hub, config, chat | dict(zip(QWEN_MEDIA, media, strict=True)), processor)
+
+
+def _glm4v(hub: str, kind: str, text: dict[str, Any]) -> Geometry:
+    media = {"video_start": 151341, "video_end": 151342, "image_start": 151339, "image_end": 151340}
+    media |= {"image": 151343, "video": 151344}
+    config = {
+        "model_type": kind,
+        "vision_config": sizes.GLM4V_TOWER,
+        "text_config": text,
+        "tie_word_embeddings": False,
+        **{f"{name}_token_id": number for name, number in media.items()},
+    }
+    tokens = {PAD: 151329, START: 151331, END: 151336} | {GLM_MEDIA[name]: number for name, number in media.items()}
+    return Geometry(hub, config, tokens, glm4v_processor)
 
 
 GEOMETRIES = {
-    "llava_onevision_7b": _llava_onevision(_QWEN2_7B),
-    "llava_onevision_0_5b": _llava_onevision(_QWEN2_0_5B),
-    "qwen2_vl_7b": _qwen_vl("qwen2_vl", _QWEN2_VL_TEXT, _QWEN2_VL_TOWER, qwen2_vl_processor),
-    "qwen2_5_vl_7b": _qwen_vl("qwen2_5_vl", _QWEN2_5_VL_TEXT, _QWEN2_5_VL_TOWER, qwen2_5_vl_processor),
+    "llava_onevision_72b": _llava_onevision("llava-hf/llava-onevision-qwen2-72b-ov-hf", sizes.QWEN2_72B),
+    "llava_onevision_7b": _llava_onevision("llava-hf/llava-onevision-qwen2-7b-ov-hf", sizes.QWEN2_7B),
+    "llava_onevision_0_5b": _llava_onevision("llava-hf/llava-onevision-qwen2-0.5b-ov-hf", sizes.QWEN2_0_5B),
+    "llava_video_7b": _llava_onevision(
+        None,  # as converted; its configuration says that it averages patches
+        sizes.QWEN2_7B | {"vocab_size": 152064},
+        mmg_family=llava_video.FAMILY,
+        mmg_pool="average",
+    ),
+    "qwen2_vl_7b": _qwen_vl(
+        "Qwen/Qwen2-VL-7B-Instruct", "qwen2_vl", sizes.QWEN2_VL_TEXT, sizes.QWEN2_VL_TOWER, qwen2_vl_processor
+    ),
+    "qwen2_5_vl_7b": _qwen_vl(
+        "Qwen/Qwen2.5-VL-7B-Instruct",
+        "qwen2_5_vl",
+        sizes.QWEN2_5_VL_TEXT,
+        sizes.QWEN2_5_VL_TOWER,
+        qwen2_5_vl_processor,
+    ),
     "qwen3_vl_8b": _qwen_vl(
-        "qwen3_vl", _QWEN3_VL_TEXT, _QWEN3_VL_TOWER | {"out_hidden_size": 4096}, qwen3_vl_processor
+        "Qwen/Qwen3-VL-8B-Instruct",
+        "qwen3_vl",
+        sizes.QWEN3_VL_TEXT,
+        sizes.QWEN3_VL_TOWER | {"out_hidden_size": 4096},
+        qwen3_vl_processor,
     ),
     "qwen3_vl_moe_30b": _qwen_vl(
-        "qwen3_vl_moe", _QWEN3_VL_MOE_TEXT, _QWEN3_VL_TOWER | {"out_hidden_size": 2048}, qwen3_vl_processor
+        "Qwen/Qwen3-VL-30B-A3B-Instruct",
+        "qwen3_vl_moe",
+        sizes.QWEN3_VL_MOE_TEXT,
+        sizes.QWEN3_VL_TOWER | {"out_hidden_size": 2048},
+        qwen3_vl_processor,
+    ),
+    "qwen3_5_9b": _qwen_vl(
+        "Qwen/Qwen3.5-9B",
+        "qwen3_5",
+        sizes.QWEN3_5_TEXT,
+        sizes.QWEN3_5_TOWER | {"out_hidden_size": 4096},
+        qwen3_vl_processor,
+        {PAD: 248044, START: 248045, END: 248046},
+        (248056, 248057, 248053, 248054),
+    ),
+    "glm4v_9b": _glm4v("zai-org/GLM-4.1V-9B-Thinking", "glm4v", sizes.GLM4V_TEXT),
+    "glm46v_9b": _glm4v("zai-org/GLM-4.6V-Flash", "glm46v", sizes.GLM46V_TEXT),
+    "internvl3_8b": Geometry(
+        "OpenGVLab/InternVL3-8B-hf",
+        {
+            "model_type": "internvl",
+            "vision_config": sizes.INTERNVL3_TOWER,
+            "text_config": sizes.INTERNVL3_TEXT,
+            "image_token_id": 151667,
+            "tie_word_embeddings": False,
+        },
+        _QWEN2_TOKENS | dict(zip(INTERNVL_MEDIA, (151665, 151666, 151667, 151674), strict=True)),
+        internvl_processor,
+    ),
+    "smolvlm2_2_2b": Geometry(
+        "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+        {
+            "model_type": "smolvlm",
+            "vision_config": sizes.SMOLVLM2_TOWER,
+            "text_config": sizes.SMOLLM2_1_7B,
+            "image_token_id": 49190,
+            "scale_factor": 3,
+            "tie_word_embeddings": False,
+        },
+        {PAD: 2, START: 1, END: 49279} | dict(zip(SMOLVLM_MEDIA, (49190, 49189, 49152), strict=True)),
+        smolvlm_processor,
     ),
 }
 """Name of a model's configuration -> its architecture."""
-TYPES = {
-    "llava-hf/llava-onevision-qwen2-0.5b-ov-hf": "llava_onevision",
-    "llava-hf/llava-onevision-qwen2-7b-ov-hf": "llava_onevision",
-    "llava-hf/llava-onevision-qwen2-72b-ov-hf": "llava_onevision",
-    "Qwen/Qwen2-VL-7B-Instruct": "qwen2_vl",
-    "Qwen/Qwen2.5-VL-7B-Instruct": "qwen2_5_vl",
-    "Qwen/Qwen3-VL-8B-Instruct": "qwen3_vl",
-    "Qwen/Qwen3-VL-30B-A3B-Instruct": "qwen3_vl_moe",
-    "Qwen/Qwen3.5-9B": "qwen3_5",
-    "zai-org/GLM-4.1V-9B-Thinking": "glm4v",
-    "zai-org/GLM-4.6V-Flash": "glm46v",
-    "OpenGVLab/InternVL3-8B-hf": "internvl",
-    "HuggingFaceTB/SmolVLM2-2.2B-Instruct": "smolvlm",
-}
-"""Hub id that a model's configuration names -> model_type of the checkpoint: known before any of it is downloaded."""
+
+
+def is_named(spec: ModelSpec) -> bool:
+    """Whether a model is built from what is known here by its name: random weights, where its path is no folder."""
+    folder = folder_of(spec.path)
+    return spec.weights == "random" and spec.name in GEOMETRIES and (folder is None or not folder.is_dir())
 
 
 def unknown(name: str) -> str:
@@ -211,20 +178,16 @@ def unknown(name: str) -> str:
 
 
 def named(name: str) -> tuple[Any, Any]:
-    """Configuration and stock processor of a named architecture. The processor's words are made up.
-
-    Raises ValueError, listing the valid names, for one that is not known.
-    """
+    """Configuration and stock processor of one of GEOMETRIES. The processor's words are made up."""
     from transformers import AutoConfig
 
-    if name not in GEOMETRIES:
-        raise ValueError(unknown(name))
     geometry = GEOMETRIES[name]
     config = AutoConfig.for_model(**geometry.config)
     words = ("".join(letters) for letters in itertools.product(string.ascii_lowercase, repeat=3))
-    vocabulary = {UNKNOWN: 0} | {word: number for number, word in enumerate(words, start=1)} | geometry.tokens
+    free = (number for number in itertools.count() if number not in geometry.tokens.values())
+    vocabulary = geometry.tokens | dict(zip((UNKNOWN, *string.digits, "frame", *words), free, strict=False))
     media = [token for token in geometry.tokens if token not in (PAD, START, END)]
-    return config, geometry.processor(config, tokenizer_of(vocabulary, media))
+    return config, geometry.processor(config, tokenizer_of(vocabulary, media, digits=True))
 
 
 def random_model(config: Any, dtype: torch.dtype, attn_implementation: str, device: torch.device) -> Any:

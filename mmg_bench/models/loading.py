@@ -6,7 +6,6 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from mmg_bench.files import digest_of
 from mmg_bench.models import llava_video, siglip
 from mmg_bench.models.adapter import Adapter, adapter_for, fresh
 from mmg_bench.models.checking import ModelError, attention_lacks, bare_adapter, check_folder, explained
+from mmg_bench.models.geometry import is_named, named, random_model, unknown
 from mmg_bench.models.hub import not_cached
 from mmg_bench.models.spec import ModelSpec, folder_of
 from mmg_bench.options import make_current
@@ -80,10 +80,10 @@ class VideoLLM:
     def settings(self) -> str | None:
         """Digest of what else lies in a checkpoint folder and decides answers: configuration, templates, tokenizer.
 
-        None for a hub model, all of which its revision identifies.
+        None for a hub model, all of which its revision identifies, and for one that is built by its name.
         """
         folder = folder_of(self.spec.path)
-        if folder is None:
+        if folder is None or is_named(self.spec):
             return None
         return digest_of(sorted(file for file in folder.iterdir() if file.suffix in _SETTINGS))
 
@@ -199,13 +199,13 @@ def _load(spec: ModelSpec) -> tuple[Any, Any]:
     from transformers.utils import cached_file
 
     folder, what, option = folder_of(spec.path), f"model {spec.name!r}", spec.option("path")
-    if folder is not None:
+    if folder is not None and not is_named(spec):
         check_folder(folder, option)
     if lacking := attention_lacks(spec.attn_implementation):
         given = f"{spec.option('attn_implementation')}={spec.attn_implementation!r}"
         raise ModelError(f"{given} cannot run here, which lacks {lacking}: install it, or take sdpa")
     if spec.weights == "random":
-        return _random(spec, folder)
+        return _random(spec)
     source = spec.path if folder is None else str(folder)
     if folder is None:
         with explained(what, source, option):
@@ -231,14 +231,16 @@ def _load(spec: ModelSpec) -> tuple[Any, Any]:
     return model, processor
 
 
-def _random(spec: ModelSpec, folder: Path | None) -> tuple[Any, Any]:
+def _random(spec: ModelSpec) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoProcessor
 
-    from mmg_bench.models.geometry import named, random_model
-
-    if folder is None:
-        config, processor = named(spec.name)
-    else:
-        config, processor = (kind.from_pretrained(str(folder)) for kind in (AutoConfig, AutoProcessor))
+    folder = None if is_named(spec) else folder_of(spec.path)
+    if folder is None and not is_named(spec):
+        raise ModelError(unknown(spec.name))
+    with explained(f"model {spec.name!r}", spec.path, spec.option("path")):
+        if folder is None:
+            config, processor = named(spec.name)
+        else:
+            config, processor = (kind.from_pretrained(str(folder)) for kind in (AutoConfig, AutoProcessor))
     dtype = getattr(torch, spec.dtype)
     return random_model(config, dtype, spec.attn_implementation, spec.torch_device), processor

@@ -40,7 +40,7 @@ class ModelSpec:
     siglip_revision: str | None = None
     """Commit of its hub repository."""
     weights: str = "pretrained"
-    """`random` builds the architecture alone: of a checkpoint folder, or else the one that is known by `name`."""
+    """`random` builds the architecture alone: of a checkpoint folder, if there is one, or else that known by `name`."""
     called: Mapping[str, str] = field(default_factory=dict, compare=False)
     """What the command that runs calls the options of these names, where not `model.<name>`: for messages alone.
 

@@ -15,7 +15,7 @@ from mmg_bench.benchmarks.lmms import Benchmark, BenchmarkSpec
 from mmg_bench.methods.base import Method
 from mmg_bench.models.adapter import UnsupportedModelError
 from mmg_bench.models.checking import ModelError, attention_lacks, bare_adapter, check_folder
-from mmg_bench.models.geometry import unknown
+from mmg_bench.models.geometry import is_named, unknown
 from mmg_bench.models.hub import not_cached
 from mmg_bench.models.siglip import FIELDS
 from mmg_bench.models.siglip import lacks as siglip_lacks
@@ -130,10 +130,10 @@ def _methods(spec: ModelSpec, methods: Mapping[str, Method]) -> Iterator[Check]:
             yield Check(f"the architecture of {spec.name}", unknown(spec.name), fix)
         return
     for label, method in methods.items():
-        if (lacking := bare.adapter.lacking_for(method.needs, label, siglip=spec.siglip is not None)) is not None:
+        if (lacking := bare.lacking_for(method.needs, label, siglip=spec.siglip is not None)) is not None:
             yield Check(f"what {label} reads", *lacking)
         try:
-            bare.check_layers(method)
+            bare.stages(method)
         except ValueError as error:
             fault = str(error).removeprefix(f"{method.name} prunes ")
             yield Check(f"where {label} prunes", fault, "choose another method or model")
@@ -164,7 +164,7 @@ def _weights(model: Mapping[str, Any], spec: ModelSpec, needs: Collection[str]) 
     """The model's checkpoint, and that of SigLIP where a method needs it; each with the size of its download."""
     size, folder = model.get("download_gb"), folder_of(spec.path)
     what = f"weights of {spec.name} ({spec.path})"
-    if folder is not None:
+    if folder is not None and not is_named(spec):
         yield _in_folder(what, folder, spec.option("path")), 0
     elif spec.weights != "random":
         yield _in_cache(what, spec, "path", "revision", size), size

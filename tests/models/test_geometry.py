@@ -12,12 +12,13 @@ import torch
 
 from mmg_bench import config as cfg
 from mmg_bench.benchmarks.video import Timing
+from mmg_bench.cells import make_cell
 from mmg_bench.measure.flops import TextGeometry, flops_gqa
+from mmg_bench.measure.memory import PeakMemory, memory_values
 from mmg_bench.methods.fastv import FastV
 from mmg_bench.methods.framefusion import FrameFusion
-from mmg_bench.methods.mmg_vid import MMGVid
 from mmg_bench.models.adapter import UnsupportedModelError
-from mmg_bench.models.checking import bare_adapter
+from mmg_bench.models.checking import ModelError, bare_adapter
 from mmg_bench.models.geometry import GEOMETRIES
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import VideoLLM
@@ -80,21 +81,30 @@ def test_published_sizes_of_qwen2_5_vl() -> None:
 @pytest.mark.parametrize(
     ("name", "parameters", "tokens"),
     [
+        ("llava_onevision_72b", 73_181_570_592, 32 * 14 * 14),
+        ("llava_video_7b", 8_030_348_832, 32 * 13 * 14),
         ("qwen2_vl_7b", 8_291_375_616, 16 * 13 * 23),
         ("qwen3_vl_8b", 8_767_123_696, 16 * 11 * 20),
         ("qwen3_vl_moe_30b", 31_070_754_032, 16 * 11 * 20),
+        ("qwen3_5_9b", 9_409_813_744, 16 * 11 * 20),
+        ("glm4v_9b", 10_292_777_472, 16 * 13 * 23),
+        ("glm46v_9b", 10_292_777_472, 16 * 13 * 23),
+        ("internvl3_8b", 7_944_373_760, 32 * 16 * 16),
+        ("smolvlm2_2_2b", 2_246_784_880, 32 * 9 * 9),
     ],
 )
-def test_published_sizes_of_its_relatives(name: str, parameters: int, tokens: int) -> None:
-    """Their model cards round these to 8.29, 8.77 and 31.1 billion; another width, depth or vocabulary has others."""
+def test_published_sizes_of_the_others(name: str, parameters: int, tokens: int) -> None:
+    """Their model cards round these, to 8.29 or 31.1 billion; another width, depth or vocabulary has others."""
     llm = random_llm(name, "meta")
     assert sum(p.numel() for p in llm.model.parameters()) == parameters
     pixels = llm.preprocess(np.zeros((32, 360, 640, 3), dtype=np.uint8), Timing.every_second(32))
     ids = llm.processor.tokenizer(pixels.texts[0])["input_ids"]
+    if name.startswith("llava"):
+        tokens += name == "llava_onevision_72b"  # the newline behind its video
     assert ids.count(llm.adapter.video_token_id) == tokens
-    if name.startswith("qwen3"):  # six tokens of time, and two around the frame, as its own tokenizer makes of them
+    if name.startswith("qwen3"):  # six tokens of time, seven from 10.5 on, and two around the frame: as its own makes
         assert pixels.texts[0].startswith("<0.5 seconds><|vision_start|>")
-        assert len(ids) == tokens + 16 * 8
+        assert len(ids) == tokens + 16 * 8 + 11
 
 
 SMALL_TEXT = {"intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 1, "num_key_value_heads": 1}
@@ -102,14 +112,16 @@ SMALL_TOWER = {"depth": 3, "num_heads": 2, "intermediate_size": 64}
 
 
 @pytest.mark.parametrize("name", sorted(GEOMETRIES))
-def test_an_architecture_answers_with_its_processor(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_architecture_is_measured_with_its_processor(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the real classes, ids and patches, in small."""
     config = GEOMETRIES[name].config
     width = {"hidden_size": 128}  # of one head
     text, tower = config["text_config"] | SMALL_TEXT | width, config["vision_config"]
     if "num_experts" in text:
         text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-    if name.startswith("llava"):
+    if "layer_types" in text:
+        text |= {"layer_types": ["linear_attention", "linear_attention", "full_attention"]}
+    if name.startswith(("llava", "internvl", "smolvlm")):
         tower = tower | {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
     elif name.startswith("qwen2_vl"):
         tower = tower | {**SMALL_TOWER, "embed_dim": 32, "hidden_size": 128}
@@ -120,20 +132,27 @@ def test_an_architecture_answers_with_its_processor(name: str, monkeypatch: pyte
     monkeypatch.setitem(GEOMETRIES, name, dataclasses.replace(GEOMETRIES[name], config=small))
     llm = random_llm(name, "cpu", frames=4, dtype="float32")
     pixels = llm.preprocess(random_video(4, size=64), Timing.every_second(4))
-    encoded = llm.encode(pixels, frozenset())
+    with PeakMemory(llm.device) as encoding:
+        encoded = llm.encode(pixels, frozenset())
     inputs = llm.tokenize("abc def ghi", encoded.texts)
-    method = MMGVid(retention_ratio=0.5)
-    with torch.inference_mode(), pruning(llm.model, method, encoded=encoded.tokens) as run:
+    cell = make_cell("mmg_vid", 0.5)
+    with torch.inference_mode(), pruning(llm.model, cell.method, encoded=encoded.tokens) as run:
         logits = llm.model(**inputs, **encoded.arguments).logits
     (report,) = run.report
     assert report.realised_tokens == round(encoded.tokens[0].total / 2)
     assert logits.shape[1] == inputs["input_ids"].shape[1] - encoded.tokens[0].total + report.realised_tokens
     assert logits.isfinite().all()
+    cache = memory_values(llm, cell, encoded, encoding, inputs, 1)["kv_cache_bytes"]
+    layers = text.get("layer_types", ["full_attention"] * 3).count("full_attention")
+    keys_and_values = 2 * 4 * logits.shape[1] * layers * text.get("head_dim", 128)
+    assert cache > keys_and_values if layers < 3 else cache == keys_and_values
 
 
-def test_every_architecture_has_the_configuration_of_its_name() -> None:
-    for name in GEOMETRIES:
-        assert cfg.load("model", name)["name"] == name
+def test_every_configuration_has_its_architecture() -> None:
+    models = {name: cfg.load("model", name) for name in cfg.names("model") if name != "embedded"}
+    assert set(GEOMETRIES) == set(models)
+    for name, model in models.items():
+        assert GEOMETRIES[name].hub == (None if name == "llava_video_7b" else model["path"])
 
 
 def test_every_checkpoint_of_a_configuration_has_its_type(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -144,11 +163,11 @@ def test_every_checkpoint_of_a_configuration_has_its_type(monkeypatch: pytest.Mo
         if bare is None:
             assert folder_of(spec.path) is not None  # of no checkpoint of the hub
         else:
-            assert name == "embedded" or name.startswith(bare.adapter.model.config.model_type)
+            assert name == "embedded" or name.startswith(bare.model.config.model_type)
             for method in (FastV(), FrameFusion()):  # known of the type alone, before a download
                 refused = pytest.raises(UnsupportedModelError, match="linear_attention")
                 with refused if name == "qwen3_5_9b" else nullcontext():
-                    bare.check_layers(method)
+                    bare.stages(method)
 
 
 def test_random_weights_of_a_folder(tiny_folder: Path) -> None:
@@ -166,8 +185,24 @@ def test_random_weights_of_a_folder(tiny_folder: Path) -> None:
     assert all(p.std() > 0 for p in parameters.values() if p.dim() > 1)
 
 
+def test_a_folder_decides_what_is_built_if_there_is_one(tiny_folder: Path, tmp_path: Path) -> None:
+    """As of llava_video_7b, whose configuration names the folder of a converted checkpoint."""
+    spec = MetaSpec("llava_video_7b", str(tmp_path / "nowhere"), weights="random")
+    llm = VideoLLM(spec)
+    assert (billions_of(llm), llm.settings) == (pytest.approx(8.03, rel=1e-4), None)
+    assert VideoLLM(dataclasses.replace(spec, path=str(tiny_folder))).settings is not None
+    with pytest.raises(ModelError, match=r"nowhere: no such checkpoint folder"):
+        VideoLLM(dataclasses.replace(spec, name="other"))
+
+
+def test_a_package_that_a_processor_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", None)
+    with pytest.raises(ModelError, match=r"'smolvlm2_2_2b' needs a package.*`pip install num2words`"):
+        random_llm("smolvlm2_2_2b", "meta")
+
+
 def test_what_is_not_known_is_answered_with_what_is() -> None:
-    with pytest.raises(ValueError, match=r"'llava_9b' is not known without a download; known: llava_onevision_7b"):
+    with pytest.raises(ModelError, match=r"'llava_9b' is not known without a download; known: llava_onevision_72b, "):
         random_llm("llava_9b", "meta")
 
 

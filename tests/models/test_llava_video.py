@@ -27,7 +27,7 @@ from mmg_bench.models.adapter import UnsupportedModelError, adapter_for
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.llava_video import attach
 from mmg_bench.models.loading import VideoLLM
-from mmg_bench.models.small import word_tokenizer
+from mmg_bench.models.processors import word_tokenizer
 from mmg_bench.models.spec import ModelSpec
 from prompts import random_video
 

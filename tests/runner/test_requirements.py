@@ -191,12 +191,12 @@ def test_layers_that_a_method_cannot_prune_between_are_named(home: Path, tmp_pat
         )
     ]
     deep = {"fastv": get_method("fastv", layer=40)}
-    for weights, lacks in (("pretrained", 0), ("random", 1)):  # how many layers those of the hub have is not known here
+    for weights in ("pretrained", "random"):
         model = {**SEVEN_B, "weights": weights}
         lines = [str(c) for c in check_all(model, model_spec(model), [], False, deep) if "prunes" in c.what]
         assert [line.partition("]")[0] for line in lines] == [
             "where fastv prunes: FastV.layer=40: it must be an integer in [1, 27"
-        ] * lacks
+        ]
 
 
 def test_random_weights_need_no_download(home: Path) -> None:
@@ -241,8 +241,10 @@ def test_the_siglip_checkpoint_is_asked_for_only_by_methods_that_need_it(home: P
 
 
 def test_an_architecture_that_is_not_known_is_named(home: Path) -> None:
-    (line,) = missing({**load("model", "internvl3_8b"), "weights": "random"}, of("embedded"))
-    assert line.startswith("the architecture of internvl3_8b: the architecture of 'internvl3_8b' is not known without")
+    model = {**load("model", "internvl3_8b"), "weights": "random"}
+    assert missing(model, of("embedded")) == []
+    (line,) = missing({**model, "name": "internvl4"}, of("embedded"))
+    assert line.startswith("the architecture of internvl4: the architecture of 'internvl4' is not known without")
 
 
 def test_what_cannot_run_here_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
