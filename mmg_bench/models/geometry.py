@@ -6,6 +6,7 @@ The sizes are the published ones; of their vocabularies only the ids of chat and
 from __future__ import annotations
 
 import itertools
+import os
 import string
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -194,9 +195,19 @@ def random_model(config: Any, dtype: torch.dtype, attn_implementation: str, devi
     """A model of `config` with random weights, made on `device`; torch's global generator is left as it was.
 
     The weights are drawn as transformers draws them before training, which keeps activations finite in half precision.
+    Raises MemoryError where a CPU's memory cannot hold them: the system would end the process without a word.
     """
     from transformers import AutoModelForImageTextToText
 
+    if device.type == "cpu":
+        with torch.device("meta"):
+            bare = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+        needed = sum(weight.numel() * weight.element_size() for weight in bare.parameters())
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if needed > there:
+            raise MemoryError(
+                f"the weights take {needed / 1e9:.1f} GB, this machine has {there / 1e9:.1f} GB of memory"
+            )
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
         torch.manual_seed(SEED)
         return AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attn_implementation)

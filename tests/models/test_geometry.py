@@ -195,6 +195,12 @@ def test_a_folder_decides_what_is_built_if_there_is_one(tiny_folder: Path, tmp_p
         VideoLLM(dataclasses.replace(spec, name="other"))
 
 
+def test_weights_that_no_memory_can_hold_are_not_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 2**20, "SC_PAGE_SIZE": 2**12}.__getitem__)
+    with pytest.raises(MemoryError, match=r"the weights take 16\.1 GB, this machine has 4\.3 GB of memory"):
+        random_llm("llava_onevision_7b", "cpu")
+
+
 def test_a_package_that_a_processor_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", None)
     with pytest.raises(ModelError, match=r"'smolvlm2_2_2b' needs a package.*`pip install num2words`"):
