@@ -1,6 +1,7 @@
 """Draw the pictures of README and docs, and write their tables: test videos, what methods keep of one, of Table 1's
 accuracy, over the retention ratio and of MMG-Vid's parts, what they and chains need, what pruning leaves of a
-prefill on two cores, which method runs on which family. The tables in results/ are laid out anew from their rows.
+prefill on two cores, which method runs on which family, what a video comes to in which model. The tables in results/
+are laid out anew from their rows.
 
 python scripts/refresh_docs.py [--results results/table1/embedded]
 """
@@ -85,6 +86,7 @@ def refresh_pages() -> None:
     import committed
     import cpu_prefill
     import equalities
+    import sizes_table
 
     import families
 
@@ -92,6 +94,7 @@ def refresh_pages() -> None:
         file.write_text(committed.made(file), encoding="utf-8")
     docs = ROOT / "docs"
     refresh_between(docs / "models.md", equalities.BEGIN, equalities.table(families.BUILDERS), equalities.END)
+    refresh_between(docs / "models.md", sizes_table.BEGIN, sizes_table.table(), sizes_table.END)
     refresh_between(docs / "measuring.md", cpu_prefill.BEGIN, cpu_prefill.table(), cpu_prefill.END)
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sizes_table
 import torch
+from unweighted import MetaSpec, random_llm
 
 from mmg_bench import config as cfg
 from mmg_bench.benchmarks.video import Timing
@@ -25,20 +27,6 @@ from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.spec import ModelSpec, folder_of
 from mmg_bench.specs import model_spec
 from prompts import random_video
-
-
-class MetaSpec(ModelSpec):
-    """Of a model without memory for its weights, which options cannot ask for: it answers nothing."""
-
-    @property
-    def torch_device(self) -> torch.device:
-        return torch.device("meta")
-
-
-def random_llm(name: str, device: str, **options: object) -> VideoLLM:
-    kind, device = (MetaSpec, "cpu") if device == "meta" else (ModelSpec, device)
-    return VideoLLM(kind(name, "nobody/needs-no-download", device=device, weights="random", **options))
-
 
 WORDS = ("<|im_start|>", "user", "abc", "def", "ghi", "<|im_end|>", "<|im_start|>", "assistant")
 
@@ -81,6 +69,9 @@ def test_published_sizes_of_qwen2_5_vl() -> None:
 @pytest.mark.parametrize(
     ("name", "parameters", "tokens"),
     [
+        ("llava_onevision_0_5b", 893_675_552, 32 * 14 * 14),
+        ("llava_onevision_7b", 8_030_807_584, 32 * 14 * 14),
+        ("qwen2_5_vl_7b", 8_292_166_656, 16 * 13 * 23),
         ("llava_onevision_72b", 73_181_570_592, 32 * 14 * 14),
         ("llava_video_7b", 8_030_348_832, 32 * 13 * 14),
         ("qwen2_vl_7b", 8_291_375_616, 16 * 13 * 23),
@@ -93,14 +84,15 @@ def test_published_sizes_of_qwen2_5_vl() -> None:
         ("smolvlm2_2_2b", 2_246_784_880, 32 * 9 * 9),
     ],
 )
-def test_published_sizes_of_the_others(name: str, parameters: int, tokens: int) -> None:
+def test_sizes(name: str, parameters: int, tokens: int) -> None:
     """Their model cards round these, to 8.29 or 31.1 billion; another width, depth or vocabulary has others."""
     llm = random_llm(name, "meta")
     assert sum(p.numel() for p in llm.model.parameters()) == parameters
-    pixels = llm.preprocess(np.zeros((32, 360, 640, 3), dtype=np.uint8), Timing.every_second(32))
+    pixels = sizes_table.pixels_of(llm)
+    assert sizes_table.row(llm, pixels) in sizes_table.PAGE.read_text(), "run scripts/refresh_docs.py"
     ids = llm.processor.tokenizer(pixels.texts[0])["input_ids"]
     if name.startswith("llava"):
-        tokens += name == "llava_onevision_72b"  # the newline behind its video
+        tokens += name != "llava_video_7b"  # the newline behind a video
     assert ids.count(llm.adapter.video_token_id) == tokens
     if name.startswith("qwen3"):  # six tokens of time, seven from 10.5 on, and two around the frame: as its own makes
         assert pixels.texts[0].startswith("<0.5 seconds><|vision_start|>")
