@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -64,6 +64,9 @@ class UnsupportedModelError(ValueError):
 
 class Adapter(ABC):
     """One model family: where its parts are and how its visual tokens are laid out. Holds no state of a run."""
+
+    package: ClassVar[str | None] = None
+    """What the family's processor needs beyond what is installed with mmg-bench."""
 
     def __init__(self, model: Any):
         self.model = model

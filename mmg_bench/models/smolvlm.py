@@ -12,6 +12,7 @@ from mmg_bench.models.framed import Framed
 class SmolVLM(Framed):
     """Adapter of `SmolVLMForConditionalGeneration`."""
 
+    package = "num2words"
     words = 7  # `<fake_token_around_image> Frame from 00 : 01 : <fake_token_around_image> <global-img>`, and then some
 
     @property

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def _settings(spec: ModelSpec) -> Iterator[Check]:
 
 
 def _methods(spec: ModelSpec, methods: Mapping[str, Method]) -> Iterator[Check]:
-    """What is wrong with the model's family, and methods that it is not made for.
+    """What is wrong with the model's family, what it needs here, and methods that it is not made for.
 
     Of a model whose configuration is not on this machine nothing is said here.
     """
@@ -129,6 +130,8 @@ def _methods(spec: ModelSpec, methods: Mapping[str, Method]) -> Iterator[Check]:
             fix = f"set {spec.option('path')} to a checkpoint folder"
             yield Check(f"the architecture of {spec.name}", unknown(spec.name), fix)
         return
+    if bare.package is not None and find_spec(bare.package) is None:
+        yield Check(f"package {bare.package} for {spec.name}", "it is not installed", f"pip install {bare.package}")
     for label, method in methods.items():
         if (lacking := bare.lacking_for(method.needs, label, siglip=spec.siglip is not None)) is not None:
             yield Check(f"what {label} reads", *lacking)

@@ -247,6 +247,15 @@ def test_an_architecture_that_is_not_known_is_named(home: Path) -> None:
     assert line.startswith("the architecture of internvl4: the architecture of 'internvl4' is not known without")
 
 
+def test_a_package_that_a_family_needs_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = {**load("model", "smolvlm2_2_2b"), "weights": "random"}
+    monkeypatch.setattr("mmg_bench.runner.requirements.find_spec", lambda name: None)
+    assert missing(model, of("embedded")) == [
+        "package num2words for smolvlm2_2_2b: it is not installed\n      -> pip install num2words"
+    ]
+    assert missing(load("model", "embedded"), of("embedded")) == []
+
+
 def test_what_cannot_run_here_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embedded = load("model", "embedded")
     monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: False)
