@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmg_bench.faults import told
 from mmg_bench.methods.base import Method
-from mmg_bench.tokens import OPTIONAL_FIELDS, LayerTokens, PrunedTokens, Selection, VideoTokens
+from mmg_bench.tokens import OPTIONAL_FIELDS, Heads, LayerTokens, PrunedTokens, Selection, VideoTokens
 
 Build = Callable[[float], Method]
 """A method at a retention ratio."""
@@ -187,6 +187,14 @@ def check_selection(method: Method, tokens: LayerTokens, chosen: Any) -> Faults:
     if features is not None:
         right.append(_finite(features))
         told.append(f"{who}: features hold NaN or infinite values")
+    if (sizes := chosen.sizes) is not None:
+        _check_tensors(f"{method.name}.select_inside", sizes=sizes)
+        if not method.weighs:
+            raise ContractError(f"{who}: sizes came, which attention is weighed by: set weighs = True in the class")
+        if sizes.shape != index.shape:
+            raise ContractError(f"{who}: sizes are {_described(sizes)}: they must be [{len(index)}]")
+        right.append(((sizes > 0) & sizes.isfinite()).all())
+        told.append(f"{who}: sizes must be above 0, and finite")
     return Faults(torch.stack(right), tuple(told))
 
 
@@ -413,6 +421,13 @@ class RandomAttention:
         """`[L, 8]` and `[n, 8]`."""
         g = torch.Generator().manual_seed(1)
         return torch.rand(self.text, 8, generator=g) + 0.5, torch.rand(self.tokens, 8, generator=g) + 0.5
+
+    def heads(self) -> Heads:
+        """4 heads of 8, of them 2 with keys, behind 3 tokens of text."""
+        g = torch.Generator().manual_seed(2)
+        size, visual = self.tokens + 3, torch.arange(self.tokens) + 3
+        queries, keys = (torch.randn(heads, size, 8, generator=g) for heads in (4, 2))
+        return Heads(queries, keys, visual, keys[:, visual].flip(-1))
 
 
 def stages(method: Method, tokens: VideoTokens) -> Iterator[tuple[LayerTokens, Selection]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from math import isfinite
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -141,6 +141,19 @@ class PrunedTokens:
         return self.positions.shape[0]
 
 
+class Heads(NamedTuple):
+    """What a layer's attention makes of a sequence up to a video's last token, P tokens, float32."""
+
+    queries: Tensor
+    """`[heads, P, d]`, before the rotary embedding."""
+    keys: Tensor
+    """`[key-value heads, P, d]`, before it too."""
+    visual: Tensor
+    """`[n]` int64: which of the P are the video's."""
+    rotated: Tensor
+    """`[key-value heads, n, d]`: their keys, behind it."""
+
+
 class Attention(Protocol):
     """Attention of the text behind a video to the visual tokens that are left, recomputed for the rows asked for."""
 
@@ -155,6 +168,9 @@ class Attention(Protocol):
 
     def phases(self) -> tuple[Tensor, Tensor]:
         """A vector of ones rotated to the positions of the text `[L, width]` and of the visual tokens `[n, width]`."""
+
+    def heads(self) -> Heads:
+        """Queries and keys of the layer that prunes."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +209,9 @@ class Selection:
     """`[K, D]`: their new hidden states, where they change."""
     state: Any = None
     """Handed on to the next stage."""
+    sizes: Tensor | None = None
+    """`[K]`: how many tokens each stands for, for methods whose `weighs` is set: this layer and all behind it, at every
+    step, add their logarithms to what attention scores them (proportional attention). None: one each."""
 
 
 def keep(tokens: VideoTokens, positions: Tensor, **notes: Any) -> PrunedTokens:

@@ -192,6 +192,7 @@ def test_a_method_is_answered_anew_when_what_it_imports_changes(monkeypatch: pyt
         "mmg_vid.py": {"mmg_vid", "dpc_knn"},
         "_inside.py": {
             "fastv",
+            "pact",
             "pdrop",
             "sparsevlm",
             "dycoke",

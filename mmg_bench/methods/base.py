@@ -57,11 +57,15 @@ class Method(ABC):
     """Whether keys and values of the layers below a stage are pruned with it."""
     before_mlp: ClassVar[bool] = False
     """Whether it prunes in the layer before each of its `layers`, between attention and MLP, not between layers."""
+    weighs: ClassVar[bool] = False
+    """Whether `select_inside` hands on `sizes`, by which attention is weighed: SDPA and eager attention alone can."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if cls.before_mlp and cls.prunes_caches:
             raise TypeError(f"{cls.__name__}: before_mlp and prunes_caches do not go together; choose one")
+        if cls.weighs and cls.prunes_caches:  # layers below would weigh what they have not merged
+            raise TypeError(f"{cls.__name__}: weighs and prunes_caches do not go together; choose one")
         unknown = cls.needs - set(OPTIONAL_FIELDS)
         if unknown:
             raise TypeError(f"{cls.__name__}.needs names {sorted(unknown)}; choose from {list(OPTIONAL_FIELDS)}")

@@ -55,7 +55,7 @@ class Chain(Method):
     before: str = field(default="mmg_vid", metadata={"labelled": True})
     """A method that prunes before the language model, and does nothing inside it (of those that do: `inner=false`)."""
     inside: str = field(default="fastv", metadata={"labelled": True})
-    """A method that prunes only inside it: fastv, pdrop, sparsevlm, v2drop."""
+    """A method that prunes only inside it: fastv, pact, pdrop, sparsevlm, v2drop."""
     inside_ratio: float = 0.5
     """`retention_ratio` of `inside`, by its own meaning, of the tokens that enter."""
 
@@ -95,6 +95,7 @@ class Chain(Method):
             "inside_positions": inside.inside_positions,
             "prunes_caches": inside.prunes_caches,
             "before_mlp": inside.before_mlp,
+            "weighs": inside.weighs,
         }
         for what, value in taken.items():
             object.__setattr__(self, what, value)

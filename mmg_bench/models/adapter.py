@@ -52,6 +52,9 @@ REFUSED = {
 }
 """`model_type` -> why `FALLBACK` must not try to serve it."""
 
+WEIGHED = ("sdpa", "eager")
+"""Attention implementations that take a mask to be added to the scores."""
+
 _USUAL_LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 
 Layout = tuple[int, int, int]
@@ -256,6 +259,12 @@ class Adapter(ABC):
                 f"{method.name} prunes inside the language model, and how layers of models of type "
                 f"{self.model.config.model_type!r} compute attention is not known here: that needs an entry in "
                 f"FAMILIES (mmg_bench/models/adapter.py) and its tests; supported: {', '.join(FAMILIES)}"
+            )
+        kind = getattr(self.text_config, "_attn_implementation", None)
+        if method.weighs and kind not in WEIGHED:
+            raise UnsupportedModelError(
+                f"{method.name} adds to attention scores, which {kind} cannot: load the model with "
+                f"attn_implementation={' or '.join(WEIGHED)}, or have it do without, as by proportional=False"
             )
         for layer in layers if method.before_mlp else ():
             self.mlp(self.layers[layer - 1])

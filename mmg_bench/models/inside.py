@@ -28,7 +28,7 @@ from mmg_bench.models.adapter import Adapter
 from mmg_bench.models.attention import LayerAttention, rotate, softmax_weights
 from mmg_bench.models.caches import CACHE, cache_of
 from mmg_bench.models.kept import Kept
-from mmg_bench.tokens import LayerTokens
+from mmg_bench.tokens import Heads, LayerTokens
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,22 @@ def moved(spans: Sequence[Span], left: Tensor, counts: Sequence[int]) -> list[Sp
     return [replace(span, columns=to(span.row, span.columns), text=to(span.row, span.text)) for span in spans]
 
 
+def weighed(causal: Tensor | None, weights: Tensor, hidden: Tensor) -> Tensor:
+    """A mask `[B, 1, q, S]` to add to attention scores, with `weights` `[B, S]` where it hides nothing.
+
+    `causal`: the mask without them, of bools (SDPA) or to be added (eager); None: only what comes later is hidden.
+    `hidden` `[B, q, D]`: of what it is to be the mask.
+    """
+    length, whole = hidden.shape[1], weights.shape[1]
+    if causal is None:
+        column = torch.arange(whole, device=weights.device)
+        causal = column <= column[whole - length :, None]
+    elif causal.dtype != torch.bool:
+        causal = causal == 0
+    lowest = torch.finfo(hidden.dtype).min
+    return weights.to(hidden.dtype)[:, None, None].masked_fill(~causal, lowest)
+
+
 @dataclass(frozen=True)
 class Flow:
     """What decoder layers are called with, besides hidden states."""
@@ -107,6 +123,7 @@ class Flow:
     ids: Tensor  # [..., B, q] position ids
     rotary: Any = None  # rotary embeddings, as the model makes them of `ids`; known once a layer is called
     causal: Any = None  # the mask as the attention implementation wants it
+    weights: Tensor | None = None  # [B, columns seen] what is added to attention scores of each; None: nothing
 
 
 class Inside:
@@ -258,6 +275,7 @@ class Inside:
         counts = [hidden.shape[1]] * len(hidden)
         source = torch.arange(hidden.shape[1], device=hidden.device).repeat(len(hidden), 1)
         values, after = hidden.clone(), []
+        weights = current.weights if current.weights is None else current.weights.clone()
         stage, depth = self.at.index(number), len(self.adapter.layers)
         for span in self.prompt.spans:
             if self.method.finished(span.state):
@@ -288,10 +306,16 @@ class Inside:
             source[span.row, places] = going
             if chosen.features is not None:
                 values[span.row, going] = chosen.features.to(row.dtype)
+            if chosen.sizes is not None:
+                if weights is None:
+                    weights = torch.zeros(hidden.shape[:2], device=hidden.device)
+                weights[span.row, going] = chosen.sizes.float().log()
             after.append(replace(span, columns=places, positions=positions, state=chosen.state))
         self.inputs.clear()  # memory that the layers behind may have
         self.entered = None
         kept = Kept.of(left, counts, self.contiguous, source)
+        if weights is not None:
+            kept = replace(kept, weights=kept.columns(weights))
         self.prompt.spans = moved(after, left, counts)
         self.prompt.stages.append(kept)
         self.additions = [kept.gather(addition) for addition in self.additions]
@@ -314,17 +338,20 @@ class Inside:
             self.prompt.stages[-1], ids = kept.numbered(current.ids, mask)
         else:
             ids = kept.later(current.ids)
-        self.flow = self._flow(mask, ids, hidden, cache, number)
+        self.flow = self._flow(Flow(mask, ids, weights=kept.weights_of(mask)), hidden, cache, number)
 
-    def _flow(self, mask: Tensor, ids: Tensor, hidden: Tensor, cache: Any, number: int) -> Flow:
+    def _flow(self, seen: Flow, hidden: Tensor, cache: Any, number: int) -> Flow:
+        """What layers are called with that see this: with its rotary embeddings, and the mask that they want."""
         causal = create_causal_mask(
             config=self.adapter.text_config,
             inputs_embeds=hidden,
-            attention_mask=mask,
+            attention_mask=seen.mask,
             layer_idx=number,
             **{CACHE: cache},
         )
-        return Flow(mask, ids, self.adapter.rotary(hidden, ids), causal)
+        if seen.weights is not None:
+            causal = weighed(causal, seen.weights, hidden)
+        return replace(seen, rotary=self.adapter.rotary(hidden, seen.ids), causal=causal)
 
     def _hide_keys(self, number: int, hidden: Tensor, cache: Any) -> None:
         """Mask, from this layer on and for this step, the visual keys that the method does not choose."""
@@ -346,7 +373,7 @@ class Inside:
                 shown = mask[span.row, span.columns[chosen]]
                 mask[span.row, span.columns] = 0
                 mask[span.row, span.columns[chosen]] = shown
-        self.flow = self._flow(mask, current.ids, hidden, cache, number)
+        self.flow = self._flow(replace(current, mask=mask), hidden, cache, number)
 
 
 class _Attend:
@@ -375,6 +402,23 @@ class _Attend:
         attention = LayerAttention(module, hidden, embeddings, self.real, adapter.interleaved)
         weights = attention.weights(where, rotary=rotary, causal=causal)  # [heads, R, S]
         return weights[..., span.columns]
+
+    def heads(self) -> Heads:
+        """See `tokens.Attention`."""
+        adapter, span = self.inside.adapter, self.span
+        if self.inside.method.before_mlp:
+            raise ValueError(f"{self.inside.method.name}: before an MLP, the next layer's heads are not known")
+        layer = adapter.layers[self.number]
+        first, end = int(self.real.int().argmax()), int(span.columns[-1]) + 1
+        module, whole = adapter.attention_module(layer), slice(first, end)
+        hidden = adapter.normalised(layer, self.hidden[whole])
+        rotary = self.rotary[0][whole], self.rotary[1][whole]
+        attention = LayerAttention(module, hidden, rotary, self.real[whole], adapter.interleaved)
+        everything = torch.arange(len(hidden), device=hidden.device)
+        visual = span.columns - first
+        queries, keys = attention.queries(everything, rotary=False), attention.keys(rotary=False)
+        place = rotary[0][visual], rotary[1][visual]
+        return Heads(queries, keys, visual, rotate(keys[:, visual], place, adapter.interleaved))
 
     def phases(self) -> tuple[Tensor, Tensor]:
         """See `tokens.Attention`."""

@@ -21,6 +21,7 @@ class Kept:
     whole: int  # S
     contiguous: bool  # whether the prompt's own position ids close the gaps
     padded: bool  # whether a row is padded
+    weights: Tensor | None = None  # [B, K] what is added to attention scores of each; None: nothing
 
     @classmethod
     def of(cls, left: Tensor, counts: Sequence[int], contiguous: bool, source: Tensor | None = None) -> Self:
@@ -72,6 +73,12 @@ class Kept:
         behind = attention_mask[:, self.whole :]
         return torch.cat([prompt, behind], dim=1) if behind.shape[1] else prompt
 
+    def weights_of(self, mask: Tensor) -> Tensor | None:
+        """What is added to attention scores of the columns of `mask` `[B, >= K]`; nothing behind the prompt."""
+        if self.weights is None:
+            return None
+        return functional.pad(self.weights, (0, mask.shape[1] - self.weights.shape[1]))
+
     def cropped(self, width: int) -> Self:
         """This, of a prompt cut off at its end so that `width` columns are left, as assisted decoding crops caches.
 
@@ -80,7 +87,8 @@ class Kept:
         whole = width + self.removed
         if bool((self.index[:, width:] < whole).any()):
             raise ValueError("the cache of a pruned prompt was cropped into its videos: crop the text behind them only")
-        return replace(self, index=self.index[:, :width], real=self.real[:, :width], whole=whole)
+        weights = None if self.weights is None else self.weights[:, :width]
+        return replace(self, index=self.index[:, :width], real=self.real[:, :width], whole=whole, weights=weights)
 
     def numbered(self, ids: Tensor, mask: Tensor) -> tuple[Self, Tensor]:
         """Position ids `[..., B, K]` of what is left of a prompt with `ids` `[..., B, S]`; `mask`: the kept 2-D mask.

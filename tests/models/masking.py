@@ -172,13 +172,15 @@ def masked_logits(model: Any, prompt: Prompt, method: Method, positions: str, tr
         places = sorted(body)
         if positions == "contiguous" and len(body) < len(visual):
             ids = closed(ids, order(body, places))
-        everywhere = body, places
+        everywhere, weights = (body, places), torch.zeros(length)
         for _, chosen in sorted(at_stage.items()):
             everywhere = _chosen(*everywhere, chosen.index.tolist())
         for number, layer in enumerate(language.layers):
             if number in at_stage and not method.before_mlp:
                 body, places = _chosen(body, places, at_stage[number].index.tolist())
                 x = _changed(x, body, at_stage[number])
+                if (sizes := at_stage[number].sizes) is not None:
+                    weights[body] = sizes.float().log()
                 if inside_contiguous:
                     ids = closed(ids, order(body, places))
             seen = seen_by(body, places)
@@ -190,7 +192,7 @@ def masked_logits(model: Any, prompt: Prompt, method: Method, positions: str, tr
                         hidden = torch.ones(len(body), dtype=torch.bool)
                         hidden[keys] = False
                         seen[width + i, torch.tensor(body)[hidden]] = False
-            mask = torch.zeros(1, 1, length, length).masked_fill_(~seen, torch.finfo(torch.float32).min)
+            mask = weights.expand(1, 1, length, length).masked_fill(~seen, torch.finfo(torch.float32).min)
             rotary = language.rotary_emb(x, ids)
             if number + 1 in at_stage and method.before_mlp:
                 x = x + _attended(layer, x, mask, rotary)

@@ -111,7 +111,7 @@ def test_it_is_what_its_parts_are() -> None:
         ({"before": "dycoke"}, r"switch that off, as in 'dycoke\(inner=false\)'"),
         (
             {"inside": "mmg_vid"},
-            "chain.inside='mmg_vid': mmg_vid does not prune inside .*: fastv, pdrop, sparsevlm, v2drop",
+            "chain.inside='mmg_vid': mmg_vid does not prune inside .*: fastv, pact, pdrop, sparsevlm, v2drop",
         ),
         ({"inside": "holitom"}, "holitom does not prune inside the language model alone"),
         ({"before": "mmgvid"}, "chain.before='mmgvid': unknown method 'mmgvid'; did you mean mmg_vid"),

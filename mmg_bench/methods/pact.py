@@ -1,0 +1,193 @@
+"""PACT: drop what the mean query passes over, then merge what is left around its densest tokens, by their keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmg_bench.methods._inside import InsideMethod, check_layer, layers_at, most_attended
+from mmg_bench.methods._merge import bag_sums, unit
+from mmg_bench.methods._ops import descending, gram_matrix
+from mmg_bench.methods.base import Positions, check_flag, check_range
+from mmg_bench.tokens import Heads, LayerTokens, Selection
+
+OFFICIAL_LAYER, OFFICIAL_DEPTH = 4, 28
+WIDTH = 2.0
+"""Of the Gaussian in the density, as officially: the largest cosine distance there is."""
+HALVINGS = 30
+"""Of the search for a cutoff: as fine as float32 is."""
+
+
+def importance(heads: Heads, features: Tensor) -> Tensor:
+    """EUTI: what the mean query attends to in each visual token, times the length of its hidden state: `[n]`.
+
+    Query and softmax are over the whole sequence up to the last visual token, without rotary embeddings or mask.
+    `features [n, D]`.
+    """
+    query = heads.queries.mean(1).unflatten(0, (len(heads.keys), -1))  # [key-value heads, queries of each, d]
+    scores = query / query.shape[-1] ** 0.5 @ heads.keys.mT  # [key-value heads, queries of each, P]
+    attended = scores.softmax(-1).flatten(0, 1).mean(0)  # [P]
+    return attended[heads.visual] * torch.linalg.vector_norm(features.float(), dim=-1)
+
+
+def cosine_distances(keys: Tensor) -> Tensor:
+    """1 - cosine of each two of `[n, K]`, at least 0, and 0 of each with itself: `[n, n]` float32."""
+    return (1 - gram_matrix(unit(keys))).clamp_min_(0).fill_diagonal_(0)
+
+
+def densest_first(distance: Tensor) -> Tensor:
+    """Order of `[n, n]` points by how many lie near, as officially the later of equal ones first: int64 `[n]`."""
+    return (-((distance / WIDTH) ** 2)).exp().sum(1).sort(stable=True).indices.flip(0)
+
+
+def centres_within(distance: Tensor, cutoff: float) -> Tensor:
+    """DBDPC: which points are centres, those that lie further than `cutoff` from every centre before them: bool `[n]`.
+
+    `distance [n, n]` of points in order of density. All that have no undecided point before them within the cutoff are
+    taken at once; what lies within it of them is decided, too.
+    """
+    near = (distance <= cutoff).tril_(-1).float()  # [i, j]: j comes before i, within the cutoff
+    undecided = near.new_ones(len(near))
+    centre = torch.zeros_like(undecided, dtype=torch.bool)
+    while bool(undecided.any()):
+        new = (undecided > 0) & (near @ undecided == 0)
+        centre |= new
+        undecided = undecided * (~new & (near @ new.float() == 0))
+    return centre
+
+
+def centres_for(distance: Tensor, count: int) -> tuple[Tensor, float]:
+    """Exactly `count` of the points as centres, bool `[n]`, and the cutoff that makes them.
+
+    The cutoff is found by halving: the first that is met with so many centres; else the least found that makes fewer,
+    and then the points furthest from their centres are centres as well. `distance` as of `centres_within`.
+    """
+    low, high = 0.0, float(distance.max())
+    centre = centres_within(distance, low)
+    if int(centre.sum()) <= count:  # all that differ
+        high = low
+    else:
+        centre = centres_within(distance, high)
+        for _ in range(HALVINGS):
+            if (found := int(centre.sum())) == count:
+                break
+            middle = (low + high) / 2
+            tried = centres_within(distance, middle)
+            found = int(tried.sum())
+            if found > count:
+                low = middle
+            else:
+                high, centre = middle, tried
+    if missing := count - int(centre.sum()):
+        apart = distance[:, centre].amin(1).masked_fill(centre, -1)  # [n]
+        centre = centre.index_fill(0, descending(apart)[:missing], True)
+    return centre, high
+
+
+class Clusters(NamedTuple):
+    """Which of n tokens are centres, and which the others went into."""
+
+    centres: Tensor
+    """`[K]` int64: ascending."""
+    label: Tensor
+    """`[n]` int64: the place among them of the centre that each belongs to; -1 where it is dropped."""
+    cutoff: float
+
+
+def cluster(keys: Tensor, important: Tensor, *, alpha: float, count: int = 0, cutoff: float | None = None) -> Clusters:
+    """Cluster the `important` (`[m]`, ascending) of n tokens by `keys [n, K]`; the others join what is near enough.
+
+    With the `cutoff`, or, where that is None, one that makes `count` clusters, at most m. An important token belongs
+    to its nearest centre (the lower of two), another one too, but only within `alpha` times the cutoff.
+    """
+    keys = keys.detach()
+    distance = cosine_distances(keys[important])  # [m, m]
+    order = densest_first(distance)
+    ranked = distance[order][:, order]
+    if cutoff is None:
+        is_centre, cutoff = centres_for(ranked, count)
+    else:
+        is_centre = centres_within(ranked, cutoff)
+    among = order[is_centre].sort().values  # [K], into the important ones
+    centres, own = important[among], torch.arange(len(among), device=keys.device)
+    label = torch.full((len(keys),), -1, device=keys.device)
+    label[important] = distance[:, among].argmin(1)
+    label[centres] = own  # also where two are equal
+    if alpha and len(important) < len(keys):
+        lost = (label < 0).nonzero().squeeze(1)  # [n - m]
+        apart, nearest = (1 - unit(keys[lost]) @ unit(keys[centres]).mT).min(1)
+        label[lost] = torch.where(apart <= cutoff * alpha, nearest, -1)
+    return Clusters(centres, label, cutoff)
+
+
+@dataclass(frozen=True)
+class PACT(InsideMethod):
+    """PACT (Dhouib et al., CVPR 2025): prune what is unimportant, merge what repeats.
+
+    Idea: early in the language model, tokens that are short or that the mean query hardly attends to are dropped; the
+    others are clustered by their keys, so that no token is further than a cutoff from its centre, and each cluster
+    becomes its mean; dropped ones close to a centre are merged with it after all. Layers behind weigh their attention
+    to a cluster by its size.
+
+    Source: arXiv 2504.08966; orailix/PACT cf9a0c9 (transformers/PACT/utils.py, models/qwen2/modeling_qwen2.py).
+    Parameters: see the fields. `retention_ratio` is FastV's: what is left from the layer on, exactly, of the tokens
+    that enter it; all enter the layers before. Officially a fixed cutoff decides what is left, and no ratio: give
+    `cutoff` for that, and the ratio changes nothing.
+    Deviations: a cutoff that meets the ratio is searched for; each video is clustered on its own (officially all
+    visual tokens of the prompt together); float32 whatever the model's dtype; of equally important or near ones the
+    lower index; at least one token is kept.
+    """
+
+    layer: int | None = None
+    """Layer before which tokens are merged: officially 4, of 28. None: at the same share of the model's depth."""
+    share: float = 0.55
+    """Share of the tokens that pruning leaves to be clustered: 0.55 for LLaVA-OneVision, 0.8 for Qwen2-VL. Raised to
+    the ratio where that is higher and no cutoff is given."""
+    cutoff: float | None = None
+    """Cosine distance of keys within which tokens are merged: officially 0.21 and 0.1. None: what meets the ratio."""
+    alpha: float = 1.5
+    """How many times the cutoff a pruned token may lie from a centre to be merged with it; 0: none is."""
+    proportional: bool = True
+    """Whether the logarithms of the clusters' sizes are added to attention scores, from the layer on."""
+
+    name: ClassVar[str] = "pact"
+    positions: ClassVar[Positions] = "original"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layer is not None:
+            check_range(self, "layer", 1, 10_000, integer=True)
+        check_range(self, "share", 0, 1, low_open=True)
+        if self.cutoff is not None:
+            check_range(self, "cutoff", 0, 2)
+        check_range(self, "alpha", 0, 1_000)
+        check_flag(self, "proportional")
+
+    @property
+    def weighs(self) -> bool:  # type: ignore[override]
+        """If attention is to be proportional."""
+        return self.proportional
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        if self.layer is None:
+            return layers_at([OFFICIAL_LAYER], OFFICIAL_DEPTH, depth)
+        return (check_layer(self, "layer", depth),)
+
+    def select_inside(self, tokens: LayerTokens) -> Selection:
+        x, n = tokens.features, len(tokens.features)
+        count, left = max(1, round(n * self.retention_ratio)), max(1, int(n * self.share))
+        if self.cutoff is None:
+            left = max(left, count)
+            if count == n:
+                return Selection(torch.arange(n, device=x.device))
+        heads = tokens.attention.heads()
+        important = most_attended(importance(heads, x), left)
+        keys = heads.rotated.transpose(0, 1).flatten(1)  # [n, key-value heads * d]
+        clusters = cluster(keys, important, alpha=self.alpha, count=count, cutoff=self.cutoff)
+        member = (clusters.label >= 0).nonzero().squeeze(1)
+        sums, sizes = bag_sums(x[member], clusters.label[member], len(clusters.centres))
+        means = sums / sizes.unsqueeze(1)
+        return Selection(clusters.centres, means, sizes=sizes if self.proportional else None)
