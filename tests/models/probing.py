@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmg_bench.methods._inside import InsideMethod
-from mmg_bench.tokens import LayerTokens, Selection
+from mmg_bench.tokens import Heads, LayerTokens, Selection
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,14 @@ class Probe(InsideMethod):
 
     name: ClassVar[str] = "probe"
     seen: list[dict[str, Tensor]] = field(default_factory=list, compare=False)
+    heads: list[Heads] = field(default_factory=list, compare=False)
 
     def layers(self, depth: int) -> tuple[int, ...]:
         return (2, 3)
 
     def select_inside(self, tokens: LayerTokens) -> Selection:
         rows = torch.arange(len(tokens.text))
+        self.heads.append(tokens.attention.heads())
         self.seen.append(
             {
                 "last": tokens.attention(),

@@ -31,7 +31,9 @@ def answered(model: Any, inputs: dict[str, Tensor], method: Any, **options: Any)
     return torch.stack(logits), run
 
 
-@pytest.mark.parametrize("inside", ["fastv", "fastv(layer=3)", "pdrop", "sparsevlm", "sparsevlm(version=2)", "v2drop"])
+@pytest.mark.parametrize(
+    "inside", ["fastv", "fastv(layer=3)", "pact", "pdrop", "sparsevlm", "sparsevlm(version=2)", "v2drop"]
+)
 def test_behind_what_keeps_all_a_method_does_what_it_does_alone(
     deep: tuple[Any, Any], inputs: dict[str, Tensor], inside: str
 ) -> None:

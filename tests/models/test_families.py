@@ -128,7 +128,7 @@ def test_rows_are_those_of_eager_attention(family: tuple[str, Any, Any], inputs:
         pytest.skip("no method prunes inside it")
     probe = Probe()
     with probe(model):
-        model(**inputs)
+        cache = model(**inputs, use_cache=True).past_key_values
     eager_model = copy.deepcopy(model)
     eager_model.set_attn_implementation("eager")
     eager = eager_model(**inputs, output_attentions=True).attentions  # of each layer [1, heads, S, S]
@@ -137,6 +137,12 @@ def test_rows_are_those_of_eager_attention(family: tuple[str, Any, Any], inputs:
         seen = probe.seen[stage]
         torch.testing.assert_close(seen["last"], eager[layer - 1][0][:, -1:, columns], atol=1e-5, rtol=1e-3)
         torch.testing.assert_close(seen["own"], eager[layer][0][:, -1:, columns], atol=1e-5, rtol=1e-3)
+        heads, keys = probe.heads[stage], cache.layers[layer].keys[0]  # [key-value heads, S, width]
+        torch.testing.assert_close(heads.rotated, keys[:, columns], atol=1e-5, rtol=1e-3)
+        assert heads.visual.tolist() == columns
+        # a rotation leaves lengths as they are
+        torch.testing.assert_close(heads.keys[:, columns].norm(dim=-1), keys[:, columns].norm(dim=-1))
+        assert heads.queries.shape == (len(eager[layer][0]), columns[-1] + 1, keys.shape[-1])
 
 
 def test_a_batch_is_answered_as_if_alone(family: tuple[str, Any, Any]) -> None:

@@ -20,6 +20,7 @@ from mmg_bench.methods.base import Method, Positions
 from mmg_bench.methods.registry import get_method, method_class, method_names
 from mmg_bench.models.adapter import UnsupportedModelError
 from mmg_bench.models.hooks import pruning
+from mmg_bench.models.inside import weighed
 from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens, keep
 from prompts import prompt_inputs, random_video
 
@@ -128,6 +129,9 @@ def test_rows_of_a_padded_prompt_are_those_of_it_alone(deep: tuple[Any, Any]) ->
     for stage, expected in enumerate(alone.seen):
         for name, rows in expected.items():
             torch.testing.assert_close(together.seen[2 * stage + padded][name], rows, atol=1e-6, rtol=1e-4)
+        (*parts, keys), (*own, of_own) = together.heads[2 * stage + padded], alone.heads[stage]
+        for part, same in [*zip(parts, own, strict=True), (keys @ keys.mT, of_own @ of_own.mT)]:
+            torch.testing.assert_close(part, same, atol=1e-4, rtol=1e-4)  # positions count from the first column
 
 
 # ------------------------------------------------------------------------------------- removing and masking
@@ -178,6 +182,51 @@ def test_caches_below_the_stage_are_pruned_where_the_method_says_so(
         assert lengths[:layer] == [lengths[-1] if pruned else whole] * layer
 
 
+# --------------------------------------------------------------------------------------- proportional attention
+
+
+def test_sizes_weigh_attention_by_whichever_implementation(deep: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
+    """A token that stands for two, in this layer and all behind it, counts as if it stood there twice."""
+    model = copy.deepcopy(deep[0])
+    answers = {}
+    for kind in ("sdpa", "eager"):
+        model.set_attn_implementation(kind)
+        for proportional in (True, False):
+            with torch.no_grad(), get_method("pact", retention_ratio=0.2, proportional=proportional)(model):
+                made = model.generate(**inputs, **GREEDY, return_dict_in_generate=True, output_logits=True)
+            answers[kind, proportional] = torch.stack(made.logits)
+    for proportional in (True, False):
+        torch.testing.assert_close(answers["sdpa", proportional], answers["eager", proportional], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(answers["sdpa", True], answers["sdpa", False], atol=1e-2)
+
+
+def test_a_mask_of_sizes_counts_tokens_more_than_once() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 1, 2, 5, 8, generator=generator)
+    twice = [0, 1, 1, 2, 3, 3, 3, 4]
+    weights = torch.tensor([[1, 2, 1, 3, 1]]).log()
+    hidden = torch.zeros(1, 5, 16)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    seen = torch.tensor(twice) <= torch.arange(5)[:, None]
+    expected = attend(q, k[:, :, twice], v[:, :, twice], attn_mask=seen)
+    causal = torch.ones(1, 1, 5, 5, dtype=torch.bool).tril()
+    added = torch.zeros(1, 1, 5, 5).masked_fill(~causal, torch.finfo(torch.float32).min)
+    for mask in (None, causal, added):
+        torch.testing.assert_close(attend(q, k, v, attn_mask=weighed(mask, weights, hidden)), expected)
+    last = weighed(None, weights, hidden[:, -2:])  # of two that are decoded behind three
+    torch.testing.assert_close(attend(q[:, :, -2:], k, v, attn_mask=last), expected[:, :, -2:])
+
+
+def test_attention_that_takes_no_weights_is_refused(deep: tuple[Any, Any]) -> None:
+    model = copy.deepcopy(deep[0])
+    model.model.language_model.config._attn_implementation = "flash_attention_2"
+    says = "pact adds to attention scores, which flash_attention_2 cannot: .*=sdpa or eager, .* by proportional=False"
+    with pytest.raises(UnsupportedModelError, match=says), get_method("pact")(model):
+        pass
+    with get_method("pact", proportional=False)(model), get_method("fastv")(deep[0]):
+        pass
+
+
 # ------------------------------------------------------------------------------------------ batches and misuse
 
 
@@ -196,7 +245,9 @@ class Uneven(InsideMethod):
         return Selection(torch.arange(count) * (2 - tokens.stage))
 
 
-@pytest.mark.parametrize("name", ["uneven", "fastv", "framefusion", "sparsevlm", "holitom", "prunevid", "dycoke"])
+@pytest.mark.parametrize(
+    "name", ["uneven", "fastv", "framefusion", "sparsevlm", "holitom", "pact", "prunevid", "dycoke"]
+)
 def test_rows_of_a_batch_are_answered_as_if_alone(deep: tuple[Any, Any], name: str) -> None:
     model, processor = deep
     texts = [QUESTION, "How many times does the star flash?", "What shape is the red object?"]

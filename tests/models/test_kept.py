@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -86,3 +88,10 @@ def test_deepstack_features_follow_what_is_left() -> None:
     with FakeTensorMode(allow_non_fake_inputs=True) as unknown:
         fake = {"visual_pos_masks": unknown.from_tensor(seen), "deepstack_visual_embeds": [torch.ones(4, 1)]}
         assert Qwen3VL(None).additions(fake, None)[1][0].shape == (2, 4, 1)
+
+
+def test_weights_of_what_is_left_go_with_it() -> None:
+    kept = Kept.of(torch.tensor([[True, False, True, True]]), [3], contiguous=False)
+    assert kept.weights_of(torch.ones(1, 4)) is None
+    kept = replace(kept, weights=torch.tensor([[0.5, 0.7, 0.0]]))
+    assert kept.cropped(2).weights_of(torch.ones(1, 4)).tolist() == [[0.5, torch.tensor(0.7).item(), 0, 0]]
