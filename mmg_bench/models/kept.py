@@ -74,10 +74,11 @@ class Kept:
         return torch.cat([prompt, behind], dim=1) if behind.shape[1] else prompt
 
     def weights_of(self, mask: Tensor) -> Tensor | None:
-        """What is added to attention scores of the columns of `mask` `[B, >= K]`; nothing behind the prompt."""
+        """What is added to attention scores of the columns of `mask` `[B, >= K]`; 0 behind the prompt."""
         if self.weights is None:
             return None
-        return functional.pad(self.weights, (0, mask.shape[1] - self.weights.shape[1]))
+        whole = functional.pad(self.weights, (0, mask.shape[1] - self.weights.shape[1]))
+        return whole.expand(len(mask), -1)  # of a single prompt, for each of its copies
 
     def cropped(self, width: int) -> Self:
         """This, of a prompt cut off at its end so that `width` columns are left, as assisted decoding crops caches.

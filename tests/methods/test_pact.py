@@ -129,6 +129,13 @@ def test_parameters_out_of_range_are_named(field: str, value: object):
         PACT(**{field: value})
 
 
+def test_layers_below_cannot_weigh_what_they_have_not_merged():
+    with pytest.raises(TypeError, match="Below: weighs and prunes_caches do not go together"):
+
+        class Below(PACT):
+            prunes_caches = True
+
+
 def test_sizes_that_are_none_are_refused():
     before: LayerTokens = next(stages(PACT(), video()))[0]
     index = torch.arange(3)

@@ -94,4 +94,4 @@ def test_weights_of_what_is_left_go_with_it() -> None:
     kept = Kept.of(torch.tensor([[True, False, True, True]]), [3], contiguous=False)
     assert kept.weights_of(torch.ones(1, 4)) is None
     kept = replace(kept, weights=torch.tensor([[0.5, 0.7, 0.0]]))
-    assert kept.cropped(2).weights_of(torch.ones(1, 4)).tolist() == [[0.5, torch.tensor(0.7).item(), 0, 0]]
+    assert kept.cropped(2).weights_of(torch.ones(2, 4)).tolist() == [[0.5, torch.tensor(0.7).item(), 0, 0]] * 2
