@@ -82,7 +82,9 @@ def bare_adapter(spec: ModelSpec) -> Adapter | None:
             model = AutoModelForImageTextToText.from_config(config)
         if getattr(config, "mmg_family", None) == llava_video.FAMILY:
             llava_video.attach(model, SimpleNamespace())  # no processor: nothing is prepared
-        return adapter_for(model)
+        adapter = adapter_for(model)
+        adapter.text_config._attn_implementation = spec.attn_implementation  # not all serve methods that weigh it
+        return adapter
     except UnsupportedModelError:
         raise
     except ImportError as error:

@@ -6,6 +6,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import families
 from mmg_bench import config as cfg
 from mmg_bench.commands import evaluation, measure
-from mmg_bench.methods import FastVID, VisionZip
+from mmg_bench.methods import PACT, FastVID, VisionZip
 from mmg_bench.models import loading
 from mmg_bench.models.adapter import UnsupportedModelError
 from mmg_bench.models.checking import ModelError, check_model
@@ -116,6 +117,13 @@ def test_siglip_is_asked_for_where_a_method_needs_it(nothing_answers: list[str],
         check_model(model, {"method": FastVID()})
     fill(cache, "nobody/siglip", "abc")
     check_model(model, {"method": FastVID()})
+
+
+def test_attention_that_takes_no_weights_is_refused_before_it_is_loaded() -> None:
+    flash = replace(random_spec(), attn_implementation="flash_attention_2")
+    check_model(flash, {"method": PACT(proportional=False)})
+    with pytest.raises(UnsupportedModelError, match="pact adds to attention scores, which flash_attention_2 cannot"):
+        check_model(flash, {"method": PACT()})
 
 
 def test_siglip_in_a_folder_is_seen_to_be_one(tmp_path: Path) -> None:
