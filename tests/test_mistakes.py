@@ -213,10 +213,11 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         ("run model=qwen2_5_vl_7b method=visionzip", "models of type 'qwen2_5_vl' do not supply attention, keys"),
         ("measure model=qwen2_5_vl_7b method=visionzip", "visionzip: models of type 'qwen2_5_vl' do not supply atten"),
         (
-            "measure model=glm4v_9b weights=random",
-            "weights='random': the architecture of 'glm4v_9b' is not known without a download; known: llava_onevision"
-            "_7b, llava_onevision_0_5b, qwen2_vl_7b, qwen2_5_vl_7b, qwen3_vl_8b, qwen3_vl_moe_30b; choose one of "
-            "these, or set model.path to a checkpoint folder",
+            "measure model=glm4v_9b model.name=glm5 weights=random",
+            "weights='random': the architecture of 'glm5' is not known without a download; known: llava_onevision"
+            "_72b, llava_onevision_7b, llava_onevision_0_5b, llava_video_7b, qwen2_vl_7b, qwen2_5_vl_7b, qwen3_vl_8b, "
+            "qwen3_vl_moe_30b, qwen3_5_9b, glm4v_9b, glm46v_9b, internvl3_8b, smolvlm2_2_2b; choose one of these, or "
+            "set model.path to a checkpoint folder",
         ),
         ("measure model=qwen2_5_vl_7b weights=random method=visionzip", "visionzip: models of type 'qwen2_5_vl' do no"),
         ("measure frames=0", "mmg-bench: frames=0: it must be a whole number"),
