@@ -27,11 +27,16 @@ $(READY): requirements.lock pyproject.toml
 reproduce-table1: $(READY)  ## Table 1; PROFILE=paper or embedded (default: paper where this machine can, else embedded)
 	$(BIN)/mmg-bench table table=table1 profile=$(PROFILE) $(ARGS)
 
+# Where Python may not write bytecode, every process that a test starts would compile all that it imports: it may here.
+test test-all: export PYTHONDONTWRITEBYTECODE :=
+# Each has one thread (tests/conftest.py).
+PROCESSES ?= 2
+
 test: lint  ## format check, lint, types and the fast tests
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m "not slow and not gpu" $(ARGS)
 
 test-all: lint  ## the same, and the slow tests
-	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m "not gpu" $(ARGS)
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff format --check --quiet .

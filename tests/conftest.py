@@ -13,7 +13,10 @@ import torch
 from tiny import TINY
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
+import datasets  # noqa: F401 - reads HF_HOME for good at its first import: not while a test has one of its own
+
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts with & ignore Ctrl-C
+torch.set_num_threads(1)  # of two, each waits at every operation of a tiny model for the other, busily
 
 
 @pytest.fixture

@@ -248,18 +248,8 @@ class Adapter(ABC):
         layers, key_layer = layers_of(method, len(self.layers))
         if not layers and key_layer is None:
             return layers, key_layer
-        kinds = set(getattr(self.text_config, "layer_types", None) or ())
-        if kinds - {"full_attention"}:
-            raise UnsupportedModelError(
-                f"{method.name} prunes inside the language model, whose layers must attend to all that is before them: "
-                f"this one has {', '.join(sorted(kinds))}"
-            )
-        if type_of(self.model) not in FAMILIES:  # a wrong guess of how its layers attend would show nowhere
-            raise UnsupportedModelError(
-                f"{method.name} prunes inside the language model, and how layers of models of type "
-                f"{self.model.config.model_type!r} compute attention is not known here: that needs an entry in "
-                f"FAMILIES (mmg_bench/models/adapter.py) and its tests; supported: {', '.join(FAMILIES)}"
-            )
+        if (fault := self.not_inside()) is not None:
+            raise UnsupportedModelError(f"{method.name} prunes {fault}")
         kind = getattr(self.text_config, "_attn_implementation", None)
         if method.weighs and kind not in WEIGHED:
             raise UnsupportedModelError(
@@ -269,6 +259,25 @@ class Adapter(ABC):
         for layer in layers if method.before_mlp else ():
             self.mlp(self.layers[layer - 1])
         return layers, key_layer
+
+    def not_inside(self) -> str | None:
+        """Where a method would prune inside the language model, and why it cannot; None where it can.
+
+        To follow the words "<method> prunes".
+        """
+        kinds = set(getattr(self.text_config, "layer_types", None) or ())
+        if kinds - {"full_attention"}:
+            return (
+                "inside the language model, whose layers must attend to all that is before them: "
+                f"this one has {', '.join(sorted(kinds))}"
+            )
+        if type_of(self.model) not in FAMILIES:  # a wrong guess of how its layers attend would show nowhere
+            return (
+                f"inside the language model, and how layers of models of type {self.model.config.model_type!r} compute "
+                "attention is not known here: that needs an entry in FAMILIES (mmg_bench/models/adapter.py) and its "
+                f"tests; supported: {', '.join(FAMILIES)}"
+            )
+        return None
 
     def _ways(self, fields: Collection[str]) -> list[str]:
         """How a model of the family comes to supply some fields, in the imperative."""

@@ -138,7 +138,7 @@ def _methods(spec: ModelSpec, methods: Mapping[str, Method]) -> Iterator[Check]:
         try:
             bare.stages(method)
         except ValueError as error:
-            fault = str(error).removeprefix(f"{method.name} prunes ")
+            fault = bare.not_inside() or str(error)
             yield Check(f"where {label} prunes", fault, "choose another method or model")
 
 

@@ -47,7 +47,7 @@ def test_rows_of_all_jobs_in_a_folder_stand_together(tmp_path: Path, capsys: pyt
 
 def test_a_table_without_its_times(tmp_path: Path) -> None:
     methods = "table.profiles.embedded.methods=[{name:dense},{name:random}]"
-    part = ["profile=embedded", "limit=2", "+model.embedded.device=cpu", methods, f"output_dir={tmp_path}"]
+    part = ["profile=embedded", "limit=2", "workers=1", "+model.embedded.device=cpu", methods, f"output_dir={tmp_path}"]
     assert evaluation.table(composed("table", [*part, "latency=false"])) == 0
     (entry,) = json.loads((tmp_path / "embedded" / "provenance.json").read_text()).values()
     assert entry["data"]

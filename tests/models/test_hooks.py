@@ -34,6 +34,15 @@ def inputs(tiny: tuple[Any, Any]) -> dict[str, torch.Tensor]:
     return prompt_inputs(tiny[1], [QUESTION], [[random_video(6)]])
 
 
+@pytest.fixture(params=[1, 2])
+def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All other tests have one; what several give may depend on how they share the work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
 def hooks_of(model: torch.nn.Module) -> int:
     """Hooks of ours; transformers sets some of its own, for good, when outputs are first asked for."""
     hooks = [h for m in model.modules() for h in (*m._forward_pre_hooks.values(), *m._forward_hooks.values())]
@@ -74,6 +83,7 @@ def test_the_report_is_of_the_last_prompt_also_without_a_video(
         assert run.prompt_tokens == text["input_ids"].shape[1]
 
 
+@pytest.mark.usefixtures("_threads")
 def test_dense_is_exactly_stock(tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor]) -> None:
     model, _ = tiny
     stock_ids = model.generate(**inputs, **GREEDY)
@@ -131,6 +141,7 @@ def test_pixels_are_let_go_once_their_prompt_is_pruned(tiny: tuple[Any, Any], in
         assert held() is None
 
 
+@pytest.mark.usefixtures("_threads")
 @pytest.mark.parametrize("positions", ["original", "contiguous"])
 @pytest.mark.parametrize("ratio", [0.05, 0.25, 0.7])
 def test_pruning_equals_masking(
