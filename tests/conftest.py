@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,14 @@ import datasets  # noqa: F401 - reads HF_HOME for good at its first import: not 
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts with & ignore Ctrl-C
 torch.set_num_threads(1)  # of two, each waits at every operation of a tiny model for the other, busily
+
+
+@pytest.fixture(autouse=True)
+def _hf_home_of_one_test() -> Iterator[None]:
+    """lmms-eval, too, would keep for all others the HF_HOME of the first test that loads a task."""
+    yield
+    if (task := sys.modules.get("lmms_eval.api.task")) is not None:
+        task._resolve_hf_datasets_cache_dir.cache_clear()
 
 
 @pytest.fixture
