@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mmg_bench.methods._inside import InsideMethod, check_layer, layers_at, most_attended
@@ -43,17 +47,24 @@ def densest_first(distance: Tensor) -> Tensor:
     return (-((distance / WIDTH) ** 2)).exp().sum(1).sort(stable=True).indices.flip(0)
 
 
-def to_denser(distance: Tensor) -> Tensor:
-    """How far each of `[n, n]` points, in order of density, is from the nearest before it: `[n]`, infinite if none."""
-    later = torch.ones_like(distance, dtype=torch.bool).triu_()
-    return distance.masked_fill(later, torch.inf).amin(1)
-
-
-def centres_within(distance: Tensor, denser: Tensor, cutoff: float) -> Tensor:
+def centres_in_turn(distance: NDArray[np.float32], cutoff: float) -> Tensor:
     """DBDPC: which points are centres, those that lie further than `cutoff` from every centre before them: bool `[n]`.
 
-    `distance [n, n]` of points in order of density, `denser` what `to_denser` says of it. All with no undecided point
-    before them within the cutoff are taken at once; what lies within it of them is decided, too.
+    `distance [n, n]` of points in order of density, on the host.
+    """
+    centre, left = np.zeros((2, len(distance)), bool)
+    left[:], first = True, 0
+    while left[first]:
+        centre[first] = True
+        left &= distance[first] > cutoff  # without itself
+        first = int(left.argmax())
+    return torch.from_numpy(centre)
+
+
+def centres_in_rounds(distance: Tensor, denser: Tensor, cutoff: float) -> Tensor:
+    """The same on a GPU, which it asks a few times: many at once, as soon as nothing before them is undecided.
+
+    `denser [n]` what `to_denser` says of `distance [n, n]`.
     """
     centre = denser > cutoff
     taken, rest = centre.nonzero().squeeze(1), (~centre).nonzero().squeeze(1)
@@ -65,23 +76,36 @@ def centres_within(distance: Tensor, denser: Tensor, cutoff: float) -> Tensor:
     return centre
 
 
+def to_denser(distance: Tensor) -> Tensor:
+    """How far each of `[n, n]` points, in order of density, is from the nearest before it: `[n]`, infinite if none."""
+    later = torch.ones_like(distance, dtype=torch.bool).triu_()
+    return distance.masked_fill(later, torch.inf).amin(1)
+
+
+def centres_within(distance: Tensor) -> Callable[[float], Tensor]:
+    """What makes centres of a cutoff, of points in order of density `[n, n]`."""
+    if distance.device.type == "cpu":
+        return partial(centres_in_turn, distance.numpy())
+    return partial(centres_in_rounds, distance, to_denser(distance))
+
+
 def centres_for(distance: Tensor, count: int) -> tuple[Tensor, float]:
     """Exactly `count` of the points as centres, bool `[n]`, and the cutoff that makes them.
 
     The cutoff is found by halving: the first that is met with so many centres; else the least found that makes fewer,
-    and then the points furthest from their centres are centres as well. `distance` as of `centres_within`.
+    and then the points furthest from their centres are centres as well. `distance [n, n]` in order of density.
     """
-    denser, low, high = to_denser(distance), 0.0, float(distance.max())
-    centre = centres_within(distance, denser, low)  # one for all that are equal
+    within, low, high = centres_within(distance), 0.0, float(distance.max())
+    centre = within(low)  # one for all that are equal
     if int(centre.sum()) <= count:
         high = low
     else:
-        centre = centres_within(distance, denser, high)  # the densest alone
+        centre = within(high)  # the densest alone
         for _ in range(HALVINGS):
             if int(centre.sum()) == count:
                 break
             middle = (low + high) / 2
-            tried = centres_within(distance, denser, middle)
+            tried = within(middle)
             if int(tried.sum()) > count:
                 low = middle
             else:
@@ -113,7 +137,7 @@ def cluster(keys: Tensor, important: Tensor, *, alpha: float, count: int = 0, cu
     if cutoff is None:
         is_centre, cutoff = centres_for(ranked, count)
     else:
-        is_centre = centres_within(ranked, to_denser(ranked), cutoff)
+        is_centre = centres_within(ranked)(cutoff)
     among = order[is_centre].sort().values  # [K], into the important ones
     centres, own = important[among], torch.arange(len(among), device=keys.device)
     label = torch.full((len(keys),), -1, device=keys.device)

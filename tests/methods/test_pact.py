@@ -10,6 +10,7 @@ from mmg_bench.contract import ContractError, check_selection, stages, video
 from mmg_bench.methods.pact import (
     PACT,
     centres_for,
+    centres_in_rounds,
     centres_within,
     cluster,
     cosine_distances,
@@ -57,7 +58,8 @@ def test_centres_are_those_found_one_after_another(cutoff: float):
     for i in range(len(distance)):
         if all(distance[i, j] > cutoff for j in expected):
             expected.append(i)
-    assert centres_within(distance, to_denser(distance), cutoff).nonzero().flatten().tolist() == expected
+    in_turn, in_rounds = centres_within(distance)(cutoff), centres_in_rounds(distance, to_denser(distance), cutoff)
+    assert in_turn.nonzero().flatten().tolist() == in_rounds.nonzero().flatten().tolist() == expected
 
 
 def test_as_many_centres_as_asked_for_cover_all_points():
