@@ -24,6 +24,7 @@ from mmg_bench.methods.base import Method, Positions
 from mmg_bench.methods.dense import Dense
 from mmg_bench.methods.registry import get_method
 from mmg_bench.models.adapter import FAMILIES, UnsupportedModelError, adapter_for, fresh
+from mmg_bench.models.caches import CACHE
 from mmg_bench.models.framed import FrameCapture
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import VideoLLM
@@ -128,7 +129,7 @@ def test_rows_are_those_of_eager_attention(family: tuple[str, Any, Any], inputs:
         pytest.skip("no method prunes inside it")
     probe = Probe()
     with probe(model):
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = getattr(model(**inputs, use_cache=True), CACHE)
     eager_model = copy.deepcopy(model)
     eager_model.set_attn_implementation("eager")
     eager = eager_model(**inputs, output_attentions=True).attentions  # of each layer [1, heads, S, S]
