@@ -179,7 +179,7 @@ def glm4v_processor(config: Glm4vConfig | Glm46VConfig, tokenizer: Any) -> Glm4v
         tokenizer,
         video(**pixels),
         chat_template=chat_template(
-            *("".join(GLM_MEDIA[f"{kind}{part}"] for part in ("_start", "", "_end")) for kind in ("video", "image"))
+            *("".join(GLM_MEDIA[f"{seen}{part}"] for part in ("_start", "", "_end")) for seen in ("video", "image"))
         ),
     )
     return processor
