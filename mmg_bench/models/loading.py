@@ -234,11 +234,11 @@ def _load(spec: ModelSpec) -> tuple[Any, Any]:
 def _random(spec: ModelSpec) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoProcessor
 
-    folder = None if is_named(spec) else folder_of(spec.path)
-    if folder is None and not is_named(spec):
+    folder, by_name = folder_of(spec.path), is_named(spec)
+    if folder is None and not by_name:
         raise ModelError(unknown(spec.name))
     with explained(f"model {spec.name!r}", spec.path, spec.option("path")):
-        if folder is None:
+        if by_name:
             config, processor = named(spec.name)
         else:
             config, processor = (kind.from_pretrained(str(folder)) for kind in (AutoConfig, AutoProcessor))
