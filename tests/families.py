@@ -10,6 +10,17 @@ from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from mmg_bench.models.adapter import adapter_for
+from mmg_bench.models.processors import (
+    GLM_CHAT_TEMPLATE,
+    GLM_MEDIA,
+    IMAGE,
+    QWEN3_CHAT_TEMPLATE,
+    QWEN_MEDIA,
+    VIDEO,
+    chat_template,
+    named_tokens,
+    word_tokenizer,
+)
 from tiny import TINY
 
 LAYERS = 4
@@ -27,32 +38,15 @@ TEXT: dict[str, Any] = {
     "max_position_embeddings": 4096,
     "bos_token_id": None,
 }
-MEDIA = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'video' %}VIDEO{% elif part['type'] == 'image' %}IMAGE"
-    "{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
-)
-
-
-def template(video: str, image: str = "<image>") -> str:
-    return TEMPLATE.replace("VIDEO", video).replace("IMAGE", image)
-
-
-QWEN_VL_TEMPLATE = template(*(f"<|vision_start|><|{kind}_pad|><|vision_end|>" for kind in ("video", "image")))
 
 
 def media_ids(made: Any) -> dict[str, int]:
-    """What a Qwen-VL config calls the tokens of MEDIA."""
+    """What a Qwen-VL config calls the tokens of QWEN_MEDIA."""
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    return dict(zip(names, of(made, *MEDIA), strict=True))
+    return dict(zip(names, of(made, *QWEN_MEDIA), strict=True))
 
 
 def tokenizer(*media: str) -> Any:
-    from mmg_bench.models.processors import word_tokenizer
-
     made = word_tokenizer(WORDS.split())
     made.add_tokens(list(media), special_tokens=True)
     return made
@@ -96,14 +90,14 @@ def qwen2_processor(kind: Any, words: Any) -> Any:
         Qwen2VLImageProcessor(**pixels),
         words,
         Qwen2VLVideoProcessor(**pixels, cap_pixels_per_frame=False),
-        chat_template=QWEN_VL_TEMPLATE,
+        chat_template=QWEN3_CHAT_TEMPLATE,
     )
 
 
 def qwen2_vl() -> tuple[Any, Any]:
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
-    words = tokenizer(*MEDIA)
+    words = tokenizer(*QWEN_MEDIA)
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
     config = Qwen2VLConfig(
         text_config={**TEXT, "vocab_size": len(words), "rope_parameters": rope},
@@ -128,7 +122,7 @@ QWEN2_5_TOWER: dict[str, Any] = {
 def qwen2_5_vl() -> tuple[Any, Any]:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-    words = tokenizer(*MEDIA)
+    words = tokenizer(*QWEN_MEDIA)
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
     config = Qwen2_5_VLConfig(
         text_config={**TEXT, "vocab_size": len(words), "rope_parameters": rope},
@@ -185,7 +179,7 @@ def qwen3_processor(words: Any) -> Any:
         Qwen2VLImageProcessor(**pixels),
         words,
         Qwen3VLVideoProcessor(**pixels, do_sample_frames=False),
-        chat_template=QWEN_VL_TEMPLATE,
+        chat_template=QWEN3_CHAT_TEMPLATE,
     )
 
 
@@ -193,7 +187,7 @@ def qwen3_vl_of(kind: str, **text: Any) -> tuple[Any, Any]:
     """A model of classes named after `kind`, with its processor."""
     import transformers
 
-    words = tokenizer(*MEDIA)
+    words = tokenizer(*QWEN_MEDIA)
     config = getattr(transformers, f"{kind}Config")(
         text_config={**QWEN3_TEXT, "vocab_size": len(words), **text},
         vision_config={**QWEN3_TOWER, "deepstack_visual_indexes": [0, 1, 2]},
@@ -231,7 +225,7 @@ def qwen3_5_of(kind: str, **text: Any) -> tuple[Any, Any]:
     """A model of classes named after `kind`, with its processor."""
     import transformers
 
-    words = byte_tokenizer(*MEDIA)
+    words = byte_tokenizer(*QWEN_MEDIA)
     linear = {
         "layer_types": ["linear_attention", "full_attention"] * (LAYERS // 2),
         "linear_key_head_dim": 8,
@@ -256,10 +250,6 @@ def qwen3_5_moe() -> tuple[Any, Any]:
     return qwen3_5_of("Qwen3_5Moe", **experts, shared_expert_intermediate_size=16)
 
 
-GLM_MEDIA = (
-    *("<|image|>", "<|video|>"),
-    *("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>"),
-)
 GLM_HALF = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}
 """Half of a head of 16 is turned, as GLM-4.5V has it by default."""
 
@@ -271,20 +261,16 @@ def glm(kind: str, processor: str, parts: str = "Glm4v", tools: str | None = Non
     """
     import transformers
 
-    words = tokenizer(*GLM_MEDIA)
+    words = tokenizer(*GLM_MEDIA.values())
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2], "partial_rotary_factor": 1.0}
     shared = {**TEXT, "vocab_size": len(words), "pad_token_id": 0, "rope_parameters": rope}
     tower: dict[str, Any] = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 4}
-    names = ("image_token", "video_token", "image_start_token", "image_end_token", "video_start_token")
     config = getattr(transformers, f"{kind}Config")(
         text_config=getattr(transformers, f"{parts}TextConfig")(**shared | text),
         vision_config=getattr(transformers, f"{parts.removesuffix('Moe')}VisionConfig")(
             **tower, image_size=32, out_hidden_size=32
         ),
-        **{
-            f"{name}_id": number
-            for name, number in zip((*names, "video_end_token"), of(words, *GLM_MEDIA), strict=True)
-        },
+        **{f"{name}_token_id": number for name, number in zip(GLM_MEDIA, of(words, *GLM_MEDIA.values()), strict=True)},
     )
     pixels: dict[str, Any] = {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 65536}}
     tools = tools or processor
@@ -292,7 +278,7 @@ def glm(kind: str, processor: str, parts: str = "Glm4v", tools: str | None = Non
         getattr(transformers, f"{tools}ImageProcessor")(**pixels),
         words,
         getattr(transformers, f"{tools}VideoProcessor")(**pixels, do_sample_frames=False),
-        chat_template=template(*(f"<|begin_of_{part}|><|{part}|><|end_of_{part}|>" for part in ("video", "image"))),
+        chat_template=GLM_CHAT_TEMPLATE,
     )
     model = getattr(transformers, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[config.model_type])(config)
     return spread(model), made
@@ -328,7 +314,7 @@ def exaone4_5() -> tuple[Any, Any]:
         Exaone4Config,
     )
 
-    words = tokenizer(*MEDIA)
+    words = tokenizer(*QWEN_MEDIA)
     config = Exaone4_5_Config(
         text_config=Exaone4Config(
             **TEXT,
@@ -374,7 +360,7 @@ def llava_next_video() -> tuple[Any, Any]:
         LlavaNextVideoVideoProcessor(**pixels),
         LlavaNextImageProcessor(**pixels, image_grid_pinpoints=[[32, 32]]),
         words,
-        chat_template=template("<video>"),
+        chat_template=chat_template(VIDEO, IMAGE),
         patch_size=4,
         vision_feature_select_strategy="default",
     )
@@ -392,8 +378,8 @@ def video_llama_3() -> tuple[Any, Any]:
         VideoLlama3VisionConfig,
     )
 
-    words = tokenizer(*MEDIA)
-    image, video = of(words, *MEDIA[:2])
+    words = tokenizer(*QWEN_MEDIA)
+    image, video = of(words, *QWEN_MEDIA[:2])
     config = VideoLlama3Config(
         text_config=Qwen2Config(**TEXT, vocab_size=len(words), pad_token_id=0),
         vision_config=VideoLlama3VisionConfig(
@@ -407,7 +393,7 @@ def video_llama_3() -> tuple[Any, Any]:
         VideoLlama3ImageProcessor(**pixels),
         words,
         VideoLlama3VideoProcessor(**pixels, use_token_compression=False, do_sample_frames=False),
-        chat_template=template("<|video_pad|>", "<|image_pad|>"),
+        chat_template=chat_template("<|video_pad|>", "<|image_pad|>"),
     )
     return spread(VideoLlama3ForConditionalGeneration(config)), processor
 
@@ -422,8 +408,6 @@ def internvl() -> tuple[Any, Any]:
         InternVLVisionConfig,
         Qwen2Config,
     )
-
-    from mmg_bench.models.processors import named_tokens
 
     names = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
     words = named_tokens(tokenizer("<img>", "</img>", "<IMG_CONTEXT>"), **names, video_token="<video>")
@@ -447,7 +431,7 @@ def internvl() -> tuple[Any, Any]:
         words,
         InternVLVideoProcessor(**pixels),
         image_seq_length=16,
-        chat_template=template("<video>\n", "<IMG_CONTEXT>\n"),
+        chat_template=chat_template("<video>\n", "<IMG_CONTEXT>\n"),
     )
     return spread(InternVLForConditionalGeneration(config)), processor
 
@@ -487,7 +471,7 @@ def smolvlm() -> tuple[Any, Any]:
         words,
         SmolVLMVideoProcessor(**pixels, num_frames=8, fps=1),
         image_seq_len=16,
-        chat_template=template("<video>"),
+        chat_template=chat_template(VIDEO, IMAGE),
     )
     return spread(SmolVLMForConditionalGeneration(config)), processor
 

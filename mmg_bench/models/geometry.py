@@ -202,7 +202,7 @@ def random_model(config: Any, dtype: torch.dtype, attn_implementation: str, devi
     if device.type == "cpu":
         with torch.device("meta"):
             bare = AutoModelForImageTextToText.from_config(config, dtype=dtype)
-        needed = sum(weight.numel() * weight.element_size() for weight in bare.parameters())
+        needed = bare.get_memory_footprint()
         there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if needed > there:
             raise MemoryError(

@@ -64,6 +64,10 @@ QWEN_CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
     + QWEN3_CHAT_TEMPLATE
 )
+# of Qwen's layout, too: GLM's own words, which are few, do not matter here
+GLM_CHAT_TEMPLATE = chat_template(
+    *("".join(GLM_MEDIA[f"{kind}{part}"] for part in ("_start", "", "_end")) for kind in ("video", "image"))
+)
 
 
 def word_tokenizer(words: list[str]) -> Any:
@@ -178,9 +182,7 @@ def glm4v_processor(config: Glm4vConfig | Glm46VConfig, tokenizer: Any) -> Glm4v
         image(**pixels),
         tokenizer,
         video(**pixels),
-        chat_template=chat_template(
-            *("".join(GLM_MEDIA[f"{seen}{part}"] for part in ("_start", "", "_end")) for seen in ("video", "image"))
-        ),
+        chat_template=GLM_CHAT_TEMPLATE,
     )
     return processor
 
