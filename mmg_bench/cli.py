@@ -287,10 +287,14 @@ def _configured(name: str, arguments: list[str], task: Callable[[list[Any]], int
     if "--cfg" in flags and "job" in overrides:  # Hydra's own way to ask for it
         overrides.remove("job")
     known = {"--cfg", *(("-m", "--multirun") if sweeps else ())}
+    if unknown := sorted(flags - known):
+        there = f"{unknown[0]}: no such flag here; there are {', '.join(sorted(known))} and --help"
+        option = unknown[0].lstrip("-").partition("=")[0]
+        raise ValueError(
+            f"{there}; an option has no dashes: {option}=..." if option in cfg.load_file(f"{name}.yaml") else there
+        )
     if alone := next((o for o in overrides if "=" not in o and not o.startswith("~")), None):
         raise ValueError(f"{alone}: write option=value; --help lists the options")
-    if unknown := sorted(flags - known):
-        raise ValueError(f"{unknown[0]}: no such flag here; there are {', '.join(sorted(known))} and --help")
     configs = cfg.sweep(name, overrides) if flags & {"-m", "--multirun"} else [cfg.composed(name, overrides)]
     if "--cfg" not in flags:
         return task(configs)

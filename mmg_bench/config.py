@@ -159,12 +159,14 @@ def _searched(overrides: Sequence[str]) -> list[Path]:
     return folders
 
 
-def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
+def _compose(name: str, overrides: Sequence[str], as_given: Mapping[str, str] | None = None) -> DictConfig:
     """Compose, with messages of our own for unknown options and choices.
 
     Hydra's own settings are refused, but for hydra.searchpath: nothing of Hydra runs but the composition.
+    as_given: override -> how it was given, where that is another: messages name it so.
     """
     given = [_opened(name, override) for override in overrides]
+    typed = {_key(override): _key(other) for override, other in (as_given or {}).items()}
     for override in given:
         key = override.lstrip("+~").partition("=")[0]
         if key.startswith(("hydra.", "hydra/")) and key != "hydra.searchpath":
@@ -199,9 +201,9 @@ def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
             group, _, last = unknown.rpartition(".")
             options = OmegaConf.select(known, group) if group else known
             if options is None:
-                raise _no_such_option(unknown, "", name, known) from None
+                raise _no_such_option(typed.get(unknown, unknown), "", name, known) from None
             if isinstance(options, DictConfig) and last not in options:
-                raise _no_such_option(unknown, group, name, options) from None
+                raise _no_such_option(typed.get(unknown, unknown), group, name, options) from None
         raise
     options = {*load_file(f"{name}.yaml"), *_groups(name)}
     if added := [key for key in config if key not in options]:  # by `+`, and nothing would look at it
@@ -228,12 +230,15 @@ def _no_such(group: str, name: str, known: Iterable[str]) -> ValueError:
 
 def _no_such_option(option: str, group: str, name: str, known: DictConfig) -> ValueError:
     options = [str(entry) for entry in known if (group, entry) != ("method", "name")]  # by which it is chosen
-    near = _of_a_section(option, known) or meant(option.rpartition(".")[2], options)
+    last = option.rpartition(".")[2]
+    near = _of_a_section(option, known) or meant(last, options)
+    if group and last in load_file(f"{name}.yaml"):
+        near = f"{last} is an option of {name} itself; "
     where = f"{group} {known.name}" if group in _groups(name) and "name" in known else group or name
     hint = ""
     if name == "table" and option.startswith("method."):
         hint = "; of a table's methods, options stand in its file (docs/your-own-table.md)"
-    elif group == "method" and not near:
+    elif group == "method" and not near and option.count(".") == 1:
         hint = f"; of several methods, an option of one goes by its name: {option.replace('.', '.<name>.', 1)}=..."
     return ValueError(f"{option}: no such option; {near}{where} has: {', '.join(options) or 'none'}{hint}")
 
@@ -299,11 +304,13 @@ def sweep(name: str, overrides: Sequence[str]) -> list[DictConfig]:
 
 def _combined(name: str, overrides: Sequence[Override]) -> list[DictConfig]:
     combinations = product(*map(_choices, overrides))
-    return [_compose(name, combination) for combination in _for_their_methods(name, list(combinations))]
+    return [_compose(name, list(own), own) for own in _for_their_methods(name, list(combinations))]
 
 
-def _for_their_methods(name: str, combinations: Sequence[Sequence[str]]) -> Iterator[Sequence[str]]:
+def _for_their_methods(name: str, combinations: Sequence[Sequence[str]]) -> Iterator[dict[str, str]]:
     """Combinations of overrides in which `method.<name>.<option>` is an option of that method, and of no other.
+
+    Each override comes with what was given for it.
 
     Raises ValueError for one of a method that none of them chooses.
     """
@@ -311,7 +318,7 @@ def _for_their_methods(name: str, combinations: Sequence[Sequence[str]]) -> Iter
     parsed = [_parsed(name, combination) for combination in combinations]
     chosen = [next((str(o.value()) for o in reversed(p) if o.key_or_group == "method"), usual) for p in parsed]
     for combination, method in zip(combinations, chosen, strict=True):
-        own = []
+        own: dict[str, str] = {}
         for override in combination:
             one = _OF_ONE.fullmatch(override) if usual else None
             if one and one[1] not in chosen:
@@ -320,7 +327,7 @@ def _for_their_methods(name: str, combinations: Sequence[Sequence[str]]) -> Iter
                 there = ", ".join(map(str, dict.fromkeys(chosen)))
                 raise ValueError(f"{override}: {one[1]} is not among the chosen methods: {there}; add it to method=")
             if one is None or one[1] == method:
-                own.append(f"method.{one[2]}" if one else override)
+                own[f"method.{one[2]}" if one else override] = override
         yield own
 
 

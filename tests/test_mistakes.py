@@ -42,6 +42,31 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         ("run latency=off", "latency='off': choose true or false"),
         ("run limit=abc", "limit='abc': it must be a whole number, at least 1, or null"),
         ("run method.tua=1", "method.tua: no such option; did you mean tau? method mmg_vid has: tau, min"),
+        (
+            "run -m method=fastv,mmg_vid method.fastv.lyer=1",
+            "method.fastv.lyer: no such option; did you mean layer? method fastv has: layer",
+        ),
+        (
+            "run -m method=fastv,mmg_vid method.fastv.foo=1",
+            "method.fastv.foo: no such option; method fastv has: layer\n",
+        ),
+        (
+            "run method.retention_ratio=0.1",
+            "method.retention_ratio: no such option; retention_ratio is an option of run itself; method mmg_vid has",
+        ),
+        ("run benchmark.limit=5", "benchmark.limit: no such option; limit is an option of run itself; benchmark embed"),
+        (
+            "compare a b a.output_dir=x",
+            "a.output_dir: no such option; output_dir is an option of compare itself; a has",
+        ),
+        (
+            "run --limit=5",
+            "--limit=5: no such flag here; there are --cfg, --multirun, -m and --help; an option has no d",
+        ),
+        (
+            "run --limit 5",
+            "--limit: no such flag here; there are --cfg, --multirun, -m and --help; an option has no das",
+        ),
         ("run method.name=random", "method.name=random: choose a method so: method=random"),
         (
             "run -m method=mmg_vid,random method.cdpruner.relevance=llm",
@@ -52,7 +77,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         ("show -m method.cdprune.relevance=llm", "no method is called 'cdprune'; did you mean cdpruner? choose one of"),
         (
             "measure -m method=mmg_vid,cdpruner method.cdpruner.relevence=llm",
-            "method.relevence: no such option; did you mean relevance? method cdpruner has: scope",
+            "method.cdpruner.relevence: no such option; did you mean relevance? method cdpruner has: scope",
         ),
         ("run method.mmg_vid.name=random", "method.name=random: choose a method so: method=random"),
         (
