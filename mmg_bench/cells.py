@@ -114,8 +114,12 @@ def needs_of(cells: Iterable[Cell]) -> frozenset[str]:
 
 
 def described_plug_ins(cells: Iterable[Cell]) -> dict[str, dict[str, str]]:
-    """For provenance: where methods of other packages come from; empty where there is none."""
-    found = plug_ins(part.name for cell in cells for part in (cell.method, *cell.method.parts))
+    """For provenance: where methods of other packages come from, and which code; empty where there is none.
+
+    Of this package's own the commit says that; a version hardly changes while somebody works on a method.
+    """
+    code = {part.name: code_of(type(part)) for cell in cells for part in (cell.method, *cell.method.parts)}
+    found = {name: f"{package}, code {code[name][:12]}" for name, package in plug_ins(code).items()}
     return {"plug_ins": found} if found else {}
 
 

@@ -99,7 +99,8 @@ def newest(records: Iterable[Record], provenance: Sources) -> tuple[list[Record]
     notes: dict[Label, str] = {}
     for label, versions in cells.items():
         numbered = enumerate(versions.values())
-        date, _, found = max((max(date_of(provenance[r.provenance]) for r in v), i, v) for i, v in numbered)
+        # its last date: old code put back counts again, and the same command answers nothing anew
+        date, _, found = max((max(_last_date(provenance[r.provenance]) for r in v), i, v) for i, v in numbered)
         kept += {r.question: r for r in sorted(found, key=lambda r: seen[r.provenance])}.values()
         if len(versions) > 1:
             notes[label] = f"in {len(versions)} versions of its code or settings: the newest counts, of {date}"
@@ -111,6 +112,11 @@ def date_of(entry: Mapping[str, Any]) -> str:
     return str(entry.get("date"))
 
 
+def _last_date(entry: Mapping[str, Any]) -> str:
+    """When the command of a provenance entry was last given, with the same code."""
+    return str(entry.get("last_date") or date_of(entry))
+
+
 def last_seen(provenance: Sources) -> dict[str, str]:
     """For each entry, when its benchmark last had the very questions that it had then.
 
@@ -120,7 +126,7 @@ def last_seen(provenance: Sources) -> dict[str, str]:
     last: dict[str, str] = {}
     data = {key: entry.get("data") or key for key, entry in provenance.items()}
     for key, entry in provenance.items():
-        last[data[key]] = max(last.get(data[key], ""), str(entry.get("last_date") or date_of(entry)))
+        last[data[key]] = max(last.get(data[key], ""), _last_date(entry))
     return {key: last[data[key]] for key in provenance}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -46,10 +47,36 @@ def check_pair(pair: Pair, provenance: Sources, apart: Collection[str]) -> None:
 
 
 def notes_on(pair: Pair, provenance: Sources, records: Iterable[Record]) -> list[str]:
-    """What to say where the questions of a pair are not those of today, or not all of its benchmark.
+    """What to say where a method's code may differ, or where the questions are not those of today, or not all.
 
     records: of all methods. They tell which questions there are, apart from those of other data.
     """
+    return [*_of_other_code(pair, provenance), *_on_questions(pair, provenance, records)]
+
+
+def _of_other_code(pair: Pair, provenance: Sources) -> list[str]:
+    """What to say where both sides are of one method from another package, and of different code of it."""
+    sides = [_plug_ins(answers, provenance) for answers in (pair.one, pair.other)]
+    return [
+        f"{name} may have answered {pair.benchmark} with different code on the two sides "
+        f"({'; '.join(sorted(sides[0][name] | sides[1][name]))}): run both again in one command"
+        for name in sorted(sides[0].keys() & sides[1].keys())
+        if len(sides[0][name] | sides[1][name]) > 1
+    ]
+
+
+def _plug_ins(answers: Answers, provenance: Sources) -> dict[str, set[str]]:
+    """Methods of other packages that answers are of, also as a part of a chain: package and code of each."""
+    found: dict[str, set[str]] = {}
+    for label, key in {(r.method, r.provenance) for r in answers.records}:
+        for name, package in (provenance[key].get("plug_ins") or {}).items():
+            if re.search(rf"\b{re.escape(name)}\b", label):
+                found.setdefault(name, set()).add(package)
+    return found
+
+
+def _on_questions(pair: Pair, provenance: Sources, records: Iterable[Record]) -> list[str]:
+    """What to say where the questions of a pair are not those of today, or not all of its benchmark."""
     seen = last_seen(provenance)
     last = max(pair.sources, key=lambda key: seen[key])
     others = {key for key, entry in provenance.items() if _changed(entry, provenance[last])}

@@ -196,6 +196,7 @@ def measured_line(key: str, provenance: Sources) -> str:
     latency = facts.get("latency") or {}
     known += [f"measure.{o}={latency[o]}" for o, usual in _USUAL.items() if latency.get(o, usual) != usual]
     known += [f"commit {facts['commit']}"] if facts.get("commit") else []
+    known += [f"{name} of {package}" for name, package in (facts.get("plug_ins") or {}).items()]
     again = f"; reproduce with `{facts['command']}`" if facts.get("command") else ""
     return f"Measured ({key}): {', '.join(known) or 'nothing recorded'}{again}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -263,3 +264,22 @@ def test_a_missing_shard_is_told(
 def test_what_only_tells(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert called(monkeypatch, "--help") == 0
     assert "A and B are labels as in the table" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("label", ["mine(power=2)", "chain(before=mine, inside=fastv)"])
+def test_other_code_of_a_method_from_elsewhere_is_told(
+    label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of this package's methods the commit tells; `other` was in the command, and is on neither side."""
+    old = [replace(r, provenance="old") for r in records(label, 0.25, "1100")]
+    with RecordFile(tmp_path / "records.jsonl") as file:
+        file.add([*records("mine", 0.25, "1110"), *records("random", 0.25, "1110"), *old])
+    now, then = ({"mine": f"p 1.0, code {code}", "other": f"p 1.0, code {code}"} for code in "ab")
+    provenance.write(tmp_path, {"key": {"plug_ins": now}, "old": {"plug_ins": then}})
+    told = "mine may have answered bench with different code on the two sides (p 1.0, code a; p 1.0, code b): run both"
+    for one, other, differ in (("mine", label, True), ("mine", "random", False)):
+        assert called(monkeypatch, one, other, f"output_dir={tmp_path}") == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert (told in shown) == differ
+        assert "different code" not in shown.replace(told, "")
+        assert "Measured (key): mine of p 1.0, code a, other of p 1.0, code a" in shown

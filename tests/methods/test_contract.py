@@ -20,7 +20,7 @@ from torch import Tensor
 import mmg_bench
 from mmg_bench import cli, methods, specs
 from mmg_bench import config as cfg
-from mmg_bench.cells import described_plug_ins, make_cell
+from mmg_bench.cells import code_of, described_plug_ins, make_cell
 from mmg_bench.commands.check_method import building, check_method
 from mmg_bench.contract import CHECKS, DTYPES, check_pruned, tensors, video
 from mmg_bench.methods import Method
@@ -426,8 +426,9 @@ def test_a_method_without_a_name_is_told_so_when_it_is_made():
 
 
 def test_provenance_names_the_package_of_a_method():
-    assert described_plug_ins([make_cell("random", 0.5), make_cell(third_party.NAME, 0.5)]) == {
-        "plug_ins": {third_party.NAME: "someones-methods 1.0"}
+    mine = make_cell(third_party.NAME, 0.5)
+    assert described_plug_ins([make_cell("random", 0.5), mine]) == {
+        "plug_ins": {third_party.NAME: f"someones-methods 1.0, code {code_of(type(mine.method))[:12]}"}
     }
     assert described_plug_ins([make_cell("random", 0.5)]) == {}
 

@@ -61,3 +61,18 @@ def test_of_a_question_reworded_and_back_the_first_answer_counts(make):
         assert [r.asked for r in newest(records[::sign], dict(list(same.items())[::sign]))[0]] == ["A"]
         unknown = {key: {**entry, "data": None} for key, entry in again.items()}
         assert [r.asked for r in newest(records[::sign], unknown)[0]] == ["B"]
+
+
+def test_of_code_that_was_put_back_the_old_answers_count(make):
+    """One version, then another, then the first again: nothing is answered then, and its command is dated anew."""
+
+    def answered(version):
+        return [dataclasses.replace(r, cell=version, provenance=version) for r in make("ours", 0.25, "1")]
+
+    records = [*answered("old"), *answered("new")]
+    sources = {"old": {"date": "2026-01-01"}, "new": {"date": "2026-01-02"}}
+    assert [r.cell for r in newest(records, sources)[0]] == ["new"]
+    back = {**sources, "old": {"date": "2026-01-01", "last_date": "2026-01-03"}}
+    (kept,), (note,) = (newest(records, back)[0], newest(records, back)[1].values())
+    assert kept.cell == "old"
+    assert note == "in 2 versions of its code or settings: the newest counts, of 2026-01-03"
