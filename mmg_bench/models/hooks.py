@@ -17,10 +17,11 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ContextDecorator, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -91,13 +92,12 @@ class Run:
         return [[layer, sum(video.entering(layer) for video in self.report)] for layer in layers]
 
 
-@contextmanager
 def pruning(
     model: Any,
     method: Method,
     positions: Positions | None = None,
     encoded: Sequence[VideoTokens] | None = None,
-) -> Iterator[Run]:
+) -> AbstractContextManager[Run]:
     """Let `model` prune every video of every prompt with `method` while the context is open.
 
     `positions` overrides the method's own choice: `original` keeps the position ids that the tokens had in the whole
@@ -105,9 +105,36 @@ def pruning(
     where they were encoded beforehand (`Adapter.encode`); each is then pruned once for all prompts, unless the method
     looks at the question.
 
-    Raises UnsupportedModelError for a model (or a need of the method) that no adapter serves, and RuntimeError when
-    the model prunes already.
+    The context may be opened again once it is closed. Opening it raises UnsupportedModelError for a model (or a need of
+    the method) that no adapter serves, and RuntimeError when the model prunes already.
     """
+    return _Pruning(partial(_opened, model, method, positions, encoded))
+
+
+class _Pruning(ContextDecorator, AbstractContextManager[Run]):
+    """A context that can be opened again, as a cell of a notebook does that is run twice."""
+
+    def __init__(self, opened: Callable[[], AbstractContextManager[Run]]):
+        self._opened = opened
+        self._open: list[AbstractContextManager[Run]] = []
+
+    def __enter__(self) -> Run:
+        context = self._opened()
+        run = context.__enter__()
+        self._open.append(context)
+        return run
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return self._open.pop().__exit__(kind, value, trace)
+
+
+@contextmanager
+def _opened(
+    model: Any, method: Method, positions: Positions | None, encoded: Sequence[VideoTokens] | None
+) -> Iterator[Run]:
+    """What `pruning` does, once."""
     adapter = adapter_for(model)
     adapter.check(method.needs, method.name)
     try:

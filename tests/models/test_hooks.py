@@ -530,6 +530,24 @@ def test_the_question_is_what_follows_the_video(tiny: tuple[Any, Any], inputs: d
     assert run.report[0].realised_tokens == behind
 
 
+@torch.no_grad()
+def test_a_context_can_be_opened_again(tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor]) -> None:
+    model, _ = tiny
+    dense = model(**inputs).logits
+    context = MMGVid(retention_ratio=0.1)(model)
+    with context as first:
+        pruned = model(**inputs).logits
+    with pytest.raises(KeyError), context:
+        raise KeyError
+    with context, pytest.raises(RuntimeError, match="being pruned already"), context:
+        pass
+    with context as second:
+        assert torch.equal(model(**inputs).logits, pruned)
+    assert [v.realised_tokens for v in second.report] == [v.realised_tokens for v in first.report] == [10]
+    assert pruned.shape[1] < dense.shape[1]
+    assert torch.equal(model(**inputs).logits, dense)
+
+
 def test_misuse_is_explained(tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor]) -> None:
     model, _ = tiny
     with MMGVid()(model), pytest.raises(RuntimeError, match="being pruned already"), MMGVid()(model):
