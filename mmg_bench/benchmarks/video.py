@@ -86,6 +86,8 @@ def read_clip(path: str | Path, frames: int) -> Clip:
         fps = float(reader.get_avg_fps()) if indices else math.nan
     except Exception as error:  # decord raises several kinds, with a C++ trace for a message
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "from_size == to_size" in first_line:  # decord 0.6 on frames of 8, 12, 16, 24, 48 or 72 pixels a row
+            raise VideoError(f"{path}: decord reads no frames of this width; scale it to 96 pixels or more") from error
         raise VideoError(f"{path}: cannot be decoded ({first_line}); {_remedy(path)}") from error
     if pixels is None:
         raise VideoError(f"{path}: holds no frame; {_remedy(path)}")

@@ -159,6 +159,16 @@ def test_unreadable_videos_are_explained(tmp_path: Path) -> None:
         read_frames(tmp_path / "text.mp4", 0)
 
 
+def test_a_video_of_a_width_that_decord_cannot_read_is_explained(tmp_path: Path) -> None:
+    for width, read in ((48, False), (96, True)):
+        write_video(make_world("test", 0), path := tmp_path / f"{width}.mp4", size=width)
+        if read:
+            assert read_frames(path, 2).shape == (2, width, width, 3)
+        else:
+            with pytest.raises(VideoError, match=r"48\.mp4: decord reads no frames of this width; scale it to 96"):
+                read_frames(path, 2)
+
+
 def test_a_damaged_video_that_was_made_here_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MMG_BENCH_CACHE", str(tmp_path))
     (tmp_path / "embedded-0").mkdir()
