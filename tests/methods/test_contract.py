@@ -17,16 +17,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import command_line
 import mmg_bench
 from mmg_bench import cli, methods, specs
 from mmg_bench import config as cfg
 from mmg_bench.cells import code_of, described_plug_ins, make_cell
+from mmg_bench.commands import bench_methods
 from mmg_bench.commands.check_method import building, check_method
 from mmg_bench.contract import CHECKS, DTYPES, check_pruned, tensors, video
 from mmg_bench.methods import Method
 from mmg_bench.methods.random import Random
 from mmg_bench.methods.registry import built_in, get_method, method_class, method_names
 from mmg_bench.models.adapter import UnsupportedModelError, adapter_for
+from mmg_bench.report.rows import read_rows
 from mmg_bench.tokens import OPTIONAL_FIELDS, PrunedTokens, Selection, VideoTokens, keep
 
 CONFIGS = Path(mmg_bench.__file__).parents[1] / "configs" / "method"
@@ -377,6 +380,20 @@ def test_a_method_that_cannot_be_imported_is_told_in_a_line(module, says, tmp_pa
     listed = capsys.readouterr().out
     assert re.search(rf"^every_nth      method 'every_nth' cannot be imported: {says}", listed, re.MULTILINE)
     assert re.search(r"^visionzip ", listed, re.MULTILINE)
+
+
+def test_a_method_that_cannot_be_imported_costs_the_others_no_times(tmp_path, monkeypatch, capsys):
+    third_party.write(tmp_path, "import nothing_of_this_name")
+    monkeypatch.setattr(bench_methods, "method_names", lambda: [third_party.NAME, "dense", "uniform"])
+    small = f"frames=2 tokens=4 width=8 repeats=3 warmup=0 device=cpu out={tmp_path / 'out'}"
+    fault = "method 'every_nth' cannot be imported: ModuleNotFoundError: No module named 'nothing_of_this_name'"
+    with third_party.installed(tmp_path):
+        assert command_line.given(f"mmg-bench bench-methods {small}", monkeypatch) == 1
+        said = capsys.readouterr().out
+        assert command_line.given(f"mmg-bench bench-methods {small} methods=[every_nth,uniform]", monkeypatch) == 2
+    assert said.startswith(f"{fault} (someones_methods.py:1); it is left out\n")
+    assert set(read_rows(tmp_path / "out" / "rows.csv").method) == {"Gram product", "uniform"}
+    assert fault in capsys.readouterr().err
 
 
 def test_the_name_of_an_entry_point_is_the_methods(tmp_path):
