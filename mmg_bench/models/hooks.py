@@ -116,18 +116,17 @@ class _Pruning(ContextDecorator, AbstractContextManager[Run]):
 
     def __init__(self, opened: Callable[[], AbstractContextManager[Run]]):
         self._opened = opened
-        self._open: list[AbstractContextManager[Run]] = []
 
     def __enter__(self) -> Run:
         context = self._opened()
         run = context.__enter__()
-        self._open.append(context)
+        self._context = context  # only now: what is open already stays the one to close
         return run
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        return self._open.pop().__exit__(kind, value, trace)
+        return self._context.__exit__(kind, value, trace)
 
 
 @contextmanager
