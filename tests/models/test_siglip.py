@@ -248,14 +248,24 @@ def test_what_a_method_needs_beside_the_model_is_charged(
     assert weights["cdpruner"] - weights["fastvid"] == weight_bytes(parts.text_tower) > 0
 
 
-def test_the_commit_that_is_named_is_read(model: Any, source: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_the_commit_that_is_named_is_read(
+    model: Any, source: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     commit, other = "1" * 40, "2" * 40
-    shutil.copytree(source, tmp_path / "models--nobody--siglip" / "snapshots" / commit)
-    assert siglip.attach(model, "nobody/siglip", revision=commit).revision == commit
+    cached = tmp_path / "models--nobody--siglip"
+    shutil.copytree(source, cached / "snapshots" / commit)
+    siglip.attach(model, "nobody/siglip", revision=commit)
     with pytest.raises(OSError, match="cached files"):
         siglip.attach(model, "nobody/siglip", revision=other)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    for revision in (commit, None):
+        options = {"siglip": "nobody/siglip", "siglip_revision": revision}
+        llm = VideoLLM(ModelSpec("tiny", str(tiny_folder), dtype="float32", device="cpu", **options))
+        llm.prepare({"frame_features"})
+        assert llm.weights_for({"frame_features"}).endswith(f" nobody/siglip@{commit}")
 
 
 def test_a_wrong_checkpoint_is_named(model: Any, source: Path, tiny_folder: Path, tmp_path: Path) -> None:
