@@ -117,6 +117,8 @@ def test_rows_are_those_of_eager_attention(deep: tuple[Any, Any], inputs: dict[s
         torch.testing.assert_close(seen["text"], eager[layer - 1][0][:, behind][..., visual], atol=1e-6, rtol=1e-4)
         torch.testing.assert_close(seen["own"], eager[layer][0][:, -1:, visual], atol=1e-6, rtol=1e-4)
         assert not torch.allclose(seen["plain"], seen["text"], atol=1e-3)
+        heads = probe.heads[stage]  # up to the last visual token
+        assert heads.queries.shape[1] == heads.keys.shape[1] == int(heads.visual[-1]) + 1
 
 
 def test_rows_of_a_padded_prompt_are_those_of_it_alone(deep: tuple[Any, Any]) -> None:
@@ -168,6 +170,39 @@ def test_attention_of_a_model_in_half_precision_is_in_float32() -> None:
     assert {queries.dtype, keys.dtype} == {torch.float32}
     seen, cached = torch.ones(1, 5, dtype=torch.bool), keys.bfloat16()  # as a cache keeps them
     assert torch.equal(softmax_weights(queries, cached, seen, 0.5), softmax_weights(queries, keys, seen, 0.5))
+
+
+@dataclass(frozen=True)
+class Remembers(InsideMethod):
+    """Hides no keys; `saw` gets what it is told at each step, the attention and what it returned at the last."""
+
+    saw: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
+
+    name: ClassVar[str] = "remembers"
+
+    def key_layer(self, depth: int) -> int:
+        return 2
+
+    def select_keys(self, attention: Tensor, memory: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        self.saw.append((attention, memory))
+        return None, attention
+
+
+def test_each_step_is_told_its_mean_attention_and_what_the_last_returned(
+    deep: tuple[Any, Any], inputs: dict[str, Tensor]
+) -> None:
+    model, length = copy.deepcopy(deep[0]), inputs["input_ids"].shape[1]
+    with (method := Remembers())(model):
+        ids = model.generate(**inputs, **GREEDY)[:, :-1]
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        whole = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        rows = model(**whole, output_attentions=True).attentions[1][0].mean(0)[length:]
+    visual = (inputs["input_ids"][0] == model.config.video_token_index).nonzero().flatten()[:-1]
+    told, remembered = zip(*method.saw, strict=True)
+    torch.testing.assert_close(torch.stack(told), rows[:, visual], atol=1e-6, rtol=1e-4)
+    assert remembered[0] is None
+    assert all(torch.equal(last, memory) for last, memory in zip(told[:-1], remembered[1:], strict=True))
 
 
 # ------------------------------------------------------------------------------------- removing and masking
