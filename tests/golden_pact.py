@@ -37,7 +37,8 @@ def check(run: Run, inputs: Inputs) -> None:
     run.check("sizes", chosen.sizes)
     run.check("tokens", chosen.features)
     ids = torch.cat([rows[:start], visual[chosen.index], start + n + torch.arange(len(behind), device=DEVICE)])
-    run.check("position_ids", ids)  # original position ids stay
+    assert method.positions == "original"
+    run.check("position_ids", ids)
 
     hidden = torch.cat([before, chosen.features, behind])  # [S, D]
     left = _layer(hidden, ids, inputs, hyper["heads"])

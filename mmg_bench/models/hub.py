@@ -26,6 +26,12 @@ def cached(repo: str, name: str, revision: str | None) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
+def commit_of(repo: str, revision: str | None) -> str | None:
+    """The commit that a revision of a checkpoint, or its newest, is in the local hub cache; the revision if in none."""
+    config = cached(repo, "config.json", revision)
+    return revision if config is None else config.parent.name
+
+
 def not_cached(repo: str, revision: str | None) -> list[str]:
     """Files of a checkpoint that the local hub cache lacks."""
 

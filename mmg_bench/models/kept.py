@@ -69,7 +69,7 @@ class Kept:
         """The kept columns, and all behind the prompt, of a 2-D attention mask `[B, >= S]`."""
         prompt = self.columns(attention_mask[:, : self.whole])
         if self.padded:
-            prompt = prompt * self.real.to(attention_mask.dtype)
+            prompt = prompt * self.real
         behind = attention_mask[:, self.whole :]
         return torch.cat([prompt, behind], dim=1) if behind.shape[1] else prompt
 

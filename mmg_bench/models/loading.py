@@ -18,7 +18,7 @@ from mmg_bench.models import llava_video, siglip
 from mmg_bench.models.adapter import Adapter, adapter_for, fresh
 from mmg_bench.models.checking import ModelError, attention_lacks, bare_adapter, check_folder, explained
 from mmg_bench.models.geometry import is_named, named, random_model, unknown
-from mmg_bench.models.hub import not_cached
+from mmg_bench.models.hub import commit_of, not_cached
 from mmg_bench.models.spec import ModelSpec, folder_of
 from mmg_bench.options import make_current
 from mmg_bench.tokens import VideoTokens
@@ -70,11 +70,10 @@ class VideoLLM:
 
     @cached_property
     def weights(self) -> str:
-        """What identifies the weights: the revision of a hub model, a digest of a checkpoint folder, or `random`."""
+        """What identifies the weights: the commit of a hub model, a digest of a checkpoint folder, or `random`."""
         if self.spec.weights == "random":
             return "random"
-        revision = self.spec.revision or getattr(self.model.config, "_commit_hash", None)
-        return _identity(self.spec.name, self.spec.path, revision)
+        return _identity(self.spec.name, self.spec.path, self.spec.revision)
 
     @cached_property
     def settings(self) -> str | None:
@@ -96,8 +95,8 @@ class VideoLLM:
         if source is None or self._siglip is not None or not siglip.FIELDS & set(needs):
             return
         with explained("the SigLIP checkpoint", source, self.spec.option("siglip")):
-            attached = siglip.attach(self.model, source, self.processor.tokenizer, self.spec.siglip_revision)
-        self._siglip = _identity("siglip", source, attached.revision)
+            siglip.attach(self.model, source, self.processor.tokenizer, self.spec.siglip_revision)
+        self._siglip = _identity("siglip", source, self.spec.siglip_revision)
 
     def weights_for(self, needs: Collection[str]) -> str:
         """As `weights`, with those of the SigLIP checkpoint where one of `needs` comes from it."""
@@ -190,7 +189,7 @@ def _refuse_what_is_no_number(ids: Tensor, logits: Tensor) -> Tensor:
 def _identity(name: str, path: str, revision: str | None) -> str:
     folder = folder_of(path)
     if folder is None:
-        return f"{path}@{revision}"
+        return f"{path}@{commit_of(path, revision)}"
     return f"{name}@{digest_of(sorted(folder.glob('*.safetensors')))}"
 
 

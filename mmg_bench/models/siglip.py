@@ -41,8 +41,6 @@ class Siglip:
     """Of the text tower."""
     reader: Any
     """Tokenizer of the language model, which gives the question back as text; None if it was not given."""
-    revision: str | None
-    """Commit of a checkpoint from the hub."""
 
     def modules(self, needs: Collection[str]) -> list[nn.Module]:
         """What of the checkpoint supplies some fields."""
@@ -143,7 +141,6 @@ def attach(model: nn.Module, source: str, reader: Any = None, revision: str | No
         text_tower=siglip.text_model.to(tower.device),
         tokenizer=AutoTokenizer.from_pretrained(source, revision=revision),
         reader=reader,
-        revision=revision or getattr(siglip.config, "_commit_hash", None),
     )
     _ATTACHED[model] = attached
     return attached

@@ -147,9 +147,13 @@ def test_the_kind_of_a_checkpoint_is_seen_before_its_weights_are_fetched(cache: 
 def test_a_whole_checkpoint_is_loaded_at_once(cache: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(loading, "bare_adapter", lambda _: pytest.fail("looked at before"))
-    commit = "1" * 40
-    shutil.copytree(tiny_folder, cache / f"models--{REPO.replace('/', '--')}" / "snapshots" / commit)
+    commit, cached = "1" * 40, cache / f"models--{REPO.replace('/', '--')}"
+    shutil.copytree(tiny_folder, cached / "snapshots" / commit)
     assert VideoLLM(spec(revision=commit, dtype="float32", device="cpu")).weights == f"{REPO}@{commit}"
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    for revision in ("main", None):  # what these name may be another commit tomorrow
+        assert VideoLLM(spec(revision=revision, dtype="float32", device="cpu")).weights == f"{REPO}@{commit}"
 
 
 @pytest.mark.parametrize(("name", "helps"), [("llava_onevision_0_5b", True), ("mine", False)])

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from equalities import VARIANTS
 from masking import masked_logits, stock_prompt, traced
 from probing import Probe
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from llm_layer import layer_attention
 from mmg_bench.methods._inside import InsideMethod, layers_at
 from mmg_bench.methods.base import Method, Positions
 from mmg_bench.methods.registry import get_method, method_class, method_names
 from mmg_bench.models.adapter import UnsupportedModelError
+from mmg_bench.models.attention import softmax_weights
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.inside import weighed
 from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens, keep
@@ -114,6 +117,8 @@ def test_rows_are_those_of_eager_attention(deep: tuple[Any, Any], inputs: dict[s
         torch.testing.assert_close(seen["text"], eager[layer - 1][0][:, behind][..., visual], atol=1e-6, rtol=1e-4)
         torch.testing.assert_close(seen["own"], eager[layer][0][:, -1:, visual], atol=1e-6, rtol=1e-4)
         assert not torch.allclose(seen["plain"], seen["text"], atol=1e-3)
+        heads = probe.heads[stage]  # up to the last visual token
+        assert heads.queries.shape[1] == heads.keys.shape[1] == int(heads.visual[-1]) + 1
 
 
 def test_rows_of_a_padded_prompt_are_those_of_it_alone(deep: tuple[Any, Any]) -> None:
@@ -134,6 +139,72 @@ def test_rows_of_a_padded_prompt_are_those_of_it_alone(deep: tuple[Any, Any]) ->
             torch.testing.assert_close(part, same, atol=1e-4, rtol=1e-4)  # positions count from the first column
 
 
+def test_rows_without_rotary_embedding_and_mask_are_those_by_hand() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, q, k = (torch.randn(*shape, generator=generator) for shape in ((5, 6), (8, 6), (4, 6)))
+    real, rows = torch.tensor([False, True, True, True, True]), torch.tensor([1, 3])
+    attention = replace(layer_attention(hidden, q, k, 4, torch.arange(5), 1e4), real=real)  # two heads share their keys
+    weights = attention.weights(rows, rotary=False, causal=False)
+    for head in range(4):
+        queries, keys = (
+            x @ w.T for x, w in ((hidden[rows], q.view(4, 2, 6)[head]), (hidden, k.view(2, 2, 6)[head // 2]))
+        )
+        torch.testing.assert_close(weights[head, :, 1:], (queries @ keys[1:].T / 2**0.5).softmax(-1))
+    assert not weights[..., 0].any()
+
+
+def test_queries_and_keys_are_each_normalised_by_a_norm_of_their_own() -> None:
+    hidden, q, k = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(0))
+    attention, rows = layer_attention(hidden, q, k, 2, torch.arange(4), 1e4), torch.tensor([1, 3])
+    queries, keys = attention.queries(rows), attention.keys()
+    attention.module.q_norm, attention.module.k_norm = (lambda x: 2 * x), (lambda x: 3 * x)
+    torch.testing.assert_close(attention.queries(rows), 2 * queries)
+    torch.testing.assert_close(attention.keys(), 3 * keys)
+
+
+def test_attention_of_a_model_in_half_precision_is_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, q, k = (torch.randn(*shape, generator=generator).bfloat16() for shape in ((5, 6), (8, 6), (4, 6)))
+    attention = layer_attention(hidden, q, k, 4, torch.arange(5), 1e4)
+    queries, keys = attention.queries(torch.tensor([4]), rotary=False), attention.keys(rotary=False)
+    assert {queries.dtype, keys.dtype} == {torch.float32}
+    seen, cached = torch.ones(1, 5, dtype=torch.bool), keys.bfloat16()  # as a cache keeps them
+    assert torch.equal(softmax_weights(queries, cached, seen, 0.5), softmax_weights(queries, keys, seen, 0.5))
+
+
+@dataclass(frozen=True)
+class Remembers(InsideMethod):
+    """Hides no keys; `saw` gets what it is told at each step, the attention and what it returned at the last."""
+
+    saw: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
+
+    name: ClassVar[str] = "remembers"
+
+    def key_layer(self, depth: int) -> int:
+        return 2
+
+    def select_keys(self, attention: Tensor, memory: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        self.saw.append((attention, memory))
+        return None, attention
+
+
+def test_each_step_is_told_its_mean_attention_and_what_the_last_returned(
+    deep: tuple[Any, Any], inputs: dict[str, Tensor]
+) -> None:
+    model, length = copy.deepcopy(deep[0]), inputs["input_ids"].shape[1]
+    with (method := Remembers())(model):
+        ids = model.generate(**inputs, **GREEDY)[:, :-1]
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        whole = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        rows = model(**whole, output_attentions=True).attentions[1][0].mean(0)[length:]
+    visual = (inputs["input_ids"][0] == model.config.video_token_index).nonzero().flatten()[:-1]
+    told, remembered = zip(*method.saw, strict=True)
+    torch.testing.assert_close(torch.stack(told), rows[:, visual], atol=1e-6, rtol=1e-4)
+    assert remembered[0] is None
+    assert all(torch.equal(last, memory) for last, memory in zip(told[:-1], remembered[1:], strict=True))
+
+
 # ------------------------------------------------------------------------------------- removing and masking
 
 
@@ -144,17 +215,20 @@ def test_removing_equals_masking(
 ) -> None:
     model, _ = deep
     options: dict[str, dict[str, Any]] = {
+        "flashvid": {option: value for option, value in VARIANTS["flashvid"].items() if option != "name"},
         "sparsevlm+": {"version": 2},
         "framefusion+": {"similarity_lower_bound": 0.4},  # at which it merges before all MLPs but the last
     }
     method = get_method(name.removesuffix("+"), retention_ratio=0.3, **options.get(name, {}))
     visual = (inputs["input_ids"][0] == model.config.video_token_index).nonzero().flatten()[:-1]
     with torch.no_grad(), traced(method, DEPTH) as trace, method(model, positions=positions) as run:
-        ids = model.generate(**inputs, **GREEDY)[0, inputs["input_ids"].shape[1] :].tolist()
+        made = model.generate(**inputs, **GREEDY, return_dict_in_generate=True, output_logits=True)
     with torch.no_grad():
         prompt = stock_prompt(model, inputs, visual.tolist())
         expected = masked_logits(model, prompt, method, run.positions, trace, STEPS)
+    ids = made.sequences[0, inputs["input_ids"].shape[1] :].tolist()
     assert ids == expected.argmax(-1).tolist()
+    torch.testing.assert_close(torch.cat(made.logits), expected, atol=2e-4, rtol=2e-3)
     assert run.stages == [[layer, len(chosen.index)] for layer, _, chosen in trace.stages]
     left = run.report[0].positions
     for _, _, chosen in trace.stages:
@@ -213,6 +287,9 @@ def test_a_mask_of_sizes_counts_tokens_more_than_once() -> None:
     added = torch.zeros(1, 1, 5, 5).masked_fill(~causal, torch.finfo(torch.float32).min)
     for mask in (None, causal, added):
         torch.testing.assert_close(attend(q, k, v, attn_mask=weighed(mask, weights, hidden)), expected)
+    half = weighed(None, weights, hidden.half())
+    assert half.dtype == torch.float16
+    assert half.isfinite().all()
     last = weighed(None, weights, hidden[:, -2:])  # of two that are decoded behind three
     torch.testing.assert_close(attend(q[:, :, -2:], k, v, attn_mask=last), expected[:, :, -2:])
 

@@ -45,6 +45,7 @@ def test_ids_of_a_padded_row_count_from_its_own_first_column() -> None:
     assert closed.tolist() == [[0, 1, 2, 3], [0, 0, 1, 2]]
     assert left.later(torch.tensor([[6], [5]])).tolist() == [[4], [3]]
     multimodal = torch.stack([ids, ids * 2, ids * 3])
+    multimodal[:, 1, 0] = 50  # of padding: no number that is left
     assert kept.numbered(multimodal, narrow)[1].diff(dim=-1)[:, narrow[:, :-1] > 0].min() > 0
     assert kept.numbered(multimodal, narrow)[1][..., 0].tolist() == 3 * [[0, 0]]
 

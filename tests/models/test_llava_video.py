@@ -145,6 +145,8 @@ def test_what_was_converted_computes_what_the_weights_say(original: Path, llm: V
     where = (inputs["input_ids"][0] == llm.adapter.video_token_id).nonzero().flatten()
     body = where[llm.adapter.body((FRAMES, side, side))]
     torch.testing.assert_close(tokens.features.flatten(0, 1), embeds[body], atol=1e-5, rtol=1e-4)
+    newlines = where[torch.isin(where, body, invert=True)]
+    assert bool((embeds[newlines] == llm.model.model.image_newline).all())
     assert "system" in llm.processor.tokenizer.decode(inputs["input_ids"][0])
 
 
@@ -197,6 +199,18 @@ def test_other_checkpoints_are_refused(changes: dict[str, Any], says: str) -> No
         script.pool_of(theirs, None)
     with pytest.raises(script.ConversionError, match=r"model_x\.weight: no such weight"):
         script.renamed("model_x.weight")
+
+
+def test_each_video_gets_the_placeholders_of_its_own_frames(llm: VideoLLM) -> None:
+    height, width = llm.adapter.grid
+    text = llm.processor.replace_video_token({"pixel_values_videos": [torch.zeros(4, 3), torch.zeros(2, 3)]}, 1)
+    assert text == llm.processor.video_token * (2 * height * (width + 1))
+
+
+def test_frames_are_counted_though_they_outnumber_the_tokens_of_one(llm: VideoLLM) -> None:
+    encoded = llm.encode(llm.preprocess(random_video(20, size=SIDE * 4)), set())
+    with llm.adapter.capture(set()) as captured:
+        assert llm.adapter.layouts(encoded.arguments, captured) == [(20, *llm.adapter.grid)]
 
 
 def test_the_frames_stay_in_order(llm: VideoLLM) -> None:

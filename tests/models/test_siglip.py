@@ -9,6 +9,7 @@ import time
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -154,6 +155,33 @@ def test_the_question_follows_all_media(attached: siglip.Siglip, tiny: tuple[Any
         replace(attached, reader=None).question(ids["input_ids"][0])
 
 
+def test_the_question_is_the_first_text_that_is_not_blank(attached: siglip.Siglip) -> None:
+    """Tokens that were added to the vocabulary, but are not special, belong to it."""
+    words = {0: "<image>", 1: "\n", 2: "why", 3: " red", 4: "?"}
+    reader = SimpleNamespace(
+        added_tokens_decoder={0: SimpleNamespace(special=True), 3: SimpleNamespace(special=False)},
+        decode=lambda ids: "".join(words[i] for i in ids),
+    )
+    assert replace(attached, reader=reader).question(torch.tensor([1, 0, 1, 2, 3, 4, 1, 0, 2])) == "why red?"
+
+
+@torch.no_grad()
+def test_a_question_that_fills_its_windows_has_no_more_of_them(
+    attached: siglip.Siglip, original: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = torch.arange(2 * WINDOW) + 5
+
+    class Tokenizer:
+        pad_token_id = attached.tokenizer.pad_token_id
+
+        def __call__(self, text: str) -> dict[str, list[int]]:
+            return {"input_ids": ids.tolist()}
+
+    monkeypatch.setattr(siglip.Siglip, "question", lambda self, ids: "")
+    query = replace(attached, tokenizer=Tokenizer()).joint_query(ids)
+    torch.testing.assert_close(query, original.get_text_features(ids.view(2, WINDOW)).pooler_output)
+
+
 @pytest.mark.parametrize("method", [FastVID(0.25), CDPruner(0.25)], ids=lambda m: m.name)
 def test_methods_prune_the_model(
     model: Any, attached: siglip.Siglip, inputs: dict[str, torch.Tensor], method: Any
@@ -200,10 +228,21 @@ def test_the_model_stays_as_it_is(source: Path) -> None:
     assert (set(vars(model)), {name for name, _ in model.named_modules()}) == before
     frozen = [p for part in (parts.norm, parts.head, parts.text_tower) for p in part.parameters()]
     assert not any(p.requires_grad for p in frozen)
+    assert not any(part.training for part in (parts.norm, parts.head, parts.text_tower))
     head = weakref.ref(parts.head)
     del model, parts, frozen
     gc.collect()
     assert head() is None  # nothing outlives the model
+
+
+def test_beside_a_model_in_half_precision_the_head_stays_in_float32(source: Path) -> None:
+    model, _ = small_llava_onevision(["star"], SmallSpec(**TINY))
+    parts = siglip.attach(model.bfloat16(), str(source))
+    assert [next(part.parameters()).dtype for part in (parts.norm, parts.head)] == [torch.float32] * 2
+    assert {parameter.dtype for parameter in parts.text_tower.parameters()} == {torch.bfloat16}
+    hidden = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for name in siglip.TOWER_FIELDS:
+        assert torch.equal(parts.tower_field(name, hidden), parts.tower_field(name, hidden.float()))
 
 
 def test_a_model_configuration_names_the_checkpoint(tiny_folder: Path, source: Path) -> None:
@@ -248,27 +287,40 @@ def test_what_a_method_needs_beside_the_model_is_charged(
     assert weights["cdpruner"] - weights["fastvid"] == weight_bytes(parts.text_tower) > 0
 
 
-def test_the_commit_that_is_named_is_read(model: Any, source: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_the_commit_that_is_named_is_read(
+    model: Any, source: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     commit, other = "1" * 40, "2" * 40
-    shutil.copytree(source, tmp_path / "models--nobody--siglip" / "snapshots" / commit)
-    assert siglip.attach(model, "nobody/siglip", revision=commit).revision == commit
+    cached = tmp_path / "models--nobody--siglip"
+    shutil.copytree(source, cached / "snapshots" / commit)
+    siglip.attach(model, "nobody/siglip", revision=commit)
     with pytest.raises(OSError, match="cached files"):
         siglip.attach(model, "nobody/siglip", revision=other)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    for revision in (commit, None):
+        options = {"siglip": "nobody/siglip", "siglip_revision": revision}
+        llm = VideoLLM(ModelSpec("tiny", str(tiny_folder), dtype="float32", device="cpu", **options))
+        llm.prepare({"frame_features"})
+        assert llm.weights_for({"frame_features"}).endswith(f" nobody/siglip@{commit}")
 
 
 def test_a_wrong_checkpoint_is_named(model: Any, source: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    wide = siglip_folder(tmp_path / "wide", model.model.vision_tower, width=32)
-    with pytest.raises(ValueError, match=r"wide has width 32, that of the model 16"):
-        siglip.attach(model, str(wide))
+    for width in (32, 8):
+        other = siglip_folder(tmp_path / f"of-{width}", model.model.vision_tower, width=width)
+        with pytest.raises(ValueError, match=rf"of-{width} has width {width}, that of the model 16"):
+            siglip.attach(model, str(other))
 
     from safetensors.torch import load_file, save_file
 
     weights = load_file(source / "model.safetensors")
     torn = siglip_folder(tmp_path / "torn", model.model.vision_tower)
-    save_file({k: v for k, v in weights.items() if "head.probe" not in k}, torn / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"torn is no whole SigLIP checkpoint: it lacks vision_model\.head\.probe"):
+    left = {name: weight for name, weight in weights.items() if "head.probe" not in name and "head.mlp" not in name}
+    save_file(left, torn / "model.safetensors", {"format": "pt"})
+    first = ", ".join(f"vision_model.head.mlp.{name}" for name in ("fc1.bias", "fc1.weight", "fc2.bias"))
+    with pytest.raises(ValueError, match=f"torn is no whole SigLIP checkpoint: it lacks {re.escape(first)}$"):
         siglip.attach(model, str(torn))
 
     for path, says in (
