@@ -19,6 +19,7 @@ class Probe(InsideMethod):
     name: ClassVar[str] = "probe"
     seen: list[dict[str, Tensor]] = field(default_factory=list, compare=False)
     heads: list[Heads] = field(default_factory=list, compare=False)
+    phases: list[tuple[Tensor, Tensor]] = field(default_factory=list, compare=False)
 
     def layers(self, depth: int) -> tuple[int, ...]:
         return (2, 3)
@@ -26,11 +27,13 @@ class Probe(InsideMethod):
     def select_inside(self, tokens: LayerTokens) -> Selection:
         rows = torch.arange(len(tokens.text))
         self.heads.append(tokens.attention.heads())
+        self.phases.append(tokens.attention.phases())
         self.seen.append(
             {
                 "last": tokens.attention(),
                 "text": tokens.attention(rows),
                 "own": tokens.attention(own=True),
+                "all": tokens.attention(rows, causal=False),
                 "plain": tokens.attention(rows, rotary=False, causal=False),
             }
         )

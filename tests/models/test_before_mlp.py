@@ -61,8 +61,11 @@ class ReadsAhead(KeepsAll):
     """Asks for attention that there is not yet."""
 
     name: ClassVar[str] = "reads_ahead"
+    heads: bool = False
 
     def select_inside(self, tokens: LayerTokens) -> Selection:
+        if self.heads:
+            return Selection(tokens.attention.heads().visual)
         return Selection(tokens.attention(own=True)[0, 0].argsort())
 
 
@@ -163,8 +166,12 @@ def test_hooks_that_were_there_before_see_what_goes_on(deep: tuple[Any, Any], in
     assert all(map(torch.equal, *states))
 
 
-def test_attention_of_the_next_layer_is_not_known_there(deep: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
-    with ReadsAhead()(deep[0]), pytest.raises(ValueError, match="reads_ahead: before an MLP, the next layer's own"):
+@pytest.mark.parametrize(("heads", "what"), [(False, "own attention is"), (True, "heads are")])
+def test_attention_of_the_next_layer_is_not_known_there(
+    heads: bool, what: str, deep: tuple[Any, Any], inputs: dict[str, Tensor]
+) -> None:
+    says = f"reads_ahead: before an MLP, the next layer's {what} not known"
+    with ReadsAhead(heads=heads)(deep[0]), pytest.raises(ValueError, match=says):
         deep[0](**inputs)
 
 

@@ -122,6 +122,11 @@ def test_pruning_equals_masking(
     assert not torch.allclose(ours, stock, atol=1e-3), "the method changed nothing"
 
 
+def pairs(x: Tensor, interleaved: bool) -> Tensor:
+    """What a rotary embedding turns with each other, as complex numbers: `[..., 2 w]` to `[..., w]`."""
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2))) if interleaved else torch.complex(*x.chunk(2, -1))
+
+
 def test_rows_are_those_of_eager_attention(family: tuple[str, Any, Any], inputs: dict[str, Tensor]) -> None:
     """Methods inside go by what is recomputed; the reference takes their choices, and could not tell."""
     _, model, _ = family
@@ -144,6 +149,10 @@ def test_rows_are_those_of_eager_attention(family: tuple[str, Any, Any], inputs:
         # a rotation leaves lengths as they are
         torch.testing.assert_close(heads.keys[:, columns].norm(dim=-1), keys[:, columns].norm(dim=-1))
         assert heads.queries.shape == (len(eager[layer][0]), columns[-1] + 1, keys.shape[-1])
+        ones = probe.phases[stage][1]  # [n, width]: turned as keys are
+        turned, straight = (x[..., : ones.shape[-1]] for x in (heads.rotated, heads.keys[:, columns]))
+        of_ones, of_turned, of_straight = (pairs(x, adapter_for(model).interleaved) for x in (ones, turned, straight))
+        torch.testing.assert_close(of_ones * of_straight, (1 + 1j) * of_turned, atol=1e-4, rtol=1e-3)
 
 
 def test_a_batch_is_answered_as_if_alone(family: tuple[str, Any, Any]) -> None:

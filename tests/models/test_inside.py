@@ -116,7 +116,9 @@ def test_rows_are_those_of_eager_attention(deep: tuple[Any, Any], inputs: dict[s
         torch.testing.assert_close(seen["last"], eager[layer - 1][0][:, -1:, visual], atol=1e-6, rtol=1e-4)
         torch.testing.assert_close(seen["text"], eager[layer - 1][0][:, behind][..., visual], atol=1e-6, rtol=1e-4)
         torch.testing.assert_close(seen["own"], eager[layer][0][:, -1:, visual], atol=1e-6, rtol=1e-4)
-        assert not torch.allclose(seen["plain"], seen["text"], atol=1e-3)
+        torch.testing.assert_close(seen["all"][:, -1], seen["text"][:, -1])  # the last token's row, which sees all
+        assert (seen["all"][:, :-1].sum(-1) < seen["text"][:, :-1].sum(-1)).all()  # of the later text, too
+        assert not torch.allclose(seen["plain"], seen["all"], atol=1e-3)
         heads = probe.heads[stage]  # up to the last visual token
         assert heads.queries.shape[1] == heads.keys.shape[1] == int(heads.visual[-1]) + 1
 
