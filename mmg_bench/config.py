@@ -225,7 +225,8 @@ def _whole(name: str, given: Sequence[str]) -> DictConfig:
 
 def _no_such(group: str, name: str, known: Iterable[str]) -> ValueError:
     choices = sorted(known)
-    return ValueError(f"no {group} is called {name!r}; {meant(name, choices)}choose one of: {', '.join(choices)}")
+    own = "" if group == "method" else "; for a file of your own, name its folder: hydra.searchpath=[mine]"
+    return ValueError(f"no {group} is called {name!r}; {meant(name, choices)}choose one of: {', '.join(choices)}{own}")
 
 
 def _no_such_option(option: str, group: str, name: str, known: DictConfig) -> ValueError:

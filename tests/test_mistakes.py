@@ -36,6 +36,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
             "no table is called 'efficient'; did you mean efficiency? choose one of: ablations, chains, efficiency",
         ),
         ("run model=a/b", "no model is called 'a/b'; choose one of: embedded"),
+        ("run model=my_qwen", "smolvlm2_2_2b; for a file of your own, name its folder: hydra.searchpath=[mine]\n"),
         ("run modle=embedded", "modle: no such option; did you mean model? run has: model, method"),
         ("run retention_ratio=1.5", "MMGVid.retention_ratio=1.5: it must be a number in (0, 1]"),
         ("table profile=papers", "has no profile 'papers'; choose auto or paper, embedded"),

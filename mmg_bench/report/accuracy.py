@@ -133,6 +133,12 @@ class _Layout:
         for benchmark, part in lacking.groupby("benchmark", sort=False):
             skills = ", ".join(part.skill.unique())
             self.notes.flags.append(f"{benchmark}: no mean over the skills, for every question of {skills} failed")
+        for row in self.whole:
+            if row.value == 0:
+                self.notes.flags.append(
+                    f"{row.benchmark}: dense answers no question right, so that nothing can be kept: read its answers "
+                    "(`mmg-bench browse`); the model's weights, or its way to answer, are not what the task wants"
+                )
         self.notes.flags += unsteady(self._row("prefill_ms", DENSE, 1.0, *self.benchmarks)) + few_rounds(rows)
 
     def table(self) -> Table:

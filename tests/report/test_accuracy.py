@@ -280,6 +280,14 @@ def test_speedups_of_few_rounds_are_flagged(toy, provenance, rounds, said):
     assert any(note.startswith(f"⚠ {rounds} rounds are few") for note in table.footnotes) == said
 
 
+def test_a_model_that_answers_nothing_right_is_flagged(make, provenance):
+    note = "⚠ bench: dense answers no question right, so that nothing can be kept: read its answers"
+    for right, said in (("0000", True), ("0100", False)):
+        rows = rows_of([*make("dense", 1.0, right), *make("ours", 0.5, "0000")])
+        (table,) = layout(rows, provenance, NOTHING)
+        assert any(footnote.startswith(note) for footnote in table.footnotes) == said
+
+
 def test_a_mean_over_skills_is_said(toy, provenance):
     facts = provenance["key1"]
     for average, said in (("skills", True), ("questions", False)):
