@@ -60,7 +60,9 @@ def _work(work: Callable[..., Any], index: int, count: int, *arguments: Any) -> 
     if index:
         os.environ["TQDM_DISABLE"] = "1"
     import torch
+    from tqdm import tqdm
 
+    tqdm.set_lock(threading.RLock())  # its own is of the system, and a worker that is stopped would leave it behind
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // count))
     try:
         work(index, count, *arguments)

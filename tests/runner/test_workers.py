@@ -26,8 +26,11 @@ def fail_second(index: int, count: int) -> None:
 
 
 def sleep(index: int, count: int, folder: str) -> None:
-    Path(folder, f"{os.getpid()}").touch()
-    time.sleep(300)
+    from tqdm import tqdm
+
+    with tqdm(total=1):
+        Path(folder, f"{os.getpid()}").touch()
+        time.sleep(300)
 
 
 def test_every_share_is_done_on_its_part_of_the_cores(tmp_path: Path) -> None:
@@ -71,7 +74,7 @@ def test_workers_end_with_their_parent(tmp_path: Path, how: signal.Signals) -> N
         "from runner.test_workers import sleep\n"
         f"if __name__ == '__main__':\n    in_processes(2, sleep, {str(tmp_path)!r})\n"
     )
-    parent = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
+    parent = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     pids: list[int] = []
     while len(pids) < 2 and time.monotonic() < deadline:
@@ -79,10 +82,11 @@ def test_workers_end_with_their_parent(tmp_path: Path, how: signal.Signals) -> N
         time.sleep(0.1)
     assert len(pids) == 2
     parent.send_signal(how)
-    parent.wait(60)
+    errors = parent.communicate(timeout=60)[1]  # of all processes
     while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(map(alive, pids))
+    assert "leaked" not in errors
 
 
 def test_how_many() -> None:
