@@ -78,6 +78,34 @@ def test_copies_of_prompts_share_their_videos() -> None:
     assert [(place.row, place.video) for place in places(ids, adapter(1), [(2, 1, 1)])] == [(0, 0), (1, 0)]
 
 
+def test_each_of_three_videos_in_a_prompt_is_found() -> None:
+    found = list(places(prompt(2, 3, 1, 3), adapter(1), [(2, 1, 1), (4, 1, 1), (3, 1, 1)]))
+    assert [place.video for place in found] == [0, 1, 2]
+    assert [place.tokens.tolist() for place in found] == [[1, 2], [4, 5, 6, 8], [10, 11, 12]]
+    assert [place.end for place in found] == [3, 9, 13]
+
+
+def test_what_stands_side_by_side_is_a_slice() -> None:
+    """Which gives views, where columns one by one give copies."""
+    cpu = torch.device("cpu")
+    first, second = places(prompt(3, 1, 2), adapter(1), 2 * [(3, 1, 1)])
+    assert first.body(cpu) == slice(1, 4)
+    assert first.text(cpu).tolist() == [4, 6, 9]
+    assert second.body(cpu).tolist() == [5, 7, 8]
+    assert second.text(cpu) == slice(9, 10)
+    (last,) = places(prompt(3)[:, :-1], adapter(1), [(3, 1, 1)])
+    assert last.text(cpu) == slice(0, 0)
+
+
+def test_a_video_ends_behind_placeholders_that_are_none_of_its_tokens() -> None:
+    """Such as the newline behind those of LLaVA-OneVision."""
+    newline = adapter(4)
+    newline.placeholders, newline.body = lambda layout: 4, lambda layout: slice(3)
+    (place,) = places(prompt(4), newline, [(3, 1, 1)])
+    assert place.tokens.tolist() == [1, 2, 3]
+    assert place.end == 5
+
+
 def test_tokens_among_which_text_may_stand_anywhere_are_found_at_once() -> None:
     """Not one by one: that took longer than all else besides the model."""
     ids, many = prompt(32 * 196), adapter(1)
