@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from mmg_bench.cells import make_cell
-from mmg_bench.measure.memory import PeakMemory, memory_values, weight_bytes
+from mmg_bench.measure.memory import PeakMemory, cache_bytes, memory_values, weight_bytes
 from mmg_bench.measure.workload import Workload, preprocess
 from mmg_bench.models.loading import VideoLLM
 
@@ -64,13 +66,27 @@ def test_weights_count_once(llm: VideoLLM) -> None:
     assert weight_bytes(llm.model) == pytest.approx(4 * saved, rel=0.01)  # buffers that are not saved
 
 
-def memory_of(llm: VideoLLM, name: str, ratio: float, batch: int = 1) -> dict[str, int]:
+def test_bytes_of_a_cache_are_those_of_all_its_layers() -> None:
+    """Of attention, of linear attention by each name that transformers has given its states, and of neither yet."""
+    half, full = torch.zeros(2, 3, dtype=torch.bfloat16), torch.zeros(5)
+    layers = [
+        SimpleNamespace(keys=half, values=half[:1]),
+        SimpleNamespace(conv_states={0: full, 1: None}, recurrent_states={0: half}),
+        SimpleNamespace(conv_states=full, recurrent_states=half),
+        SimpleNamespace(keys=None, values=None),
+    ]
+    assert cache_bytes(SimpleNamespace(layers=layers)) == (12 + 6) + (20 + 12) + (20 + 12)
+
+
+def memory_of(
+    llm: VideoLLM, name: str, ratio: float, batch: int = 1, new_tokens: int = 2, watched: Any = None
+) -> dict[str, int]:
     workload = Workload(None, "What colour?", 4, batch)
     pixels = preprocess(llm, workload.decode())
     with PeakMemory(llm.device) as encoding:
         encoded = llm.encode(pixels, frozenset())
     inputs = workload.inputs(llm, encoded)
-    return memory_values(llm, make_cell(name, ratio), encoded, encoding, inputs, new_tokens=2)
+    return memory_values(llm, make_cell(name, ratio), encoded, watched or encoding, inputs, new_tokens)
 
 
 def test_memory_of_a_cell(llm: VideoLLM) -> None:
@@ -87,6 +103,26 @@ def test_memory_of_a_cell(llm: VideoLLM) -> None:
     assert found["dense"]["activation_memory_bytes"] > found["uniform"]["activation_memory_bytes"] > 0
     batch = memory_of(llm, "dense", 1.0, batch=3)
     assert batch["kv_cache_bytes"] == 3 * found["dense"]["kv_cache_bytes"]
+
+
+def test_decoding_takes_activations_and_the_kv_cache_is_that_of_the_prefill(llm: VideoLLM) -> None:
+    short, long = (memory_of(llm, "uniform", 0.25, new_tokens=steps) for steps in (1, 200))
+    assert long["kv_cache_bytes"] == short["kv_cache_bytes"]
+    assert long["activation_memory_bytes"] > short["activation_memory_bytes"]
+
+
+def test_what_encoding_left_is_held_while_answering(llm: VideoLLM) -> None:
+    none, much = (
+        memory_of(llm, "dense", 1.0, watched=SimpleNamespace(peak=peak, kept=kept))
+        for peak, kept in ((0, 0), (1000 * MIB, 7 * MIB))
+    )
+    assert none["peak_memory_bytes"] == sum(
+        none[f"{part}_bytes"] for part in ("weights", "activation_memory", "kv_cache")
+    )
+    assert much["activation_memory_bytes"] - none["activation_memory_bytes"] == pytest.approx(7 * MIB, rel=0.01)
+    assert none["activation_memory_bytes"] > 64 * 64 * 4  # at least the visual tokens inside one MLP
+    assert (none["encode_memory_bytes"], much["encode_memory_bytes"]) == (0, 1000 * MIB)
+    assert much["peak_memory_bytes"] == much["weights_bytes"] + 1000 * MIB
 
 
 def test_a_model_whose_numbers_overflow_is_not_measured(llm: VideoLLM) -> None:
