@@ -11,12 +11,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
+from mmg_bench.files import locked
 from mmg_bench.runner.claims import Claim, ClaimedError, claimed
 from mmg_bench.runner.evaluate import Shard
 from mmg_bench.runner.lines import LineFile, read_lines
@@ -36,7 +39,7 @@ def test_the_second_of_two_equal_ones_is_refused(tmp_path: Path, monkeypatch: py
         told = str(refused.value)
         who = f"{tmp_path}/new: process {os.getpid()} on {socket.gethostname()} is at work there on "
         assert told.startswith(f"{who}tome at R = 25 % and 1 more, since 20")
-        assert "(`mmg-bench run method=tome`): wait for its end and give this command again" in told
+        assert "+00:00 (`mmg-bench run method=tome`): wait for its end and give this command again" in told
         assert told.endswith("or set another output_dir")
         assert len(files(tmp_path / "new")) == 1
     with claimed([claim]):
@@ -69,7 +72,7 @@ def test_what_is_the_same(tmp_path: Path, work: dict[str, str], shard: Shard, re
 
 
 def test_a_command_does_not_refuse_itself(tmp_path: Path) -> None:
-    with claimed(2 * [Claim(tmp_path, {"a": "a"})]), claimed([Claim(tmp_path / "elsewhere", {"a": "a"})]):
+    with claimed(2 * [Claim(tmp_path, {"a": "a"})]), claimed([Claim(tmp_path / "else" / "where", {"a": "a"})]):
         pass
 
 
@@ -106,6 +109,39 @@ def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
+def test_a_claim_that_ends_while_others_are_looked_for_hides_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, claim = Path.glob, Claim(tmp_path, {"a": "a"})
+    monkeypatch.setattr(Path, "glob", lambda *args: [tmp_path / ".claim-gone.json", *found(*args)])
+    with claimed([claim]), pytest.raises(ClaimedError), claimed([claim]):
+        pass
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_guard_that_was_taken_away_before_its_lock_was_had_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anew: bool
+) -> None:
+    """By whoever had the lock before; the next command may have made it anew, and hold that."""
+    guards: list[Path] = []
+
+    @contextmanager
+    def late(file: IO[Any]) -> Iterator[bool]:
+        if (path := Path(file.name)).suffix == ".lock":
+            guards.append(path)
+            if len(guards) == 1:
+                path.unlink()
+                if anew:
+                    path.touch()
+        with locked(file) as alone:
+            yield alone
+
+    monkeypatch.setattr("mmg_bench.runner.claims.locked", late)
+    with claimed([Claim(tmp_path, {"a": "a"})]):
+        assert len(guards) == 2
+    assert not any(path.exists() for path in guards)
+
+
 def test_of_many_at_once_one_goes_on(tmp_path: Path) -> None:
     claim, start, over = Claim(tmp_path, {"a": "a"}), threading.Barrier(8), threading.Barrier(8)
     refused: list[bool] = []
@@ -130,7 +166,9 @@ def test_of_many_at_once_one_goes_on(tmp_path: Path) -> None:
 def test_without_locks_a_line_says_so_and_work_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def lacking(*_: Any) -> None:
+    def lacking(file: IO[Any], *_: Any) -> None:
+        if (path := Path(file.name)).suffix == ".lock":
+            path.unlink()  # as another command does, which is not kept out
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", lacking)
