@@ -86,6 +86,21 @@ def test_selections_that_are_out_of_place_are_refused(
         deep[0](**inputs)
 
 
+def test_what_a_layer_gave_is_not_written_to(deep: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
+    """Features of the method's own go on in a copy: others may hold the hidden states."""
+    given: list[tuple[Tensor, Tensor]] = []
+    handle = (
+        deep[0]
+        .model.language_model.layers[1]
+        .register_forward_hook(lambda module, args, output: given.append((output, output.clone())))
+    )
+    with Chooses(chosen=lambda t: Selection(torch.arange(4), t.features[:4] + 1))(deep[0]), torch.no_grad():
+        deep[0](**inputs)
+    handle.remove()
+    ((output, before),) = given
+    assert torch.equal(output, before)
+
+
 # ------------------------------------------------------------------------------------------------ attention
 
 
@@ -207,6 +222,37 @@ def test_each_step_is_told_its_mean_attention_and_what_the_last_returned(
     assert all(torch.equal(last, memory) for last, memory in zip(told[:-1], remembered[1:], strict=True))
 
 
+def test_each_row_of_a_batch_is_told_its_own_attention(deep: tuple[Any, Any]) -> None:
+    model, processor = deep
+    texts, videos = [QUESTION, "How many times does the star flash?"], [[random_video(6, seed)] for seed in (1, 2)]
+    with (together := Remembers())(model):
+        model.generate(**prompt_inputs(processor, texts, videos), **GREEDY)
+    for row in (0, 1):
+        with (alone := Remembers())(model):
+            model.generate(**prompt_inputs(processor, texts[row : row + 1], videos[row : row + 1]), **GREEDY)
+        told, expected = (torch.stack([seen for seen, _ in saw]) for saw in (together.saw[row::2], alone.saw))
+        torch.testing.assert_close(told, expected, atol=1e-6, rtol=1e-4)
+
+
+@dataclass(frozen=True)
+class Hides(Remembers):
+    """Shows three keys."""
+
+    name: ClassVar[str] = "hides"
+
+    def select_keys(self, attention: Tensor, memory: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        return torch.arange(3), attention
+
+
+def test_keys_are_hidden_in_a_mask_of_its_own(deep: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
+    """Not in the caller's, which goes on to the next step."""
+    mask = torch.cat([inputs["attention_mask"], torch.ones(1, 1, dtype=torch.long)], dim=1)
+    with torch.no_grad(), Hides()(deep[0]):
+        out = deep[0](**inputs, use_cache=True)
+        deep[0](input_ids=torch.tensor([[5]]), attention_mask=mask, past_key_values=out.past_key_values)
+    assert mask.all()
+
+
 # ------------------------------------------------------------------------------------- removing and masking
 
 
@@ -294,6 +340,41 @@ def test_a_mask_of_sizes_counts_tokens_more_than_once() -> None:
     assert half.isfinite().all()
     last = weighed(None, weights, hidden[:, -2:])  # of two that are decoded behind three
     torch.testing.assert_close(attend(q[:, :, -2:], k, v, attn_mask=last), expected[:, :, -2:])
+
+
+@dataclass(frozen=True)
+class Weighs(InsideMethod):
+    """Leaves tokens out of order, with sizes at the first and the last of three stages."""
+
+    name: ClassVar[str] = "weighs"
+    weighs: ClassVar[bool] = True
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        return (1, 2, 4)
+
+    def select_inside(self, tokens: LayerTokens) -> Selection:
+        index, sizes = (([5, 3, 9], [2.0, 3.0, 4.0]), ([2, 0], None), ([1, 0], [5.0, 6.0]))[tokens.stage]
+        return Selection(torch.tensor(index), sizes=None if sizes is None else torch.tensor(sizes))
+
+
+def test_sizes_stay_with_their_tokens_until_others_are_told(deep: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
+    """At prefill, and at each step behind it."""
+    masks: list[list[Tensor]] = [[] for _ in range(DEPTH)]
+    with Weighs()(deep[0]):
+        handles = [
+            layer.register_forward_pre_hook(
+                lambda module, args, kwargs, seen=seen: seen.append(kwargs["attention_mask"]), with_kwargs=True
+            )
+            for layer, seen in zip(deep[0].model.language_model.layers, masks, strict=True)
+        ]
+        deep[0].generate(**inputs, **GREEDY)
+        for handle in handles:
+            handle.remove()
+    for seen, sizes in zip(masks[1:], ([2, 3, 4], [4, 2], [4, 2], [5, 6], [5, 6]), strict=True):
+        assert len(seen) == STEPS
+        for mask in seen:
+            weights = mask[0, 0, -1]  # of the last row, which sees all
+            torch.testing.assert_close(weights[weights != 0].exp(), torch.tensor(sizes, dtype=torch.float32))
 
 
 def test_attention_that_takes_no_weights_is_refused(deep: tuple[Any, Any]) -> None:
@@ -437,7 +518,7 @@ class Thins(InsideMethod):
 
     def select_inside(self, tokens: LayerTokens) -> Selection:
         self.saw.append(tokens)
-        return Selection(torch.arange(0, len(tokens.positions), 2))
+        return Selection(torch.arange(0, len(tokens.positions), 2), state=(tokens.state or 0) + 1)
 
 
 def test_a_stage_is_shown_what_its_tokens_were_before_the_last_layer(deep: tuple[Any, Any]) -> None:
@@ -453,6 +534,7 @@ def test_a_stage_is_shown_what_its_tokens_were_before_the_last_layer(deep: tuple
     for hook in hooks:
         hook.remove()
     assert [tokens.stage for tokens in method.saw] == [0, 0, 1, 1, 2, 2]
+    assert [tokens.state for tokens in method.saw] == [None, None, 1, 1, 2, 2]
     for number, tokens in enumerate(method.saw):
         given, came = (part[number % 2] for part in calls[method.layers(DEPTH)[tokens.stage] - 1])
         columns = (tokens.features.unsqueeze(1) == came).all(-1).int().argmax(1)
@@ -461,9 +543,10 @@ def test_a_stage_is_shown_what_its_tokens_were_before_the_last_layer(deep: tuple
         assert not torch.equal(tokens.previous, tokens.features)
 
 
-def test_without_a_cache_the_answer_is_the_same(deep: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize("name", ["pdrop", "prunevid"])  # the second prunes caches, if there are any
+def test_without_a_cache_the_answer_is_the_same(deep: tuple[Any, Any], inputs: dict[str, Tensor], name: str) -> None:
     model, _ = deep
-    with torch.no_grad(), get_method("pdrop", retention_ratio=0.3)(model):
+    with torch.no_grad(), get_method(name, retention_ratio=0.3)(model):
         cached = model(**inputs, use_cache=True).logits
         torch.testing.assert_close(model(**inputs, use_cache=False).logits, cached)
 
@@ -520,7 +603,10 @@ def test_nothing_of_a_layer_is_kept_for_longer_than_it_is_looked_at(
             lambda module, args, kwargs: given.append(StorageWeakRef(kwargs["hidden_states"].untyped_storage())),
             with_kwargs=True,
         ),
-        layers[3].register_forward_pre_hook(lambda module, args: left.append(not given[-1].expired())),
+        layers[1].register_forward_pre_hook(
+            lambda module, args: given.append(StorageWeakRef(args[0].untyped_storage()))
+        ),
+        layers[3].register_forward_pre_hook(lambda module, args: left.extend(not one.expired() for one in given)),
     ]
     try:
         with torch.inference_mode(), get_method(name, **options)(deep[0]):
@@ -528,7 +614,7 @@ def test_nothing_of_a_layer_is_kept_for_longer_than_it_is_looked_at(
     finally:
         for handle in handles:
             handle.remove()
-    assert left == [False]
+    assert left == [False, False]
 
 
 def test_sliding_windows_are_refused(deep: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
