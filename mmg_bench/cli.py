@@ -195,24 +195,20 @@ def _methods(names: list[str]) -> int:
     from dataclasses import fields
     from inspect import cleandoc
 
-    from mmg_bench.methods.registry import method_class, method_names
+    from mmg_bench.methods.registry import method_class, method_names, unreadable
 
     names = [name for name in names if not name.startswith("-")]  # --help lists all
-    broken = 0
+    broken = {} if names else unreadable(method_names())
     for name in names or method_names():
-        try:
-            cls = method_class(name)
-        except ValueError as error:
-            if names:
-                raise
-            broken += 1  # the others are good all the same
-            print(f"{name:14} {error}")
+        if name in broken:
+            print(f"{name:14} {broken[name]}")
             continue
+        cls = method_class(name)
         lines = cleandoc(cls.__doc__ or "").splitlines()
         options = ", ".join(f"{f.name}={f.default}" for f in fields(cls) if f.name != "retention_ratio")
         shown = [*(lines if names else lines[:1]), *([f"  {options}"] if options else [])]
         print(f"{cls.name:14} " + f"\n{'':15}".join(shown))
-    return broken
+    return len(broken)
 
 
 def _new_method(arguments: list[str]) -> int:

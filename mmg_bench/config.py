@@ -305,10 +305,10 @@ def sweep(name: str, overrides: Sequence[str]) -> list[DictConfig]:
 
 def _combined(name: str, overrides: Sequence[Override]) -> list[DictConfig]:
     combinations = product(*map(_choices, overrides))
-    return [_compose(name, list(own), own) for own in _for_their_methods(name, list(combinations))]
+    return [_compose(name, [o for o, _ in own], dict(own)) for own in _for_their_methods(name, list(combinations))]
 
 
-def _for_their_methods(name: str, combinations: Sequence[Sequence[str]]) -> Iterator[dict[str, str]]:
+def _for_their_methods(name: str, combinations: Sequence[Sequence[str]]) -> Iterator[list[tuple[str, str]]]:
     """Combinations of overrides in which `method.<name>.<option>` is an option of that method, and of no other.
 
     Each override comes with what was given for it.
@@ -319,7 +319,7 @@ def _for_their_methods(name: str, combinations: Sequence[Sequence[str]]) -> Iter
     parsed = [_parsed(name, combination) for combination in combinations]
     chosen = [next((str(o.value()) for o in reversed(p) if o.key_or_group == "method"), usual) for p in parsed]
     for combination, method in zip(combinations, chosen, strict=True):
-        own: dict[str, str] = {}
+        own = []
         for override in combination:
             one = _OF_ONE.fullmatch(override) if usual else None
             if one and one[1] not in chosen:
@@ -328,7 +328,7 @@ def _for_their_methods(name: str, combinations: Sequence[Sequence[str]]) -> Iter
                 there = ", ".join(map(str, dict.fromkeys(chosen)))
                 raise ValueError(f"{override}: {one[1]} is not among the chosen methods: {there}; add it to method=")
             if one is None or one[1] == method:
-                own[f"method.{one[2]}" if one else override] = override
+                own.append((f"method.{one[2]}" if one else override, override))
         yield own
 
 

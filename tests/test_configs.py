@@ -288,6 +288,8 @@ def test_an_option_of_one_method_leaves_the_others_alone(command: str) -> None:
     both = cfg.sweep(command, ["method.random.seed=2", "method=random,fastv"])
     assert [c.method.get("seed") for c in both] == [2, None]
     assert cfg.composed(command, ["method.mmg_vid.tau=0.9"]).method.tau == 0.9  # which is chosen if nothing is said
+    thrice = ["method.tau=0.9", "method.tau=0.8", "method.mmg_vid.tau=0.9"]
+    assert cfg.composed(command, thrice).method.tau == 0.9  # the last counts, by whichever name
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +12,7 @@ from mmg_bench import config as cfg
 from mmg_bench.commands.publish import publish
 from mmg_bench.measure.failures import listed
 from mmg_bench.measure.prune_time import PruneTimes, PruneTimeSettings, measure_methods
-from mmg_bench.methods.registry import get_method, method_class, method_names, plug_ins
+from mmg_bench.methods.registry import get_method, method_names, plug_ins, unreadable
 from mmg_bench.options import check_folder, check_text
 from mmg_bench.report.prune_time import failed_key, prune_time_rows, prune_time_table
 from mmg_bench.report.table import Table
@@ -31,7 +30,7 @@ def run(config: DictConfig) -> int:
     names = others if wanted == "all" else cfg.listed("methods", wanted)
     for name in names:
         check_text("methods", name)
-    broken = {} if wanted != "all" else _broken(names)
+    broken = unreadable(plug_ins(names)) if wanted == "all" else {}  # who asks for all has not asked for these
     names = [name for name in names if name not in broken]
     methods = {name: get_method(name, retention_ratio=ratio) for name in dict.fromkeys(names)}
     for fault in broken.values():
@@ -55,17 +54,6 @@ def run(config: DictConfig) -> int:
     if faults:
         print(f"{listed(faults.items())}\n{len(faults)} of {len(results)} were not timed.")
     return len(faults) + len(broken)
-
-
-def _broken(names: Iterable[str]) -> dict[str, str]:
-    """Methods of other packages whose code cannot be read, and why: whoever asks for all has not asked for these."""
-    found = {}
-    for name in plug_ins(names):
-        try:
-            method_class(name)
-        except ValueError as error:
-            found[name] = str(error)
-    return found
 
 
 def _layout(rows: pd.DataFrame, sources: dict[str, Any]) -> list[Table]:

@@ -149,6 +149,17 @@ def method_class(name: str) -> type[Method]:
     return loaded
 
 
+def unreadable(names: Iterable[str]) -> dict[str, str]:
+    """Those of the methods that `method_class` does not give, each with why: the others are good all the same."""
+    faults = {}
+    for name in names:
+        try:
+            method_class(name)
+        except ValueError as error:
+            faults[name] = str(error)
+    return faults
+
+
 def plug_ins(names: Iterable[str]) -> dict[str, str]:
     """Those of the methods that came by an entry point, each with its package and version."""
     entries = _third_party()
