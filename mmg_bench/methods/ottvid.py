@@ -10,12 +10,24 @@ import torch
 from torch import Tensor
 
 from mmg_bench.methods._merge import bag_means, group_sums, supplied, unit
-from mmg_bench.methods._ops import descending, gram_matrix, on_device, top_mask
+from mmg_bench.methods._ops import descending, frames_per_chunk, gram_matrix, positions_of, top_mask
 from mmg_bench.methods.base import Method, Positions, check_flag, check_range
 from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
 
 _AT_ONCE = {"cpu": 2**21}
 """Bytes of similarities that are searched at once: on a CPU what its cache holds, elsewhere all."""
+
+
+def similarities(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Of `[T, N, D]`: cosines within frames `[T, N, N]`, and the mean of each place with itself a frame on, `[T - 1]`."""
+    cosine, still, last = [], [], features.new_empty(0)
+    for part in features.split(frames_per_chunk(features)):
+        direction = unit(part)  # [t, N, D]
+        cosine.append(gram_matrix(direction))
+        row = torch.cat([last, direction]) if len(last) else direction
+        still.append((row[:-1] * row[1:]).sum(-1).mean(-1))
+        last = direction[-1:]
+    return torch.cat(cosine), torch.cat(still)
 
 
 def covering(cosine: Tensor, weight: Tensor, count: int) -> Tensor:
@@ -24,7 +36,7 @@ def covering(cosine: Tensor, weight: Tensor, count: int) -> Tensor:
     `cosine [T, N, N]`, `weight [T, N]`. Token i is covered by its highest cosine to a pick, or 0; each pick is the one
     that adds most to the weighted sum of that, of equals the first.
     """
-    frames, size, _ = cosine.shape
+    size = cosine.shape[1]
     chunk = max(1, _AT_ONCE.get(cosine.device.type, 2**62) // (4 * size * size))
     return torch.cat([_cover(*part, count) for part in zip(cosine.split(chunk), weight.split(chunk), strict=True)])
 
@@ -103,29 +115,31 @@ def merge_budgets(distance: Tensor, total: int, most: int, temperature: float) -
     return budget
 
 
-class Trees(NamedTuple):
-    """What becomes of `[T, K]` tokens when some join one of the frame before."""
+def grow_trees(parent: Tensor, joins: Tensor) -> Tensor:
+    """The token that each of `[T, K]` ends up in when some join one of the frame before: flat indices `[T * K]`.
 
-    root: Tensor
-    """`[T * K]` int64: the token that each ends up in, itself where it joins none."""
-    dropped: Tensor
-    """`[T * K]` bool: whether its root is given up."""
-
-
-def grow_trees(parent: Tensor, joins: Tensor, gone: Tensor) -> Trees:
-    """Follow the tokens to their roots. All `[T - 1, K]`, of all frames but the first.
-
-    `parent` int64: a place in the frame before; `joins` bool: whether the token joins it; `gone` bool: whether it is
-    given up instead, with all that has joined it.
+    `parent [T - 1, K]` int64: a place in the frame before; `joins [T - 1, K]` bool.
     """
     pairs, kept = parent.shape
     own = torch.arange((pairs + 1) * kept, device=parent.device)
-    first = kept * torch.arange(pairs, device=parent.device).unsqueeze(1)
-    root = torch.cat([own[:kept], (parent + first).where(joins, own[kept:].view(pairs, kept)).flatten()])
+    before = parent + kept * torch.arange(pairs, device=parent.device).unsqueeze(1)
+    root = torch.cat([own[:kept], before.flatten().where(joins.flatten(), own[kept:])])
     for _ in range(pairs.bit_length()):  # each time twice as far
         root = root[root]
-    dropped = torch.cat([torch.zeros_like(gone[0]), gone.flatten()])
-    return Trees(root, dropped[root])
+    return root
+
+
+class Between(NamedTuple):
+    """What moving each frame's tokens to the next one's takes."""
+
+    mass: Tensor
+    """`[T, K]`, 1 a frame."""
+    cost: Tensor
+    """`[T - 1, K, K]`."""
+    plan: Tensor
+    """`[T - 1, K, K]`: the mass that goes from each token to each of the next frame, float64."""
+    distance: Tensor
+    """`[T - 1]`: the cost of it all, float32, on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +152,7 @@ class OTTVid(Method):
 
     Source: arXiv 2605.11803; minseokii/OTT-Vid 12a6d26 (LLaVA). Parameters: see the fields, named and set as in its
     published commands.
-    Not exact: what is given up takes all that joined it along, and the first frame never merges.
+    Not exact: the share is of each frame's tokens, rounded, and no frame merges its last one, the first frame none.
     Quirks kept: of tokens that the first stage drops, the mass knows no attention but the mean of those kept; without
     the second stage (or with one frame) R^(1 - `temporal_share`) of the tokens stay.
     Deviations: float32 throughout, the plan in float64; equal scores, of which officially any may be first, go by
@@ -182,38 +196,34 @@ class OTTVid(Method):
         check_range(self, "ot_sinkhorn_iters", 1, 10**6, integer=True)
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
-        x, device = tokens.features.detach(), tokens.features.device
+        x = tokens.features.detach()
         frames, size, _ = x.shape
-        direction, attention = unit(x), supplied(tokens, "attention").detach().float()
-        cosine = gram_matrix(direction)  # [T, N, N]
-        within = self.spatial(cosine, attention)  # [T, K]
-        positions = (within + size * torch.arange(frames, device=device).unsqueeze(1)).flatten()
-        merges = self.merges(positions.numel())
-        if frames == 1 or merges == 0:
-            return keep(tokens, positions, tokens_per_frame=within.shape[1])
+        cosine, still = similarities(x)  # [T, N, N], [T - 1]
+        within = self.spatial(tokens, cosine)  # [T, K]
+        positions = (within + size * torch.arange(frames, device=x.device).unsqueeze(1)).flatten()
+        total, most = len(positions), within.shape[1] - 1
+        merges = min(self.merges(total), (frames - 1) * most)
+        if merges == 0:
+            return keep(tokens, positions, tokens_per_frame=most + 1)
 
-        still = (direction[:-1] * direction[1:]).sum(-1).mean(-1)  # [T - 1]: of all N tokens
-        alpha = 0.5 + 0.5 * (1 - still).clamp(0, 1)
-        steps = on_device([max(1, n - 1) for n in tokens.grid], device)
-        places = torch.stack([within // tokens.grid[1], within % tokens.grid[1]], -1) / steps  # [T, K, 2]
-        cost = pair_costs(direction.flatten(0, 1)[positions].view(*within.shape, -1), places, alpha)
-        mass = self.masses(cosine, attention, within)
-        plan = transport(cost, mass[:-1], mass[1:], self.ot_sinkhorn_eps, self.ot_sinkhorn_iters)
-        distance = (plan * cost).sum((1, 2)).float().cpu()  # [T - 1], the host's one read before the end
-        budgets = merge_budgets(distance, merges, within.shape[1] - 1, self.ot_budget_temperature)
+        between = self.between(tokens, cosine, still, within)
+        budgets = merge_budgets(between.distance, merges, most, self.ot_budget_temperature)
+        # Officially a greedy search over pairs, in which each later token has one turn: so it joins what most of it
+        # comes from, and those of which most does so are first. In float32, lest rounding order flows that tie.
+        flow, parent = between.plan.float().max(1)  # [T - 1, K] both
+        joins = top_mask(flow, budgets.to(x.device, non_blocking=True))
+        cost = between.cost.gather(1, parent.unsqueeze(1)).squeeze(1)
+        dear = joins & (cost > (torch.inf if self.ot_cost_threshold is None else self.ot_cost_threshold))
+        root = grow_trees(parent, joins & ~dear)  # [T * K]
+        gone = torch.cat([torch.zeros_like(dear[0]), dear.flatten()])[root]  # with all that has joined it
 
-        # A token joins what most of it comes from; those that most comes to from one place join first.
-        flow, parent = plan.max(1)  # [T - 1, K] both
-        chosen = top_mask(flow, budgets.to(device, non_blocking=True))
-        dear = torch.zeros_like(chosen)
-        if self.ot_cost_threshold is not None:
-            dear = cost.gather(1, parent.unsqueeze(1)).squeeze(1) > self.ot_cost_threshold
-        trees = grow_trees(parent, chosen & ~dear, chosen & dear)
-        left = (~trees.dropped).nonzero().squeeze(1)
-        roots, tree = trees.root[left].unique(return_inverse=True)  # ascending
-        means = bag_means(x.flatten(0, 1)[positions[left]], tree, len(roots))
-        notes = {"tokens_per_frame": within.shape[1], "merge_budgets": budgets.tolist()}
-        return PrunedTokens(means.to(x.dtype), positions[roots], notes=notes)
+        left = total - int(budgets.sum())
+        stays = (root == torch.arange(total, device=x.device)) & ~gone
+        tree = (stays.cumsum(0) - 1)[root].where(~gone, left)
+        means = bag_means(x.flatten(0, 1)[positions], tree, left + 1)[:left]
+        anchors = positions[positions_of(stays, left)]
+        notes = {"tokens_per_frame": most + 1, "merge_budgets": budgets.tolist()}
+        return PrunedTokens(means.to(x.dtype), anchors, notes=notes)
 
     @property
     def spatial_share(self) -> float:
@@ -221,28 +231,39 @@ class OTTVid(Method):
         given = self.spatial_retention
         return self.retention_ratio ** (1 - self.temporal_share) if given is None else given
 
-    def spatial(self, cosine: Tensor, attention: Tensor) -> Tensor:
-        """The first stage: which tokens of each frame stay, int64 `[T, K]`, ascending."""
-        frames, size = attention.shape
+    def spatial(self, tokens: VideoTokens, cosine: Tensor) -> Tensor:
+        """The first stage: which tokens of each frame stay, int64 `[T, K]`, ascending; `cosine [T, N, N]`."""
+        size = tokens.tokens_per_frame
         count = max(1, round(size * self.spatial_share))
         if count >= size:
-            return torch.arange(size, device=attention.device).expand(frames, -1)
-        return covering(cosine, per_frame(attention), count)
+            return torch.arange(size, device=cosine.device).expand(tokens.frames, -1)
+        return covering(cosine, shares(supplied(tokens, "attention")), count)
 
     def merges(self, total: int) -> int:
-        """How many of the `total` tokens that are left of all frames the second stage is to merge."""
+        """How many of the `total` tokens that are left of all frames the second stage is to merge, if it can."""
         target = max(1, round(total * (self.retention_ratio / max(self.spatial_share, 1e-6))))
         return max(0, total - target) if self.enable_temporal else 0
 
-    def masses(self, cosine: Tensor, attention: Tensor, within: Tensor) -> Tensor:
-        """Mass of the tokens that are left: `[T, K]`, 1 a frame."""
-        if self.ot_mass_tau is None:
-            return torch.full(within.shape, 1 / within.shape[1], device=within.device)
-        kept = attention.gather(1, within)
-        known = kept.mean(1, keepdim=True).expand_as(attention).scatter(1, within, kept)
-        return leave_one_out_mass(cosine, per_frame(known), within, self.ot_mass_tau)
+    def between(self, tokens: VideoTokens, cosine: Tensor, still: Tensor, within: Tensor) -> Between:
+        """Transport between the tokens `within [T, K]` of frames with these `similarities`."""
+        mass = torch.full(within.shape, 1 / within.shape[1], device=within.device)
+        if self.ot_mass_tau is not None:
+            attention = supplied(tokens, "attention").detach().float()
+            kept = attention.gather(1, within)
+            known = kept.mean(1, keepdim=True).expand_as(attention).scatter(1, within, kept)
+            mass = leave_one_out_mass(cosine, shares(known), within, self.ot_mass_tau)
+
+        alpha = 0.5 + 0.5 * (1 - still).clamp(0, 1)
+        height, width = (max(1, n - 1) for n in tokens.grid)
+        places = torch.stack([within // tokens.grid[1] / height, within % tokens.grid[1] / width], -1)
+        x = tokens.features.detach()
+        chosen = unit(x.gather(1, within.unsqueeze(2).expand(-1, -1, x.shape[2])))  # [T, K, D]
+        cost = pair_costs(chosen, places, alpha)
+        plan = transport(cost, mass[:-1], mass[1:], self.ot_sinkhorn_eps, self.ot_sinkhorn_iters)
+        return Between(mass, cost, plan, (plan * cost).sum((1, 2)).float().cpu())
 
 
-def per_frame(attention: Tensor) -> Tensor:
-    """Weights of the tokens of each frame, `[T, N]`: their shares of its attention."""
+def shares(attention: Tensor) -> Tensor:
+    """Of the attention that a frame's tokens receive, what each has: `[T, N]`, float32."""
+    attention = attention.detach().float()
     return attention / (attention.sum(1, keepdim=True) + 1e-8)
