@@ -19,7 +19,7 @@ _AT_ONCE = {"cpu": 2**21}
 
 
 def similarities(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Of `[T, N, D]`: cosines within frames `[T, N, N]`, and the mean of each place with itself a frame on, `[T - 1]`."""
+    """Of `[T, N, D]`: cosines within frames `[T, N, N]`, and means of places with themselves a frame on, `[T - 1]`."""
     cosine, still, last = [], [], features.new_empty(0)
     for part in features.split(frames_per_chunk(features)):
         direction = unit(part)  # [t, N, D]
