@@ -36,7 +36,7 @@ Options are Hydra overrides; `mmg-bench run --help` explains each and lists the 
   mmg-bench run -m method=mmg_vid,cdpruner method.cdpruner.relevance=llm # an option of one of them
   mmg-bench run method=mmg_vid method.tau=0.9 positions=contiguous latency=true
   mmg-bench table table=table1 profile=embedded
-  mmg-bench compare mmg_vid dpc_knn retention_ratio=0.1 output_dir=outputs/embedded/embedded
+  mmg-bench compare mmg_vid random retention_ratio=0.1 output_dir=outputs/embedded/embedded
   mmg-bench browse output_dir=outputs/table1
   mmg-bench compare mmg_vid dense a.frames=64 a.retention_ratio=0.125 b.frames=8
   mmg-bench show -m method=mmg_vid,random retention_ratio=0.1 video=my.mp4 question='What happens?'
