@@ -21,10 +21,10 @@ def check_whole(option: str, value: object, least: int, otherwise: str = "") -> 
         raise ValueError(f"{option}={value!r}: it must be a whole number, at least {least}{otherwise}")
 
 
-def check_number(option: str, value: object, least: float = 0) -> None:
-    """Raise a ValueError that names the option and its value unless that is a finite number of at least `least`."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value < math.inf:
-        raise ValueError(f"{option}={value!r}: it must be a number, at least {least:g}")
+def check_number(option: str, value: object) -> None:
+    """Raise a ValueError that names the option and its value unless that is a finite number of at least 0."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise ValueError(f"{option}={value!r}: it must be a number, at least 0")
 
 
 def check_text(option: str, value: object) -> None:
