@@ -56,6 +56,10 @@ class Bootstrap:
         return float(low), float(high)
 
 
+USUAL = Bootstrap()
+"""As every command makes them."""
+
+
 @lru_cache(maxsize=64)  # cells share benchmarks, skills and lost questions: as many numbers of videos as these are
 def _draws(videos: int, n_boot: int, seed: int) -> NDArray[np.uint16]:
     """`[n_boot, videos]`: how often each resample holds each video."""
@@ -108,7 +112,7 @@ def accuracy(
     groups: Labels | None = None,
     subgroups: Labels | None = None,
     *,
-    bootstrap: Bootstrap | None = None,
+    bootstrap: Bootstrap = USUAL,
 ) -> Estimate:
     """Mean score in percent, with its interval.
 
@@ -117,7 +121,6 @@ def accuracy(
     resampled together. subgroups: `[Q]`, such as the skill of each question: then a group's mean is in turn the
     unweighted mean of its subgroups' means.
     """
-    bootstrap = bootstrap or Bootstrap()
     means, counts = _group_means([scores], videos, groups, subgroups, bootstrap)
     average = 100 * means[0].mean(axis=-1)
     return Estimate(float(average[0]), *bootstrap.interval(average[1:]), *counts)
@@ -130,7 +133,7 @@ def compare(
     groups: Labels | None = None,
     subgroups: Labels | None = None,
     *,
-    bootstrap: Bootstrap | None = None,
+    bootstrap: Bootstrap = USUAL,
 ) -> Comparison:
     """Paired comparison of a cell's `scores` (`[Q]`) with those of an `other` on the same questions in the same order.
 
@@ -138,7 +141,6 @@ def compare(
     `accuracy`) the percentages are those of the unweighted means over them; flips are counted over all questions.
     kept_percent is NaN where the other's accuracy is 0; resamples in which it is 0 are left out of the interval.
     """
-    bootstrap = bootstrap or Bootstrap()
     means, counts = _group_means([scores, other], videos, groups, subgroups, bootstrap)
     ours, theirs = means.mean(axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
