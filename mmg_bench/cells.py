@@ -17,7 +17,7 @@ from typing import Any
 from mmg_bench.files import digest_of
 from mmg_bench.methods import base
 from mmg_bench.methods.base import Method, Positions
-from mmg_bench.methods.registry import get_method, plug_ins, write_label
+from mmg_bench.methods.registry import at_ratio, get_method, plug_ins, write_label
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class Cell:
         """Name for tables: the method's, with every parameter that is not at its default (the ratio apart)."""
         own = {} if self.positions == self.method.positions else {"positions": self.positions}
         return write_label(self.method.name, self.method.changed | own)
+
+    def __str__(self) -> str:
+        return at_ratio(self.label, self.method.retention_ratio)
 
     def key(self, **context: Any) -> str:
         """Digest of the method, its code, all its parameters and the context (model, benchmark, frames, ...)."""

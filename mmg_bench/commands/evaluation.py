@@ -205,9 +205,7 @@ def _claims(job: Job) -> Iterator[Claim]:
     cells = [cell for cell in job.cells if cell.method.name != DENSE] or job.cells
     model = {k: v for k, v in job.model.described().items() if k not in _PLACE}
     for benchmark, folder in zip(job.benchmarks, job.folders, strict=True):
-        keys = {cell.key(model=model, benchmark=benchmark["name"]): cell for cell in cells}
-        names = {key: at_ratio(cell.label, cell.method.retention_ratio) for key, cell in keys.items()}
-        yield Claim(folder, names, job.shard)
+        yield Claim(folder, {c.key(model=model, benchmark=benchmark["name"]): str(c) for c in cells}, job.shard)
 
 
 def _do_claimed(jobs: Sequence[Job]) -> int:
@@ -311,9 +309,8 @@ def _time(
     untimed = []
     for cell, measured in zip(job.cells, times, strict=True):
         if measured.failure is not None:
-            who = at_ratio(cell.label, cell.method.retention_ratio)
-            print(f"{who} is not timed: {measured.failure.why}")
-            untimed += [] if measured.failure.memory else [who]
+            print(f"{cell} is not timed: {measured.failure.why}")
+            untimed += [] if measured.failure.memory else [str(cell)]
     measurements = [
         Measurement(
             model=llm.spec.name,

@@ -20,7 +20,6 @@ from mmg_bench.cells import Cell, needs_of
 from mmg_bench.faults import told
 from mmg_bench.files import written_whole
 from mmg_bench.measure.workload import video_file
-from mmg_bench.methods.registry import at_ratio
 from mmg_bench.models.checking import check_method, check_model
 from mmg_bench.models.hooks import VideoReport, pruning
 from mmg_bench.models.loading import VideoLLM
@@ -127,8 +126,7 @@ def _names(cells: Sequence[Cell]) -> list[str]:
 
 
 def _who(cell: Cell) -> str:
-    ratio = cell.method.retention_ratio
-    return cell.label if ratio == 1 else at_ratio(cell.label, ratio)
+    return cell.label if cell.method.retention_ratio == 1 else str(cell)
 
 
 def _tokens(report: VideoReport) -> str:

@@ -29,7 +29,6 @@ from mmg_bench.measure.workload import (
     preprocess,
     tower_needs,
 )
-from mmg_bench.methods.registry import at_ratio
 from mmg_bench.models.engines import BACKENDS, ROUNDS, Backend, Engine, Switch, attention_backend, prefill_engine
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import Encoded, Pixels, VideoLLM
@@ -187,7 +186,7 @@ def _measure_cells(
         for i in indices:
             if i not in failed:
                 failed[i] = failure
-                tell(at_ratio(cells[i].label, cells[i].method.retention_ratio), failure, option)
+                tell(str(cells[i]), failure, option)
 
     for number in tqdm(range(-settings.warmup, settings.repeats), desc="latency", unit="round"):
         if len(failed) == len(cells):

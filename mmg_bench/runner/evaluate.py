@@ -16,7 +16,6 @@ from mmg_bench.benchmarks.video import VideoError, read_clip
 from mmg_bench.cells import Cell, needs_of
 from mmg_bench.contract import tensors
 from mmg_bench.faults import place_of, told
-from mmg_bench.methods.registry import at_ratio
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import Encoded, VideoLLM
 from mmg_bench.options import check_whole
@@ -202,7 +201,7 @@ class _Pass:
         kind, place = faults.kind
         why = f"all answers about {PATIENCE} videos in a row failed alike ({kind}{place and f' at {place}'})"
         self.given_up[key] = f"not asked: {why}"
-        tqdm.write(f"{at_ratio(cell.label, cell.method.retention_ratio)} is asked no more: {why}")
+        tqdm.write(f"{cell} is asked no more: {why}")
 
     def record(self, key: str, cell: Cell, question: Question, error: str | None = None, **outcome: Any) -> Record:
         """A record of an answer, or of the fault that stands in its place."""
