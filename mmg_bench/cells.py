@@ -116,12 +116,17 @@ def needs_of(cells: Iterable[Cell]) -> frozenset[str]:
     return frozenset().union(*(cell.method.needs for cell in cells))
 
 
+def codes_of(cells: Iterable[Cell]) -> dict[str, str]:
+    """`code_of` every method of the cells, those that it is made of too, by their names."""
+    return {part.name: code_of(type(part)) for cell in cells for part in (cell.method, *cell.method.parts)}
+
+
 def described_plug_ins(cells: Iterable[Cell]) -> dict[str, dict[str, str]]:
     """For provenance: where methods of other packages come from, and which code; empty where there is none.
 
     Of this package's own the commit says that; a version hardly changes while somebody works on a method.
     """
-    code = {part.name: code_of(type(part)) for cell in cells for part in (cell.method, *cell.method.parts)}
+    code = codes_of(cells)
     found = {name: f"{package}, code {code[name][:12]}" for name, package in plug_ins(code).items()}
     return {"plug_ins": found} if found else {}
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from mmg_bench import config as cfg
 from mmg_bench import specs
 from mmg_bench.benchmarks.video import VideoError, pictures, read_clip
-from mmg_bench.cells import Cell, code_of, described_plug_ins, needs_of
+from mmg_bench.cells import Cell, codes_of, described_plug_ins, needs_of
 from mmg_bench.commands.profiles import choose, named
 from mmg_bench.commands.publish import publish, results_folder
 from mmg_bench.files import digest_of
@@ -247,7 +247,7 @@ def _entry(job: Job, unit: Unit) -> dict[str, Any]:
         "latency": asdict(job.settings),
         "energy_seconds": job.energy_seconds,
         "cells": [cell_key(cell.label, cell.method.retention_ratio) for cell in unit.cells],
-        "code": {part.name: code_of(type(part)) for cell in unit.cells for part in (cell.method, *cell.method.parts)},
+        "code": codes_of(unit.cells),
         **described_plug_ins(unit.cells),
     }
     return provenance.describe(settings, unit.model.torch_device)
