@@ -239,7 +239,7 @@ def _check_method(arguments: list[str]) -> int:
     configs = cfg.sweep("run", [f"method={name}", *map(_of_method, options)])
     if len(configs) > 1:
         raise ValueError(f"{' '.join(arguments)}: several values; check them one by one")
-    return _command("check_method").check_method(configs[0].method)
+    return _command("check_method").check_method(cfg.plain(configs[0])["method"])
 
 
 def _of_method(option: str) -> str:

@@ -7,8 +7,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from mmg_bench import config as cfg
 from mmg_bench.benchmarks import embedded
 from mmg_bench.benchmarks.lmms import BenchmarkSpec
@@ -41,9 +39,9 @@ def latency_settings(config: Mapping[str, Any]) -> LatencySettings:
     return LatencySettings(**cfg.known(LatencySettings, config["measure"], "measure"))
 
 
-def cell(config: DictConfig | Mapping[str, Any], retention_ratio: float, positions: Any = None) -> Cell:
+def cell(config: Mapping[str, Any], retention_ratio: float, positions: Any = None) -> Cell:
     """The cell of a method's configuration (`name`, and its parameters)."""
-    values: dict[str, Any] = cfg.plain(config) if isinstance(config, DictConfig) else dict(config)
+    values = dict(config)
     return make_cell(values.pop("name"), retention_ratio, positions, **values)
 
 

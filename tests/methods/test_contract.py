@@ -344,15 +344,17 @@ def test_third_parties_compose_without_a_config():
         cfg.composed("run", [f"method={third_party.NAME}", "method.second=1"])
 
 
-def test_a_parameter_may_be_a_tuple(tmp_path):
-    third_party.write(tmp_path, third_party.MODULE.replace("first: int = 0", "first: tuple[int, ...] = (0, 1)"))
+def test_a_parameter_may_be_a_tuple(tmp_path, monkeypatch):
+    module = third_party.MODULE.replace("first: int = 0", "first: tuple[int, ...] = (0, 1)")
+    third_party.write(tmp_path, module.replace("self.first)", "{tuple: sum}[type(self.first)](self.first))"))
     with third_party.installed(tmp_path):
         given = [], ["method.first=[0,1]"], ["method.first=[2]"]
-        composed = [cfg.composed("run", [f"method={third_party.NAME}", *options])["method"] for options in given]
-        cells = [specs.cell(method, 0.5) for method in composed]
+        composed = [cfg.plain(cfg.composed("run", [f"method={third_party.NAME}", *options])) for options in given]
+        cells = [specs.cell(config["method"], 0.5) for config in composed]
         names = [cell.label for cell in dict.fromkeys(cells)]
         assert names == [third_party.NAME, f"{third_party.NAME}(first=(2,))"]
-        assert building(third_party.NAME, first=[2])(0.5) == cells[-1].method  # as check-method has it
+        assert building(third_party.NAME, first=[2])(0.5) == cells[-1].method
+        assert command_line.given(f"mmg-bench check-method {third_party.NAME} first=[2]", monkeypatch) == 0
         with pytest.raises(ValueError, match=r"^every_nth.first={'a': 1}: it must be one value, or a list of values$"):
             make_cell(third_party.NAME, 0.5, first={"a": 1})
 
