@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 
+import command_line
 import record_files
-from mmg_bench import cli
 from mmg_bench.report.table import table_by_ratio
 from mmg_bench.runner import provenance
 from mmg_bench.runner.records import Record
@@ -40,11 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def called(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
-    GlobalHydra.instance().clear()
-    monkeypatch.setattr(sys, "argv", ["mmg-bench", "compare", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return ended.value.code
+    return command_line.given(shlex.join(["mmg-bench", "compare", *arguments]), monkeypatch)
 
 
 @pytest.mark.parametrize("inner", ["", "profile", "profile/bench"])
