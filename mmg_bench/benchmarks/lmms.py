@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mmg_bench.benchmarks.faults import BenchmarkError, is_local, told, unreadable, why_not_loaded
+from mmg_bench.benchmarks.task_faults import BenchmarkError, is_local, told, unreadable, why_not_loaded
 from mmg_bench.options import check_path, check_text, check_whole
 
 SCORE_FIELDS = ("score", "correct", "rating")
