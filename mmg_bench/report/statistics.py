@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 FloatArray = NDArray[np.float64]
 Labels = Sequence[str] | NDArray[np.str_]
 
+_LEVEL = 0.95  # coverage of intervals, which every text calls by it
 _CHUNK = 2**16  # elements of a product: as many as a cache holds, which is several times as fast as many at once
 
 
@@ -31,14 +32,10 @@ class Bootstrap:
     """Resamples."""
     seed: int = 0
     """Equal seeds draw equal resamples of equally many videos, so all cells of a table share their resamples."""
-    level: float = 0.95
-    """Coverage of the interval, in (0, 1)."""
 
     def __post_init__(self) -> None:
         if self.n_boot < 1:
             raise ValueError(f"Bootstrap.n_boot={self.n_boot}: it must be at least 1")
-        if not 0 < self.level < 1:
-            raise ValueError(f"Bootstrap.level={self.level}: it must be in (0, 1)")
 
     def sums(self, per_video: FloatArray) -> FloatArray:
         """`[V, K]` sums of each video -> `[n_boot, K]` sums over V videos drawn with replacement."""
@@ -47,11 +44,11 @@ class Bootstrap:
         return np.concatenate([draws[i : i + rows] @ per_video for i in range(0, self.n_boot, rows)])
 
     def interval(self, samples: FloatArray) -> tuple[float, float]:
-        """Lowest and highest of the middle `level` of the resamples in which the quantity is defined."""
+        """Lowest and highest of the middle 95 % of the resamples in which the quantity is defined."""
         samples = samples[np.isfinite(samples)]
         if not samples.size:
             return math.nan, math.nan
-        tail = (1 - self.level) / 2
+        tail = (1 - _LEVEL) / 2
         low, high = np.quantile(samples, [tail, 1 - tail])
         return float(low), float(high)
 
