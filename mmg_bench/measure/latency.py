@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mmg_bench.cells import Cell
-from mmg_bench.measure.clock import Clock
+from mmg_bench.measure.clock import Clock, quantiles
 from mmg_bench.measure.failures import Failure, attempt, tell, within_memory
 from mmg_bench.measure.flops import layer_counts
 from mmg_bench.measure.workload import (
@@ -240,10 +240,7 @@ def time_values(dense: CellTimes, cell: CellTimes) -> dict[str, tuple[float, flo
     times = {name: cell.stages[name] for name in STAGES if name in cell.stages}
     times |= {name: cell.total(stages) for name, stages in SUMS.items() if set(stages) <= set(times)}
     times["tokens_per_second"] = 1000 * cell.batch / times["decode_token_ms"]
-    values = {}
-    for name, samples in times.items():
-        low, middle, high = np.quantile(samples, [0.05, 0.5, 0.95]).tolist()
-        values[name] = middle, low, high
+    values = {name: quantiles(samples) for name, samples in times.items()}
     for name, stages in SPEEDUPS.items():
         if dense.failure is None and set(stages) <= set(times):
             values[name] = speedup(dense, cell, stages)

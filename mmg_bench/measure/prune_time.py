@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -186,8 +186,3 @@ def _timed(run: Callable[[], object], device: torch.device) -> float:
 
 def _gram(x: Tensor) -> Tensor:
     return x @ x.mT
-
-
-def quantiles(values: NDArray[np.float64]) -> Sequence[float]:
-    """Median, 5th and 95th percentile of the rounds that were taken."""
-    return [float(q) for q in np.nanquantile(values, (0.5, 0.05, 0.95))]
