@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,12 @@ def cell(config: Mapping[str, Any], retention_ratio: float, positions: Any = Non
 def dense() -> Cell:
     """The reference of every percentage and every speed-up."""
     return cell({"name": "dense"}, 1.0)
+
+
+def cells(configs: Iterable[Mapping[str, Any]]) -> list[Cell]:
+    """The cells of configurations with a `method`, `retention_ratio` and `positions`, each once; dense first."""
+    own = (cell(c["method"], c["retention_ratio"], c["positions"]) for c in configs)
+    return list(dict.fromkeys([dense(), *own]))
 
 
 def table_cells(methods: list[dict[str, Any]], retention_ratios: list[float], where: str = "methods") -> list[Cell]:

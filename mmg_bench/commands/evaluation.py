@@ -119,13 +119,13 @@ def run(configs: Sequence[DictConfig]) -> int:
 def _job(configs: Sequence[dict[str, Any]]) -> Job:
     """The job of configurations that differ in the cell alone."""
     first = configs[0]
-    cells = [specs.dense(), *(specs.cell(c["method"], c["retention_ratio"], c["positions"]) for c in configs)]
+    cells = specs.cells(configs)
     folder, model = Path(first["output_dir"]), specs.model_spec(first["model"])
     return Job(
         table="run",
         model=model,
         benchmarks=[first["benchmark"]],
-        cells=list(dict.fromkeys(cells)),
+        cells=cells,
         folders=[folder],
         results=folder,
         limit=first["limit"],

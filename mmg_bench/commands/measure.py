@@ -96,10 +96,10 @@ def measure(configs: Sequence[DictConfig]) -> int:
     )
     told = ("model.name", "model.frames", "frames", "batch_size")
     cfg.check_told_apart([{k: c[k] for k in of_unit} for c in plain], told, "run them one by one")
-    cells: dict[tuple[ModelSpec, int], list[Cell]] = {}
+    groups: dict[tuple[ModelSpec, int], list[dict[str, Any]]] = {}
     for c in plain:
-        found = cells.setdefault((_spec(c["model"], c["weights"], c["frames"]), c["batch_size"]), [specs.dense()])
-        found.append(specs.cell(c["method"], c["retention_ratio"], c["positions"]))
+        groups.setdefault((_spec(c["model"], c["weights"], c["frames"]), c["batch_size"]), []).append(c)
+    cells = {key: tuple(specs.cells(members)) for key, members in groups.items()}
     folders = [check_folder("output_dir", c["output_dir"]) for c in plain]
     if len({folder.is_absolute() for folder in folders}) > 1:
         folders = [folder.absolute() for folder in folders]
@@ -108,7 +108,7 @@ def measure(configs: Sequence[DictConfig]) -> int:
     return _do(
         Job(
             table="measure",
-            units=[Unit(spec, batch, tuple(dict.fromkeys(found))) for (spec, batch), found in cells.items()],
+            units=[Unit(spec, batch, found) for (spec, batch), found in cells.items()],
             pending=[],
             video=plain[0]["video"],
             text_tokens=plain[0]["text_tokens"],

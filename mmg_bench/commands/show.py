@@ -48,9 +48,7 @@ def show(configs: Sequence[DictConfig]) -> int:
     check_whole("new_tokens", values["new_tokens"], 1)
     check_whole("pictures", values["pictures"], 1)
     file, video = _picture(values["picture"]), _video(values["video"])
-    cells = [specs.dense()]
-    cells += [specs.cell(c["method"], c["retention_ratio"], c["positions"]) for c in plain]
-    cells = list(dict.fromkeys(cells))
+    cells = specs.cells(plain)
     spec = specs.model_spec(values["model"])
     check_model(spec, {cell.label: cell.method for cell in cells})
     clip = read_clip(video, spec.frames)  # one that cannot be decoded must show before the model is loaded
