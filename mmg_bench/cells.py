@@ -17,7 +17,7 @@ from typing import Any
 from mmg_bench.files import digest_of
 from mmg_bench.methods import base
 from mmg_bench.methods.base import Method, Positions
-from mmg_bench.methods.registry import get_method, plug_ins, write_label
+from mmg_bench.methods.registry import at_ratio, get_method, plug_ins, write_label
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class Cell:
         """Name for tables: the method's, with every parameter that is not at its default (the ratio apart)."""
         own = {} if self.positions == self.method.positions else {"positions": self.positions}
         return write_label(self.method.name, self.method.changed | own)
+
+    def __str__(self) -> str:
+        return at_ratio(self.label, self.method.retention_ratio)
 
     def key(self, **context: Any) -> str:
         """Digest of the method, its code, all its parameters and the context (model, benchmark, frames, ...)."""
@@ -113,12 +116,17 @@ def needs_of(cells: Iterable[Cell]) -> frozenset[str]:
     return frozenset().union(*(cell.method.needs for cell in cells))
 
 
+def codes_of(cells: Iterable[Cell]) -> dict[str, str]:
+    """`code_of` every method of the cells, those that it is made of too, by their names."""
+    return {part.name: code_of(type(part)) for cell in cells for part in (cell.method, *cell.method.parts)}
+
+
 def described_plug_ins(cells: Iterable[Cell]) -> dict[str, dict[str, str]]:
     """For provenance: where methods of other packages come from, and which code; empty where there is none.
 
     Of this package's own the commit says that; a version hardly changes while somebody works on a method.
     """
-    code = {part.name: code_of(type(part)) for cell in cells for part in (cell.method, *cell.method.parts)}
+    code = codes_of(cells)
     found = {name: f"{package}, code {code[name][:12]}" for name, package in plug_ins(code).items()}
     return {"plug_ins": found} if found else {}
 

@@ -94,7 +94,7 @@ def main() -> None:
         "new-method": _new_method,
         "check-method": _check_method,
     }
-    if command in ("-h", "--help", "help"):
+    if command in {*_HELP_FLAGS, "help"}:
         print(HELP)
         sys.exit(0)
     if command == "--version":
@@ -192,10 +192,9 @@ def _doctor(overrides: list[str]) -> int:
 
 
 def _methods(names: list[str]) -> int:
-    from dataclasses import fields
     from inspect import cleandoc
 
-    from mmg_bench.methods.registry import method_class, method_names, unreadable
+    from mmg_bench.methods.registry import defaults, method_class, method_names, unreadable
 
     names = [name for name in names if not name.startswith("-")]  # --help lists all
     broken = {} if names else unreadable(method_names())
@@ -205,7 +204,7 @@ def _methods(names: list[str]) -> int:
             continue
         cls = method_class(name)
         lines = cleandoc(cls.__doc__ or "").splitlines()
-        options = ", ".join(f"{f.name}={f.default}" for f in fields(cls) if f.name != "retention_ratio")
+        options = ", ".join(f"{option}={value}" for option, value in defaults(name).items())
         shown = [*(lines if names else lines[:1]), *([f"  {options}"] if options else [])]
         print(f"{cls.name:14} " + f"\n{'':15}".join(shown))
     return len(broken)
@@ -239,7 +238,7 @@ def _check_method(arguments: list[str]) -> int:
     configs = cfg.sweep("run", [f"method={name}", *map(_of_method, options)])
     if len(configs) > 1:
         raise ValueError(f"{' '.join(arguments)}: several values; check them one by one")
-    return _command("check_method").check_method(configs[0].method)
+    return _command("check_method").check_method(cfg.plain(configs[0])["method"])
 
 
 def _of_method(option: str) -> str:

@@ -137,7 +137,7 @@ def _parsed(name: str, overrides: Sequence[str]) -> list[Override]:
 
 def _searched(overrides: Sequence[str]) -> list[Path]:
     """The folders that `hydra.searchpath` names. Raises ValueError for one that is not there."""
-    given = [override for override in overrides if _key(override).lstrip("+~") == "hydra.searchpath"]
+    given = [override for override in overrides if _option(override) == "hydra.searchpath"]
     if not given:
         return []
     value = OverridesParser.create().parse_override(given[-1]).value()
@@ -168,7 +168,7 @@ def _compose(name: str, overrides: Sequence[str], as_given: Mapping[str, str] | 
     given = [_opened(name, override) for override in overrides]
     typed = {_key(override): _key(other) for override, other in (as_given or {}).items()}
     for override in given:
-        key = override.lstrip("+~").partition("=")[0]
+        key = _option(override)
         if key.startswith(("hydra.", "hydra/")) and key != "hydra.searchpath":
             raise ValueError(f"{key}: mmg-bench takes of Hydra's own options hydra.searchpath alone; see --help")
         if key == "method.name" and "method" in _groups(name):
@@ -217,7 +217,7 @@ def _whole(name: str, given: Sequence[str]) -> DictConfig:
     for group in _groups(name):
         choice = str(config.hydra.runtime.choices.get(group)).removesuffix(".yaml")
         where = _files(group).get(choice, f"{group} {choice}")
-        _check_has(str(where), group, OmegaConf.select(config, group), [_key(option).lstrip("+~") for option in given])
+        _check_has(str(where), group, OmegaConf.select(config, group), [_option(option) for option in given])
     with open_dict(config):
         del config["hydra"]
     return config
@@ -253,6 +253,10 @@ def _of_a_section(option: str, known: DictConfig) -> str:
 
 def _key(override: str) -> str:
     return override.partition("=")[0]
+
+
+def _option(override: str) -> str:
+    return _key(override).lstrip("+~")
 
 
 def _opened(name: str, override: str) -> str:

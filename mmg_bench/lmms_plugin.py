@@ -85,12 +85,12 @@ class MMGBench(lmms):
         return [answers[number] for number in range(len(requests))]
 
     def _video(self, request: Any) -> Path:
-        from mmg_bench.benchmarks.lmms import BenchmarkError, single_video
+        from mmg_bench.benchmarks.lmms import MISSING, BenchmarkError, single_video
 
         _, _, doc_to_visual, doc_id, task, split = request.args
         try:
             visuals = doc_to_visual(self.task_dict[task][split][doc_id])
-        except (SystemExit, FileNotFoundError) as missing:  # several tasks call sys.exit for one missing video
+        except MISSING as missing:
             raise BenchmarkError(f"{_name(request)}: {missing}") from None
         return single_video(visuals, _name(request))
 

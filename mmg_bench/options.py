@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -22,10 +21,10 @@ def check_whole(option: str, value: object, least: int, otherwise: str = "") -> 
         raise ValueError(f"{option}={value!r}: it must be a whole number, at least {least}{otherwise}")
 
 
-def check_number(option: str, value: object, least: float = 0) -> None:
-    """Raise a ValueError that names the option and its value unless that is a finite number of at least `least`."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value < math.inf:
-        raise ValueError(f"{option}={value!r}: it must be a number, at least {least:g}")
+def check_number(option: str, value: object) -> None:
+    """Raise a ValueError that names the option and its value unless that is a finite number of at least 0."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise ValueError(f"{option}={value!r}: it must be a number, at least 0")
 
 
 def check_text(option: str, value: object) -> None:
@@ -56,21 +55,12 @@ def check_folder(option: str, value: object) -> Path:
     """
     folder = check_path(option, value)
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    if not there.is_dir() or not _takes_files(there):
-        why = "cannot be written to" if there.is_dir() else "is a file"
-        raise ValueError(f"{option}={value!r}: {there} {why}; name another folder")
-    return folder
-
-
-def _takes_files(folder: Path) -> bool:
-    """Whether a file can be made in a folder. Permissions alone do not tell: root has all, also below /proc."""
-    if not os.access(folder, os.W_OK | os.X_OK):
-        return False
     try:
-        with tempfile.TemporaryFile(dir=folder):
-            return True
+        with tempfile.TemporaryFile(dir=there):  # permissions alone do not tell: root has all, also below /proc
+            return folder
     except OSError:
-        return False
+        why = "cannot be written to" if there.is_dir() else "is a file"
+    raise ValueError(f"{option}={value!r}: {there} {why}; name another folder")
 
 
 def dtype_of(option: str, name: str) -> torch.dtype:

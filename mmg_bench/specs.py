@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
-
-from omegaconf import DictConfig
 
 from mmg_bench import config as cfg
 from mmg_bench.benchmarks import embedded
@@ -41,15 +39,21 @@ def latency_settings(config: Mapping[str, Any]) -> LatencySettings:
     return LatencySettings(**cfg.known(LatencySettings, config["measure"], "measure"))
 
 
-def cell(config: DictConfig | Mapping[str, Any], retention_ratio: float, positions: Any = None) -> Cell:
+def cell(config: Mapping[str, Any], retention_ratio: float, positions: Any = None) -> Cell:
     """The cell of a method's configuration (`name`, and its parameters)."""
-    values: dict[str, Any] = cfg.plain(config) if isinstance(config, DictConfig) else dict(config)
+    values = dict(config)
     return make_cell(values.pop("name"), retention_ratio, positions, **values)
 
 
 def dense() -> Cell:
     """The reference of every percentage and every speed-up."""
     return cell({"name": "dense"}, 1.0)
+
+
+def cells(configs: Iterable[Mapping[str, Any]]) -> list[Cell]:
+    """The cells of configurations with a `method`, `retention_ratio` and `positions`, each once; dense first."""
+    own = (cell(c["method"], c["retention_ratio"], c["positions"]) for c in configs)
+    return list(dict.fromkeys([dense(), *own]))
 
 
 def table_cells(methods: list[dict[str, Any]], retention_ratios: list[float], where: str = "methods") -> list[Cell]:

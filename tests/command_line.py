@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 
 from mmg_bench import cli
 
@@ -13,7 +12,6 @@ from mmg_bench import cli
 def given(command: str, monkeypatch: pytest.MonkeyPatch) -> object:
     """The exit status of a command line."""
     monkeypatch.setattr("sys.argv", shlex.split(command))
-    GlobalHydra.instance().clear()
     with pytest.raises(SystemExit) as ended:
         cli.main()
     return ended.value.code

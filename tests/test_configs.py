@@ -7,13 +7,10 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 
 from mmg_bench import cells, specs
 from mmg_bench import config as cfg
@@ -26,20 +23,13 @@ from mmg_bench.methods import registry
 from mmg_bench.methods.registry import get_method, method_names
 
 
-@pytest.fixture(autouse=True)
-def _hydra() -> Iterator[None]:
-    with initialize_config_dir(str(cfg.CONFIGS), version_base=None):
-        yield
-    GlobalHydra.instance().clear()
-
-
 def names(group: str) -> list[str]:
     return sorted(p.stem for p in (cfg.CONFIGS / group).glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", names("method"))
 def test_methods(name: str) -> None:
-    config = cfg.plain(compose("run", [f"method={name}"]))
+    config = cfg.plain(cfg.composed("run", [f"method={name}"]))
     cell = specs.cell(config["method"], config["retention_ratio"], config["positions"])
     assert cell.method.name == name
     assert cell.label == name or cell.method.parts  # a method made of others always names them
@@ -52,13 +42,13 @@ def test_every_method_has_a_configuration() -> None:
 
 @pytest.mark.parametrize("name", names("model"))
 def test_models(name: str) -> None:
-    config = cfg.plain(compose("run", [f"model={name}"]))
+    config = cfg.plain(cfg.composed("run", [f"model={name}"]))
     assert specs.model_spec(config["model"]).name == name
 
 
 @pytest.mark.parametrize("name", names("benchmark"))
 def test_benchmarks(name: str) -> None:
-    config = cfg.plain(compose("run", [f"benchmark={name}"]))
+    config = cfg.plain(cfg.composed("run", [f"benchmark={name}"]))
     spec = specs.benchmark_spec(config["benchmark"])
     assert spec.name == name
     assert spec.questions is not None
@@ -68,7 +58,7 @@ def test_benchmarks(name: str) -> None:
 
 @pytest.mark.parametrize("name", names("table"))
 def test_tables(name: str) -> None:
-    config = cfg.plain(compose("table", [f"table={name}"]))
+    config = cfg.plain(cfg.composed("table", [f"table={name}"]))
     spec, profiles = config["table"], named(config)
     assert profiles.keys() == spec["profiles"].keys()
     for profile in profiles.values():
@@ -104,7 +94,6 @@ def test_options_that_rows_do_not_tell() -> None:
 
 def test_a_part_of_a_table_does_not_take_its_place() -> None:
     def goes(*overrides: str) -> str:
-        GlobalHydra.instance().clear()
         return str(results_folder(cfg.plain(cfg.composed("table", overrides)), "embedded"))
 
     assert goes("table=retention") == "results/retention/embedded"
@@ -127,7 +116,6 @@ def test_a_part_of_a_table_does_not_take_its_place() -> None:
 def test_a_whole_table_needs_a_folder_of_results_that_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").write_text("a file")
-    GlobalHydra.instance().clear()
     whole = cfg.plain(cfg.composed("table", []))
     with pytest.raises(ValueError, match=r"results_dir='results/table1': .*/results is a file; name another folder"):
         results_folder(whole, "embedded")
@@ -269,7 +257,6 @@ def test_a_method_is_answered_anew_when_another_file_of_its_own_package_changes(
 
 
 def test_a_sweep_is_every_combination() -> None:
-    GlobalHydra.instance().clear()
     configs = cfg.sweep("run", ["method=mmg_vid,random", "retention_ratio=0.1,0.25", "limit=3"])
     found = [(c.method.name, c.retention_ratio, c.limit) for c in configs]
     assert found == [(m, r, 3) for m in ("mmg_vid", "random") for r in (0.1, 0.25)]
@@ -281,7 +268,6 @@ def test_a_sweep_is_every_combination() -> None:
 
 @pytest.mark.parametrize("command", ["run", "measure", "show"])
 def test_an_option_of_one_method_leaves_the_others_alone(command: str) -> None:
-    GlobalHydra.instance().clear()
     configs = cfg.sweep(command, ["method=mmg_vid,cdpruner", "method.cdpruner.relevance=llm,joint"])
     assert [c.method.get("relevance") for c in configs] == [None, None, "llm", "joint"]
     assert [c.method.name for c in configs] == ["mmg_vid", "mmg_vid", "cdpruner", "cdpruner"]
@@ -297,14 +283,12 @@ def test_an_option_of_one_method_leaves_the_others_alone(command: str) -> None:
     ["What's this?", "Who? (A) he (B) she", "a, or b", "cost ${x}", "ends \\", "\\'", "5", "null", "ü = {1}", '"'],
 )
 def test_a_question_is_taken_as_it_stands(text: str) -> None:
-    GlobalHydra.instance().clear()
     assert cfg.plain(cfg.composed("show", [f"question={text}"]))["question"] == text
     both = cfg.sweep("show", [f"question={text}", "method=mmg_vid,random"])
     assert [cfg.plain(config)["question"] for config in both] == [text, text]
 
 
 def test_paths_are_taken_as_they_stand_but_for_references() -> None:
-    GlobalHydra.instance().clear()
     config = cfg.plain(cfg.composed("run", ["output_dir=a, b/ü/${model.name}", "model=embedded"]))
     assert config["output_dir"] == "a, b/ü/embedded"
     assert cfg.plain(cfg.composed("show", ["video='it is'"]))["video"] == "it is"

@@ -7,31 +7,26 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
 
 from mmg_bench import config as cfg
 from mmg_bench.commands.doctor import doctor
 
 
 @pytest.fixture(autouse=True)
-def _bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without GPU, weights and data."""
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(10**13))
-    GlobalHydra.instance().clear()
-    yield
-    GlobalHydra.instance().clear()
 
 
 def test_a_table_lists_all_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:
-    (config,) = cfg.sweep("table", ["profile=paper"])
+    config = cfg.composed("table", ["profile=paper"])
     assert doctor(config) == 7
     said = capsys.readouterr().out
     assert said.startswith(
@@ -53,7 +48,7 @@ def test_a_table_lists_all_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_one_profile_that_can_run_is_enough(capsys: pytest.CaptureFixture[str]) -> None:
-    (config,) = cfg.sweep("table", [])
+    config = cfg.composed("table", [])
     assert doctor(config) == 0
     said = capsys.readouterr().out
     assert "profile paper" in said
@@ -61,10 +56,10 @@ def test_one_profile_that_can_run_is_enough(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_run(capsys: pytest.CaptureFixture[str]) -> None:
-    (config,) = cfg.sweep("run", ["model=llava_onevision_0_5b"])
+    config = cfg.composed("run", ["model=llava_onevision_0_5b"])
     assert doctor(config) == 2
     assert "  MISSING GPU with 4 GB for llava_onevision_0_5b" in capsys.readouterr().out
-    (config,) = cfg.sweep("run", ["model=llava_onevision_0_5b", "model.device=cpu"])
+    config = cfg.composed("run", ["model=llava_onevision_0_5b", "model.device=cpu"])
     assert doctor(config) == 1
     assert "GPU" not in capsys.readouterr().out
 
@@ -72,7 +67,7 @@ def test_a_run(capsys: pytest.CaptureFixture[str]) -> None:
 def test_changes_to_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As docs/reproducing.md says them: a folder in place of the hub."""
     changes = [f"model.llava_onevision_7b.path={tmp_path}/nowhere", f"benchmark.mlvu.data={tmp_path}"]
-    (config,) = cfg.sweep("table", ["profile=paper", *changes])
+    config = cfg.composed("table", ["profile=paper", *changes])
     assert doctor(config) == 7
     said = capsys.readouterr().out
     assert f"{tmp_path}/nowhere: no such checkpoint folder" in said
@@ -82,7 +77,7 @@ def test_changes_to_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_a_line_names_its_method_once(capsys: pytest.CaptureFixture[str]) -> None:
     changes = ("path=embedded", "revision=null", "siglip=null")
-    (config,) = cfg.sweep("table", ["profile=paper", *(f"model.llava_onevision_7b.{change}" for change in changes)])
+    config = cfg.composed("table", ["profile=paper", *(f"model.llava_onevision_7b.{change}" for change in changes)])
     assert doctor(config) > 0
     said = capsys.readouterr().out.splitlines()
     for method in ("cdpruner", "fastvid"):
@@ -92,18 +87,18 @@ def test_a_line_names_its_method_once(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_a_method_that_wants_a_checkpoint_which_the_model_has_not(capsys: pytest.CaptureFixture[str]) -> None:
-    (config,) = cfg.sweep("run", ["model=embedded", "method=fastvid"])
+    config = cfg.composed("run", ["model=embedded", "method=fastvid"])
     assert doctor(config) == 1
     said = capsys.readouterr().out
     assert (
         "probe_attention (they supply attention, keys)\n      -> take its stand-in, fastvid with frame_source=" in said
     )
     assert "google" not in said  # which this tower was not made of
-    (config,) = cfg.sweep(
+    config = cfg.composed(
         "run", ["model=embedded", "method=fastvid", "method.frame_source=mean", "method.salience=received"]
     )
     assert doctor(config) == 0
-    (config,) = cfg.sweep("run", ["model=qwen2_5_vl_7b", "model.device=cpu", "method=fastvid"])
+    config = cfg.composed("run", ["model=qwen2_5_vl_7b", "model.device=cpu", "method=fastvid"])
     doctor(config)
     assert "(they supply nothing)\n      -> choose another method or model\n" in capsys.readouterr().out
 
@@ -132,6 +127,6 @@ def test_the_exit_status(tmp_path: Path) -> None:
 
 
 def test_an_unknown_profile() -> None:
-    (config,) = cfg.sweep("table", ["profile=papers"])
+    config = cfg.composed("table", ["profile=papers"])
     with pytest.raises(ValueError, match=r"has no profile 'papers'; choose auto or paper, embedded"):
         doctor(config)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
 
 from command_line import given
 
@@ -18,7 +17,6 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     """Nothing may be written, wherever the command is called."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", os.environ.get("HF_HUB_OFFLINE", "0"))
-    GlobalHydra.instance().clear()
     yield
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 

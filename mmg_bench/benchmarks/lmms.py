@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mmg_bench.benchmarks.faults import BenchmarkError, is_local, told, unreadable, why_not_loaded
+from mmg_bench.benchmarks.task_faults import BenchmarkError, is_local, told, unreadable, why_not_loaded
 from mmg_bench.options import check_path, check_text, check_whole
 
 SCORE_FIELDS = ("score", "correct", "rating")
@@ -23,6 +23,8 @@ SCORE_FIELDS = ("score", "correct", "rating")
 ANSWER_FIELDS = (("pred_answer", "answer"), ("parsed_pred", "answer"), ("pred", "ground_truth"), ("pred", "answer"))
 """Where those that give no score put the parsed answer and the right one."""
 AVERAGES = ("questions", "skills")
+MISSING = (SystemExit, FileNotFoundError)
+"""What tasks raise for one video that is not there: several call sys.exit."""
 
 
 class _MissingVideo(BenchmarkError):
@@ -182,7 +184,7 @@ class Benchmark:
         task = self._tasks[question.task]
         try:
             visuals = task.doc_to_visual(task.eval_docs[question.doc_id])
-        except (SystemExit, FileNotFoundError) as missing:  # several tasks call sys.exit for one missing video
+        except MISSING as missing:
             raise _MissingVideo(f"question {question.id!r}: {missing}") from None
         except Exception as error:
             raise BenchmarkError(f"question {question.id!r}: {told(error, self.spec.code)}") from error

@@ -12,14 +12,15 @@ from mmg_bench.faults import told
 
 def check_method(config: Mapping[str, Any]) -> int:
     """Print the outcome of every check of a method (`name`, and its parameters). Returns how many it does not pass."""
-    parameters = {str(option): value for option, value in config.items()}
+    parameters = dict(config)
     name = parameters.pop("name")
-    building(name, **parameters)(0.25)  # its own faults first
+    build = building(name, **parameters)
+    build(0.25)  # its own faults first
     broken = 0
     for check in CHECKS:
         what = check.__name__.replace("_", " ")
         try:
-            check(building(name, **parameters))
+            check(build)
         except Exception as error:  # the method's, whatever it is
             broken += 1
             print(f"  FAILED  {what:20} {told(error, (ContractError,))}", flush=True)

@@ -53,6 +53,7 @@ class Job:
     model: ModelSpec
     benchmarks: list[dict[str, Any]]
     cells: list[Cell]
+    """The first is dense."""
     folders: list[Path]
     """Where the records of each benchmark go."""
     results: Path
@@ -118,13 +119,13 @@ def run(configs: Sequence[DictConfig]) -> int:
 def _job(configs: Sequence[dict[str, Any]]) -> Job:
     """The job of configurations that differ in the cell alone."""
     first = configs[0]
-    cells = [specs.dense(), *(specs.cell(c["method"], c["retention_ratio"], c["positions"]) for c in configs)]
+    cells = specs.cells(configs)
     folder, model = Path(first["output_dir"]), specs.model_spec(first["model"])
     return Job(
         table="run",
         model=model,
         benchmarks=[first["benchmark"]],
-        cells=list(dict.fromkeys(cells)),
+        cells=cells,
         folders=[folder],
         results=folder,
         limit=first["limit"],
@@ -192,12 +193,26 @@ def _shard(given: Any) -> Shard:
 def _do(jobs: Sequence[Job]) -> int:
     """Answer, measure, report; jobs of one folder share its rows. Returns how many answers and timings failed.
 
-    Raises ClaimedError, before any of it, where another command is answering the same.
+    Rows are written as soon as there are any, so that a later fault or a stop loses nothing, and shown once. Raises
+    ClaimedError, before any of it, where another command is answering the same.
     """
     for job in jobs:
         _check(job)
+    done: dict[Path, list[Outcome]] = {}
+    failed = 0
     with claimed(claim for job in jobs for claim in _claims(job)):
-        return _do_claimed(jobs)
+        for number, job in enumerate(jobs, start=1):
+            before = done.setdefault(job.results, [])
+            more = any(other.reports and other.results == job.results for other in jobs[number:])
+            for outcome in _carry_out(job):
+                # another command's table, which may have times, stays until the new one has them
+                if job.reports and (outcome.whole or before or not (job.results / "rows.csv").exists()):
+                    _report([*before, outcome], shown=outcome.whole and not more)
+            before += [outcome] if job.reports else []
+            failed += outcome.failed
+    for folder in dict.fromkeys(os.path.commonpath(job.folders) for job in jobs if job.reports):
+        print(f"Question by question: mmg-bench browse {shlex.quote(f'output_dir={folder}')}")
+    return failed
 
 
 def _claims(job: Job) -> Iterator[Claim]:
@@ -205,30 +220,7 @@ def _claims(job: Job) -> Iterator[Claim]:
     cells = [cell for cell in job.cells if cell.method.name != DENSE] or job.cells
     model = {k: v for k, v in job.model.described().items() if k not in _PLACE}
     for benchmark, folder in zip(job.benchmarks, job.folders, strict=True):
-        keys = {cell.key(model=model, benchmark=benchmark["name"]): cell for cell in cells}
-        names = {key: at_ratio(cell.label, cell.method.retention_ratio) for key, cell in keys.items()}
-        yield Claim(folder, names, job.shard)
-
-
-def _do_claimed(jobs: Sequence[Job]) -> int:
-    """As `_do`, of jobs that are checked and claimed.
-
-    Rows are written as soon as there are any, so that a later fault or a stop loses nothing, and shown once.
-    """
-    done: dict[Path, list[Outcome]] = {}
-    failed = 0
-    for number, job in enumerate(jobs, start=1):
-        before = done.setdefault(job.results, [])
-        more = any(other.reports and other.results == job.results for other in jobs[number:])
-        for outcome in _carry_out(job):
-            # another command's table, which may have times, stays until the new one has them
-            if job.reports and (outcome.whole or before or not (job.results / "rows.csv").exists()):
-                _report([*before, outcome], shown=outcome.whole and not more)
-        before += [outcome] if job.reports else []
-        failed += outcome.failed
-    for folder in dict.fromkeys(os.path.commonpath(job.folders) for job in jobs if job.reports):
-        print(f"Question by question: mmg-bench browse {shlex.quote(f'output_dir={folder}')}")
-    return failed
+        yield Claim(folder, {c.key(model=model, benchmark=benchmark["name"]): str(c) for c in cells}, job.shard)
 
 
 def _check(job: Job) -> None:
@@ -307,13 +299,11 @@ def _time(
     key = provenance.register(job.folders[0], entry)
     workload = Workload(benchmark.video_path(question), question.prompt, llm.spec.frames)
     times = measure_cells(llm, job.cells, workload, settings, job.option)
-    dense = next(t for t, cell in zip(times, job.cells, strict=True) if cell.method.name == "dense")
     untimed = []
     for cell, measured in zip(job.cells, times, strict=True):
         if measured.failure is not None:
-            who = at_ratio(cell.label, cell.method.retention_ratio)
-            print(f"{who} is not timed: {measured.failure.why}")
-            untimed += [] if measured.failure.memory else [who]
+            print(f"{cell} is not timed: {measured.failure.why}")
+            untimed += [] if measured.failure.memory else [str(cell)]
     measurements = [
         Measurement(
             model=llm.spec.name,
@@ -329,7 +319,7 @@ def _time(
             provenance=key,
         )
         for cell, measured in zip(job.cells, times, strict=True)
-        for metric, (value, low, high) in time_values(dense, measured).items()
+        for metric, (value, low, high) in time_values(times[0], measured).items()
     ]
     return measurements, provenance.read(job.folders[0]), tuple(untimed)
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from mmg_bench import config as cfg
 from mmg_bench import specs
 from mmg_bench.benchmarks.video import VideoError, pictures, read_clip
-from mmg_bench.cells import Cell, code_of, described_plug_ins, needs_of
+from mmg_bench.cells import Cell, codes_of, described_plug_ins, needs_of
 from mmg_bench.commands.profiles import choose, named
 from mmg_bench.commands.publish import publish, results_folder
 from mmg_bench.files import digest_of
@@ -96,10 +96,10 @@ def measure(configs: Sequence[DictConfig]) -> int:
     )
     told = ("model.name", "model.frames", "frames", "batch_size")
     cfg.check_told_apart([{k: c[k] for k in of_unit} for c in plain], told, "run them one by one")
-    cells: dict[tuple[ModelSpec, int], list[Cell]] = {}
+    groups: dict[tuple[ModelSpec, int], list[dict[str, Any]]] = {}
     for c in plain:
-        found = cells.setdefault((_spec(c["model"], c["weights"], c["frames"]), c["batch_size"]), [specs.dense()])
-        found.append(specs.cell(c["method"], c["retention_ratio"], c["positions"]))
+        groups.setdefault((_spec(c["model"], c["weights"], c["frames"]), c["batch_size"]), []).append(c)
+    cells = {key: tuple(specs.cells(members)) for key, members in groups.items()}
     folders = [check_folder("output_dir", c["output_dir"]) for c in plain]
     if len({folder.is_absolute() for folder in folders}) > 1:
         folders = [folder.absolute() for folder in folders]
@@ -108,7 +108,7 @@ def measure(configs: Sequence[DictConfig]) -> int:
     return _do(
         Job(
             table="measure",
-            units=[Unit(spec, batch, tuple(dict.fromkeys(found))) for (spec, batch), found in cells.items()],
+            units=[Unit(spec, batch, found) for (spec, batch), found in cells.items()],
             pending=[],
             video=plain[0]["video"],
             text_tokens=plain[0]["text_tokens"],
@@ -247,7 +247,7 @@ def _entry(job: Job, unit: Unit) -> dict[str, Any]:
         "latency": asdict(job.settings),
         "energy_seconds": job.energy_seconds,
         "cells": [cell_key(cell.label, cell.method.retention_ratio) for cell in unit.cells],
-        "code": {part.name: code_of(type(part)) for cell in unit.cells for part in (cell.method, *cell.method.parts)},
+        "code": codes_of(unit.cells),
         **described_plug_ins(unit.cells),
     }
     return provenance.describe(settings, unit.model.torch_device)

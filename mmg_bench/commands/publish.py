@@ -42,13 +42,8 @@ def publish(
     shown: bool = True,
 ) -> None:
     """Write rows.csv, table.md and provenance.json, and print the table where it is to be shown."""
-    keys = sorted(provenance_keys(rows))
-    if lost := [key for key in keys if key not in sources]:
-        raise ValueError(
-            f"provenance.json lacks {', '.join(lost)}, which records name: restore it, or start anew in another folder"
-        )
-    entries = {key: sources[key] for key in keys}
-    tables = layout(rows, sources)  # before anything is written: it raises where there is nothing to show
+    tables = layout(rows, sources)  # before anything is written: it raises where rows lack their source, or are none
+    entries = {key: sources[key] for key in sorted(provenance_keys(rows))}
     if not entries.items() <= provenance.read(folder).items():  # a folder of records has more, and keeps it
         provenance.write(folder, entries)
     write_rows(rows, folder / "rows.csv")

@@ -20,7 +20,6 @@ from mmg_bench.cells import Cell, needs_of
 from mmg_bench.faults import told
 from mmg_bench.files import written_whole
 from mmg_bench.measure.workload import video_file
-from mmg_bench.methods.registry import at_ratio
 from mmg_bench.models.checking import check_method, check_model
 from mmg_bench.models.hooks import VideoReport, pruning
 from mmg_bench.models.loading import VideoLLM
@@ -49,9 +48,7 @@ def show(configs: Sequence[DictConfig]) -> int:
     check_whole("new_tokens", values["new_tokens"], 1)
     check_whole("pictures", values["pictures"], 1)
     file, video = _picture(values["picture"]), _video(values["video"])
-    cells = [specs.dense()]
-    cells += [specs.cell(c["method"], c["retention_ratio"], c["positions"]) for c in plain]
-    cells = list(dict.fromkeys(cells))
+    cells = specs.cells(plain)
     spec = specs.model_spec(values["model"])
     check_model(spec, {cell.label: cell.method for cell in cells})
     clip = read_clip(video, spec.frames)  # one that cannot be decoded must show before the model is loaded
@@ -127,8 +124,7 @@ def _names(cells: Sequence[Cell]) -> list[str]:
 
 
 def _who(cell: Cell) -> str:
-    ratio = cell.method.retention_ratio
-    return cell.label if ratio == 1 else at_ratio(cell.label, ratio)
+    return cell.label if cell.method.retention_ratio == 1 else str(cell)
 
 
 def _tokens(report: VideoReport) -> str:

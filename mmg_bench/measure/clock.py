@@ -1,11 +1,13 @@
-"""One clock for the CPU and the GPU."""
+"""One clock for the CPU and the GPU, and what is told of times in several rounds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mmg_bench.elapsed import Elapsed
 
@@ -45,3 +47,9 @@ class Clock:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def quantiles(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Median, 5th and 95th percentile of the rounds that were taken."""
+    middle, low, high = np.nanquantile(values, (0.5, 0.05, 0.95)).tolist()
+    return middle, low, high

@@ -24,7 +24,6 @@ from mmg_bench.measure.latency import (
 from mmg_bench.measure.memory import PeakMemory, memory_values
 from mmg_bench.measure.roofline import Ceilings, LanguageModel
 from mmg_bench.measure.workload import Workload, needs_sets, prefill, preprocess, tower_needs
-from mmg_bench.methods.registry import at_ratio
 from mmg_bench.models.engines import attention_backend
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import Encoded, VideoLLM
@@ -109,7 +108,7 @@ def _watch(
                 found = attempt(clock, _answer, llm, cells[i], workload, *encoded, steps, energy_seconds)
             if isinstance(found, Failure):
                 watched[i] = {}, found
-                tell(f"Memory of {at_ratio(cells[i].label, cells[i].method.retention_ratio)}", found, option)
+                tell(f"Memory of {cells[i]}", found, option)
             else:
                 watched[i] = found, None
     return watched

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mmg_bench.cells import Cell
-from mmg_bench.measure.clock import Clock
+from mmg_bench.measure.clock import Clock, quantiles
 from mmg_bench.measure.failures import Failure, attempt, tell, within_memory
 from mmg_bench.measure.flops import layer_counts
 from mmg_bench.measure.workload import (
@@ -29,7 +29,6 @@ from mmg_bench.measure.workload import (
     preprocess,
     tower_needs,
 )
-from mmg_bench.methods.registry import at_ratio
 from mmg_bench.models.engines import BACKENDS, ROUNDS, Backend, Engine, Switch, attention_backend, prefill_engine
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import Encoded, Pixels, VideoLLM
@@ -187,7 +186,7 @@ def _measure_cells(
         for i in indices:
             if i not in failed:
                 failed[i] = failure
-                tell(at_ratio(cells[i].label, cells[i].method.retention_ratio), failure, option)
+                tell(str(cells[i]), failure, option)
 
     for number in tqdm(range(-settings.warmup, settings.repeats), desc="latency", unit="round"):
         if len(failed) == len(cells):
@@ -241,20 +240,17 @@ def time_values(dense: CellTimes, cell: CellTimes) -> dict[str, tuple[float, flo
     times = {name: cell.stages[name] for name in STAGES if name in cell.stages}
     times |= {name: cell.total(stages) for name, stages in SUMS.items() if set(stages) <= set(times)}
     times["tokens_per_second"] = 1000 * cell.batch / times["decode_token_ms"]
-    values = {}
-    for name, samples in times.items():
-        low, middle, high = np.quantile(samples, [0.05, 0.5, 0.95]).tolist()
-        values[name] = middle, low, high
+    values = {name: quantiles(samples) for name, samples in times.items()}
     for name, stages in SPEEDUPS.items():
         if dense.failure is None and set(stages) <= set(times):
             values[name] = speedup(dense, cell, stages)
     return values
 
 
-def speedup(dense: CellTimes, cell: CellTimes, names: Sequence[str], seed: int = 0) -> tuple[float, float, float]:
+def speedup(dense: CellTimes, cell: CellTimes, names: Sequence[str]) -> tuple[float, float, float]:
     """Ratio of median times dense / cell, and its 95 % interval by resampling whole rounds (10,000 times)."""
     a, b = dense.total(names), cell.total(names)
-    picks = np.random.default_rng(seed).integers(len(a), size=(10_000, len(a)))
+    picks = np.random.default_rng(0).integers(len(a), size=(10_000, len(a)))
     ratios = np.median(a[picks], axis=1) / np.median(b[picks], axis=1)
     low, high = np.quantile(ratios, [0.025, 0.975])
     return float(np.median(a) / np.median(b)), float(low), float(high)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from mmg_bench.contract import tensors
 from mmg_bench.elapsed import Elapsed
 from mmg_bench.measure.clock import Clock
 from mmg_bench.measure.failures import Failure, attempt, tell
@@ -95,13 +96,13 @@ def measure_methods(methods: Mapping[str, Method], settings: PruneTimeSettings) 
     others: a ratio to it says more than milliseconds of one machine. A method that fails is told of at once, and the
     others are timed on.
     """
-    device = settings.torch_device
+    device, dtype = settings.torch_device, dtype_of("dtype", settings.dtype)
     make_current(device)
     for frames in dict.fromkeys(settings.frames):
         with torch.inference_mode():
             video = synthetic_video(frames, settings.grid, settings.width, settings.seed)
-            tokens = _on(video, device, dtype_of("dtype", settings.dtype))
-            found = list(_at(frames, tokens, methods, settings))
+            moved: dict[str, Any] = {name: tensor.to(device, dtype) for name, tensor in tensors(video).items()}
+            found = list(_at(frames, replace(video, **moved), methods, settings))
         yield found
 
 
@@ -185,17 +186,3 @@ def _timed(run: Callable[[], object], device: torch.device) -> float:
 
 def _gram(x: Tensor) -> Tensor:
     return x @ x.mT
-
-
-def _on(video: VideoTokens, device: torch.device, dtype: torch.dtype) -> VideoTokens:
-    moved: dict[str, Any] = {}
-    for field in fields(video):
-        value = getattr(video, field.name)
-        if isinstance(value, Tensor):
-            moved[field.name] = value.to(device, dtype)
-    return replace(video, **moved)
-
-
-def quantiles(values: NDArray[np.float64]) -> Sequence[float]:
-    """Median, 5th and 95th percentile of the rounds that were taken."""
-    return [float(q) for q in np.nanquantile(values, (0.5, 0.05, 0.95))]

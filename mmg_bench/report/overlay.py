@@ -10,10 +10,11 @@ from PIL import Image, ImageDraw
 
 Pictures = NDArray[np.uint8]
 _MARGIN = 22  # pixels
+_GAP = 2  # pixels
 
 
-def kept_overlay(frames: Pictures, positions: NDArray[np.int64], grid: tuple[int, int], dim: float = 0.25) -> Pictures:
-    """Frames `[T, H, W, 3]` with the cells of pruned tokens at `dim` of their brightness.
+def kept_overlay(frames: Pictures, positions: NDArray[np.int64], grid: tuple[int, int]) -> Pictures:
+    """Frames `[T, H, W, 3]` with the cells of pruned tokens at a quarter of their brightness.
 
     `positions` are flat raster indices into `T * h * w` for a `grid` `(h, w)`. Raises ValueError for positions
     outside.
@@ -29,11 +30,11 @@ def kept_overlay(frames: Pictures, positions: NDArray[np.int64], grid: tuple[int
     row_of = np.arange(height) * rows // height  # [H], the token row of each pixel row
     column_of = np.arange(width) * columns // width
     mask = kept.reshape(count, rows, columns)[:, row_of][:, :, column_of]  # [T, H, W]
-    return np.where(mask[..., None], frames, (frames * dim).astype(np.uint8))
+    return np.where(mask[..., None], frames, frames // 4)
 
 
-def contact_sheet(rows: list[Pictures], gap: int = 2, names: Sequence[str] = ()) -> Pictures:
-    """Rows of frames `[T, H, W, 3]` as one picture, white lines of `gap` pixels between them.
+def contact_sheet(rows: list[Pictures], names: Sequence[str] = ()) -> Pictures:
+    """Rows of frames `[T, H, W, 3]` as one picture, thin white lines between them.
 
     `names`: of the rows, one each; written upwards on a white margin on their left. Raises ValueError for another
     number of them.
@@ -43,12 +44,12 @@ def contact_sheet(rows: list[Pictures], gap: int = 2, names: Sequence[str] = ())
     parts = [list(row) for row in rows]
     for part, name in zip(parts, names, strict=False):
         part.insert(0, _upwards(name, len(part[0])))
-    return _joined([_joined(part, gap, axis=1) for part in parts], gap, axis=0)
+    return _joined([_joined(part, axis=1) for part in parts], axis=0)
 
 
-def _joined(pictures: list[Pictures], gap: int, axis: int) -> Pictures:
+def _joined(pictures: list[Pictures], axis: int) -> Pictures:
     shape = list(pictures[0].shape)
-    shape[axis] = gap
+    shape[axis] = _GAP
     line = np.full(shape, 255, dtype=np.uint8)
     return np.concatenate([part for picture in pictures for part in (picture, line)][:-1], axis=axis)
 

@@ -10,7 +10,7 @@ from mmg_bench.report.answers import ALL, AVERAGE, Answers, Label, Sources, answ
 from mmg_bench.report.comparable import Pair, check_pair, notes_on
 from mmg_bench.report.pairs import Match, Side, matches, why_apart
 from mmg_bench.report.rows import DENSE
-from mmg_bench.report.statistics import Bootstrap, Comparison, compare
+from mmg_bench.report.statistics import USUAL, Bootstrap, compare
 from mmg_bench.report.table import (
     NONE,
     Block,
@@ -41,7 +41,7 @@ def pair_tables(
     b: Side,
     *,
     lost_by: Side | None = None,
-    bootstrap: Bootstrap | None = None,
+    bootstrap: Bootstrap = USUAL,
 ) -> list[Table]:
     """A table for each model with which both `a` and `b` answered: all questions, then each skill.
 
@@ -120,7 +120,7 @@ def _table(
     pairs: Sequence[Pair],
     provenance: Sources,
     notes: Sequence[str],
-    bootstrap: Bootstrap | None,
+    bootstrap: Bootstrap,
     lost_by: Side | None,
     lost: Mapping[str, Collection[str]],
 ) -> Table:
@@ -148,15 +148,11 @@ def _table(
     return Table(title, header, COLUMNS, tuple(blocks), tuple(notes))
 
 
-def _line(
-    name: str, one: Answers, other: Answers, means: Collection[str], bootstrap: Bootstrap | None
-) -> tuple[Entry, ...]:
+def _line(name: str, one: Answers, other: Answers, means: Collection[str], bootstrap: Bootstrap) -> tuple[Entry, ...]:
     """Entries of a comparison, as `COLUMNS` has them."""
     if not one.records:
         return tuple(map(Entry, [name, "0", "0", *[NONE] * (len(COLUMNS) - 3)]))
-    pair: Comparison = compare(
-        one.scores, other.scores, one.videos, one.benchmarks, one.subgroups(means), bootstrap=bootstrap
-    )
+    pair = compare(one.scores, other.scores, one.videos, one.benchmarks, one.subgroups(means), bootstrap=bootstrap)
     numbers = [f"{pair.difference.n}", f"{pair.difference.n_errors}"]
     accuracies = [NONE if math.isnan(value) else f"{value:.1f}" for value in (pair.accuracy, pair.other_accuracy)]
     gain = pair.difference

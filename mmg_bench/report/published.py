@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -17,20 +16,16 @@ def published_path() -> Path:
     return checkout if checkout.exists() else _HERE.with_name("published.csv")
 
 
-@cache
-def _read(path: Path) -> pd.DataFrame:
-    text = dict.fromkeys(("model", "method", "benchmark", "source", "note"), str)
-    numbers = ("frames", "retention", "score", "flops_t")
-    table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values={c: [""] for c in numbers})
-    if tuple(table.columns) != COLUMNS:
-        raise ValueError(f"{path}: columns {list(table.columns)}; expected {list(COLUMNS)}")
-    return table
-
-
 def published(path: Path | None = None) -> pd.DataFrame:
     """All published numbers, one a row.
 
     `score` is in the unit of `benchmark`: percent for benchmarks and `average_retention_percent`, a factor for
     `prefill_speedup`. `flops_t` is in 10^12 multiply-adds (`flops_gqa`). One number may have several sources.
     """
-    return _read(path or published_path()).copy()
+    path = path or published_path()
+    text = dict.fromkeys(("model", "method", "benchmark", "source", "note"), str)
+    numbers = ("frames", "retention", "score", "flops_t")
+    table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values={c: [""] for c in numbers})
+    if tuple(table.columns) != COLUMNS:
+        raise ValueError(f"{path}: columns {list(table.columns)}; expected {list(COLUMNS)}")
+    return table

@@ -32,7 +32,7 @@ from mmg_bench.report.answers import (
     lost_questions,
     over_benchmarks,
 )
-from mmg_bench.report.statistics import Bootstrap, Estimate, accuracy, compare
+from mmg_bench.report.statistics import USUAL, Bootstrap, Estimate, accuracy, compare
 from mmg_bench.runner.records import Record
 
 
@@ -120,7 +120,7 @@ def result_rows(
     against: Collection[str] = (),
     measurements: Iterable[Measurement] = (),
     geometries: Mapping[str, TextGeometry] | None = None,
-    bootstrap: Bootstrap | None = None,
+    bootstrap: Bootstrap = USUAL,
 ) -> pd.DataFrame:
     """The rows of a table, in an order that does not depend on the order of `records`.
 
@@ -138,7 +138,6 @@ def result_rows(
     Raises ValueError when dense is missing, when the questions of a cell are not those of dense, and when two cells
     would share a row.
     """
-    bootstrap = bootstrap or Bootstrap()
     rows: list[dict[str, Any]] = []
     realised: dict[_Where, float] = {}
     for (model, frames), by_benchmark in answers_by_cell(records).items():

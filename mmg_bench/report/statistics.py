@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 FloatArray = NDArray[np.float64]
 Labels = Sequence[str] | NDArray[np.str_]
 
+_LEVEL = 0.95  # coverage of intervals, which every text calls by it
 _CHUNK = 2**16  # elements of a product: as many as a cache holds, which is several times as fast as many at once
 
 
@@ -31,14 +32,10 @@ class Bootstrap:
     """Resamples."""
     seed: int = 0
     """Equal seeds draw equal resamples of equally many videos, so all cells of a table share their resamples."""
-    level: float = 0.95
-    """Coverage of the interval, in (0, 1)."""
 
     def __post_init__(self) -> None:
         if self.n_boot < 1:
             raise ValueError(f"Bootstrap.n_boot={self.n_boot}: it must be at least 1")
-        if not 0 < self.level < 1:
-            raise ValueError(f"Bootstrap.level={self.level}: it must be in (0, 1)")
 
     def sums(self, per_video: FloatArray) -> FloatArray:
         """`[V, K]` sums of each video -> `[n_boot, K]` sums over V videos drawn with replacement."""
@@ -47,13 +44,17 @@ class Bootstrap:
         return np.concatenate([draws[i : i + rows] @ per_video for i in range(0, self.n_boot, rows)])
 
     def interval(self, samples: FloatArray) -> tuple[float, float]:
-        """Lowest and highest of the middle `level` of the resamples in which the quantity is defined."""
+        """Lowest and highest of the middle 95 % of the resamples in which the quantity is defined."""
         samples = samples[np.isfinite(samples)]
         if not samples.size:
             return math.nan, math.nan
-        tail = (1 - self.level) / 2
+        tail = (1 - _LEVEL) / 2
         low, high = np.quantile(samples, [tail, 1 - tail])
         return float(low), float(high)
+
+
+USUAL = Bootstrap()
+"""As every command makes them."""
 
 
 @lru_cache(maxsize=64)  # cells share benchmarks, skills and lost questions: as many numbers of videos as these are
@@ -108,7 +109,7 @@ def accuracy(
     groups: Labels | None = None,
     subgroups: Labels | None = None,
     *,
-    bootstrap: Bootstrap | None = None,
+    bootstrap: Bootstrap = USUAL,
 ) -> Estimate:
     """Mean score in percent, with its interval.
 
@@ -117,7 +118,6 @@ def accuracy(
     resampled together. subgroups: `[Q]`, such as the skill of each question: then a group's mean is in turn the
     unweighted mean of its subgroups' means.
     """
-    bootstrap = bootstrap or Bootstrap()
     means, counts = _group_means([scores], videos, groups, subgroups, bootstrap)
     average = 100 * means[0].mean(axis=-1)
     return Estimate(float(average[0]), *bootstrap.interval(average[1:]), *counts)
@@ -130,7 +130,7 @@ def compare(
     groups: Labels | None = None,
     subgroups: Labels | None = None,
     *,
-    bootstrap: Bootstrap | None = None,
+    bootstrap: Bootstrap = USUAL,
 ) -> Comparison:
     """Paired comparison of a cell's `scores` (`[Q]`) with those of an `other` on the same questions in the same order.
 
@@ -138,7 +138,6 @@ def compare(
     `accuracy`) the percentages are those of the unweighted means over them; flips are counted over all questions.
     kept_percent is NaN where the other's accuracy is 0; resamples in which it is 0 are left out of the interval.
     """
-    bootstrap = bootstrap or Bootstrap()
     means, counts = _group_means([scores, other], videos, groups, subgroups, bootstrap)
     ours, theirs = means.mean(axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -17,7 +17,6 @@ from mmg_bench.report.rows import DENSE, ResultRow
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import Console
 
 CONTROLS = frozenset({"random", "uniform", "pooled", "fewer_frames"})
 """Methods that show what a budget is worth without any idea behind it."""
@@ -98,18 +97,18 @@ def to_markdown(tables: Sequence[Table]) -> str:
     return "\n\n".join(_markdown(t) for t in tables) + "\n"
 
 
-def print_tables(tables: Sequence[Table], console: Console | None = None) -> None:
+def print_tables(tables: Sequence[Table]) -> None:
     """The same on the terminal."""
     import rich.table
-    from rich.console import Console as RichConsole
+    from rich.console import Console
     from rich.text import Text
 
-    class Terminal(RichConsole):
+    class Terminal(Console):
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError  # as print does; Rich would exit with 1, which says that answers failed
 
     # a log is no terminal: there, nothing is gained by wrapping
-    console = console or Terminal(width=None if sys.stdout.isatty() else 200)
+    console = Terminal(width=None if sys.stdout.isatty() else 200)
     for table in tables:
         grid = rich.table.Table(title=Text(table.title), title_justify="left")
         for i, column in enumerate(table.columns):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from mmg_bench.benchmarks.video import VideoError, read_clip
 from mmg_bench.cells import Cell, needs_of
 from mmg_bench.contract import tensors
 from mmg_bench.faults import place_of, told
-from mmg_bench.methods.registry import at_ratio
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import Encoded, VideoLLM
 from mmg_bench.options import check_whole
-from mmg_bench.runner.records import Record, RecordFile, read_records
+from mmg_bench.runner.lines import LineFile
+from mmg_bench.runner.records import Record, read_records
 from mmg_bench.tokens import VideoTokens
 
 PATIENCE = 5
@@ -69,11 +69,11 @@ def evaluate(
         if pending := {key: (keys[key], some) for key, some in left.items() if some}:
             todo.append((video, pending))
     total = sum(len(some) for _, work in todo for _, some in work.values())
-    with RecordFile(folder / name) as file, tqdm(total=total, unit="answer", smoothing=0.02, disable=not total) as bar:
+    with LineFile(folder / name) as file, tqdm(total=total, unit="answer", smoothing=0.02, disable=not total) as bar:
         for video, work in todo:
             bar.set_description(f"video {video}", refresh=False)
             for record in run.video(work):
-                file.add([record])
+                file.append([asdict(record)])
                 bar.update()
     return collect(llm, benchmark, cells, folder)
 
@@ -202,7 +202,7 @@ class _Pass:
         kind, place = faults.kind
         why = f"all answers about {PATIENCE} videos in a row failed alike ({kind}{place and f' at {place}'})"
         self.given_up[key] = f"not asked: {why}"
-        tqdm.write(f"{at_ratio(cell.label, cell.method.retention_ratio)} is asked no more: {why}")
+        tqdm.write(f"{cell} is asked no more: {why}")
 
     def record(self, key: str, cell: Cell, question: Question, error: str | None = None, **outcome: Any) -> Record:
         """A record of an answer, or of the fault that stands in its place."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from mmg_bench.runner.lines import LineFile, read_lines
+from mmg_bench.runner.lines import read_lines
 
 
 @dataclass(frozen=True)
@@ -55,14 +54,6 @@ class Record:
 
 _FIELDS = frozenset(f.name for f in fields(Record))
 _TEXTS = tuple(f.name for f in fields(Record) if f.type == "str")
-
-
-class RecordFile(LineFile):
-    """Appends records to a JSON-lines file, on the disk after each call; use as a context manager."""
-
-    def add(self, records: Iterable[Record]) -> None:
-        """Write records. Raises OSError, naming the file and the remedy, when the disk is full."""
-        self.append(map(asdict, records))
 
 
 def read_records(folder: Path) -> list[Record]:

@@ -46,13 +46,12 @@ def check_all(
     spec: ModelSpec,
     benchmarks: Sequence[tuple[BenchmarkSpec, Mapping[str, Any]]],
     needs_gpu: bool,
-    methods: Mapping[str, Method] | None = None,
+    methods: Mapping[str, Method],
 ) -> list[Check]:
     """Everything that a model needs to answer benchmarks (each with the configuration that it was made from).
 
     `methods`: those that are to run, by their labels.
     """
-    methods = methods or {}
     downloads = list(_weights(model, spec, {field for method in methods.values() for field in method.needs}))
     downloads += [(_data(spec, config), config.get("disk_gb")) for spec, config in benchmarks]
     wanted = [gigabytes for check, gigabytes in downloads if check.missing is not None]

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 
 from lmms_data import DATA_SETS, letter_model
 from mmg_bench.benchmarks.lmms import Benchmark, BenchmarkError, BenchmarkSpec, Question, _task_folders
@@ -170,7 +169,6 @@ def accuracy(records: list[Record], of: Benchmark) -> float:
 def test_a_run_shows_the_mean_over_skills(folder: Path, tmp_path: Path) -> None:
     options = ["model=embedded", f"model.path={folder / 'model'}", "model.frames=4", "model.device=cpu"]
     options += ["benchmark=mlvu", f"benchmark.data={folder / 'data' / 'mlvu'}", "benchmark.questions=10"]
-    GlobalHydra.instance().clear()
     assert run(sweep("run", [*options, "method=dense", f"output_dir={tmp_path}"])) == 0
     rows = read_rows(tmp_path / "rows.csv")
     rows = rows[rows.metric == "accuracy"]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mmg_bench.benchmarks.faults import bad_json, is_local, why_not_loaded
 from mmg_bench.benchmarks.lmms import Benchmark, BenchmarkError, BenchmarkSpec
+from mmg_bench.benchmarks.task_faults import bad_json, is_local, why_not_loaded
 from test_your_own_videos import FILES
 
 TASK, UTILS, QUESTIONS = (f"mine/{name}" for name in ("task.yaml", "utils.py", "questions.jsonl"))

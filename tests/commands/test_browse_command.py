@@ -11,10 +11,11 @@ from urllib.parse import unquote
 
 import pytest
 
+import record_files
 from command_line import given
 from mmg_bench.commands.browse import _pictures, _video
 from mmg_bench.runner import provenance
-from mmg_bench.runner.records import Record, RecordFile, read_records
+from mmg_bench.runner.records import Record, read_records
 
 
 def data_of(page: Path) -> Any:
@@ -50,8 +51,7 @@ def test_a_run_with_its_prompts_and_videos(
     first = next(iter(records.values())).question
     changed = [replace(r, asked="before") if r.question == first else r for r in records.values()]
     file.unlink()
-    with RecordFile(file) as again:
-        again.add(changed)
+    record_files.append(file, changed)
     assert given(f"mmg-bench browse 'output_dir={folder}' 'page={tmp_path}/other/page.html'", monkeypatch) == 0
     (part,) = data_of(tmp_path / "other" / "page.html")["parts"]
     assert [q["id"] for q in part["questions"] if q["prompt"] is None] == [first]
@@ -99,8 +99,7 @@ def record(question: str, date: str, score: float) -> Record:
 def test_without_the_benchmark_and_in_two_versions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with RecordFile(tmp_path / "records-0.jsonl") as file:
-        file.add([record("q", "2026-01-01", 0.0), record("q", "2026-01-02", 1.0)])
+    record_files.append(tmp_path / "records-0.jsonl", [record("q", "2026-01-01", 0.0), record("q", "2026-01-02", 1.0)])
     spec = {"name": "bench", "tasks": ["no_such_task"], "include_path": str(tmp_path), "video": "video"}
     entry = {"benchmark": spec, "command": "mmg-bench run shard.count=2"}
     provenance.write(tmp_path, {date: {**entry, "date": date} for date in ("2026-01-01", "2026-01-02")})
@@ -123,8 +122,9 @@ def test_the_benchmark_is_described_by_the_newest_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dates = {"2026-01-02": "z", "2026-01-03": "newest", "2026-01-01": "a"}
-    with RecordFile(tmp_path / "records.jsonl") as file:
-        file.add([replace(record(f"q{date}", date, 1.0), cell="one") for date in dates])
+    record_files.append(
+        tmp_path / "records.jsonl", [replace(record(f"q{date}", date, 1.0), cell="one") for date in dates]
+    )
     spec = {"name": "bench", "tasks": ["no_such_task"], "video": "video"}
     entries = {date: {"benchmark": {**spec, "include_path": f"/{name}"}, "date": date} for date, name in dates.items()}
     provenance.write(tmp_path, entries)
@@ -137,8 +137,7 @@ def test_the_benchmark_is_described_by_the_newest_answers(
 def test_a_page_that_cannot_be_written(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with RecordFile(tmp_path / "records.jsonl") as file:
-        file.add([record("q", "2026-01-01", 1.0)])
+    record_files.append(tmp_path / "records.jsonl", [record("q", "2026-01-01", 1.0)])
     provenance.write(tmp_path, {"2026-01-01": {}})
     (tmp_path / "a_file").touch()
     (tmp_path / "a_folder").mkdir()
@@ -163,8 +162,9 @@ def test_ratios_that_different_commits_answered(tmp_path: Path, monkeypatch: pyt
             ("same", 0.1, "2026-01-02"),
         )
     ]
-    with RecordFile(tmp_path / "records.jsonl") as file:
-        file.add([*answers, *(replace(r, frames=16, cell=f"{r.cell} 16") for r in answers[2:])])
+    record_files.append(
+        tmp_path / "records.jsonl", [*answers, *(replace(r, frames=16, cell=f"{r.cell} 16") for r in answers[2:])]
+    )
     provenance.write(tmp_path, {date: {"date": date, "commit": commit} for date, commit in commits.items()})
     assert given(f"mmg-bench browse output_dir={tmp_path}", monkeypatch) == 0
     what = "answers of different commits, perhaps of different code (R = 25 % from bbb, R = 10 % from aaa)"

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import sys
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 
-from mmg_bench import cli
+import command_line
+import record_files
 from mmg_bench.report.table import table_by_ratio
 from mmg_bench.runner import provenance
-from mmg_bench.runner.records import Record, RecordFile
+from mmg_bench.runner.records import Record
 
 LONG = "mmg_vid(positions=contiguous)"
 
@@ -30,18 +30,16 @@ def records(method: str, ratio: float, right: str, frames: int = 8) -> list[Reco
 def folder(tmp_path: Path) -> Path:
     """What `mmg-bench table output_dir=...` leaves: records by profile and benchmark."""
     found = tmp_path / "profile" / "bench"
-    with RecordFile(found / "records.jsonl") as file:
-        file.add([*records("dense", 1.0, "1111"), *records(LONG, 0.25, "1110"), *records(LONG, 0.1, "1000")])
+    record_files.append(
+        found / "records.jsonl",
+        [*records("dense", 1.0, "1111"), *records(LONG, 0.25, "1110"), *records(LONG, 0.1, "1000")],
+    )
     provenance.write(found, {"key": {"command": "mmg-bench table t"}})
     return tmp_path
 
 
 def called(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
-    GlobalHydra.instance().clear()
-    monkeypatch.setattr(sys, "argv", ["mmg-bench", "compare", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return ended.value.code
+    return command_line.given(shlex.join(["mmg-bench", "compare", *arguments]), monkeypatch)
 
 
 @pytest.mark.parametrize("inner", ["", "profile", "profile/bench"])
@@ -163,8 +161,7 @@ def test_each_side_may_have_its_own_ratio_and_frames(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with RecordFile(folder / "profile" / "bench" / "records.jsonl") as file:
-        file.add(records("dense", 1.0, "1010", frames=4))
+    record_files.append(folder / "profile" / "bench" / "records.jsonl", records("dense", 1.0, "1010", frames=4))
     assert called(monkeypatch, *arguments, f"output_dir={folder}") == 0
     assert title in " ".join(capsys.readouterr().out.split())
     assert called(monkeypatch, LONG, "dense", "a.frames=8", f"output_dir={folder}") == 2
@@ -200,10 +197,10 @@ def test_a_label_as_a_table_prints_it(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with RecordFile(tmp_path / "records.jsonl") as file:
-        file.add(
-            [*records("m(a=[1, 4], b=[3, 2])", 0.25, "00"), *records("dense", 1.0, "11"), *records(known, 0.25, "10")]
-        )
+    record_files.append(
+        tmp_path / "records.jsonl",
+        [*records("m(a=[1, 4], b=[3, 2])", 0.25, "00"), *records("dense", 1.0, "11"), *records(known, 0.25, "10")],
+    )
     provenance.write(tmp_path, {"key": {}})
     (_, block) = table_by_ratio("", (), [("dense", 1.0), (known, 0.25)], {}, ()).blocks
     printed = block.lines[0][0].text
@@ -215,8 +212,10 @@ def test_a_label_as_a_table_prints_it(
 def test_of_a_method_with_several_labels_the_nearest_is_meant(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with RecordFile(folder / "profile" / "bench" / "records.jsonl") as file:
-        file.add([*records("mmg_vid", 0.25, "1111"), *records("mmg_vid(tau=0.9)", 0.25, "1111")])
+    record_files.append(
+        folder / "profile" / "bench" / "records.jsonl",
+        [*records("mmg_vid", 0.25, "1111"), *records("mmg_vid(tau=0.9)", 0.25, "1111")],
+    )
     for given, near in (("mmg_vid(position=contiguous)", LONG), ("mmg_vid(tau=0.8)", "mmg_vid(tau=0.9)")):
         assert called(monkeypatch, given, "dense", f"output_dir={folder}") == 2
         assert capsys.readouterr().err.startswith(
@@ -250,8 +249,7 @@ def test_a_missing_shard_is_told(
     """Of a benchmark that does not say how many questions it has, such as one's own, nothing else would tell."""
     answers = [*records("dense", 1.0, "1110"), *records(LONG, 0.25, "1100")]
     for i, name in enumerate(files):
-        with RecordFile(tmp_path / name) as file:
-            file.add(answers[i :: len(files)])
+        record_files.append(tmp_path / name, answers[i :: len(files)])
     provenance.write(tmp_path, {"key": {"command": f"mmg-bench {command}"}})
     assert called(monkeypatch, LONG, "dense", f"output_dir={tmp_path}") == 0
     shown = capsys.readouterr().out
@@ -272,8 +270,9 @@ def test_other_code_of_a_method_from_elsewhere_is_told(
 ) -> None:
     """Of this package's methods the commit tells; `other` was in the command, and is on neither side."""
     old = [replace(r, provenance="old") for r in records(label, 0.25, "1100")]
-    with RecordFile(tmp_path / "records.jsonl") as file:
-        file.add([*records("mine", 0.25, "1110"), *records("random", 0.25, "1110"), *old])
+    record_files.append(
+        tmp_path / "records.jsonl", [*records("mine", 0.25, "1110"), *records("random", 0.25, "1110"), *old]
+    )
     now, then = ({"mine": f"p 1.0, code {code}", "other": f"p 1.0, code {code}"} for code in "ab")
     provenance.write(tmp_path, {"key": {"plug_ins": now}, "old": {"plug_ins": then}})
     told = "mine may have answered bench with different code on the two sides (p 1.0, code a; p 1.0, code b): run both"

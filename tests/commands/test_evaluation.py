@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 
 from mmg_bench.commands import evaluation
 from mmg_bench.config import composed, sweep
@@ -22,7 +21,6 @@ from mmg_bench.runner.claims import ClaimedError
 
 
 def run(*overrides: str) -> int:
-    GlobalHydra.instance().clear()
     return evaluation.run(sweep("run", ["method=random", "model.device=cpu", *overrides]))
 
 

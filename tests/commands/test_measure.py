@@ -142,7 +142,7 @@ def test_times_of_a_method_whose_code_changed_are_not_its(
     monkeypatch.setattr(measure, "measure_efficiency", lambda *a: measured.append(1) or original(*a))
     options = ("frames=2", "method=uniform", "weights=random")
     for code, times in (("old", 1), ("old", 1), ("new", 2)):
-        monkeypatch.setattr(measure, "code_of", lambda _, code=code: code)
+        monkeypatch.setattr(measure, "codes_of", lambda _, code=code: {"uniform": code})
         run(tiny_folder, tmp_path, *options)
         assert len(measured) == times
 

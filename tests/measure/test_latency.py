@@ -240,7 +240,7 @@ def test_a_random_prompt_has_about_as_many_tokens(llm: VideoLLM) -> None:
     prompt = random_prompt(tokenizer, 30)
     assert len(tokenizer(prompt).input_ids) == 30
     assert len(set(prompt.split())) > 10
-    assert prompt == random_prompt(tokenizer, 30) != random_prompt(tokenizer, 30, seed=1)
+    assert prompt == random_prompt(tokenizer, 30)
 
 
 def test_out_of_memory_is_a_result(llm: VideoLLM, workload: Workload) -> None:

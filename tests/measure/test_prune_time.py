@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 from mmg_bench import config as cfg
 from mmg_bench.commands import bench_methods
@@ -179,8 +178,7 @@ def test_the_command_ends_with_what_failed(
     small = {"frames": (2, 3), "tokens": 4, "width": 8, "repeats": 3, "warmup": 0}
     original = bench_methods.measure_methods
     monkeypatch.setattr(bench_methods, "measure_methods", lambda m, s: original(m, replace(s, **small)))
-    with initialize_config_dir(str(cfg.CONFIGS), version_base=None):
-        assert run(compose("bench_methods", [])) == 2  # without memory nothing can be mended
+    assert run(cfg.composed("bench_methods", [])) == 2  # without memory nothing can be mended
     assert not (tmp_path / "results").exists()  # not whole
     out = tmp_path / "outputs" / "bench_methods"
     rows = read_rows(out / "rows.csv")
@@ -241,11 +239,9 @@ def test_rows_and_table() -> None:
 
 def test_the_command_writes_rows_table_and_provenance(tmp_path: Path) -> None:
     options = ["frames=[2,4,2]", "tokens=12", "width=8", "repeats=3", "warmup=0", "device=cpu", f"out={tmp_path}"]
-    with initialize_config_dir(str(cfg.CONFIGS), version_base=None):
-        config = compose("bench_methods", [*options, "methods=[uniform,pooled]"])
-        assert run(config) == 0
-        with pytest.raises(ValueError, match=r"unknown method 'pool'; did you mean pooled\? the registered"):
-            run(compose("bench_methods", [*options, "methods=[pool]"]))
+    assert run(cfg.composed("bench_methods", [*options, "methods=[uniform,pooled]"])) == 0
+    with pytest.raises(ValueError, match=r"unknown method 'pool'; did you mean pooled\? the registered"):
+        run(cfg.composed("bench_methods", [*options, "methods=[pool]"]))
     rows = read_rows(tmp_path / "rows.csv")
     assert set(rows.method) == {GRAM, "uniform", "pooled"}
     assert not rows.duplicated(["method", "frames", "metric"]).any()
@@ -264,11 +260,10 @@ def test_only_the_whole_takes_the_place_of_the_kept_result(tmp_path: Path, monke
         return measure_methods({"uniform": methods["uniform"]}, replace(settings, **small))
 
     monkeypatch.setattr(bench_methods, "measure_methods", quick)
-    with initialize_config_dir(str(cfg.CONFIGS), version_base=None):
-        run(compose("bench_methods", ["repeats=4"]))
-        assert not (tmp_path / "results").exists()
-        assert (tmp_path / "outputs" / "bench_methods" / "table.md").exists()
-        run(compose("bench_methods", []))
+    run(cfg.composed("bench_methods", ["repeats=4"]))
+    assert not (tmp_path / "results").exists()
+    assert (tmp_path / "outputs" / "bench_methods" / "table.md").exists()
+    run(cfg.composed("bench_methods", []))
     assert (tmp_path / "results" / "bench_methods" / "table.md").exists()
 
 
@@ -280,8 +275,8 @@ def test_what_was_timed_stays_when_the_rest_is_stopped(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(prune_time, "synthetic_video", stopped)
     options = ["frames=[2,4]", "tokens=12", "width=8", "repeats=3", "warmup=0", "device=cpu", f"out={tmp_path}"]
-    with initialize_config_dir(str(cfg.CONFIGS), version_base=None), pytest.raises(KeyboardInterrupt):
-        run(compose("bench_methods", [*options, "methods=[uniform]"]))
+    with pytest.raises(KeyboardInterrupt):
+        run(cfg.composed("bench_methods", [*options, "methods=[uniform]"]))
     rows = read_rows(tmp_path / "rows.csv")
     assert set(rows.frames) == {2}
     assert set(rows.method) == {GRAM, "uniform"}

@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
@@ -19,8 +18,8 @@ from torch import Tensor
 
 import command_line
 import mmg_bench
-from mmg_bench import cli, methods, specs
 from mmg_bench import config as cfg
+from mmg_bench import methods, specs
 from mmg_bench.cells import code_of, described_plug_ins, make_cell
 from mmg_bench.commands import bench_methods
 from mmg_bench.commands.check_method import building, check_method
@@ -344,15 +343,17 @@ def test_third_parties_compose_without_a_config():
         cfg.composed("run", [f"method={third_party.NAME}", "method.second=1"])
 
 
-def test_a_parameter_may_be_a_tuple(tmp_path):
-    third_party.write(tmp_path, third_party.MODULE.replace("first: int = 0", "first: tuple[int, ...] = (0, 1)"))
+def test_a_parameter_may_be_a_tuple(tmp_path, monkeypatch):
+    module = third_party.MODULE.replace("first: int = 0", "first: tuple[int, ...] = (0, 1)")
+    third_party.write(tmp_path, module.replace("self.first)", "{tuple: sum}[type(self.first)](self.first))"))
     with third_party.installed(tmp_path):
         given = [], ["method.first=[0,1]"], ["method.first=[2]"]
-        composed = [cfg.composed("run", [f"method={third_party.NAME}", *options])["method"] for options in given]
-        cells = [specs.cell(method, 0.5) for method in composed]
+        composed = [cfg.plain(cfg.composed("run", [f"method={third_party.NAME}", *options])) for options in given]
+        cells = [specs.cell(config["method"], 0.5) for config in composed]
         names = [cell.label for cell in dict.fromkeys(cells)]
         assert names == [third_party.NAME, f"{third_party.NAME}(first=(2,))"]
-        assert building(third_party.NAME, first=[2])(0.5) == cells[-1].method  # as check-method has it
+        assert building(third_party.NAME, first=[2])(0.5) == cells[-1].method
+        assert command_line.given(f"mmg-bench check-method {third_party.NAME} first=[2]", monkeypatch) == 0
         with pytest.raises(ValueError, match=r"^every_nth.first={'a': 1}: it must be one value, or a list of values$"):
             make_cell(third_party.NAME, 0.5, first={"a": 1})
 
@@ -370,13 +371,10 @@ def test_a_parameter_may_be_a_tuple(tmp_path):
 )
 def test_a_method_that_cannot_be_imported_is_told_in_a_line(module, says, tmp_path, monkeypatch, capsys):
     third_party.write(tmp_path, module)
-    monkeypatch.setattr(sys, "argv", ["mmg-bench", "methods"])
     with third_party.installed(tmp_path):
         with pytest.raises(ValueError, match=f"^method 'every_nth' cannot be imported: {says}"):
             method_class(third_party.NAME)
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    assert ended.value.code == 1
+        assert command_line.given("mmg-bench methods", monkeypatch) == 1
     listed = capsys.readouterr().out
     assert re.search(rf"^every_nth      method 'every_nth' cannot be imported: {says}", listed, re.MULTILINE)
     assert re.search(r"^visionzip ", listed, re.MULTILINE)

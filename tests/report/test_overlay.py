@@ -10,11 +10,11 @@ from mmg_bench.report.overlay import contact_sheet, kept_overlay
 
 def test_kept_cells_are_bright_and_the_others_dark() -> None:
     frames = np.full((2, 8, 8, 3), 200, dtype=np.uint8)
-    out = kept_overlay(frames, np.array([0, 7]), (2, 2), dim=0.5)
+    out = kept_overlay(frames, np.array([0, 7]), (2, 2))
     assert (out[0, :4, :4] == 200).all()
     assert (out[1, 4:, 4:] == 200).all()
     assert (out == 200).sum() == 2 * 16 * 3
-    assert (out[0, 4:] == 100).all()
+    assert (out[0, 4:] == 50).all()
     assert (frames == 200).all()
 
 
@@ -25,10 +25,10 @@ def test_positions_outside_are_refused() -> None:
 
 def test_a_contact_sheet_is_a_grid() -> None:
     rows = [np.zeros((3, 4, 5, 3), dtype=np.uint8), np.ones((3, 4, 5, 3), dtype=np.uint8)]
-    sheet = contact_sheet(rows, gap=1)
-    assert sheet.shape == (9, 17, 3)
-    assert (sheet[4] == 255).all()
-    assert (sheet[5:, :5] == 1).all()
+    sheet = contact_sheet(rows)
+    assert sheet.shape == (10, 19, 3)
+    assert (sheet[4:6] == 255).all()
+    assert (sheet[6:, :5] == 1).all()
 
 
 def test_rows_of_a_contact_sheet_bear_their_names() -> None:

@@ -232,10 +232,9 @@ def test_bad_scores_are_refused(scores, videos, message):
         accuracy(scores, videos)
 
 
-@pytest.mark.parametrize("bad", [{"n_boot": 0}, {"level": 1.0}, {"level": 0.0}])
-def test_bad_bootstraps_are_refused(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        Bootstrap(**bad)
+def test_bootstraps_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="n_boot"):
+        Bootstrap(n_boot=0)
 
 
 def test_subgroups_count_the_same_within_their_group():

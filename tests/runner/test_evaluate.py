@@ -156,7 +156,6 @@ def test_a_killed_run_goes_on(llm: VideoLLM, benchmark: Any, tmp_path: Path, mon
 def test_a_finished_run_touches_no_video(
     llm: VideoLLM, benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_video(make_world("train", 2, sampled=4), tmp_path / "v2.mp4", size=32)
     whole = ThreeVideos(tmp_path)
     write_video(make_world("train", 2, sampled=4), tmp_path / "v2.mp4", size=32)
     first = evaluate(llm, whole, CELLS, tmp_path / "out", "p")

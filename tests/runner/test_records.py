@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mmg_bench.runner.records import Record, RecordFile, read_records
+import record_files
+from mmg_bench.runner.lines import LineFile
+from mmg_bench.runner.records import Record, read_records
 
 RECORD = Record(
     model="m",
@@ -35,9 +37,8 @@ RECORD = Record(
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     records = [replace(RECORD, question=f"q{i}") for i in range(3)]
-    with RecordFile(tmp_path / "records.jsonl") as file:
-        file.add(records[:2])
-        file.add(records[2:])
+    record_files.append(tmp_path / "records.jsonl", records[:2])
+    record_files.append(tmp_path / "records.jsonl", records[2:])
     assert read_records(tmp_path) == records
     assert read_records(tmp_path / "nothing here") == []
 
@@ -46,8 +47,7 @@ def test_a_torn_line_is_dropped_and_written_over(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_text(json.dumps(asdict(RECORD)) + "\n" + json.dumps(asdict(RECORD))[:40])
     assert read_records(tmp_path) == [RECORD]
-    with RecordFile(path) as file:
-        file.add([replace(RECORD, question="q1")])
+    record_files.append(path, [replace(RECORD, question="q1")])
     assert [r.question for r in read_records(tmp_path)] == ["q0", "q1"]
 
 
@@ -93,28 +93,27 @@ def test_one_record_a_cell_and_question(tmp_path: Path) -> None:
 def test_an_answer_stands_for_failures_before_and_behind_it(tmp_path: Path) -> None:
     failed = replace(RECORD, prediction=None, score=None, error="OSError: x")
     others = [replace(failed, question="q1", error=f"OSError: {i}") for i in range(2)]
-    with RecordFile(tmp_path / "records.jsonl") as file:
-        file.add([failed, RECORD, failed, *others])
+    record_files.append(tmp_path / "records.jsonl", [failed, RECORD, failed, *others])
     assert read_records(tmp_path) == [RECORD, others[-1]]
 
 
 def test_processes_append_to_one_file(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
-    with RecordFile(path) as one, RecordFile(path) as other:
-        one.add([RECORD])
+    with LineFile(path) as one, LineFile(path) as other:
+        one.append([asdict(RECORD)])
         with path.open("a") as dead:
             dead.write('{"model": "to')  # killed
-        other.add([replace(RECORD, question="q1")])
-        one.add([replace(RECORD, question="q2")])
+        other.append([asdict(replace(RECORD, question="q1"))])
+        one.append([asdict(replace(RECORD, question="q2"))])
     assert [r.question for r in read_records(tmp_path)] == ["q0", "q1", "q2"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
 def test_no_space_left(tmp_path: Path) -> None:
     def add() -> None:
-        with RecordFile(tmp_path / "records.jsonl") as file, Path("/dev/full").open("ab", buffering=0) as full:
+        with LineFile(tmp_path / "records.jsonl") as file, Path("/dev/full").open("ab", buffering=0) as full:
             file._file = full
-            file.add([RECORD])
+            file.append([asdict(RECORD)])
 
     with pytest.raises(OSError, match=r"(?s)cannot be written.*free some space.*records\.jsonl"):
         add()

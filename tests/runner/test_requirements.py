@@ -18,16 +18,23 @@ from lmms_data import DATA_SETS
 from mmg_bench.benchmarks import video
 from mmg_bench.benchmarks.lmms import BenchmarkSpec
 from mmg_bench.config import load
+from mmg_bench.methods.base import Method
 from mmg_bench.methods.registry import get_method
 from mmg_bench.runner import requirements
-from mmg_bench.runner.requirements import check_all
+from mmg_bench.runner.requirements import Check, check_all
 from mmg_bench.specs import benchmark_spec, cell, model_spec
 
 SEVEN_B = load("model", "llava_onevision_7b")
 
 
-def missing(model: dict[str, Any], *benchmarks: tuple[BenchmarkSpec, dict[str, Any]], gpu: bool = False) -> list[str]:
-    return [str(check) for check in check_all(model, model_spec(model), benchmarks, gpu) if check.missing is not None]
+def checks(
+    model: dict[str, Any], *benchmarks: tuple[BenchmarkSpec, dict[str, Any]], gpu: bool = False, **methods: Method
+) -> list[Check]:
+    return check_all(model, model_spec(model), benchmarks, gpu, methods)
+
+
+def missing(model: dict[str, Any], *benchmarks: tuple[BenchmarkSpec, dict[str, Any]], **others: Any) -> list[str]:
+    return [str(check) for check in checks(model, *benchmarks, **others) if check.missing is not None]
 
 
 def of(name: str, **changes: Any) -> tuple[BenchmarkSpec, dict[str, Any]]:
@@ -54,9 +61,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_embedded_run_lacks_nothing() -> None:
-    embedded = load("model", "embedded")
-    checks = check_all(embedded, model_spec(embedded), [of("embedded")], needs_gpu=False)
-    assert [str(c) for c in checks] == [
+    assert [str(c) for c in checks(load("model", "embedded"), of("embedded"))] == [
         "packages",
         "decoding of H.264 video",
         "weights of embedded (embedded)",
@@ -101,7 +106,7 @@ def test_the_gpu(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
 
 
 def test_weights_of_the_hub(home: Path) -> None:
-    *_, weights, _, disk = check_all(SEVEN_B, model_spec(SEVEN_B), [of("embedded")], needs_gpu=False)
+    *_, weights, _, disk = checks(SEVEN_B, of("embedded"))
     assert str(weights) == (
         f"weights of llava_onevision_7b ({SEVEN_B['path']}): the hub cache lacks config.json, model.safetensors\n"
         f"      -> hf download {SEVEN_B['path']} --revision {SEVEN_B['revision']} (about 16 GB), "
@@ -172,8 +177,7 @@ def test_an_id_that_cannot_be_one_is_named(home: Path) -> None:
 
 def test_siglip_does_not_serve_every_family(home: Path) -> None:
     model = {**load("model", "qwen2_5_vl_7b"), "siglip": "nobody/siglip"}
-    methods = {"fastvid": cell({"name": "fastvid"}, 0.5).method}
-    found = [str(c) for c in check_all(model, model_spec(model), [], False, methods) if "reads" in c.what]
+    found = [str(c) for c in checks(model, fastvid=get_method("fastvid")) if "reads" in c.what]
     assert [line.partition(" (")[0] for line in found] == [
         "what fastvid reads: models of type 'qwen2_5_vl' do not supply frame_features, probe_attention"
     ]
@@ -183,17 +187,17 @@ def test_layers_that_a_method_cannot_prune_between_are_named(home: Path, tmp_pat
     families.qwen3_5()[0].config.save_pretrained(tmp_path)
     model = {**load("model", "qwen3_5_9b"), "path": str(tmp_path)}
     methods = {name: get_method(name) for name in ("mmg_vid", "fastv")}
-    found = [str(c) for c in check_all(model, model_spec(model), [], False, methods) if "prunes" in c.what]
+    found = [str(c) for c in checks(model, **methods) if "prunes" in c.what]
     assert [line.partition(" before them: ")[::2] for line in found] == [
         (
             "where fastv prunes: inside the language model, whose layers must attend to all that is",
             "this one has full_attention, linear_attention\n      -> choose another method or model",
         )
     ]
-    deep = {"fastv": get_method("fastv", layer=40)}
+    deep = get_method("fastv", layer=40)
     for weights in ("pretrained", "random"):
         model = {**SEVEN_B, "weights": weights}
-        lines = [str(c) for c in check_all(model, model_spec(model), [], False, deep) if "prunes" in c.what]
+        lines = [str(c) for c in checks(model, fastv=deep) if "prunes" in c.what]
         assert [line.partition("]")[0] for line in lines] == [
             "where fastv prunes: FastV.layer=40: it must be an integer in [1, 27"
         ]
@@ -205,12 +209,10 @@ def test_random_weights_need_no_download(home: Path) -> None:
 
 def test_the_siglip_checkpoint_is_asked_for_only_by_methods_that_need_it(home: Path, tmp_path: Path) -> None:
     model = {**load("model", "embedded"), "siglip": "nobody/no-such-siglip"}
-    whole = [of("embedded")]
+    whole = of("embedded")
 
     def lacks(model: dict[str, Any], *names: str) -> list[str]:
-        methods = {name: get_method(name) for name in names}
-        found = check_all(model, model_spec(model), whole, False, methods)
-        return [str(c) for c in found if c.missing is not None]
+        return missing(model, whole, **{name: get_method(name) for name in names})
 
     assert lacks(model) == []
     assert lacks(model, "visionzip", "sparsevlm") == []
@@ -283,7 +285,7 @@ def test_methods_that_read_what_the_family_does_not_supply_are_named(
     model = {**load("model", name), **changes}
     cells = [cell({"name": method}, 0.5) for method in ("mmg_vid", "visionzip", "fastvid")]
     needs = {c.label: c.method for c in cells if name.startswith("llava") or c.label != "fastvid"}
-    found = [c.what for c in check_all(model, model_spec(model), [], False, needs) if "reads" in c.what]
+    found = [c.what for c in checks(model, **needs) if "reads" in c.what]
     assert found == [f"what {label} reads" for label in lacks]
 
 
@@ -315,8 +317,7 @@ def test_data_is_counted_by_the_tasks_own_code(made: Path, tmp_path: Path, monke
     home = shutil.copytree(made / "home", tmp_path / "home")
     monkeypatch.setenv("HF_HOME", str(home))
     embedded, here = load("model", "embedded"), {"data": str(made / "annotations")}
-    checks = check_all(embedded, model_spec(embedded), [of("videomme", questions=6, **here)], needs_gpu=False)
-    assert str(checks[-1]) == "data of videomme: 6 questions"
+    assert str(checks(embedded, of("videomme", questions=6, **here))[-1]) == "data of videomme: 6 questions"
     (line, *_) = missing(embedded, of("videomme", **here))
     assert "has 6 questions here, not 2700: the data is incomplete" in line
     (home / "videomme" / "data" / "clip1.mp4").unlink()
@@ -326,12 +327,10 @@ def test_data_is_counted_by_the_tasks_own_code(made: Path, tmp_path: Path, monke
 
 def test_disk(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(100 * 10**9))
-    spec = model_spec(SEVEN_B)
-    checks = check_all(SEVEN_B, spec, [of("videomme"), of("mvbench")], needs_gpu=False)
-    assert str(checks[-1]).startswith(
+    assert str(checks(SEVEN_B, of("videomme"), of("mvbench"))[-1]).startswith(
         f"218 GB and data of unknown size of disk below {home}: only 100 GB are free\n      -> free some, or point"
     )
-    assert str(check_all(SEVEN_B, spec, [of("embedded")], needs_gpu=False)[-1]) == f"16 GB of disk below {home}"
+    assert str(checks(SEVEN_B, of("embedded"))[-1]) == f"16 GB of disk below {home}"
 
 
 def test_a_spec_need_not_be_of_a_shipped_configuration(home: Path) -> None:
