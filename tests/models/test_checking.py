@@ -18,7 +18,7 @@ from mmg_bench.commands import evaluation, measure
 from mmg_bench.methods import PACT, FastVID, VisionZip
 from mmg_bench.models import loading
 from mmg_bench.models.adapter import UnsupportedModelError
-from mmg_bench.models.checking import ModelError, check_model
+from mmg_bench.models.checking import ModelError, attention_lacks, check_model, explained
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.spec import ModelSpec
 
@@ -98,15 +98,18 @@ def test_what_is_at_hand_is_not_asked_for(asked: list[str], cache: Path, tiny_fo
     check_model(spec(revision="old"), {})
     check_model(random_spec(), {})
     for folder in ("embedded", str(tiny_folder), "/nowhere"):
-        check_model(spec(path=folder), {})
+        for weights in ("pretrained", "random"):
+            check_model(spec(path=folder, weights=weights), {})
     assert asked == []
 
 
-def test_random_weights_of_an_unknown_architecture_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"^model\.weights='random': the architecture of 'x' is not known without a down"
-    ):
-        check_model(spec(weights="random"), {})
+def test_random_weights_of_an_unknown_architecture_are_refused(cache: Path) -> None:
+    fill(cache, REPO, "abc")  # what lies there is not asked: loading would not either
+    for revision in ("other", "abc"):
+        with pytest.raises(
+            ValueError, match=r"^model\.weights='random': the architecture of 'x' is not known without a down"
+        ):
+            check_model(spec(weights="random", revision=revision), {})
 
 
 def test_siglip_is_asked_for_where_a_method_needs_it(nothing_answers: list[str], cache: Path) -> None:
@@ -169,6 +172,24 @@ def test_an_id_that_cannot_be_one_is_named() -> None:
         ModelError, match=r"'a/b/c': .*Repo id must be .*; download it while online .*, or set model\.path"
     ):
         check_model(spec(path="a/b/c"), {})
+
+
+def test_an_error_without_words_is_named_by_its_kind() -> None:
+    with (
+        pytest.raises(ModelError, match=r"the folder lacks something \(OSError\);"),
+        explained("it", "/x", "model.path"),
+    ):
+        raise OSError
+
+
+def test_attention_whose_package_is_there_lacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kernels, flash in ((False, True), (True, False)):
+        monkeypatch.setattr("transformers.utils.is_kernels_available", lambda there=kernels: there)
+        monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda there=flash: there)
+        monkeypatch.setattr("transformers.utils.is_flash_attn_3_available", lambda: False)
+        lacking = [attention_lacks(f"flash_attention_{version}") is not None for version in (2, 3)]
+        assert lacking == [False, not kernels]
+        assert (attention_lacks("nobody/kernel") is None) == kernels
 
 
 def run(out: Path) -> int:

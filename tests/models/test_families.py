@@ -346,8 +346,9 @@ def test_frames_are_told_by_the_words_before_them(family: tuple[str, Any, Any]) 
     for says, before, between in refused:
         with pytest.raises(ValueError, match=f"prompt 0 holds .*{says}"):
             layouts(before, *between)
-    with pytest.raises(ValueError, match=f"an image of other than {len(frame)} tokens"):
-        layouts(introduction, words, others, frame=frame[1:])
+    for between, each in (([words, others], frame[1:]), ([words, [*words, frame[0], *words]], frame)):
+        with pytest.raises(ValueError, match=f"an image of other than {len(frame)} tokens"):
+            layouts(introduction, *between, frame=each)
 
 
 def test_encoding_once_and_beams_give_the_same(family: tuple[str, Any, Any], inputs: dict[str, Any]) -> None:
