@@ -143,8 +143,9 @@ def test_the_kind_of_a_checkpoint_is_seen_before_its_weights_are_fetched(cache: 
     snapshot = cache / f"models--{REPO.replace('/', '--')}" / "snapshots" / commit
     (snapshot / "config.json").write_text('{"model_type": "llava"}')
     (snapshot / "model.safetensors").unlink()
-    with pytest.raises(UnsupportedModelError, match=r"model_type 'llava'"):
-        VideoLLM(spec(revision=commit, device="cpu"))
+    for name in ("x", "llava_onevision_7b"):  # which is not what lies there
+        with pytest.raises(UnsupportedModelError, match=r"model_type 'llava'"):
+            VideoLLM(spec(name=name, revision=commit, device="cpu"))
 
 
 def test_a_whole_checkpoint_is_loaded_at_once(cache: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -599,6 +599,10 @@ def test_a_type_without_an_entry_is_served_by_what_it_has(
     else:
         with method(model):
             assert torch.equal(logits(model, inputs), expected)
+        text = {k: inputs[k] for k in ("input_ids", "attention_mask", "mm_token_type_ids") if k in inputs}
+        tokens, encoded = adapter_for(model).encode(inputs, set())
+        with pruning(model, method, encoded=tokens):
+            torch.testing.assert_close(logits(model, {**text, **fresh(encoded)}), expected)
         says = "prunes inside the language model, (and how layers of models of type|whose layers must attend)"
         with pytest.raises(UnsupportedModelError, match=says), get_method("fastv", retention_ratio=0.3)(model):
             pass

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import sizes_table
 import torch
+from transformers import AutoConfig
 from unweighted import MetaSpec, random_llm
 
 from mmg_bench import config as cfg
@@ -94,9 +96,29 @@ def test_sizes(name: str, parameters: int, tokens: int) -> None:
     if name.startswith("llava"):
         tokens += name != "llava_video_7b"  # the newline behind a video
     assert ids.count(llm.adapter.video_token_id) == tokens
+    if name == "qwen3_vl_moe_30b":  # Qwen3-30B-A3B, which activates 3.3 billion
+        text, tower = llm.model.config.text_config, sum(p.numel() for p in llm.model.model.visual.parameters())
+        idle = (text.num_experts - text.num_experts_per_tok) * 3 * text.hidden_size * text.moe_intermediate_size
+        assert round((parameters - tower - idle * text.num_hidden_layers) / 1e9, 2) == 3.35
     if name.startswith("qwen3"):  # six tokens of time, seven from 10.5 on, and two around the frame: as its own makes
         assert pixels.texts[0].startswith("<0.5 seconds><|vision_start|>")
         assert len(ids) == tokens + 16 * 8 + 11
+
+
+def test_towers_are_those_that_transformers_has_by_default() -> None:
+    """Of heads, windows and strides, which no count of parameters tells. All others are of another size there."""
+    others: dict[str, dict[str, Any]] = {
+        "qwen2_5_vl_7b": {"tokens_per_second": 2, "hidden_size": 1280},
+        "internvl3_8b": {"attention_bias": True},
+        "smolvlm2_2_2b": {"intermediate_size": 4304, "num_hidden_layers": 27, "image_size": 384, "patch_size": 14},
+    }
+    others |= {name: {"out_hidden_size": 4096} for name in ("qwen3_vl_8b", "qwen3_5_9b")}
+    others["qwen3_vl_moe_30b"] = {"out_hidden_size": 2048}
+    for name, geometry in GEOMETRIES.items():
+        kind, tower = geometry.config["model_type"], geometry.config["vision_config"]
+        stock = AutoConfig.for_model(kind).vision_config.to_dict()
+        differs = {key: value for key, value in tower.items() if key != "model_type" and stock[key] != value}
+        assert differs == others.get(name, {}), name
 
 
 SMALL_TEXT = {"intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 1, "num_key_value_heads": 1}

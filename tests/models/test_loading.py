@@ -114,8 +114,14 @@ def test_layers_may_be_spread_by_accelerate(llm: VideoLLM, tiny_folder: Path, mo
 
 def test_weights_are_identified_by_content(llm: VideoLLM, tiny_folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(tiny_folder, tmp_path / "copy")
-    assert VideoLLM(spec(copy)).weights == llm.weights
+    copied = VideoLLM(spec(copy))
+    assert (copied.weights, copied.settings) == (llm.weights, llm.settings)
     assert llm.weights.startswith("tiny@")
+    for name in ("README.md", "config.json", "chat_template.jinja", "tokenizer.model", "merges.txt"):
+        before = copied.settings
+        del copied.settings  # as of a model that is loaded now
+        (copy / name).write_text("other")
+        assert (copied.settings == before) == (name == "README.md")
 
 
 NEEDED = ("config.json", "tokenizer_config.json", "model.safetensors")
