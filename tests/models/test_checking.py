@@ -19,6 +19,7 @@ from mmg_bench.methods import PACT, FastVID, VisionZip
 from mmg_bench.models import loading
 from mmg_bench.models.adapter import UnsupportedModelError
 from mmg_bench.models.checking import ModelError, attention_lacks, check_model, explained
+from mmg_bench.models.hub import commit_of
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.spec import ModelSpec
 
@@ -89,6 +90,7 @@ def test_the_hub_is_asked_once(nothing_answers: list[str]) -> None:
 def test_whatever_the_hub_answers_is_left_to_loading(asked: list[str]) -> None:
     check_model(spec(revision="abc"), {})
     assert [url.rpartition("/resolve/")[2] for url in asked] == ["abc/config.json"]
+    assert commit_of(REPO, "abc") == "abc"  # of which nothing lies here
 
 
 def test_what_is_at_hand_is_not_asked_for(asked: list[str], cache: Path, tiny_folder: Path) -> None:
@@ -175,12 +177,26 @@ def test_an_id_that_cannot_be_one_is_named() -> None:
         check_model(spec(path="a/b/c"), {})
 
 
-def test_an_error_without_words_is_named_by_its_kind() -> None:
-    with (
-        pytest.raises(ModelError, match=r"the folder lacks something \(OSError\);"),
-        explained("it", "/x", "model.path"),
-    ):
-        raise OSError
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(), r"^it cannot be loaded from '/x': the folder lacks something \(OSError\);"),
+        (OSError("\nlost\nmore"), r"the folder lacks something \(lost\);"),
+        (RuntimeError("torn"), "^it at '/x' is damaged or of another kind: torn$"),
+    ],
+)
+def test_an_error_is_told_by_its_first_line_or_by_its_kind(error: Exception, says: str) -> None:
+    with pytest.raises(ModelError, match=says), explained("it", "/x", "model.path"):
+        raise error
+
+
+def test_a_package_that_a_model_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*_: Any) -> None:
+        raise ImportError("pip install timm\nand start anew")
+
+    monkeypatch.setattr("transformers.AutoModelForImageTextToText.from_config", build)
+    with pytest.raises(ModelError, match=r"^model 'llava_onevision_0_5b' needs a package: pip install timm$"):
+        check_model(random_spec(), {})
 
 
 def test_attention_whose_package_is_there_lacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

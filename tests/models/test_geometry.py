@@ -12,6 +12,7 @@ import pytest
 import sizes_table
 import torch
 from transformers import AutoConfig
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from unweighted import MetaSpec, random_llm
 
 from mmg_bench import config as cfg
@@ -96,6 +97,8 @@ def test_sizes(name: str, parameters: int, tokens: int) -> None:
     if name.startswith("llava"):
         tokens += name != "llava_video_7b"  # the newline behind a video
     assert ids.count(llm.adapter.video_token_id) == tokens
+    if name == "internvl3_8b":
+        assert pixels.texts[0].startswith("Frame1: <img><IMG_CONTEXT>")
     if name == "qwen3_vl_moe_30b":  # Qwen3-30B-A3B, which activates 3.3 billion
         text, tower = llm.model.config.text_config, sum(p.numel() for p in llm.model.model.visual.parameters())
         idle = (text.num_experts - text.num_experts_per_tok) * 3 * text.hidden_size * text.moe_intermediate_size
@@ -145,6 +148,11 @@ def test_an_architecture_is_measured_with_its_processor(name: str, monkeypatch: 
     small = {**config, "text_config": text, "vision_config": tower}
     monkeypatch.setitem(GEOMETRIES, name, dataclasses.replace(GEOMETRIES[name], config=small))
     llm = random_llm(name, "cpu", frames=4, dtype="float32")
+    assert type(llm.processor).__name__ == PROCESSOR_MAPPING_NAMES[config["model_type"]]
+    assert not (name.startswith("qwen") and llm.processor.video_processor.cap_pixels_per_frame)
+    black, *_ = llm.preprocess(np.zeros((4, 64, 64, 3), dtype=np.uint8), Timing.every_second(4)).tensors.values()
+    darkest = {"qwen2": -0.48145466 / 0.26862954, "glm": -0.48145466 / 0.26862954, "internvl": -0.485 / 0.229}
+    assert black.min() == pytest.approx(next((v for kind, v in darkest.items() if name.startswith(kind)), -1), abs=1e-5)
     pixels = llm.preprocess(random_video(4, size=64), Timing.every_second(4))
     with PeakMemory(llm.device) as encoding:
         encoded = llm.encode(pixels, frozenset())

@@ -37,6 +37,13 @@ def test_the_prompt_is_the_processors_own(llm: VideoLLM) -> None:
         assert torch.equal(made[name], expected[name])
 
 
+def test_a_template_that_does_not_place_each_video_is_named(llm: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm.processor, "apply_chat_template", lambda *_, **__: "a <video> b")
+    for texts in ([], ["<video>", "<video>"]):
+        with pytest.raises(ValueError, match=f"made 1 places for {len(texts)} videos: 'a <video> b'"):
+            llm.tokenize("", texts)
+
+
 def test_generation_stops_at_the_tasks_words(llm: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded = llm.encode(llm.preprocess(random_video(4)), set())
     # some versions of transformers return the states of every layer of the tower as well, which would be kept
@@ -49,6 +56,7 @@ def test_generation_stops_at_the_tasks_words(llm: VideoLLM, monkeypatch: pytest.
         cut = llm.generate(inputs, encoded, {"max_new_tokens": 6, "until": until})
         stops = [until] if isinstance(until, str) else until
         assert cut == whole[: min(whole.index(stop) for stop in stops if stop)].strip()
+    assert llm.generate(inputs, encoded, {"max_new_tokens": 6, "until": f"{whole[0]}~"}) == whole  # stands nowhere
 
 
 def test_generation_is_greedy_unless_the_task_says_otherwise(llm: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,6 +118,13 @@ def test_layers_may_be_spread_by_accelerate(llm: VideoLLM, tiny_folder: Path, mo
     inputs = llm.tokenize("What colour is the star?", pixels.texts)
     answers = [m.generate(inputs, m.encode(pixels, set()), {"max_new_tokens": 4}) for m in (llm, spread)]
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+def test_a_model_is_loaded_as_it_is_asked_for(tiny_folder: Path, weights: str) -> None:
+    asked = replace(spec(tiny_folder), dtype="bfloat16", attn_implementation="eager", weights=weights)
+    model = VideoLLM(asked).model
+    assert (model.dtype, model.config._attn_implementation, model.training) == (torch.bfloat16, "eager", False)
 
 
 def test_weights_are_identified_by_content(llm: VideoLLM, tiny_folder: Path, tmp_path: Path) -> None:
