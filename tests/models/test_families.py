@@ -378,6 +378,7 @@ def test_videos_are_encoded_in_the_precision_of_the_model(
     model = copy.deepcopy(family[1]).to(torch.bfloat16)
     (tokens,), encoded = adapter_for(model).encode(inputs, set())  # of pixels in float32, as processors make them
     assert tokens.features.dtype == torch.bfloat16
+    assert not tokens.features.requires_grad
     text = {k: inputs[k] for k in ("input_ids", "attention_mask", "mm_token_type_ids") if k in inputs}
     wider = replace(tokens, features=tokens.features.float())  # as of a tower that was left in float32
     with pruning(model, get_method("random", retention_ratio=0.3), encoded=[wider]):

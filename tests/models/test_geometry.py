@@ -97,6 +97,10 @@ def test_sizes(name: str, parameters: int, tokens: int) -> None:
     if name.startswith("llava"):
         tokens += name != "llava_video_7b"  # the newline behind a video
     assert ids.count(llm.adapter.video_token_id) == tokens
+    if not name.startswith("smolvlm"):  # whose processor has a template of its own for videos
+        around = {"qwen2": 11, "qwen3": 2, "glm": 2}  # where a vision starts and ends, and a system's turn
+        more = next((count for kind, count in around.items() if name.startswith(kind)), 0)
+        assert llm.tokenize("abc def ghi", pixels.texts)["input_ids"].shape == (1, len(ids) + len(WORDS) + more)
     if name == "internvl3_8b":
         assert pixels.texts[0].startswith("Frame1: <img><IMG_CONTEXT>")
     if name == "qwen3_vl_moe_30b":  # Qwen3-30B-A3B, which activates 3.3 billion
@@ -108,19 +112,24 @@ def test_sizes(name: str, parameters: int, tokens: int) -> None:
         assert len(ids) == tokens + 16 * 8 + 11
 
 
-def test_towers_are_those_that_transformers_has_by_default() -> None:
-    """Of heads, windows and strides, which no count of parameters tells. All others are of another size there."""
+def test_towers_and_ids_of_media_are_those_that_transformers_has_by_default() -> None:
+    """Of heads, windows and strides, which no count of parameters tells. These alone are others there."""
     others: dict[str, dict[str, Any]] = {
         "qwen2_5_vl_7b": {"tokens_per_second": 2, "hidden_size": 1280},
+        "qwen3_vl_8b": {"out_hidden_size": 4096},
+        "qwen3_vl_moe_30b": {"out_hidden_size": 2048},
+        "qwen3_5_9b": {"out_hidden_size": 4096},
+        "glm46v_9b": {"video_start_token_id": 151341, "video_end_token_id": 151342},
         "internvl3_8b": {"attention_bias": True},
         "smolvlm2_2_2b": {"intermediate_size": 4304, "num_hidden_layers": 27, "image_size": 384, "patch_size": 14},
     }
-    others |= {name: {"out_hidden_size": 4096} for name in ("qwen3_vl_8b", "qwen3_5_9b")}
-    others["qwen3_vl_moe_30b"] = {"out_hidden_size": 2048}
+    others["smolvlm2_2_2b"]["image_token_id"] = 49190
     for name, geometry in GEOMETRIES.items():
-        kind, tower = geometry.config["model_type"], geometry.config["vision_config"]
-        stock = AutoConfig.for_model(kind).vision_config.to_dict()
-        differs = {key: value for key, value in tower.items() if key != "model_type" and stock[key] != value}
+        stock = AutoConfig.for_model(geometry.config["model_type"]).to_dict()
+        ours = {key: value for key, value in geometry.config.items() if "_token_" in key}
+        differs = {key: value for key, value in ours.items() if stock[key] != value}
+        tower = {key: value for key, value in geometry.config["vision_config"].items() if key != "model_type"}
+        differs |= {key: value for key, value in tower.items() if stock["vision_config"][key] != value}
         assert differs == others.get(name, {}), name
 
 

@@ -335,9 +335,11 @@ def test_a_mask_of_sizes_counts_tokens_more_than_once() -> None:
     added = torch.zeros(1, 1, 5, 5).masked_fill(~causal, torch.finfo(torch.float32).min)
     for mask in (None, causal, added):
         torch.testing.assert_close(attend(q, k, v, attn_mask=weighed(mask, weights, hidden)), expected)
-    half = weighed(None, weights, hidden.half())
-    assert half.dtype == torch.float16
-    assert half.isfinite().all()
+    for mask in (None, causal, added.half()):
+        half = weighed(mask, weights, hidden.half())
+        assert half.dtype == torch.float16
+        assert half.isfinite().all()
+        assert torch.equal(half == torch.finfo(torch.float16).min, ~causal)
     last = weighed(None, weights, hidden[:, -2:])  # of two that are decoded behind three
     torch.testing.assert_close(attend(q[:, :, -2:], k, v, attn_mask=last), expected[:, :, -2:])
 
