@@ -119,7 +119,7 @@ def test_siglip_is_asked_for_where_a_method_needs_it(nothing_answers: list[str],
     check_model(model, {"method": VisionZip()})
     assert nothing_answers == []
     with pytest.raises(ModelError, match=r"SigLIP checkpoint cannot be loaded from 'nobody/siglip'.*set model\.siglip"):
-        check_model(model, {"method": FastVID()})
+        check_model(model, {"method": FastVID(), "other": VisionZip()})
     fill(cache, "nobody/siglip", "abc")
     check_model(model, {"method": FastVID()})
 
