@@ -18,7 +18,8 @@ from mmg_bench.commands import evaluation, measure
 from mmg_bench.methods import PACT, FastVID, VisionZip
 from mmg_bench.models import loading
 from mmg_bench.models.adapter import UnsupportedModelError
-from mmg_bench.models.checking import ModelError, check_model
+from mmg_bench.models.checking import ModelError, attention_lacks, check_model, explained
+from mmg_bench.models.hub import commit_of
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.spec import ModelSpec
 
@@ -89,6 +90,7 @@ def test_the_hub_is_asked_once(nothing_answers: list[str]) -> None:
 def test_whatever_the_hub_answers_is_left_to_loading(asked: list[str]) -> None:
     check_model(spec(revision="abc"), {})
     assert [url.rpartition("/resolve/")[2] for url in asked] == ["abc/config.json"]
+    assert commit_of(REPO, "abc") == "abc"  # of which nothing lies here
 
 
 def test_what_is_at_hand_is_not_asked_for(asked: list[str], cache: Path, tiny_folder: Path) -> None:
@@ -98,15 +100,18 @@ def test_what_is_at_hand_is_not_asked_for(asked: list[str], cache: Path, tiny_fo
     check_model(spec(revision="old"), {})
     check_model(random_spec(), {})
     for folder in ("embedded", str(tiny_folder), "/nowhere"):
-        check_model(spec(path=folder), {})
+        for weights in ("pretrained", "random"):
+            check_model(spec(path=folder, weights=weights), {})
     assert asked == []
 
 
-def test_random_weights_of_an_unknown_architecture_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"^model\.weights='random': the architecture of 'x' is not known without a down"
-    ):
-        check_model(spec(weights="random"), {})
+def test_random_weights_of_an_unknown_architecture_are_refused(cache: Path) -> None:
+    fill(cache, REPO, "abc")  # what lies there is not asked: loading would not either
+    for revision in ("other", "abc"):
+        with pytest.raises(
+            ValueError, match=r"^model\.weights='random': the architecture of 'x' is not known without a down"
+        ):
+            check_model(spec(weights="random", revision=revision), {})
 
 
 def test_siglip_is_asked_for_where_a_method_needs_it(nothing_answers: list[str], cache: Path) -> None:
@@ -114,7 +119,7 @@ def test_siglip_is_asked_for_where_a_method_needs_it(nothing_answers: list[str],
     check_model(model, {"method": VisionZip()})
     assert nothing_answers == []
     with pytest.raises(ModelError, match=r"SigLIP checkpoint cannot be loaded from 'nobody/siglip'.*set model\.siglip"):
-        check_model(model, {"method": FastVID()})
+        check_model(model, {"method": FastVID(), "other": VisionZip()})
     fill(cache, "nobody/siglip", "abc")
     check_model(model, {"method": FastVID()})
 
@@ -140,8 +145,9 @@ def test_the_kind_of_a_checkpoint_is_seen_before_its_weights_are_fetched(cache: 
     snapshot = cache / f"models--{REPO.replace('/', '--')}" / "snapshots" / commit
     (snapshot / "config.json").write_text('{"model_type": "llava"}')
     (snapshot / "model.safetensors").unlink()
-    with pytest.raises(UnsupportedModelError, match=r"model_type 'llava'"):
-        VideoLLM(spec(revision=commit, device="cpu"))
+    for name in ("x", "llava_onevision_7b"):  # which is not what lies there
+        with pytest.raises(UnsupportedModelError, match=r"model_type 'llava'"):
+            VideoLLM(spec(name=name, revision=commit, device="cpu"))
 
 
 def test_a_whole_checkpoint_is_loaded_at_once(cache: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,6 +175,38 @@ def test_an_id_that_cannot_be_one_is_named() -> None:
         ModelError, match=r"'a/b/c': .*Repo id must be .*; download it while online .*, or set model\.path"
     ):
         check_model(spec(path="a/b/c"), {})
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(), r"^it cannot be loaded from '/x': the folder lacks something \(OSError\);"),
+        (OSError("\nlost\nmore"), r"the folder lacks something \(lost\);"),
+        (RuntimeError("torn"), "^it at '/x' is damaged or of another kind: torn$"),
+    ],
+)
+def test_an_error_is_told_by_its_first_line_or_by_its_kind(error: Exception, says: str) -> None:
+    with pytest.raises(ModelError, match=says), explained("it", "/x", "model.path"):
+        raise error
+
+
+def test_a_package_that_a_model_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*_: Any) -> None:
+        raise ImportError("pip install timm\nand start anew")
+
+    monkeypatch.setattr("transformers.AutoModelForImageTextToText.from_config", build)
+    with pytest.raises(ModelError, match=r"^model 'llava_onevision_0_5b' needs a package: pip install timm$"):
+        check_model(random_spec(), {})
+
+
+def test_attention_whose_package_is_there_lacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kernels, flash in ((False, True), (True, False)):
+        monkeypatch.setattr("transformers.utils.is_kernels_available", lambda there=kernels: there)
+        monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda there=flash: there)
+        monkeypatch.setattr("transformers.utils.is_flash_attn_3_available", lambda: False)
+        lacking = [attention_lacks(f"flash_attention_{version}") is not None for version in (2, 3)]
+        assert lacking == [False, not kernels]
+        assert (attention_lacks("nobody/kernel") is None) == kernels
 
 
 def run(out: Path) -> int:

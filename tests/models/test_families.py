@@ -330,12 +330,15 @@ def test_frames_are_told_by_the_words_before_them(family: tuple[str, Any, Any]) 
     assert layouts(introduction, words, others) == [(3, adapter.side, adapter.side)]
     assert len(layouts(introduction, words, [*others, 7, 7, 7, 7])) == 1
     assert len(layouts([5, *introduction], words)) == 1
+    half = (len(introduction) + 1) // 2
+    assert len(layouts([5] * (half - 1) + introduction[half - 1 :], words)) == 1
     refused: list[tuple[str, list[int], list[list[int]]]] = [
         ("do not follow one another", introduction, [words, [*others, 7, 7, 7, 7, 7]]),
         ("do not follow one another", introduction[1:], [words[1:]]),
         ("something before the first frame", introduction[1:], [words, others]),
         ("something before the first frame", introduction[:-1], [words, others]),
         ("something before the first frame", [5] * len(words), [words, others]),
+        ("something before the first frame", [5] * half + introduction[half:], [words, others]),
         ("one image", introduction, []),
     ]
     if adapter.numbered:
@@ -346,8 +349,9 @@ def test_frames_are_told_by_the_words_before_them(family: tuple[str, Any, Any]) 
     for says, before, between in refused:
         with pytest.raises(ValueError, match=f"prompt 0 holds .*{says}"):
             layouts(before, *between)
-    with pytest.raises(ValueError, match=f"an image of other than {len(frame)} tokens"):
-        layouts(introduction, words, others, frame=frame[1:])
+    for between, each in (([words, others], frame[1:]), ([words, [*words, frame[0], *words]], frame)):
+        with pytest.raises(ValueError, match=f"an image of other than {len(frame)} tokens"):
+            layouts(introduction, *between, frame=each)
 
 
 def test_encoding_once_and_beams_give_the_same(family: tuple[str, Any, Any], inputs: dict[str, Any]) -> None:
@@ -374,6 +378,7 @@ def test_videos_are_encoded_in_the_precision_of_the_model(
     model = copy.deepcopy(family[1]).to(torch.bfloat16)
     (tokens,), encoded = adapter_for(model).encode(inputs, set())  # of pixels in float32, as processors make them
     assert tokens.features.dtype == torch.bfloat16
+    assert not tokens.features.requires_grad
     text = {k: inputs[k] for k in ("input_ids", "attention_mask", "mm_token_type_ids") if k in inputs}
     wider = replace(tokens, features=tokens.features.float())  # as of a tower that was left in float32
     with pruning(model, get_method("random", retention_ratio=0.3), encoded=[wider]):

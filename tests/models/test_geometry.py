@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import sizes_table
 import torch
+from transformers import AutoConfig
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from unweighted import MetaSpec, random_llm
 
 from mmg_bench import config as cfg
@@ -94,9 +97,40 @@ def test_sizes(name: str, parameters: int, tokens: int) -> None:
     if name.startswith("llava"):
         tokens += name != "llava_video_7b"  # the newline behind a video
     assert ids.count(llm.adapter.video_token_id) == tokens
+    if not name.startswith("smolvlm"):  # whose processor has a template of its own for videos
+        around = {"qwen2": 11, "qwen3": 2, "glm": 2}  # where a vision starts and ends, and a system's turn
+        more = next((count for kind, count in around.items() if name.startswith(kind)), 0)
+        assert llm.tokenize("abc def ghi", pixels.texts)["input_ids"].shape == (1, len(ids) + len(WORDS) + more)
+    if name == "internvl3_8b":
+        assert pixels.texts[0].startswith("Frame1: <img><IMG_CONTEXT>")
+    if name == "qwen3_vl_moe_30b":  # Qwen3-30B-A3B, which activates 3.3 billion
+        text, tower = llm.model.config.text_config, sum(p.numel() for p in llm.model.model.visual.parameters())
+        idle = (text.num_experts - text.num_experts_per_tok) * 3 * text.hidden_size * text.moe_intermediate_size
+        assert round((parameters - tower - idle * text.num_hidden_layers) / 1e9, 2) == 3.35
     if name.startswith("qwen3"):  # six tokens of time, seven from 10.5 on, and two around the frame: as its own makes
         assert pixels.texts[0].startswith("<0.5 seconds><|vision_start|>")
         assert len(ids) == tokens + 16 * 8 + 11
+
+
+def test_towers_and_ids_of_media_are_those_that_transformers_has_by_default() -> None:
+    """Of heads, windows and strides, which no count of parameters tells. These alone are others there."""
+    others: dict[str, dict[str, Any]] = {
+        "qwen2_5_vl_7b": {"tokens_per_second": 2, "hidden_size": 1280},
+        "qwen3_vl_8b": {"out_hidden_size": 4096},
+        "qwen3_vl_moe_30b": {"out_hidden_size": 2048},
+        "qwen3_5_9b": {"out_hidden_size": 4096},
+        "glm46v_9b": {"video_start_token_id": 151341, "video_end_token_id": 151342},
+        "internvl3_8b": {"attention_bias": True},
+        "smolvlm2_2_2b": {"intermediate_size": 4304, "num_hidden_layers": 27, "image_size": 384, "patch_size": 14},
+    }
+    others["smolvlm2_2_2b"]["image_token_id"] = 49190
+    for name, geometry in GEOMETRIES.items():
+        stock = AutoConfig.for_model(geometry.config["model_type"]).to_dict()
+        ours = {key: value for key, value in geometry.config.items() if "_token_" in key}
+        differs = {key: value for key, value in ours.items() if stock[key] != value}
+        tower = {key: value for key, value in geometry.config["vision_config"].items() if key != "model_type"}
+        differs |= {key: value for key, value in tower.items() if stock["vision_config"][key] != value}
+        assert differs == others.get(name, {}), name
 
 
 SMALL_TEXT = {"intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 1, "num_key_value_heads": 1}
@@ -123,6 +157,11 @@ def test_an_architecture_is_measured_with_its_processor(name: str, monkeypatch: 
     small = {**config, "text_config": text, "vision_config": tower}
     monkeypatch.setitem(GEOMETRIES, name, dataclasses.replace(GEOMETRIES[name], config=small))
     llm = random_llm(name, "cpu", frames=4, dtype="float32")
+    assert type(llm.processor).__name__ == PROCESSOR_MAPPING_NAMES[config["model_type"]]
+    assert not (name.startswith("qwen") and llm.processor.video_processor.cap_pixels_per_frame)
+    black, *_ = llm.preprocess(np.zeros((4, 64, 64, 3), dtype=np.uint8), Timing.every_second(4)).tensors.values()
+    darkest = {"qwen2": -0.48145466 / 0.26862954, "glm": -0.48145466 / 0.26862954, "internvl": -0.485 / 0.229}
+    assert black.min() == pytest.approx(next((v for kind, v in darkest.items() if name.startswith(kind)), -1), abs=1e-5)
     pixels = llm.preprocess(random_video(4, size=64), Timing.every_second(4))
     with PeakMemory(llm.device) as encoding:
         encoded = llm.encode(pixels, frozenset())

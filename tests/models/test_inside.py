@@ -23,7 +23,7 @@ from mmg_bench.methods.registry import get_method, method_class, method_names
 from mmg_bench.models.adapter import UnsupportedModelError
 from mmg_bench.models.attention import softmax_weights
 from mmg_bench.models.hooks import pruning
-from mmg_bench.models.inside import weighed
+from mmg_bench.models.inside import Prompt, Span, weighed
 from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens, keep
 from prompts import prompt_inputs, random_video
 
@@ -335,9 +335,11 @@ def test_a_mask_of_sizes_counts_tokens_more_than_once() -> None:
     added = torch.zeros(1, 1, 5, 5).masked_fill(~causal, torch.finfo(torch.float32).min)
     for mask in (None, causal, added):
         torch.testing.assert_close(attend(q, k, v, attn_mask=weighed(mask, weights, hidden)), expected)
-    half = weighed(None, weights, hidden.half())
-    assert half.dtype == torch.float16
-    assert half.isfinite().all()
+    for mask in (None, causal, added.half()):
+        half = weighed(mask, weights, hidden.half())
+        assert half.dtype == torch.float16
+        assert half.isfinite().all()
+        assert torch.equal(half == torch.finfo(torch.float16).min, ~causal)
     last = weighed(None, weights, hidden[:, -2:])  # of two that are decoded behind three
     torch.testing.assert_close(attend(q[:, :, -2:], k, v, attn_mask=last), expected[:, :, -2:])
 
@@ -585,6 +587,16 @@ def test_beams_keep_what_their_own_steps_attended_to(
                 step = torch.tensor([[token]])
                 out = model(input_ids=step, past_key_values=out.past_key_values, use_cache=True)
         assert total == pytest.approx(score, abs=1e-3)
+
+
+def test_each_video_of_a_beam_goes_on_from_its_own_memory() -> None:
+    nothing = torch.empty(0, dtype=torch.long)
+    spans = [Span(row, row, nothing, nothing, nothing, 0, None) for row in (0, 0, 1, 1)]
+    prompt = Prompt(0, None, spans, memory={number: torch.tensor(number) for number in (0, 1, 2)})
+    prompt.reorder_cache(torch.tensor([1, 0]))  # of the last, nothing was handed on
+    assert {to: int(memory) for to, memory in prompt.memory.items()} == {0: 2, 2: 0, 3: 1}
+    prompt.reorder_cache(torch.tensor([1, 1]))
+    assert {to: int(memory) for to, memory in prompt.memory.items()} == {0: 0, 1: 1, 2: 0, 3: 1}
 
 
 @pytest.mark.parametrize(

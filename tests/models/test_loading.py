@@ -6,12 +6,13 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmg_bench.models.checking import ModelError
+from mmg_bench.models.checking import ModelError, check_folder
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.spec import ModelSpec
 from prompts import prompt_inputs, random_video
@@ -36,6 +37,13 @@ def test_the_prompt_is_the_processors_own(llm: VideoLLM) -> None:
         assert torch.equal(made[name], expected[name])
 
 
+def test_a_template_that_does_not_place_each_video_is_named(llm: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm.processor, "apply_chat_template", lambda *_, **__: "a <video> b")
+    for texts in ([], ["<video>", "<video>"]):
+        with pytest.raises(ValueError, match=f"made 1 places for {len(texts)} videos: 'a <video> b'"):
+            llm.tokenize("", texts)
+
+
 def test_generation_stops_at_the_tasks_words(llm: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded = llm.encode(llm.preprocess(random_video(4)), set())
     # some versions of transformers return the states of every layer of the tower as well, which would be kept
@@ -44,8 +52,32 @@ def test_generation_stops_at_the_tasks_words(llm: VideoLLM, monkeypatch: pytest.
     whole = llm.generate(inputs, encoded, {"max_new_tokens": 6})
     words = whole.split()
     assert len(words) > 1
-    cut = llm.generate(inputs, encoded, {"max_new_tokens": 6, "until": [words[1]]})
-    assert cut == whole.split(words[1])[0].strip()
+    for until in (words[1], [words[1]], ["", words[1]], [words[1], words[0]], " "):
+        cut = llm.generate(inputs, encoded, {"max_new_tokens": 6, "until": until})
+        stops = [until] if isinstance(until, str) else until
+        assert cut == whole[: min(whole.index(stop) for stop in stops if stop)].strip()
+    assert llm.generate(inputs, encoded, {"max_new_tokens": 6, "until": f"{whole[0]}~"}) == whole  # stands nowhere
+
+
+def test_generation_is_greedy_unless_the_task_says_otherwise(llm: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = llm.encode(llm.preprocess(random_video(4)), set())
+    inputs = llm.tokenize("What colour is the star?", encoded.texts)
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(llm.model, "generate", lambda **options: told.append(options) or options["input_ids"])
+    greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    sampled = {"do_sample": True, "temperature": 0.5, "top_p": 0.9}
+    for generation, expected in (
+        ({"temperature": 0.5, "top_p": 0.9}, {**greedy, "max_new_tokens": 1024}),
+        (
+            {"num_beams": 3, "max_new_tokens": 7, "until": None, "mode": 1},
+            {**greedy, "num_beams": 3, "max_new_tokens": 7},
+        ),
+        (sampled, {**sampled, "max_new_tokens": 1024}),
+        ({"do_sample": True}, {"do_sample": True, "max_new_tokens": 1024}),
+    ):
+        assert llm.generate(inputs, encoded, generation) == ""
+        others = {*inputs, "mm_encoder_outputs", "logits_processor"}
+        assert {name: value for name, value in told.pop().items() if name not in others} == expected
 
 
 @pytest.mark.parametrize("beams", [1, 2])
@@ -88,18 +120,47 @@ def test_layers_may_be_spread_by_accelerate(llm: VideoLLM, tiny_folder: Path, mo
     assert answers[0] == answers[1]
 
 
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+def test_a_model_is_loaded_as_it_is_asked_for(tiny_folder: Path, weights: str) -> None:
+    asked = replace(spec(tiny_folder), dtype="bfloat16", attn_implementation="eager", weights=weights)
+    model = VideoLLM(asked).model
+    assert (model.dtype, model.config._attn_implementation, model.training) == (torch.bfloat16, "eager", False)
+
+
 def test_weights_are_identified_by_content(llm: VideoLLM, tiny_folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(tiny_folder, tmp_path / "copy")
-    assert VideoLLM(spec(copy)).weights == llm.weights
+    copied = VideoLLM(spec(copy))
+    assert (copied.weights, copied.settings) == (llm.weights, llm.settings)
     assert llm.weights.startswith("tiny@")
+    for name in ("README.md", "config.json", "chat_template.jinja", "tokenizer.model", "merges.txt"):
+        before = copied.settings
+        del copied.settings  # as of a model that is loaded now
+        (copy / name).write_text("other")
+        assert (copied.settings == before) == (name == "README.md")
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "processor_config.json"])
+NEEDED = ("config.json", "tokenizer_config.json", "model.safetensors")
+
+
+@pytest.mark.parametrize("name", [*NEEDED, "tokenizer.json", "processor_config.json", "chat_template.jinja"])
 def test_a_missing_file_is_named(tiny_folder: Path, tmp_path: Path, name: str) -> None:
     folder = shutil.copytree(tiny_folder, tmp_path / "copy")
     (folder / name).unlink()
     with pytest.raises(ModelError, match=rf"copy is no complete checkpoint: .*{name}.* missing"):
         VideoLLM(spec(folder))
+
+
+@pytest.mark.parametrize(
+    "older",
+    [
+        ("chat_template.json", "vocab.json", "preprocessor_config.json"),
+        ("chat_template.json", "tokenizer.model", "video_preprocessor_config.json"),
+    ],
+)
+def test_files_may_have_their_older_names(tmp_path: Path, older: tuple[str, ...]) -> None:
+    for name in (*NEEDED, *older):
+        (tmp_path / name).touch()
+    check_folder(tmp_path, "model.path")
 
 
 def test_missing_tensors_are_named(tiny_folder: Path, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_a_projector_that_gives_no_frames_tells_no_layout(output: Any) -> None:
 
 def test_what_a_model_of_no_family_lacks_is_named() -> None:
     layers = SimpleNamespace(layers=[])
-    model = SimpleNamespace(config=SimpleNamespace(model_type="some_vlm", video_token_id=7), model=SimpleNamespace())
+    model = SimpleNamespace(config=SimpleNamespace(model_type="some_vlm", video_token_id=0), model=SimpleNamespace())
     parts = {"get_video_features": lambda: None, "language_model": layers, "vision_tower": SimpleNamespace()}
     wanted = ["model.get_video_features", "model.language_model.layers", "model.visual or model.vision_tower or"]
     for (name, part), what in zip(parts.items(), wanted, strict=True):

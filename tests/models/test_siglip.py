@@ -299,8 +299,8 @@ def test_the_commit_that_is_named_is_read(
     with pytest.raises(OSError, match="cached files"):
         siglip.attach(model, "nobody/siglip", revision=other)
     (cached / "refs").mkdir()
-    (cached / "refs" / "main").write_text(commit)
-    for revision in (commit, None):
+    for revision, newest in ((commit, other), (None, commit)):
+        (cached / "refs" / "main").write_text(newest)
         options = {"siglip": "nobody/siglip", "siglip_revision": revision}
         llm = VideoLLM(ModelSpec("tiny", str(tiny_folder), dtype="float32", device="cpu", **options))
         llm.prepare({"frame_features"})
