@@ -17,7 +17,7 @@ def test_whole_numbers(value: object) -> None:
         check_whole("limit", value, 1, " or so")
 
 
-def test_folders_to_write_to(tmp_path: Path) -> None:
+def test_folders_to_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
     file.touch(0o777)  # who may write to it and run it still cannot look into it
     for folder in (tmp_path, tmp_path / "new" / "newer"):
@@ -28,6 +28,13 @@ def test_folders_to_write_to(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^output_dir='/proc/new': /proc cannot be written to; name another folder$"):
         check_folder("output_dir", "/proc/new")  # root may write there, and nobody can
     assert list(tmp_path.iterdir()) == [file]
+
+    def refused(**_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)  # whoever runs the tests may be allowed all
+    with pytest.raises(ValueError, match=rf"^results_dir='{tmp_path}/new': {tmp_path} cannot be written to; name"):
+        check_folder("results_dir", f"{tmp_path}/new")
 
 
 def test_dtypes() -> None:

@@ -23,6 +23,12 @@ def test_headline_of_mmg_vid():
     assert ours["average_retention_percent"] == 99.5
 
 
+def test_callers_cannot_change_it_for_others():
+    mine = published()
+    mine["score"] = 0.0
+    assert (published().score > 0).all()
+
+
 def test_a_wheel_reads_its_own_copy(tmp_path, monkeypatch):
     package = tmp_path / "site-packages" / "mmg_bench" / "report"
     package.mkdir(parents=True)
