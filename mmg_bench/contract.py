@@ -7,6 +7,7 @@ ContractError, saying what was asked, what came and what to do. `mmg-bench check
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from mmg_bench.faults import told
 from mmg_bench.methods.base import Method
+from mmg_bench.mock_gpu import MockGpu
 from mmg_bench.tokens import OPTIONAL_FIELDS, Heads, LayerTokens, PrunedTokens, Selection, VideoTokens
 
 Build = Callable[[float], Method]
@@ -23,6 +25,7 @@ Build = Callable[[float], Method]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SMALL = ((1, (4, 5)), (6, (1, 1)), (1, (1, 1)), (2, (1, 2)), (5, (7, 1)))
 """Frames and grid of videos at the edge."""
+CPU = torch.device("cpu")
 DEPTH = 28
 """Layers of the language model in which methods that prune there are tried."""
 
@@ -107,6 +110,7 @@ def check_kind(method: Method, tokens: VideoTokens, pruned: Any) -> None:
             f"{who}: features {_where(method, tokens)} are {_described(features)}: they must be [{count}, {width}] "
             "in the dtype of the video's"
         )
+    _check_device(f"{who}.select", tokens.features.device, positions=positions, features=features)
 
 
 def check_values(method: Method, tokens: VideoTokens, pruned: PrunedTokens) -> Faults:
@@ -127,6 +131,13 @@ def _check_tensors(who: str, **values: object) -> None:
     for name, value in values.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{who} returned {name} of type {type(value).__name__}: they must be a torch.Tensor")
+
+
+def _check_device(who: str, device: torch.device, **values: Tensor) -> None:
+    """Raise ContractError for the first of the values that is elsewhere."""
+    for name, value in values.items():
+        if value.device != device:
+            raise ContractError(f"{who} returned {name} on {value.device}: they must be on {device}, as its input")
 
 
 def _where(method: Method, tokens: VideoTokens) -> str:
@@ -182,6 +193,9 @@ def check_selection(method: Method, tokens: LayerTokens, chosen: Any) -> Faults:
         raise ContractError(f"{who}: index is {_described(index)}: it must be int64, of 1 to {n} tokens")
     if features is not None and features.shape != (len(index), width):
         raise ContractError(f"{who}: features are {_described(features)}: they must be [{len(index)}, {width}]")
+    there = {"index": index, "features": features, "sizes": chosen.sizes}
+    present = {name: value for name, value in there.items() if isinstance(value, Tensor)}
+    _check_device(f"{method.name}.select_inside", tokens.features.device, **present)
     right = [_in_place(index.sort().values, n, distinct=True)]
     told = [f"{who}: index must be within 0..{n - 1}, each token at most once"]
     if features is not None:
@@ -342,19 +356,8 @@ def inside_the_model(build: Build) -> None:
 
 def hidden_keys(build: Build) -> None:
     """While decoding, distinct keys of the visual tokens are seen, the same each time."""
-    if layers_of(build(0.3), DEPTH)[1] is None:
-        return
     for n in (40, 1):
-        g = torch.Generator().manual_seed(n)
-        steps = [(2 * torch.randn(n, generator=g)).softmax(-1) for _ in range(3)]
-        seen: list[list[Tensor | None]] = []
-        for method in (build(0.3), build(0.3)):
-            memory: Tensor | None = None
-            seen.append([])
-            for attention in steps:
-                index, memory = method.select_keys(attention.clone(), memory)
-                seen[-1].append(index)
-        for one, other in zip(*seen, strict=True):
+        for one, other in zip(keys_seen(build(0.3), n), keys_seen(build(0.3), n), strict=True):
             if one is None and other is None:
                 continue
             if one is None or other is None or not torch.equal(one, other):
@@ -363,6 +366,38 @@ def hidden_keys(build: Build) -> None:
                 raise ContractError(f"select_keys: index {_described(one)} must be int64, each key once")
             if not set(one.tolist()) <= set(range(n)):
                 raise ContractError(f"select_keys: index {one.tolist()} is not within the {n} keys")
+
+
+def on_a_gpu(build: Build) -> None:
+    """The same tokens are left on a GPU, where no tensor of the host's may be mixed in (without one: `mock_gpu`)."""
+    tokens = video()
+    with nullcontext() if torch.cuda.is_available() else MockGpu():
+        for dtype in (torch.float32, torch.bfloat16):
+            sent = {name: value.to("cuda", dtype) for name, value in tensors(tokens).items()}
+            there = _left(build(0.3), _with(tokens, **sent))
+            # halves are rounded otherwise there
+            if dtype == torch.float32 and not _alike(_left(build(0.3), tokens), there):
+                raise ContractError("other tokens are left on a GPU than on a CPU")
+
+
+Left = list[tuple[Tensor, Tensor | None]]
+
+
+def _left(method: Method, tokens: VideoTokens) -> Left:
+    """What a method keeps, before the model, at its stages inside and while decoding, each with its features if any."""
+    pruned = method.prune(tokens)
+    check_kind(method, tokens, pruned)
+    inside = [(chosen.index, chosen.features) for _, chosen in stages(method, tokens)]
+    seen = keys_seen(method, 40, tokens.features.device)
+    return [(pruned.positions, pruned.features), *inside, *((index, None) for index in seen if index is not None)]
+
+
+def _alike(one: Left, other: Left) -> bool:
+    """Whether the same is kept each time, with the same features but for rounding."""
+    return len(one) == len(other) and all(
+        torch.equal(i, j.cpu()) and (x is None or y is None or torch.allclose(x, y.cpu(), 1e-3, 1e-3))
+        for (i, x), (j, y) in zip(one, other, strict=True)
+    )
 
 
 def documented(build: Build) -> None:
@@ -399,6 +434,7 @@ CHECKS: tuple[Callable[[Build], None], ...] = (
     needs,
     inside_the_model,
     hidden_keys,
+    on_a_gpu,
 )
 
 
@@ -408,6 +444,7 @@ class RandomAttention:
 
     tokens: int
     text: int
+    device: torch.device = CPU
 
     def __call__(
         self, rows: Tensor | None = None, *, own: bool = False, rotary: bool = True, causal: bool = True
@@ -415,18 +452,19 @@ class RandomAttention:
         """`[4 heads, R, n]`."""
         g = torch.Generator().manual_seed(self.tokens)
         count = 1 if rows is None else len(rows)
-        return (2 * torch.randn(4, count, self.tokens, generator=g)).softmax(-1)
+        return (2 * torch.randn(4, count, self.tokens, generator=g)).softmax(-1).to(self.device)
 
     def phases(self) -> tuple[Tensor, Tensor]:
         """`[L, 8]` and `[n, 8]`."""
         g = torch.Generator().manual_seed(1)
-        return torch.rand(self.text, 8, generator=g) + 0.5, torch.rand(self.tokens, 8, generator=g) + 0.5
+        text, visual = (torch.rand(count, 8, generator=g) + 0.5 for count in (self.text, self.tokens))
+        return text.to(self.device), visual.to(self.device)
 
     def heads(self) -> Heads:
         """4 heads of 8, of them 2 with keys, behind 3 tokens of text."""
         g = torch.Generator().manual_seed(2)
-        size, visual = self.tokens + 3, torch.arange(self.tokens) + 3
-        queries, keys = (torch.randn(heads, size, 8, generator=g) for heads in (4, 2))
+        size, visual = self.tokens + 3, torch.arange(self.tokens, device=self.device) + 3
+        queries, keys = (torch.randn(heads, size, 8, generator=g).to(self.device) for heads in (4, 2))
         return Heads(queries, keys, visual, keys[:, visual].flip(-1))
 
 
@@ -440,7 +478,7 @@ def stages(method: Method, tokens: VideoTokens) -> Iterator[tuple[LayerTokens, S
     for stage in range(len(layers)):
         if method.finished(state):
             return
-        attention = RandomAttention(len(positions), len(text))
+        attention = RandomAttention(len(positions), len(text), features.device)
         before = LayerTokens(features, features / 2, positions, text, tokens.total, stage, DEPTH, attention, state)
         given = features.clone()
         chosen = method.prune_inside(before)
@@ -450,6 +488,21 @@ def stages(method: Method, tokens: VideoTokens) -> Iterator[tuple[LayerTokens, S
         yield before, chosen
         features = features[chosen.index] if chosen.features is None else chosen.features
         positions, state = positions[chosen.index], chosen.state
+
+
+def keys_seen(method: Method, n: int, device: torch.device = CPU) -> list[Tensor | None]:
+    """What `select_keys` leaves of n visual keys at three steps of decoding; nothing if it hides none."""
+    if layers_of(method, DEPTH)[1] is None:
+        return []
+    g = torch.Generator().manual_seed(n)
+    seen: list[Tensor | None] = []
+    memory: Tensor | None = None
+    for _ in range(3):
+        index, memory = method.select_keys((2 * torch.randn(n, generator=g)).softmax(-1).to(device), memory)
+        if index is not None:
+            _check_device(f"{method.name}.select_keys", device, index=index)
+        seen.append(index)
+    return seen
 
 
 def _with(tokens: VideoTokens, **changes: Any) -> VideoTokens:

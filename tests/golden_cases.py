@@ -49,11 +49,12 @@ class Inputs:
     keys: dict[str, tuple[Path, str]]
     case: str
     folder: Path
+    device: torch.device
 
     def __getitem__(self, name: str) -> Tensor:
         """By last part of the key ("feat"), or the full key where that is ambiguous ("in/S_grid/newline")."""
         path, key = self.keys[name]
-        return torch.from_numpy(np.array(_arrays(path)[key])).to(DEVICE)
+        return torch.from_numpy(np.array(_arrays(path)[key])).to(self.device)
 
     def __contains__(self, name: str) -> bool:
         return name in self.keys
@@ -93,12 +94,12 @@ class Run:
     def output(self, name: str) -> np.ndarray:
         return _arrays(self.folder / f"{self.stem}.npz")[f"{self.id}/{name}"]
 
-    def inputs(self) -> Inputs:
+    def inputs(self, device: torch.device = DEVICE) -> Inputs:
         keys = {}
         for file, field in ((f"{self.stem}.npz", "method_inputs"), ("inputs.npz", "shared_inputs")):
             for key in self.meta[field]:
                 keys[key] = keys[key.rsplit("/", 1)[-1]] = (self.folder / file, key)
-        return Inputs(keys, self.meta["case"], self.folder)
+        return Inputs(keys, self.meta["case"], self.folder, device)
 
     def flagged(self, name: str) -> bool:
         """Whether this output hangs on rounding, noise or ties in the official code, so that only its shape counts."""

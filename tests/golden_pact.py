@@ -1,7 +1,7 @@
 import torch
 import torch.nn.functional as F
 
-from golden_cases import DEVICE, Inputs, Run
+from golden_cases import Inputs, Run
 from llm_layer import layer_attention
 from mmg_bench.methods._inside import most_attended
 from mmg_bench.methods.pact import PACT, cluster, importance
@@ -20,8 +20,9 @@ class Offers:
 def check(run: Run, inputs: Inputs) -> None:
     hyper, tokens, before, behind = run.hyper, inputs.tokens(), inputs["sys_embeds"], inputs["text_embeds"]
     start, n = len(before), tokens.total
-    layer = _layer(torch.cat([before, tokens.flat]), torch.arange(start + n, device=DEVICE), inputs, hyper["heads"])
-    rows, visual = torch.arange(start + n, device=DEVICE), start + torch.arange(n, device=DEVICE)
+    rows = torch.arange(start + n, device=inputs.device)
+    visual = rows[start:]
+    layer = _layer(torch.cat([before, tokens.flat]), rows, inputs, hyper["heads"])
     heads = Heads(layer.queries(rows, rotary=False), layer.keys(rotary=False), visual, layer.keys()[:, start:])
 
     important = most_attended(importance(heads, tokens.flat), int(n * hyper["share"]))
@@ -31,18 +32,18 @@ def check(run: Run, inputs: Inputs) -> None:
     run.check("assign", clusters.label.view(tokens.frames, -1))
 
     method = PACT(share=hyper["share"], cutoff=hyper["cutoff"], alpha=hyper["alpha"])
-    everything = torch.arange(n, device=DEVICE)
+    everything = torch.arange(n, device=inputs.device)
     chosen = method.prune_inside(LayerTokens(tokens.flat, tokens.flat, everything, behind, n, 0, 28, Offers(heads)))
     run.check("keep_idx", chosen.index)
     run.check("sizes", chosen.sizes)
     run.check("tokens", chosen.features)
-    ids = torch.cat([rows[:start], visual[chosen.index], start + n + torch.arange(len(behind), device=DEVICE)])
+    ids = torch.cat([rows[:start], visual[chosen.index], start + n + torch.arange(len(behind), device=inputs.device)])
     assert method.positions == "original"
     run.check("position_ids", ids)
 
     hidden = torch.cat([before, chosen.features, behind])  # [S, D]
     left = _layer(hidden, ids, inputs, hyper["heads"])
-    queries, keys = left.queries(torch.arange(len(hidden), device=DEVICE)), left.keys()
+    queries, keys = left.queries(torch.arange(len(hidden), device=inputs.device)), left.keys()
     values = (left.hidden @ inputs["v_proj"].T + inputs["v_bias"]).unflatten(1, (len(keys), -1)).transpose(0, 1)
     weights = F.pad(chosen.sizes.float().log(), (start, len(behind)))
     mask = weighed(None, weights[None], hidden[None])

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import golden_cases
-from golden_cases import Checker, Run
+from golden_cases import DEVICE, Checker, Run
+from mmg_bench.mock_gpu import GPU, MockGpu
 
 RUNS = golden_cases.all_runs()
 
@@ -26,11 +28,22 @@ CHECKERS = _checkers()
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda r: f"{r.folder.parent.name}-{r.stem}-{r.id}")
 def test_matches_official(run: Run):
+    compare(run, DEVICE)
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="a real one is asked for")
+@pytest.mark.parametrize("run", RUNS, ids=lambda r: f"{r.folder.parent.name}-{r.stem}-{r.id}")
+def test_matches_official_in_the_code_for_a_gpu(run: Run):
+    with MockGpu():
+        compare(run, GPU)
+
+
+def compare(run: Run, device: torch.device) -> None:
     if run.stem not in CHECKERS:
         pytest.skip(f"no checker for {run.stem}.npz: add tests/golden_{run.stem}.py")
     if run.error:
         pytest.skip(f"the official code raised: {run.error}")
-    CHECKERS[run.stem](run, run.inputs())
+    CHECKERS[run.stem](run, run.inputs(device))
 
 
 def test_vectors_are_there():

@@ -89,6 +89,11 @@ def triton_available() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+def takes_triton(x: Tensor) -> bool:
+    """Whether such kernels can read `x`: where a GPU has it, not a subclass, whose values may be elsewhere."""
+    return type(x) is Tensor and x.is_cuda and triton_available()
+
+
 def squared_distances(x: Tensor, *, centered: bool = False) -> Tensor:
     """Squared Euclidean distances between all points of each batch entry: `[..., N, D]` to `[..., N, N]`, float32.
 
@@ -142,7 +147,7 @@ def frame_distances(features: Tensor, means: Tensor, weight: Tensor | None = Non
         # Tensor cores take halves as they are, and that is twenty times as fast. Not centred, which halves could not
         # hold: distances keep four digits, more than the features have.
         gram = float_product(features, features.mT)
-        if triton_available():
+        if takes_triton(features):
             from mmg_bench.methods._distances_triton import gram_distances
 
             return gram_distances(gram, width, RESOLUTION)

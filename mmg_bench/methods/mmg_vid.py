@@ -37,8 +37,8 @@ from mmg_bench.methods._ops import (
     largest_remainder,
     on_device,
     spread,
+    takes_triton,
     top_mask,
-    triton_available,
 )
 from mmg_bench.methods.base import Method, check_choice, check_range
 from mmg_bench.tokens import PrunedTokens, VideoTokens
@@ -257,7 +257,7 @@ def temporal_dpc(
     chains = [chain for segment in segments if (chain := [t for t in range(*segment) if counts[t]])]
     neighbours = [max(1, min(knn, counts[chain[0]], features.shape[1] - 1)) for chain in chains]
     if fused is None:
-        fused = features.is_cuda and channels is None and triton_available()
+        fused = channels is None and takes_triton(features)
     if fused:
         squared = frame_distances(features, means, weight) if squared is None else squared
         return _one_kernel(features, squared, chains, counts, neighbours, means)

@@ -80,7 +80,7 @@ class First(Method):
     name: ClassVar[str] = "first"
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
-        return keep(tokens, torch.arange(self.budget(tokens)))
+        return keep(tokens, torch.arange(self.budget(tokens), device=tokens.features.device))
 
 
 def _first(**changes: Any) -> type[Method]:
@@ -218,13 +218,26 @@ BROKEN = {
         needs=frozenset({"attention"}), stand_in={"retention_ratio": 0.5}
     ),
     "retention_ratio=0 is not refused": _first(__post_init__=lambda self: None),
+    "first.select returned positions on cpu: they must be on cuda:0": _select(
+        lambda _, p: PrunedTokens(p.features, p.positions.cpu())
+    ),
+    "select_inside returned index on cpu: they must be on cuda:0": _stage(
+        select_inside=lambda self, t: Selection(torch.arange(1))
+    ),
+    "all tensors to be on the same device, but add was given cuda:0 and cpu": _by(
+        lambda tokens: tokens.flat.detach().sum(1) + torch.arange(tokens.total)
+    ),
+    "select_keys returned index on cpu: they must be on cuda:0": _hiding(lambda n: torch.arange(n)),
+    "other tokens are left on a GPU than on a CPU": _by(
+        lambda tokens: tokens.flat.detach().sum(1) * (-1 if tokens.features.is_cuda else 1)
+    ),
 }
 
 
 def _projected(tokens: VideoTokens) -> Tensor:
     """One random number for each token, of weights that are drawn anew, and alike, for each video."""
     weights = torch.randn(tokens.features.shape[2], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return tokens.flat.detach().double() @ weights
+    return tokens.flat.detach().double() @ weights.to(tokens.features.device)
 
 
 @pytest.mark.parametrize("method", [First, _by(_projected, ordered_channels=True)], ids=["first", "random_projection"])
