@@ -72,6 +72,8 @@ class MockGpu(TorchFunctionMode):
         here = any(map(_here, given))
         if func in _GETTERS and here:
             return _GETTERS[func]
+        if func is torch._has_compatible_shallow_copy_type:  # a module makes a new parameter then, of a kind of ours
+            return all(map(_here, given))
         if func in _MOVES and (here or _wants_gpu(func, args, kwargs)):
             return self._moved(func, *args, **kwargs)
         asked = kwargs.get("device")
@@ -85,13 +87,15 @@ class MockGpu(TorchFunctionMode):
         scalars = _check_together(func, args, given) if here else False
         if made:
             kwargs["device"] = "cpu"
-        if "out_dtype" in kwargs:  # torch has these products for a GPU alone
+        if "out_dtype" in kwargs:  # these products, and the next, torch has for a GPU alone
             dtype = kwargs.pop("out_dtype")
             args = [x.to(dtype) for x in args]
+        if func is torch.histc:
+            args = (args[0].float(), *args[1:])
         if func is Tensor.tolist or (func in _FROM_HOST and not here):
             self._watch.wait(func.__name__)
         result = self._watch.run(func, args, kwargs, pointwise=scalars)
-        if args and result is args[0]:
+        if isinstance(result, torch.Size) or (args and result is args[0]):
             return result
         return tree_map(_put, result) if asked is None or made else tree_map(_read, result)
 
