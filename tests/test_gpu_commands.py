@@ -12,7 +12,10 @@ from mmg_bench.measure import roofline
 from mmg_bench.report.rows import read_rows
 from mock_cuda import mock_cuda
 
-TABLE1 = "mmg-bench table table=table1 profile=embedded limit=1 latency=false table.retention_ratios=[0.25] model.embedded.frames=8"
+TABLE1 = (
+    "mmg-bench table table=table1 profile=embedded limit=1 latency=false table.retention_ratios=[0.25] "
+    "model.embedded.frames=8"
+)
 
 
 def answered(folder: Path) -> dict[tuple[str, float, str, str], float]:
