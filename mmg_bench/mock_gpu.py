@@ -4,7 +4,7 @@
         pruned = method.prune(replace(tokens, features=tokens.features.to("cuda")))
         gpu.kernels, gpu.waits
 
-What runs there takes the branches of a GPU, and what a GPU refuses is refused: tensors of both sides in one operation,
+What runs there takes the branches of a GPU, and what a GPU refuses is refused: tensors of two devices in one operation,
 a NumPy view, a generator of the host's. So a machine without a GPU finds faults that it would never meet itself.
 Triton's kernels need a real one (`_ops.takes_triton`). Values are worked out on the CPU: neither times nor roundings of
 a GPU can be had here.
@@ -22,10 +22,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+CPU = torch.device("cpu")
 GPU = torch.device("cuda", 0)
-_GETTERS: dict[Any, Any] = {
-    getattr(Tensor, name).__get__: value for name, value in (("device", GPU), ("is_cuda", True), ("is_cpu", False))
-}
+_DEVICE, _IS_CUDA, _IS_CPU = (getattr(Tensor, name).__get__ for name in ("device", "is_cuda", "is_cpu"))
 _MOVES = (Tensor.to, Tensor.cuda, Tensor.cpu)
 _FROM_HOST = (torch.tensor, torch.as_tensor, Tensor.new_tensor)
 _WRITES = (Tensor.__setitem__, Tensor.index_put, Tensor.index_put_, torch.index_put, torch.index_put_)
@@ -38,17 +37,21 @@ _FILLS = ("fill_", "masked_fill", "masked_fill_")
 class OnGpu(Tensor):
     """A tensor that a MockGpu takes for one of its own."""
 
+    gpu: torch.device
+    """Where it says that it is."""
+
 
 class MockGpu(TorchFunctionMode):
-    """While it is entered, `cuda` is a device that tensors can be sent to, made on and read back from."""
+    """While it is entered, `cuda` is a device, or `count` of them, that tensors are sent to, made on and read from."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int = 1) -> None:
         super().__init__()
+        self._count = count
         self._watch = _Watch()
 
     @property
     def kernels(self) -> int:
-        """Operations that it was given; each is one kernel, or several (a sort)."""
+        """Operations that were given to it; each is one kernel, or several (a sort)."""
         return self._watch.kernels
 
     @property
@@ -66,27 +69,26 @@ class MockGpu(TorchFunctionMode):
         self._watch.__exit__(*raised)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Do as torch does, on the side where the tensors are; what is made of those of the GPU is on it."""
+        """Do as torch does where the tensors are; what is made of those of a GPU is on it."""
         kwargs = dict(kwargs or {})
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        here = any(map(_here, given))
-        if func in _GETTERS and here:
-            return _GETTERS[func]
-        if func is torch._has_compatible_shallow_copy_type:  # a module makes a new parameter then, of a kind of ours
-            return all(map(_here, given))
-        if func in _MOVES and (here or _wants_gpu(func, args, kwargs)):
+        here = next((_at(x) for x in given if isinstance(x, OnGpu)), None)
+        if here and func in (_DEVICE, _IS_CUDA, _IS_CPU):
+            return here if func == _DEVICE else func == _IS_CUDA
+        if func is torch._has_compatible_shallow_copy_type:  # a module makes a new parameter then, of our class
+            return len({_at(x) for x in given}) == 1
+        if func in _MOVES and (here or func is Tensor.cuda or any(map(self._gpu, (*args[1:], *kwargs.values())))):
             return self._moved(func, *args, **kwargs)
-        asked = kwargs.get("device")
-        made = _is_gpu(asked)
-        if not (here or made):
+        made = self._gpu(kwargs.get("device"))
+        if here is None and made is None:
             return func(*args, **kwargs)
         if func is Tensor.numpy:
-            raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
+            raise TypeError(f"can't convert {here} device type tensor to numpy. Use Tensor.cpu() first")
         if (generator := kwargs.get("generator")) is not None and generator.device.type != "cuda":
             raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
-        scalars = _check_together(func, args, given) if here else False
+        single_numbers = _check_together(func, args, given) if here else False
         if made:
-            kwargs["device"] = "cpu"
+            kwargs["device"] = CPU
         if "out_dtype" in kwargs:  # these products, and the next, torch has for a GPU alone
             dtype = kwargs.pop("out_dtype")
             args = [x.to(dtype) for x in args]
@@ -94,24 +96,37 @@ class MockGpu(TorchFunctionMode):
             args = (args[0].float(), *args[1:])
         if func is Tensor.tolist or (func in _FROM_HOST and not here):
             self._watch.wait(func.__name__)
-        result = self._watch.run(func, args, kwargs, pointwise=scalars)
+        result = self._watch.run(func, args, kwargs, pointwise=single_numbers)
         if isinstance(result, torch.Size) or (args and result is args[0]):
             return result
-        return tree_map(_put, result) if asked is None or made else tree_map(_read, result)
+        where = made or (here if here and kwargs.get("device") is None else CPU)
+        return tree_map(lambda value: _put(value, where), result)
+
+    def _gpu(self, device: Any) -> torch.device | None:
+        """The one of its devices that is named, if it is one. Raises RuntimeError where there are not so many."""
+        if type(device) is int:
+            device = f"cuda:{device}"
+        if not isinstance(device, str | torch.device) or (named := torch.device(device)).type != "cuda":
+            return None
+        if (named.index or 0) >= self._count:
+            raise RuntimeError(f"CUDA error: invalid device ordinal: {named}")
+        return torch.device("cuda", named.index or 0)
 
     def _moved(self, func: Any, tensor: Tensor, *where: Any, **options: Any) -> Tensor:
         if func in (Tensor.cuda, Tensor.cpu):
             where, options = ("cuda" if func is Tensor.cuda else "cpu",), {}
         if where and isinstance(other := where[0], Tensor):
-            where = (GPU if _here(other) else other.device, other.dtype)
-        copy = options.pop("copy", False)
+            where = (_at(other), other.dtype)
+        copy, where = options.pop("copy", False), tuple(self._gpu(x) or x for x in where)
         device, dtype, non_blocking, _ = torch._C._nn._parse_to(*where, **options)
-        before = _here(tensor)
-        after = before if device is None else _is_gpu(device)
+        before = _at(tensor)
+        after = before if device is None else self._gpu(device) or device
+        if before == after and not copy and dtype in (None, tensor.dtype):
+            return tensor
         if before != after and not non_blocking:
             self._watch.wait("copy")
         keywords = {"dtype": dtype or tensor.dtype, "copy": copy or before != after}
-        return (_put if after else _read)(self._watch.run(Tensor.to, (tensor,), keywords))
+        return _put(self._watch.run(Tensor.to, (tensor,), keywords), after)
 
 
 class _Watch(TorchDispatchMode):
@@ -144,7 +159,7 @@ class _Watch(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if self._running and not func.is_view and name not in _NO_KERNEL:
             if self._pointwise and torch.Tag.pointwise not in func.tags and name not in _FILLS:
-                raise _apart(name)
+                raise _apart(name, GPU, CPU)
             self.kernels += 1
             if name != "nonzero_static" and _depends_on_values(func, args):
                 self.wait(name)
@@ -159,47 +174,41 @@ def _depends_on_values(func: Any, args: Any) -> bool:
 
 
 def _check_together(func: Any, args: Any, given: list[Tensor]) -> bool:
-    """Raise RuntimeError for tensors of the host's where a GPU takes none.
+    """Raise RuntimeError for tensors of several devices where torch takes none.
 
-    Returns whether single numbers are among them, which go into work value by value. Indices may be the host's, and
-    copies go both ways.
+    Returns whether single numbers of the host's are among those of a GPU: they go into work value by value. Indices may
+    be the host's, and copies go everywhere.
     """
-    strangers = [x for x in given if not _here(x)]
-    if not strangers or func is Tensor.copy_:
+    devices = {_at(x) for x in given}
+    if len(devices) == 1 or func is Tensor.copy_:
         return False
     if func in (Tensor.__getitem__, *_WRITES):
         target, index, *values = args
         indices = [x for x in tree_leaves(index) if isinstance(x, Tensor)]
         if func is Tensor.__setitem__ and not indices:
             return False
-        foreign = [x for x in values if isinstance(x, Tensor) and x.dim() and _here(x) != _here(target)]
-        if not foreign and (_here(target) or not any(map(_here, indices))):
+        foreign = [x for x in values if isinstance(x, Tensor) and x.dim() and _at(x) != _at(target)]
+        if not foreign and all(_at(x) in (CPU, _at(target)) for x in indices):
             return False
-    elif all(x.dim() == 0 for x in strangers):
+    elif len({_at(x) for x in given if x.dim() or _at(x) != CPU}) == 1:
         return True
-    raise _apart(func.__name__)
+    raise _apart(func.__name__, *sorted(devices, key=str, reverse=True))
 
 
-def _here(tensor: Tensor) -> bool:
-    return isinstance(tensor, OnGpu)
+def _at(tensor: Tensor) -> torch.device:
+    return tensor.gpu if isinstance(tensor, OnGpu) else tensor.device
 
 
-def _apart(name: str) -> RuntimeError:
-    return RuntimeError(f"Expected all tensors to be on the same device, but {name} was given cuda:0 and cpu")
+def _put(value: Any, device: torch.device) -> Any:
+    if not isinstance(value, Tensor) or device.type == "meta":
+        return value
+    if device.type != "cuda":
+        return value.as_subclass(Tensor)
+    put = value.as_subclass(OnGpu)
+    put.gpu = device
+    return put
 
 
-def _wants_gpu(func: Any, args: Any, kwargs: Any) -> bool:
-    named = [x for x in (*args[1:], *kwargs.values()) if isinstance(x, str | torch.device)]
-    return func is Tensor.cuda or any(map(_is_gpu, named))
-
-
-def _is_gpu(device: Any) -> bool:
-    return device is not None and torch.device(device).type == "cuda"
-
-
-def _put(value: Any) -> Any:
-    return value.as_subclass(OnGpu) if isinstance(value, Tensor) else value
-
-
-def _read(value: Any) -> Any:
-    return value.as_subclass(Tensor) if isinstance(value, Tensor) else value
+def _apart(name: str, *devices: torch.device) -> RuntimeError:
+    found = " and ".join(map(str, devices))
+    return RuntimeError(f"Expected all tensors to be on the same device, but {name} was given {found}")

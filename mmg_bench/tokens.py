@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from math import isfinite
 from typing import Any, NamedTuple, Protocol
 
@@ -97,6 +97,14 @@ class VideoTokens:
     def flat(self) -> Tensor:
         """The tokens in raster order, `[T * N, D]`."""
         return self.features.flatten(0, 1)
+
+    def to(self, device: torch.device) -> VideoTokens:
+        """The same on a device."""
+        if device == self.features.device:
+            return self
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        there: dict[str, Any] = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **there)
 
     def require(self, needs: Collection[str], who: str) -> None:
         """Raise a ValueError unless every optional field named in `needs` is there."""

@@ -37,7 +37,6 @@ class Event:
 
 ANSWERS: dict[str, Any] = {
     "is_available": True,
-    "device_count": 1,
     "current_device": 0,
     "current_stream": None,
     "set_device": None,
@@ -56,10 +55,10 @@ ANSWERS: dict[str, Any] = {
 
 
 @contextmanager
-def mock_cuda() -> Iterator[MockGpu]:
-    """While it is entered, torch tells of one GPU, and has it."""
-    with pytest.MonkeyPatch.context() as patch, MockGpu() as gpu:
+def mock_cuda(count: int = 1) -> Iterator[MockGpu]:
+    """While it is entered, torch tells of so many GPUs, and has them."""
+    with pytest.MonkeyPatch.context() as patch, MockGpu(count) as gpu:
         patch.setattr(torch.cuda, "Event", Event)
-        for name, answer in ANSWERS.items():
+        for name, answer in {**ANSWERS, "device_count": count}.items():
             patch.setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)
         yield gpu

@@ -39,6 +39,8 @@ def test_tensors_say_where_they_are_and_keep_their_values(gpu, x):
     assert x.to(torch.zeros(1)).device == torch.device("cpu")
     assert x.to(torch.float16).dtype == torch.float16
     assert x.half().device == GPU
+    assert x.to("cuda:0") is x.to(GPU, torch.float32) is x.cuda() is x.to(0) is x
+    assert x.to(GPU, copy=True) is not x
 
 
 @pytest.mark.parametrize(
@@ -199,6 +201,38 @@ def test_a_wait_is_told_by_the_line_that_makes_it(gpu, x):
     line = test_a_wait_is_told_by_the_line_that_makes_it.__code__.co_firstlineno
     assert gpu.waits[-1] == f"test_mock_gpu.py:{line + 3} _unique2"
     assert all(wait.startswith("test_mock_gpu.py:") for wait in gpu.waits[before:])
+
+
+def test_there_may_be_several(x):
+    second = torch.device("cuda", 1)
+    with MockGpu(2):
+        y = torch.ones(3).to(1)
+        assert [y.device, (y + 1).device, y.to(x.device).device, torch.zeros(1, device="cuda:1").device] == [
+            second,
+            second,
+            GPU,
+            second,
+        ]
+        assert x.clone().copy_(y).device == GPU
+        assert (y * torch.tensor(2.0)).device == second
+        one = torch.tensor([0], device="cuda:1")
+        for mix in (lambda: x + y, lambda: x * y[0], lambda: x[one], lambda: y.__setitem__(one, x[0, :1])):
+            with pytest.raises(RuntimeError, match=r"same device, but \w+ was given cuda:1 and cuda:0$"):
+                mix()
+    with MockGpu(), pytest.raises(RuntimeError, match="invalid device ordinal: cuda:1"):
+        torch.ones(1, device="cuda:1")
+
+
+def test_modules_go_there_whole(gpu):
+    made = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)).eval()
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    expected = made(x)
+    made.to("cuda")
+    assert {value.device for value in (*made.parameters(), *made.buffers())} == {GPU}
+    assert all(isinstance(value, torch.nn.Parameter) for value in made.parameters())
+    torch.testing.assert_close(made(x.to("cuda")).cpu(), expected)
+    with pytest.raises(RuntimeError, match=APART.format("linear")):
+        made(x)
 
 
 def test_there_is_none_after_it():

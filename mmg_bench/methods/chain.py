@@ -147,7 +147,6 @@ class Chain(Method):
 
     def select_inside(self, tokens: LayerTokens) -> Selection:
         entered, state = tokens.state
-        entered = entered.to(tokens.positions.device)  # where the layers of a model lie on several devices
         left = torch.searchsorted(entered, tokens.positions)  # [n], into those that entered
         own = replace(tokens, positions=left, total=len(entered), state=state)
         chosen = self.parts[1].select_inside(own)

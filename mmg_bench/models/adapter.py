@@ -307,6 +307,11 @@ class Capture(ABC):
         """The optional fields of `VideoTokens` for frames `[first, first + count)` of the call; none, unless said."""
         return {}
 
+    def video(self, features: Tensor, grid: tuple[int, int], first: int) -> VideoTokens:
+        """The video whose frames begin with the `first` of the call, all where its `features` `[T, N, D]` are."""
+        given = self.fields(first, len(features))
+        return VideoTokens(features, grid, **{name: value.to(features.device) for name, value in given.items()})
+
 
 def fresh(arguments: dict[str, Any]) -> dict[str, Any]:
     """A copy of encoded videos for one call of `generate`, which repeats them in place when it searches with beams."""

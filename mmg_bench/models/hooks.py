@@ -433,11 +433,11 @@ class _Splice:
         if video in self.pruned:
             return self.pruned[video]
         if self.encoded is not None:
-            tokens = self.encoded[video]
+            tokens = self.encoded[video].to(embeds.device)
         else:
             frames, *grid = place.layout
             features = embeds[place.row, body].unflatten(0, (frames, -1))
-            tokens = VideoTokens(features, (grid[0], grid[1]), **self.captured.fields(video * frames, frames))
+            tokens = self.captured.video(features, (grid[0], grid[1]), video * frames)
         if "query" in method.needs:
             tokens = replace(tokens, query=embeds[place.row, place.text(embeds.device)])
         elapsed = Elapsed(embeds.device)

@@ -7,6 +7,8 @@ the method prunes them too. While decoding, the columns that a layer never saw a
 A method may also prune in the middle of the layer before, behind its attention: the MLP then gets the kept rows, and
 what comes of them takes the place of the layer's output.
 
+Where the layers lie on several devices, each stage works on that of its layer, which everything is sent to.
+
 No layer gets position ids: the rotary embeddings say all, and attention kernels would take a jump in the ids for the
 border between two packed sequences.
 """
@@ -15,11 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from transformers.masking_utils import create_causal_mask
 
 from mmg_bench.contract import Faults, check_selection
@@ -29,6 +32,8 @@ from mmg_bench.models.attention import LayerAttention, rotate, softmax_weights
 from mmg_bench.models.caches import CACHE, cache_of
 from mmg_bench.models.kept import Kept
 from mmg_bench.tokens import Heads, LayerTokens
+
+Part = TypeVar("Part", "Span", "Flow", Kept)
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,7 @@ class Inside:
         self.contiguous = (method.inside_positions or positions) == "contiguous"
         self.at, self.key_layer = adapter.stages(method)
         self.needed = bool(self.at) or self.key_layer is not None  # whether the method does anything here
+        self.spread = len({place for layer in adapter.layers if (place := _device(layer))}) > 1  # on several devices
         self.prompt = Prompt(0, None, [])  # of the forward call under way
         self.base: Flow | None = None  # of the forward call under way: before the first stage,
         self.flow: Flow | None = None  # and what is in force at the layer under way, once it differs from the base
@@ -186,6 +192,8 @@ class Inside:
         """Before decoding: stages that pruned the caches of the layers before, too, count from layer 0 on."""
         if self.method.prunes_caches:
             for stage in prompt.stages:
+                assert self.base is not None
+                stage = self._sent(stage, self.base.mask.device)
                 prompt.kept = stage if prompt.kept is None else stage.after(prompt.kept)
             prompt.stages = []
 
@@ -216,6 +224,8 @@ class Inside:
             if self.base is None:
                 return None
             hidden, cache = args[0], cache_of(kwargs)
+            if self.spread and (place := _device(module)):
+                hidden = hidden.to(place)
             if self.base.rotary is None:
                 self.base = replace(self.base, rotary=kwargs.get("position_embeddings"))
             if self._prunes_at(number) and not self.method.before_mlp:
@@ -268,9 +278,8 @@ class Inside:
 
     def _prune(self, number: int, hidden: Tensor, cache: Any) -> Tensor:
         """Prune every video before layer `number`, or the MLP before it: the hidden states `[B, K, D]` that go on."""
-        current = self.flow or self.base
-        assert current is not None
         assert self.entered is not None
+        current = self._current(hidden.device)
         left = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         counts = [hidden.shape[1]] * len(hidden)
         source = torch.arange(hidden.shape[1], device=hidden.device).repeat(len(hidden), 1)
@@ -278,6 +287,7 @@ class Inside:
         weights = current.weights if current.weights is None else current.weights.clone()
         stage, depth = self.at.index(number), len(self.adapter.layers)
         for span in self.prompt.spans:
+            span = self._sent(span, hidden.device)
             if self.method.finished(span.state):
                 after.append(span)
                 continue
@@ -318,21 +328,21 @@ class Inside:
             kept = replace(kept, weights=kept.columns(weights))
         self.prompt.spans = moved(after, left, counts)
         self.prompt.stages.append(kept)
-        self.additions = [kept.gather(addition) for addition in self.additions]
+        self.additions = [kept.gather(addition.to(hidden.device)) for addition in self.additions]
         hidden = kept.gather(values)
         self._advance(kept, hidden, cache, number)
         if self.method.prunes_caches and cache is not None:
             for layer in cache.layers[:number]:
+                index = kept.index.to(layer.keys.device)[:, None, :, None]
                 layer.keys, layer.values = (
-                    part.gather(2, kept.index[:, None, :, None].expand(-1, part.shape[1], -1, part.shape[3]))
+                    part.gather(2, index.expand(-1, part.shape[1], -1, part.shape[3]))
                     for part in (layer.keys, layer.values)
                 )
         return hidden
 
     def _advance(self, kept: Kept, hidden: Tensor, cache: Any, number: int) -> None:
         """From here on layers see what `kept` leaves of what they saw so far; `hidden` is already narrowed."""
-        current = self.flow or self.base
-        assert current is not None
+        current, kept = self._current(hidden.device), self._sent(kept, hidden.device)
         mask = kept.mask(current.mask)
         if self.prefill:
             self.prompt.stages[-1], ids = kept.numbered(current.ids, mask)
@@ -351,29 +361,49 @@ class Inside:
         )
         if seen.weights is not None:
             causal = weighed(causal, seen.weights, hidden)
-        return replace(seen, rotary=self.adapter.rotary(hidden, seen.ids), causal=causal)
+        made = replace(seen, rotary=self.adapter.rotary(hidden, seen.ids), causal=causal)
+        return self._sent(made, hidden.device)
+
+    def _current(self, device: torch.device) -> Flow:
+        """What is in force at the layer under way."""
+        current = self.flow or self.base
+        assert current is not None
+        return self._sent(current, device)
+
+    def _sent(self, part: Part, device: torch.device) -> Part:
+        """The same with all its tensors on a device, those in tuples, lists and dicts of a `state` too."""
+        if not self.spread:
+            return part
+        sent = {f.name: tree_map_only(Tensor, lambda x: x.to(device), getattr(part, f.name)) for f in fields(part)}
+        return replace(part, **sent)
 
     def _hide_keys(self, number: int, hidden: Tensor, cache: Any) -> None:
         """Mask, from this layer on and for this step, the visual keys that the method does not choose."""
-        current = self.flow or self.base
-        assert current is not None
         inputs, rotary = self.inputs[number - 1]
+        current = self._current(inputs.device)
         keys = cache.layers[number - 1].keys  # [B, key-value heads, S, width]
         mask = current.mask.clone()
         module = self.adapter.attention_module(self.adapter.layers[number - 1])
         memory = self.prompt.memory
         for i, span in enumerate(self.prompt.spans):
+            span = self._sent(span, inputs.device)
             seen = current.mask[span.row].bool()
             of_row = self.adapter.rows(rotary, span.row)
             one = LayerAttention(module, inputs[span.row], of_row, seen[-1:], self.adapter.interleaved)
-            last = torch.zeros(1, dtype=torch.long, device=hidden.device)
+            last = torch.zeros(1, dtype=torch.long, device=inputs.device)
             weights = softmax_weights(one.queries(last), keys[span.row], seen[None], module.scaling)  # [heads, 1, S]
             chosen, memory[i] = self.method.select_keys(weights[:, 0, span.columns].mean(0), memory.get(i))
             if chosen is not None:
                 shown = mask[span.row, span.columns[chosen]]
                 mask[span.row, span.columns] = 0
                 mask[span.row, span.columns[chosen]] = shown
-        self.flow = self._flow(replace(current, mask=mask), hidden, cache, number)
+        changed = self._sent(replace(current, mask=mask), hidden.device)
+        self.flow = self._flow(changed, hidden, cache, number)
+
+
+def _device(layer: nn.Module) -> torch.device | None:
+    """Where a layer is; None where it comes in only when it is called."""
+    return next((p.device for p in layer.parameters() if p.device.type != "meta"), None)
 
 
 class _Attend:
@@ -396,12 +426,12 @@ class _Attend:
         else:
             inputs, whole = self.inside.inputs[self.number - 1]
             hidden, embeddings = inputs[span.row], adapter.rows(whole, span.row)
-        last = len(hidden) - 1
-        where = torch.full((1,), last, device=hidden.device) if rows is None else span.text[rows]
+        last, device = len(hidden) - 1, hidden.device  # of the layer that it is of
+        where = torch.full((1,), last, device=device) if rows is None else span.text[rows].to(device)
         module = adapter.attention_module(layer)
-        attention = LayerAttention(module, hidden, embeddings, self.real, adapter.interleaved)
+        attention = LayerAttention(module, hidden, embeddings, self.real.to(device), adapter.interleaved)
         weights = attention.weights(where, rotary=rotary, causal=causal)  # [heads, R, S]
-        return weights[..., span.columns]
+        return weights[..., span.columns.to(device)].to(self.hidden.device)
 
     def heads(self) -> Heads:
         """See `tokens.Attention`."""

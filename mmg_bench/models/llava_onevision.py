@@ -72,7 +72,7 @@ class LlavaOnevision(Adapter):
         frames = pixels.shape[1]
         features = outputs.pooler_output[:, self.body((frames, *self.grid))]  # [V, T * N, D]
         per_video = features.unflatten(1, (frames, -1))
-        tokens = [VideoTokens(f, self.grid, **captured.fields(v * frames, frames)) for v, f in enumerate(per_video)]
+        tokens = [captured.video(features, self.grid, v * frames) for v, features in enumerate(per_video)]
         # the features alone: some versions of transformers return the states of every layer of the tower as well
         return tokens, {"mm_encoder_outputs": {"video": type(outputs)(pooler_output=outputs.pooler_output)}}
 

@@ -1,16 +1,20 @@
-"""Every family with its weights on a GPU, or what says that it is one: nothing of the host's is in the way there."""
+"""Every family on a GPU, or spread over two, or what says that it is one: no tensor meets one of another device."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
 from equalities import METHODS, lacking, method_of, prunes_inside, sequential
-from torch import Tensor
+from torch import Tensor, nn
 
 import families
 from mmg_bench.mock_gpu import GPU
+from mmg_bench.models.adapter import adapter_for, fresh
+from mmg_bench.models.hooks import pruning
+from mmg_bench.tokens import VideoTokens
 from mock_cuda import mock_cuda
 
 STEPS = 3
@@ -18,39 +22,86 @@ FEW = ("mmg_vid", "random")
 """Methods that are tried on all families; so are those that prune inside. What others do is no family's affair."""
 
 
-@pytest.fixture(scope="module", params=list(families.BUILDERS))
+@pytest.fixture(params=list(families.BUILDERS))
 def family(request: pytest.FixtureRequest) -> tuple[str, Any, dict[str, Tensor]]:
     torch.manual_seed(0)
     model, processor = families.BUILDERS[request.param]()
     return request.param, model, families.prompts(request.param, processor, ["What colour is the star?"])
 
 
-def test_the_code_for_a_gpu_makes_the_same_logits(family: tuple[str, Any, dict[str, Tensor]]) -> None:
-    name, model, inputs = family
-
-    def logits(label: str) -> Tensor:
-        sent = {key: value.to(model.device) for key, value in inputs.items()}
-        options = {"do_sample": False, "output_logits": True, "return_dict_in_generate": True}
-        with method_of(label, retention_ratio=0.3)(model):
-            made = model.generate(**sent, max_new_tokens=STEPS, **options)
-        assert made.logits[0].device == model.device
-        return torch.stack(made.logits).cpu()
-
-    labels = [
+def labels(name: str, model: Any) -> list[str]:
+    """Of the methods that are tried."""
+    tried = [
         label
         for label in METHODS
         if name == "llava_onevision" or label in FEW or prunes_inside(model, label)
         if not lacking(model, label) and not (sequential(model) and prunes_inside(model, label))
     ]
-    assert set(FEW) <= set(labels)
-    here = {label: logits(label) for label in labels}
+    assert set(FEW) <= set(tried)
+    return tried
+
+
+def logits(model: Any, inputs: dict[str, Any], label: str, encoded: Sequence[VideoTokens] | None = None) -> Tensor:
+    """Of each generated token, `[steps, 1, vocabulary]`, on the CPU."""
+    options = {"do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    with pruning(model, method_of(label, retention_ratio=0.3), encoded=encoded):
+        made = model.generate(**inputs, max_new_tokens=STEPS, **options)
+    assert {step.device for step in made.logits} == {inputs["input_ids"].device}
+    return torch.stack(made.logits).cpu()
+
+
+def check(model: Any, inputs: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Whether, method by method, the same logits come out on the GPU; of the last, of videos encoded before, too."""
+    sent = {key: value.to("cuda") for key, value in inputs.items()}
+    made = [(label, logits(model, sent, label)) for label in expected]
+    last, _ = made[-1]
+    tokens, encoded = adapter_for(model).encode(sent, method_of(last, 0.3).needs)
+    text = {key: sent[key] for key in ("input_ids", "attention_mask", "mm_token_type_ids") if key in sent}
+    made.append((last, logits(model, {**text, **fresh(encoded)}, last, tokens)))
+    for label, there in made:
+        torch.testing.assert_close(
+            there, expected[label], atol=2e-4, rtol=2e-3, msg=lambda says, at=label: f"{at}: {says}"
+        )
+
+
+def test_the_code_for_a_gpu_makes_the_same_logits(family: tuple[str, Any, dict[str, Tensor]]) -> None:
+    name, model, inputs = family
+    expected = {label: logits(model, inputs, label) for label in labels(name, model)}
     with mock_cuda() as gpu:
         model.to("cuda")
         assert model.device == GPU
-        for label in labels:
-            before = gpu.kernels
-            there = logits(label)
-            assert gpu.kernels > before
-            torch.testing.assert_close(
-                there, here[label], atol=2e-4, rtol=2e-3, msg=lambda text, at=label: f"{at}: {text}"
-            )
+        check(model, inputs, expected)
+        assert gpu.kernels > 1000
+
+
+@pytest.mark.filterwarnings("ignore:The following device_map keys do not match")
+def test_layers_on_two_gpus_make_the_same_logits(family: tuple[str, Any, dict[str, Tensor]]) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    name, model, inputs = family
+    expected = {label: logits(model, inputs, label) for label in labels(name, model)}
+    adapter = adapter_for(model)
+    # every other layer is elsewhere, so that all stages have to move
+    language = adapter.language_model
+    towers = [part for part in adapter.multimodal.children() if language not in part.modules()]
+    second = [*adapter.layers[1::2], language.norm, *towers]
+    assert towers
+    with mock_cuda(2):
+        accelerate.dispatch_model(model, dict(device_map(model, second)), main_device=0, force_hooks=True)
+        for module in model.modules():  # of LLaVA's newline, which is no module's, it says that it knows none
+            for part, value in module.named_parameters(recurse=False):
+                if value.device.type == "cpu":
+                    setattr(module, part, nn.Parameter(value.to("cuda"), requires_grad=False))
+        assert {str(next(layer.parameters()).device) for layer in adapter.layers} == {"cuda:0", "cuda:1"}
+        check(model, inputs, expected)
+
+
+def device_map(module: nn.Module, second: Collection[nn.Module], name: str = "") -> Iterator[tuple[str, int]]:
+    """As accelerate takes it: the modules of `second` on the second device, all else on the first."""
+    if module in second or not set(module.modules()) & set(second):
+        yield name, int(module in second)
+        return
+    within = f"{name}." if name else ""
+    for part, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+        yield within + part, 0
+    for part, child in module.named_children():
+        yield from device_map(child, second, within + part)
