@@ -372,11 +372,11 @@ def on_a_gpu(build: Build) -> None:
     """The same tokens are left on a GPU, where no tensor of the host's may be mixed in (without one: `mock_gpu`)."""
     tokens = video()
     with nullcontext() if torch.cuda.is_available() else MockGpu():
-        for dtype in (torch.float32, torch.bfloat16):
+        for dtype, ratio in ((torch.float32, 0.3), (torch.float32, 1.0), (torch.bfloat16, 0.3)):
             sent = {name: value.to("cuda", dtype) for name, value in tensors(tokens).items()}
-            there = _left(build(0.3), _with(tokens, **sent))
+            there = _left(build(ratio), _with(tokens, **sent))
             # halves are rounded otherwise there
-            if dtype == torch.float32 and not _alike(_left(build(0.3), tokens), there):
+            if dtype == torch.float32 and not _alike(_left(build(ratio), tokens), there):
                 raise ContractError("other tokens are left on a GPU than on a CPU")
 
 
