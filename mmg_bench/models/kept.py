@@ -123,8 +123,10 @@ def _closed(ids: Tensor, mask: Tensor) -> Tensor:
     counted = (mask.cumsum(-1) - 1).clamp(min=0)
     if ids.dim() == 2:
         return counted
-    axes = torch.zeros_like(ids[-3:])
-    for row, real in enumerate(mask.bool()):
-        used = ids[-3:, row, real]
-        axes[:, row, real] = used.unique(return_inverse=True)[1]
-    return torch.cat([counted.expand(len(ids) - 3, -1, -1), axes])
+    # the ranks of a row's numbers, of which equal ones share theirs: `unique` of each row, without waiting for a GPU
+    hidden = (mask == 0).repeat(1, 3)  # [B, 3 K]
+    numbers = ids[-3:].transpose(0, 1).flatten(1).masked_fill(hidden, torch.iinfo(ids.dtype).max)
+    ordered, order = numbers.sort(dim=1)
+    rank = functional.pad(ordered.diff(dim=1) != 0, (1, 0)).cumsum(1)
+    axes = torch.empty_like(rank).scatter_(1, order, rank).masked_fill_(hidden, 0).unflatten(1, (3, -1))
+    return torch.cat([counted.expand(len(ids) - 3, -1, -1), axes.transpose(0, 1)])

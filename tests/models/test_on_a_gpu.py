@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from equalities import METHODS, lacking, method_of, prunes_inside, sequential
 from torch import Tensor, nn
 
 import families
+from mmg_bench.methods.base import Positions
 from mmg_bench.mock_gpu import GPU
 from mmg_bench.models.adapter import adapter_for, fresh
 from mmg_bench.models.hooks import pruning
@@ -105,3 +108,38 @@ def device_map(module: nn.Module, second: Collection[nn.Module], name: str = "")
         yield within + part, 0
     for part, child in module.named_children():
         yield from device_map(child, second, within + part)
+
+
+@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl", "qwen3_vl"])
+def test_pruning_gives_a_gpu_little_to_do_and_lets_it_go_on(name: str) -> None:
+    """What a prefill of videos encoded before takes beyond the stock model's: kernels, and waits of the host."""
+    model, processor = families.BUILDERS[name]()
+    inputs = families.prompts(name, processor, ["What colour is the star?"])
+    with mock_cuda() as gpu, torch.inference_mode():
+        model.to("cuda")
+        sent = {key: value.to("cuda") for key, value in inputs.items()}
+        tokens, encoded = adapter_for(model).encode(sent, {"query"})
+        text = {key: sent[key] for key in ("input_ids", "attention_mask", "mm_token_type_ids") if key in sent}
+
+        def prefill() -> tuple[int, list[str]]:
+            before, waited = gpu.kernels, len(gpu.waits)
+            model(**text, **fresh(encoded), use_cache=True, logits_to_keep=1)
+            return gpu.kernels - before, [wait for wait in gpu.waits[waited:] if not wait.startswith("modeling_")]
+
+        def beyond(label: str, positions: Positions) -> tuple[int, list[str]]:
+            with pruning(model, method_of(label, 0.3), positions=positions, encoded=tokens):
+                prefill()  # the prompt's videos are pruned here, and kept for the next
+                kernels, waits = prefill()
+            return kernels - stock[0], sorted((Counter(waits) - Counter(stock[1])).elements())
+
+        stock = prefill()
+        the_ids = re.compile(r"hooks\.py:\d+ copy$")  # which the host reads, to find the videos
+        for positions in get_args(Positions):
+            kernels, waits = beyond("random", positions)
+            assert kernels <= 45, kernels  # with what Qwen3-VL adds in its first layers
+            assert len(waits) == 1
+            assert the_ids.match(waits[0])
+            kernels, waits = beyond("pdrop", positions)
+            assert kernels <= 330, kernels
+            # what may be wrong with each of three choices is read when the GPU has all its work
+            assert [wait.split(":")[0] for wait in waits] == ["contract.py"] * 3 + ["hooks.py"]
