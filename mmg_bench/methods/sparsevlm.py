@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmg_bench.methods._inside import InsideMethod, layers_at, most_attended
 from mmg_bench.methods._merge import group_sums, supplied
-from mmg_bench.methods._ops import descending, dpc_scores, squared_distances
+from mmg_bench.methods._ops import descending, dpc_scores, positions_of, squared_distances
 from mmg_bench.methods.base import Positions, check_choice
 from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens
 
@@ -132,6 +132,6 @@ def prune_stage(features: Tensor, score: Tensor, budget: int, merge: bool, state
         return Selection(kept, state=state)
     dropped = torch.ones(count, dtype=torch.bool, device=score.device)
     dropped[kept] = False
-    merged, centres = recycle(features, score, dropped.nonzero().squeeze(1))
+    merged, centres = recycle(features, score, positions_of(dropped, count - len(kept)))
     values = torch.cat([features[kept].float(), merged])
     return Selection(torch.cat([kept, centres]), values.to(features.dtype), state)
