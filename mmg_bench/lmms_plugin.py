@@ -33,7 +33,7 @@ class MMGBench(lmms):
         (frames, dtype, ...) holds here too.
     method, retention_ratio, positions: the cell; without `method` nothing is pruned.
     device: as of `mmg-bench`; by default the GPU of this process, if there is one.
-    options: the other settings of a model (frames, dtype, attn_implementation, revision) and the method's parameters.
+    options: the other settings of a model (frames, max_pixels, dtype, revision, ...) and the method's parameters.
 
     Requests are answered one at a time (`batch_size` 1), those about one video together. What fails ends the
     evaluation with an error that names the question. Raises ValueError for settings that do not exist or fit.

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 EMBEDDED = Path(__file__).parent / "embedded"
 """Checkpoint folder of the embedded model."""
+PIXELS = ("min_pixels", "max_pixels")
 ATTENTIONS = ("sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "eager")
 
 
@@ -28,6 +29,10 @@ class ModelSpec:
     """Commit of the hub repository."""
     frames: int = 32
     """Frames sampled uniformly from a video."""
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    """Least and most pixels, as the model's video processor counts them: of a frame (Qwen2-VL, Qwen2.5-VL, EXAONE) or
+    of all frames together (Qwen3-VL, Qwen3.5, GLM, VideoLLaMA3). None: as the checkpoint has it."""
     dtype: str = "bfloat16"
     attn_implementation: str = "sdpa"
     device: str = "auto"
@@ -56,6 +61,9 @@ class ModelSpec:
         check_text(self.option("name"), self.name)
         check_text(self.option("path"), self.path)
         check_whole(self.option("frames"), self.frames, 1)
+        for name in PIXELS:
+            if getattr(self, name) is not None:
+                check_whole(self.option(name), getattr(self, name), 1)
         dtype_of(self.option("dtype"), self.dtype)
         if self.attn_implementation not in ATTENTIONS and "/" not in str(self.attn_implementation):  # a hub kernel's
             given = f"{self.option('attn_implementation')}={self.attn_implementation!r}"
@@ -66,8 +74,9 @@ class ModelSpec:
         return self.called.get(name, f"model.{name}")
 
     def described(self) -> dict[str, Any]:
-        """The fields that tell one model from another, for provenance."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
+        """The fields that tell one model from another, for provenance; limits of pixels only where they are set."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
+        return {name: value for name, value in values.items() if name not in PIXELS or value is not None}
 
     @property
     def torch_device(self) -> torch.device:

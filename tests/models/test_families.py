@@ -25,6 +25,7 @@ from mmg_bench.methods.dense import Dense
 from mmg_bench.methods.registry import get_method
 from mmg_bench.models.adapter import FAMILIES, UnsupportedModelError, adapter_for, fresh
 from mmg_bench.models.caches import CACHE
+from mmg_bench.models.checking import ModelError
 from mmg_bench.models.framed import FrameCapture
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import VideoLLM
@@ -609,3 +610,31 @@ def test_a_type_without_an_entry_is_served_by_what_it_has(
     monkeypatch.delattr(model.model, "language_model")
     with pytest.raises(UnsupportedModelError, match=r"no model\.language_model\.layers; supported: "):
         adapter_for(model)
+
+
+def test_pixels_are_limited_as_the_processor_counts_them(family: tuple[str, Any, Any], llm: VideoLLM) -> None:
+    name, _, processor = family
+    fixed = name in ("llava_onevision", "internvl", "smolvlm", "llava_next_video")
+    whole = name.startswith(("qwen3", "glm", "video_llama"))
+    assert fixed or whole or name in ("qwen2_vl", "qwen2_5_vl", "exaone4_5")
+    frames, most = 8, 16 * 32
+    if fixed:
+        with pytest.raises(
+            ModelError, match=r"^model.max_pixels=512: \w+ makes all frames of one size \(.*leave it at"
+        ):
+            VideoLLM(replace(llm.spec, max_pixels=most))
+        return
+
+    def area(**limits: int) -> int:
+        """Pixels of a frame of 64 x 128."""
+        limited = VideoLLM(replace(llm.spec, **limits))
+        made = limited.preprocess(np.zeros((frames, 64, 128, 3), dtype=np.uint8), Timing.every_second(frames))
+        grids = [value for part, value in made.tensors.items() if part.startswith("video_grid")]
+        _, height, width = grids[0][0].tolist()
+        return height * width * processor.video_processor.patch_size**2
+
+    counted = frames if whole else 1
+    assert most // 2 <= area(max_pixels=most * counted) <= most
+    assert area(min_pixels=16 * most * counted, max_pixels=64 * most * counted) >= 16 * most
+    with pytest.raises(ModelError, match=r"^model.max_pixels=1: between \d+ and 1 there is nothing; set model.min_pix"):
+        area(max_pixels=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from mmg_bench.models.checking import ModelError, bare_adapter
 from mmg_bench.models.geometry import GEOMETRIES
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import VideoLLM
-from mmg_bench.models.spec import ModelSpec, folder_of
+from mmg_bench.models.spec import PIXELS, ModelSpec, folder_of
 from mmg_bench.specs import model_spec
 from prompts import random_video
 
@@ -67,6 +68,22 @@ def test_published_sizes_of_qwen2_5_vl() -> None:
     assert inputs["input_ids"].shape == (1, 16 * 23 * 13 + 2 + len(WORDS) + len(system))
     tower_alone = sum(p.numel() for p in llm.model.model.visual.parameters()) / 1e9
     assert tower_alone == pytest.approx(0.6766, rel=1e-3)
+
+
+def test_bounds_of_pixels_as_the_page_tells_them() -> None:
+    limited = cfg.load("model", "qwen2_5_vl_7b")
+    utils = {option: limited[option] for option in PIXELS}
+    said = []
+    for options in ({}, utils, {"max_pixels": 200704}):
+        llm = random_llm("qwen2_5_vl_7b", "meta", **options)
+        pixels = llm.preprocess(np.zeros((32, 720, 1280, 3), dtype=np.uint8), Timing.every_second(32))
+        said.append(f"{sizes_table.tokens_of(llm, pixels):,}")
+    page = " ".join(sizes_table.PAGE.read_text().split())
+    assert re.search(
+        rf"32 frames of 1280 x 720 are {said[0]} tokens to Qwen2.5-VL by its checkpoint's own bounds, {said[1]} by those "
+        rf"of qwen-vl-utils, .* and {said[2]} by `model.max_pixels=200704`",
+        page,
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from mmg_bench.report.efficiency import efficiency_layout
 from mmg_bench.report.rows import Measurement, pending_rows, result_rows
-from mmg_bench.report.table import FLAG, to_markdown
+from mmg_bench.report.table import FLAG, measured_line, to_markdown
 
 PROVENANCE = {
     "key": {
@@ -91,6 +91,13 @@ def measured() -> list[Measurement]:
 def table_of(measurements: list[Measurement], *others: pd.DataFrame) -> str:
     rows = result_rows([], table="efficiency", weights={"big": "random"}, measurements=measurements)
     return to_markdown(efficiency_layout(pd.concat([*others, rows], ignore_index=True), PROVENANCE))
+
+
+def test_bounds_of_pixels_stand_beside_the_dtype() -> None:
+    facts = {**PROVENANCE["key"], "model": {"dtype": "bfloat16", "min_pixels": None, "max_pixels": 602112}}
+    assert measured_line("key", {"key": facts}).startswith(
+        "Measured (key): a GPU, bfloat16, sdpa, 2026-01-02, max_pixels=602112, commit abc123; "
+    )
 
 
 def test_markdown() -> None:
