@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -79,11 +78,8 @@ def test_bounds_of_pixels_as_the_page_tells_them() -> None:
         pixels = llm.preprocess(np.zeros((32, 720, 1280, 3), dtype=np.uint8), Timing.every_second(32))
         said.append(f"{sizes_table.tokens_of(llm, pixels):,}")
     page = " ".join(sizes_table.PAGE.read_text().split())
-    assert re.search(
-        rf"32 frames of 1280 x 720 are {said[0]} tokens to Qwen2.5-VL by its checkpoint's own bounds, {said[1]} by those "
-        rf"of qwen-vl-utils, .* and {said[2]} by `model.max_pixels=200704`",
-        page,
-    )
+    assert f"are {said[0]} tokens to Qwen2.5-VL by its checkpoint's own bounds, {said[1]} by those of qwen-vl" in page
+    assert f"and {said[2]} by `model.max_pixels=200704`" in page
 
 
 @pytest.mark.parametrize(
