@@ -8,6 +8,8 @@ from pathlib import Path
 
 _LIBRARIES = {"torch", "transformers", "lmms_eval", "numpy"}
 """Packages in which a fault comes to light, but seldom lies."""
+_MOCK_GPU = Path(__file__).with_name("mock_gpu.py")
+"""What refuses as torch does, and is no place of a fault either."""
 
 
 def told(error: BaseException, plain: tuple[type[BaseException], ...] = (), folder: Path | None = None) -> str:
@@ -36,7 +38,7 @@ def place_of(error: BaseException, folder: Path | None = None) -> str:
 
 def _is_own(file: str) -> bool:
     """Whether code is neither a library's nor Python's own."""
-    if file.startswith("<"):  # no file
+    if file.startswith("<") or Path(file) == _MOCK_GPU:  # no file, or one that stands for torch
         return False
     path, python = Path(file), Path(importlib.__file__).parents[1]
     if "site-packages" in path.parts:

@@ -269,6 +269,16 @@ def test_the_command_tells_every_check(capsys, monkeypatch):
     assert f"(test_contract.py:{inspect.currentframe().f_lineno - 5}, in <lambda>)" in out
 
 
+def test_the_command_tells_which_line_mixes_devices(capsys, monkeypatch):
+    mixing = _by(lambda tokens: tokens.flat.detach().sum(1) + torch.arange(tokens.total))
+    line = inspect.currentframe().f_lineno - 1
+    monkeypatch.setattr(Random, "select", mixing.select)
+    assert check_method({"name": "random"}) >= 1
+    says = f"but add was given cuda:0 and cpu (test_contract.py:{line}, in <lambda>)"
+    (failed,) = [said for said in capsys.readouterr().out.splitlines() if said.startswith("  FAILED  on a gpu")]
+    assert failed.endswith(says)
+
+
 def _variants() -> list[dict[str, Any]]:
     """Methods with other options than their defaults: those of Table 1, and the ablations of MMG-Vid."""
     of_table = [m for p in cfg.shipped("table")["table"]["profiles"].values() for m in p["methods"]]
