@@ -235,19 +235,24 @@ def _load(spec: ModelSpec) -> tuple[Any, Any]:
 def limit_pixels(processor: Any, spec: ModelSpec) -> None:
     """Have the processor make frames of no fewer and no more pixels than the spec says, as it counts them itself.
 
+    What each of a few frames may have of a bound on all is bounded as by qwen-vl-utils, where transformers leaves that
+    open (it warns that a later version will not).
+
     Raises ModelError where all its frames have one size, and where the least would be above the most.
     """
     limits = {"shortest_edge": spec.min_pixels, "longest_edge": spec.max_pixels}
     given = {edge: limit for edge, limit in limits.items() if limit is not None}
+    video = processor.video_processor
+    if getattr(video, "cap_pixels_per_frame", False) is None:
+        video.cap_pixels_per_frame = True
     if not given:
         return
-    size = {edge: value for edge, value in dict(processor.video_processor.size).items() if value is not None}
+    size = {edge: value for edge, value in dict(video.size).items() if value is not None}
     options = [f"{spec.option(name)}={getattr(spec, name)}" for name in PIXELS if getattr(spec, name) is not None]
     if set(size) != set(limits):  # which mean edges, not areas
         sizes = ", ".join(f"{name} {value}" for name, value in size.items())
         raise ModelError(
-            f"{' and '.join(options)}: {type(processor.video_processor).__name__} makes all frames of one size "
-            f"({sizes}); leave it at null"
+            f"{' and '.join(options)}: {type(video).__name__} makes all frames of one size ({sizes}); leave it at null"
         )
     size |= given
     if size["shortest_edge"] > size["longest_edge"]:
@@ -255,7 +260,7 @@ def limit_pixels(processor: Any, spec: ModelSpec) -> None:
             f"{' and '.join(options)}: between {size['shortest_edge']} and {size['longest_edge']} there is nothing; "
             f"set {spec.option('min_pixels')} to no more than {spec.option('max_pixels')}"
         )
-    processor.video_processor.size = type(processor.video_processor.size)(**size)
+    video.size = type(video.size)(**size)
 
 
 def _random(spec: ModelSpec) -> tuple[Any, Any]:

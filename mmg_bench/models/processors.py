@@ -142,7 +142,7 @@ def _qwen_vl_processor(kind: Any, config: Any, tokenizer: Any) -> Any:
     return kind(
         Qwen2VLImageProcessor(**pixels),
         tokenizer,
-        Qwen2VLVideoProcessor(**pixels, cap_pixels_per_frame=False),
+        Qwen2VLVideoProcessor(**pixels, cap_pixels_per_frame=True),
         chat_template=QWEN_CHAT_TEMPLATE,
     )
 
@@ -156,7 +156,7 @@ def qwen3_vl_processor(config: Qwen3VLConfig, tokenizer: Any) -> Qwen3VLProcesso
         Qwen2VLImageProcessor(**pixels, size={"shortest_edge": 256 * 256, "longest_edge": 4096 * 4096}),
         tokenizer,
         Qwen3VLVideoProcessor(
-            **pixels, size={"shortest_edge": 64 * 64, "longest_edge": 24 * 1024 * 1024}, cap_pixels_per_frame=False
+            **pixels, size={"shortest_edge": 64 * 64, "longest_edge": 24 * 1024 * 1024}, cap_pixels_per_frame=True
         ),
         chat_template=QWEN3_CHAT_TEMPLATE,
     )

@@ -614,6 +614,10 @@ def test_a_type_without_an_entry_is_served_by_what_it_has(
 
 def test_pixels_are_limited_as_the_processor_counts_them(family: tuple[str, Any, Any], llm: VideoLLM) -> None:
     name, _, processor = family
+    if hasattr(processor.video_processor, "cap_pixels_per_frame"):  # left open, or not
+        left_open = processor.video_processor.cap_pixels_per_frame is None
+        assert left_open == name.startswith("qwen3")
+        assert llm.processor.video_processor.cap_pixels_per_frame is left_open
     fixed = name in ("llava_onevision", "internvl", "smolvlm", "llava_next_video")
     whole = name.startswith(("qwen3", "glm", "video_llama"))
     assert fixed or whole or name in ("qwen2_vl", "qwen2_5_vl", "exaone4_5")

@@ -82,6 +82,14 @@ def test_bounds_of_pixels_as_the_page_tells_them() -> None:
     assert f"and {said[2]} by `model.max_pixels=200704`" in page
 
 
+def test_few_frames_are_bounded_as_by_qwen_vl_utils() -> None:
+    """768 tokens a frame, of a bound on all that would allow 3,072 to each of eight."""
+    llm = random_llm("qwen3_vl_8b", "meta")
+    assert dict(llm.processor.video_processor.size)["longest_edge"] == 8 * 3072 * 32 * 32
+    pixels = llm.preprocess(np.zeros((8, 720, 1280, 3), dtype=np.uint8), Timing.every_second(8))
+    assert sizes_table.tokens_of(llm, pixels) == 4 * 20 * 36
+
+
 @pytest.mark.parametrize(
     ("name", "parameters", "tokens"),
     [
@@ -171,7 +179,7 @@ def test_an_architecture_is_measured_with_its_processor(name: str, monkeypatch: 
     monkeypatch.setitem(GEOMETRIES, name, dataclasses.replace(GEOMETRIES[name], config=small))
     llm = random_llm(name, "cpu", frames=4, dtype="float32")
     assert type(llm.processor).__name__ == PROCESSOR_MAPPING_NAMES[config["model_type"]]
-    assert not (name.startswith("qwen") and llm.processor.video_processor.cap_pixels_per_frame)
+    assert getattr(llm.processor.video_processor, "cap_pixels_per_frame", None) is (name.startswith("qwen") or None)
     black, *_ = llm.preprocess(np.zeros((4, 64, 64, 3), dtype=np.uint8), Timing.every_second(4)).tensors.values()
     darkest = {"qwen2": -0.48145466 / 0.26862954, "glm": -0.48145466 / 0.26862954, "internvl": -0.485 / 0.229}
     assert black.min() == pytest.approx(next((v for kind, v in darkest.items() if name.startswith(kind)), -1), abs=1e-5)
