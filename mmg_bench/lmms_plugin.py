@@ -102,7 +102,7 @@ class MMGBench(lmms):
         llm, method = self.llm, self.cell.method
         request = requests[0]
         try:
-            clip = read_clip(path, llm.spec.frames)
+            clip = read_clip(path, llm.spec.frames, llm.spec.fps)
             encoded = llm.encode(llm.preprocess(clip.pixels, clip.timing), method.needs)
             with pruning(llm.model, method, self.cell.positions, encoded=encoded.tokens):
                 for request in requests:

@@ -193,8 +193,9 @@ def test_settings_come_from_our_configuration_of_the_model(lmms_eval: Any, tiny_
         "eager",
         "cpu",
     )
-    other = MMGBench(str(tiny_folder), frames=4, dtype="float32", device="cpu")
-    assert other.llm.spec == ModelSpec(tiny_folder.name, str(tiny_folder), frames=4, dtype="float32", device="cpu")
+    options = {"frames": 4, "fps": 0.5, "dtype": "float32", "device": "cpu"}
+    other = MMGBench(str(tiny_folder), **options)
+    assert other.llm.spec == ModelSpec(tiny_folder.name, str(tiny_folder), **options)
     assert other.device.type == "cpu"
     for call in (other.loglikelihood, other.generate_until_multi_round):
         with pytest.raises(NotImplementedError, match="choose tasks of output_type generate_until"):

@@ -15,6 +15,8 @@ from mmg_bench.benchmarks.embedded.dataset import cache_folder
 PICTURES = (".jpg", ".jpeg", ".png")
 PICTURES_FPS = 3.0
 """Of folders of pictures, which do not say it: TVQA's in MVBench, the only ones here, were taken three a second."""
+LEAST_FRAMES = 4
+"""How many are sampled at least where so many a second are asked for, as by qwen-vl-utils."""
 _NUMBER = re.compile(r"(\d+)")
 
 
@@ -59,17 +61,19 @@ def read_frames(path: str | Path, frames: int) -> NDArray[np.uint8]:
     return read_clip(path, frames).pixels
 
 
-def read_clip(path: str | Path, frames: int) -> Clip:
+def read_clip(path: str | Path, frames: int, fps: float | None = None) -> Clip:
     """`frames` frames of a video, uniformly from the first to the last (shorter videos repeat some).
 
+    With `fps`, so many a second, rounded; but no more than `frames`, and no fewer than LEAST_FRAMES of these.
+
     The sampling is lmms-eval's: `linspace(0, n - 1, frames)`, rounded down. `path` may also be a folder of pictures,
-    one a frame, in the order of `pictures`. Raises VideoError.
+    one a frame, in the order of `pictures`. Raises VideoError, also where the file does not say how long it is.
     """
     if frames < 1:
         raise ValueError(f"frames={frames}: at least one frame must be sampled")
     path = Path(path)
     if path.is_dir():
-        return _read_pictures(path, frames)
+        return _read_pictures(path, frames, fps)
     if not path.is_file():
         raise VideoError(
             f"{path}: no such video; put it there (for videos on the hub, `mmg-bench doctor` says how), or correct its "
@@ -81,9 +85,11 @@ def read_clip(path: str | Path, frames: int) -> Clip:
 
     try:
         reader = VideoReader(str(path), num_threads=1)
-        indices = _sampled(len(reader), frames) if len(reader) else []
+        rate = float(reader.get_avg_fps()) if len(reader) else math.nan
+        indices = _sampled(len(reader), _number(frames, fps, len(reader), rate)) if len(reader) else []
         pixels = reader.get_batch(indices).asnumpy() if indices else None
-        fps = float(reader.get_avg_fps()) if indices else math.nan
+    except _NoRate as error:
+        raise VideoError(f"{path}: {error}") from error
     except Exception as error:  # decord raises several kinds, with a C++ trace for a message
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "from_size == to_size" in first_line:  # decord 0.6 on frames of 8, 12, 16, 24, 48 or 72 pixels a row
@@ -91,7 +97,7 @@ def read_clip(path: str | Path, frames: int) -> Clip:
         raise VideoError(f"{path}: cannot be decoded ({first_line}); {_remedy(path)}") from error
     if pixels is None:
         raise VideoError(f"{path}: holds no frame; {_remedy(path)}")
-    return Clip(pixels, Timing(tuple(indices), len(reader), fps if fps > 0 else None))
+    return Clip(pixels, Timing(tuple(indices), len(reader), rate if rate > 0 else None))
 
 
 def _remedy(path: Path) -> str:
@@ -106,17 +112,30 @@ def pictures(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: [int(part) if i % 2 else part for i, part in enumerate(_NUMBER.split(p.name))])
 
 
+class _NoRate(ValueError):
+    """A video that does not say its frames a second."""
+
+
+def _number(frames: int, fps: float | None, total: int, rate: float) -> int:
+    """How many of a video's `total` frames, `rate` of them a second, are sampled: see `read_clip`."""
+    if fps is None:
+        return frames
+    if not rate > 0:
+        raise _NoRate(f"it does not say its frames a second, of which fps={fps:g} are asked for; give a number alone")
+    return min(frames, max(LEAST_FRAMES, round(total / rate * fps)))
+
+
 def _sampled(count: int, frames: int) -> list[int]:
     return np.linspace(0, count - 1, frames).astype(int).tolist()
 
 
-def _read_pictures(folder: Path, frames: int) -> Clip:
+def _read_pictures(folder: Path, frames: int, fps: float | None) -> Clip:
     from PIL import Image
 
     names = pictures(folder)
     if not names:
         raise VideoError(f"{folder}: the folder holds no picture ({', '.join(PICTURES)})")
-    indices = _sampled(len(names), frames)
+    indices = _sampled(len(names), _number(frames, fps, len(names), PICTURES_FPS))
     try:
         pixels = np.stack([np.asarray(Image.open(names[i]).convert("RGB")) for i in indices])
     except (OSError, ValueError) as error:  # damaged, or of several sizes

@@ -51,7 +51,7 @@ def show(configs: Sequence[DictConfig]) -> int:
     cells = specs.cells(plain)
     spec = specs.model_spec(values["model"])
     check_model(spec, {cell.label: cell.method for cell in cells})
-    clip = read_clip(video, spec.frames)  # one that cannot be decoded must show before the model is loaded
+    clip = read_clip(video, spec.frames, spec.fps)  # one that cannot be decoded must show before the model is loaded
 
     llm = VideoLLM(spec)
     needs = needs_of(cells)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmg_bench.options import check_text, check_whole, device_of, dtype_of
+from mmg_bench.options import check_number, check_text, check_whole, device_of, dtype_of
 
 if TYPE_CHECKING:
     import torch
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 EMBEDDED = Path(__file__).parent / "embedded"
 """Checkpoint folder of the embedded model."""
 PIXELS = ("min_pixels", "max_pixels")
+UNSET = ("fps", *PIXELS)
+"""Options that are seldom set, and are told only where they are."""
 ATTENTIONS = ("sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "eager")
 
 
@@ -29,6 +31,8 @@ class ModelSpec:
     """Commit of the hub repository."""
     frames: int = 32
     """Frames sampled uniformly from a video."""
+    fps: float | None = None
+    """Frames a second to sample, no more than `frames`; None: `frames` of any video, however long it is."""
     min_pixels: int | None = None
     max_pixels: int | None = None
     """Least and most pixels, as the model's video processor counts them: of a frame (Qwen2-VL, Qwen2.5-VL, EXAONE) or
@@ -61,6 +65,10 @@ class ModelSpec:
         check_text(self.option("name"), self.name)
         check_text(self.option("path"), self.path)
         check_whole(self.option("frames"), self.frames, 1)
+        if self.fps is not None:
+            check_number(self.option("fps"), self.fps)
+            if not self.fps:
+                raise ValueError(f"{self.option('fps')}={self.fps}: it must be above 0; null samples `frames` frames")
         for name in PIXELS:
             if getattr(self, name) is not None:
                 check_whole(self.option(name), getattr(self, name), 1)
@@ -74,9 +82,9 @@ class ModelSpec:
         return self.called.get(name, f"model.{name}")
 
     def described(self) -> dict[str, Any]:
-        """The fields that tell one model from another, for provenance; limits of pixels only where they are set."""
+        """The fields that tell one model from another, for provenance; those of UNSET only where they are set."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
-        return {name: value for name, value in values.items() if name not in PIXELS or value is not None}
+        return {name: value for name, value in values.items() if name not in UNSET or value is not None}
 
     @property
     def torch_device(self) -> torch.device:

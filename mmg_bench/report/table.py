@@ -192,7 +192,7 @@ def measured_line(key: str, provenance: Sources) -> str:
     facts = provenance[key]
     settings = {**(facts["model"] if isinstance(facts.get("model"), Mapping) else {}), **facts}
     known = [str(settings[f]) for f in ("device", "dtype", "attention", "date") if settings.get(f)]
-    known += [f"{name}={settings[name]}" for name in ("min_pixels", "max_pixels") if settings.get(name)]
+    known += [f"{name}={settings[name]}" for name in ("fps", "min_pixels", "max_pixels") if settings.get(name)]
     latency = facts.get("latency") or {}
     known += [f"measure.{o}={latency[o]}" for o, usual in _USUAL.items() if latency.get(o, usual) != usual]
     known += [f"commit {facts['commit']}"] if facts.get("commit") else []

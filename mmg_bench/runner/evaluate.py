@@ -143,7 +143,7 @@ class _Pass:
         """All questions about one video file, in every cell that still lacks them."""
         needs = needs_of(cell for cell, _ in work.values())
         try:
-            clip = read_clip(path, self.llm.spec.frames)
+            clip = read_clip(path, self.llm.spec.frames, self.llm.spec.fps)
             encoded = self.llm.encode(self.llm.preprocess(clip.pixels, clip.timing), needs)
         except Exception as error:  # the video's fault must not end the run
             modest = {key: part for key, part in work.items() if not part[0].method.needs}

@@ -205,6 +205,32 @@ def test_short_videos_repeat_frames(tmp_path: Path) -> None:
     assert (frames[0] == frames[1]).all() or (frames[1] == frames[2]).all()
 
 
+def test_frames_a_second(tmp_path: Path) -> None:
+    video, folder = tmp_path / "v.mp4", tmp_path / "pictures"
+    write_video(make_world("train", 0, sampled=16), video, size=32)
+    whole = read_clip(video, 1).timing
+    assert whole.fps is not None
+    seconds = whole.total / whole.fps
+    for fps in (0.01, 1, 2, 2.5, 100):
+        clip = read_clip(video, 12, fps)
+        assert len(clip.pixels) == len(clip.timing.indices) == min(12, max(4, round(seconds * fps)))
+        assert clip.timing == read_clip(video, len(clip.pixels)).timing
+    assert len({len(read_clip(video, 12, fps).pixels) for fps in (0.01, 1, 2, 100)}) >= 3
+    assert len(read_clip(video, 3, 0.01).pixels) == 3
+    folder.mkdir()
+    for number in range(30):  # ten seconds
+        Image.fromarray(clip.pixels[0]).save(folder / f"{number}.png")
+    assert len(read_clip(folder, 64, 0.7).pixels) == 7
+
+
+def test_frames_a_second_of_a_video_that_does_not_say_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video(make_world("train", 0, sampled=3), tmp_path / "v.mp4", size=32)
+    monkeypatch.setattr(VideoReader, "get_avg_fps", lambda self: 0.0)
+    assert read_clip(tmp_path / "v.mp4", 5).timing.fps is None
+    with pytest.raises(VideoError, match=r"v\.mp4: it does not say its frames a second, of which fps=2 are asked for"):
+        read_clip(tmp_path / "v.mp4", 5, 2)
+
+
 def test_clips_tell_when_their_frames_are_shown(tmp_path: Path) -> None:
     write_video(make_world("train", 0, sampled=3), tmp_path / "v.mp4", size=32)
     clip = read_clip(tmp_path / "v.mp4", 2)

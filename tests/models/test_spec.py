@@ -19,6 +19,10 @@ def test_mistakes_are_explained() -> None:
         ModelSpec("x", "y", attn_implementation="foo")
     with pytest.raises(ValueError, match=r"model.frames=0"):
         ModelSpec("x", "y", frames=0)
+    with pytest.raises(ValueError, match=r"^model.fps='1': it must be a number"):
+        ModelSpec("x", "y", fps="1")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^model.fps=0: it must be above 0; null samples `frames` frames$"):
+        ModelSpec("x", "y", fps=0)
     for name in ("min_pixels", "max_pixels"):
         for value in (0, 2.5, True, "many"):
             with pytest.raises(ValueError, match=rf"^model.{name}={value!r}: it must be a whole number, at least 1"):
@@ -48,6 +52,6 @@ def test_what_options_are_called_goes_with_a_model_and_is_no_part_of_it() -> Non
         "siglip_revision": None,
         "weights": "pretrained",
     }
-    limited = replace(named, max_pixels=784)
-    assert limited.described() == {**named.described(), "max_pixels": 784}
+    limited = replace(named, max_pixels=784, fps=0.5)
+    assert limited.described() == {**named.described(), "max_pixels": 784, "fps": 0.5}
     assert limited != named

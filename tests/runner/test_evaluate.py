@@ -79,6 +79,21 @@ def test_every_question_in_every_cell(llm: VideoLLM, benchmark: Any, tmp_path: P
             assert r.prediction is None
 
 
+def test_frames_follow_the_length_of_a_video(llm: VideoLLM, benchmark: Any, tmp_path: Path) -> None:
+    from mmg_bench.benchmarks.video import read_clip
+
+    sampled = VideoLLM(replace(llm.spec, frames=32, fps=3))
+    records = evaluate(sampled, benchmark, CELLS[:1], tmp_path, "p")
+    good = [r for r in records if r.error is None]
+    assert len(good) == 4
+    for record in good:
+        (question,) = [q for q in benchmark.questions if q.id == record.question]
+        frames = len(read_clip(benchmark.video_path(question), 32, 3).pixels)
+        assert frames not in (4, 32)
+        assert record.realised_tokens == 16 * frames
+        assert record.frames == 32
+
+
 def test_dense_answers_are_those_of_stock_generate(llm: VideoLLM, benchmark: Any, tmp_path: Path) -> None:
     from mmg_bench.benchmarks.video import read_frames
 
