@@ -370,13 +370,14 @@ def hidden_keys(build: Build) -> None:
 
 def on_a_gpu(build: Build) -> None:
     """The same tokens are left on a GPU, where no tensor of the host's may be mixed in (without one: `mock_gpu`)."""
-    tokens = video()
+    full, half, whole = torch.float32, torch.bfloat16, video()
+    tried = ((whole, full, 0.3), (whole, full, 1.0), (video(1, (1, 1)), full, 0.3), (whole, half, 0.3))
     with nullcontext() if torch.cuda.is_available() else MockGpu():
-        for dtype, ratio in ((torch.float32, 0.3), (torch.float32, 1.0), (torch.bfloat16, 0.3)):
+        for tokens, dtype, ratio in tried:
             sent = {name: value.to("cuda", dtype) for name, value in tensors(tokens).items()}
             there = _left(build(ratio), _with(tokens, **sent))
             # halves are rounded otherwise there
-            if dtype == torch.float32 and not _alike(_left(build(ratio), tokens), there):
+            if dtype == full and not _alike(_left(build(ratio), tokens), there):
                 raise ContractError("other tokens are left on a GPU than on a CPU")
 
 
