@@ -25,9 +25,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 CPU = torch.device("cpu")
 GPU = torch.device("cuda", 0)
 _DEVICE, _IS_CUDA, _IS_CPU = (getattr(Tensor, name).__get__ for name in ("device", "is_cuda", "is_cpu"))
+_TO_NUMPY = (Tensor.numpy, Tensor.__array__)
 _MOVES = (Tensor.to, Tensor.cuda, Tensor.cpu)
 _FROM_HOST = (torch.tensor, torch.as_tensor, Tensor.new_tensor)
 _WRITES = (Tensor.__setitem__, Tensor.index_put, Tensor.index_put_, torch.index_put, torch.index_put_)
+_COPIES = (Tensor.copy_, Tensor.__getitem__, *_WRITES)
+"""Functions that copy from one device to another, where they are given tensors of both."""
 _NO_KERNEL = ("empty", "empty_like", "empty_strided", "new_empty", "detach", "lift_fresh", "_unsafe_view", "set_")
 """Operations that launch nothing, views apart."""
 _FILLS = ("fill_", "masked_fill", "masked_fill_")
@@ -82,11 +85,15 @@ class MockGpu(TorchFunctionMode):
         made = self._gpu(kwargs.get("device"))
         if here is None and made is None:
             return func(*args, **kwargs)
-        if func is Tensor.numpy:
+        if func is Tensor.get_device:
+            return here.index if here else -1
+        if func in _TO_NUMPY:
             raise TypeError(f"can't convert {here} device type tensor to numpy. Use Tensor.cpu() first")
         if (generator := kwargs.get("generator")) is not None and generator.device.type != "cuda":
             raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
         single_numbers = _check_together(func, args, given) if here else False
+        if func in _COPIES and not single_numbers and len({_at(x) for x in given}) > 1:
+            self._watch.wait("copy")  # of indices, too
         if made:
             kwargs["device"] = CPU
         if "out_dtype" in kwargs:  # these products, and the next, torch has for a GPU alone

@@ -216,7 +216,11 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
             "fit one table: run them one by one, each with an `output_dir` of its own",
         ),
         ("measure -m weights=pretrained,random", "weights=pretrained,random: rows in one folder would not tell"),
-        ("measure model.fps=1", "model.fps=1: speed is measured at a number of frames; set it to null"),
+        ("measure model.fps=1", "model.fps=1: speed is measured at a number of frames: set it to null"),
+        (
+            "run model.fps=0.5 latency=true",
+            "model.fps=0.5: speed is measured at a number of frames: set it to null, or",
+        ),
         ("measure video=null", "video=None: it must be a text"),
         ("measure video=/nowhere", "video='/nowhere': no such video"),
         ("measure energy_seconds=abc", "energy_seconds='abc': it must be a number, at least 0"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ def x(gpu) -> Tensor:
 
 def test_tensors_say_where_they_are_and_keep_their_values(gpu, x):
     assert (x.device, x.is_cuda, x.is_cpu, x.shape) == (GPU, True, False, (2, 3))
+    assert (x.get_device(), torch.ones(1).get_device()) == (0, -1)
     assert x.cpu().device == x.to("cpu").device == torch.device("cpu")
     assert torch.equal(x.cpu(), torch.arange(6.0).view(2, 3))
     here = torch.ones(2)
@@ -142,8 +144,9 @@ def test_copies_go_to_the_host(x):
 
 
 def test_no_views_of_numpy_and_no_generators_of_the_host(x):
-    with pytest.raises(TypeError, match=r"can't convert cuda:0 device type tensor to numpy\. Use Tensor\.cpu"):
-        x.numpy()
+    for view in (x.numpy, lambda: np.asarray(x), lambda: np.array(x)):
+        with pytest.raises(TypeError, match=r"can't convert cuda:0 device type tensor to numpy\. Use Tensor\.cpu"):
+            view()
     assert x.cpu().numpy().sum() == 15
     drawn = torch.Generator().manual_seed(0)
     for draw in (
@@ -185,6 +188,12 @@ def test_triton_is_not_given_its_tensors(x):
         (lambda x: x[torch.tensor([0], device="cuda")], 1, ["tensor"]),
         (lambda x: x.unique(), 1, ["_unique2"]),
         (lambda x: torch.ones(9).sum(), 0, []),
+        (lambda x: torch.ones(2, 3).copy_(x), 1, ["copy"]),
+        (lambda x: torch.ones(2, 3).__setitem__(0, x[0]), 1, ["copy"]),
+        (lambda x: x.__setitem__(0, torch.ones(3)), 1, ["copy"]),
+        (lambda x: x.copy_(x + 1), 2, []),
+        (lambda x: x[torch.tensor([0])], 1, ["copy"]),
+        (lambda x: x[0], 0, []),
     ],
 )
 def test_kernels_and_waits_are_counted(work: Callable[[Tensor], object], kernels, why, gpu, x):

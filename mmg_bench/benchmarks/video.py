@@ -64,10 +64,10 @@ def read_frames(path: str | Path, frames: int) -> NDArray[np.uint8]:
 def read_clip(path: str | Path, frames: int, fps: float | None = None) -> Clip:
     """`frames` frames of a video, uniformly from the first to the last (shorter videos repeat some).
 
-    With `fps`, so many a second, rounded; but no more than `frames`, and no fewer than LEAST_FRAMES of these.
+    With `fps`, so many a second, rounded; but no more than `frames`, and no fewer than LEAST_FRAMES (or all it has).
 
     The sampling is lmms-eval's: `linspace(0, n - 1, frames)`, rounded down. `path` may also be a folder of pictures,
-    one a frame, in the order of `pictures`. Raises VideoError, also where the file does not say how long it is.
+    one a frame, in the order of `pictures`. Raises VideoError; with `fps`, also where the file does not say its own.
     """
     if frames < 1:
         raise ValueError(f"frames={frames}: at least one frame must be sampled")
@@ -121,8 +121,8 @@ def _number(frames: int, fps: float | None, total: int, rate: float) -> int:
     if fps is None:
         return frames
     if not rate > 0:
-        raise _NoRate(f"it does not say its frames a second, of which fps={fps:g} are asked for; give a number alone")
-    return min(frames, max(LEAST_FRAMES, round(total / rate * fps)))
+        raise _NoRate(f"it does not say its frames a second, of which fps={fps:g} are asked for: set model.fps to null")
+    return min(frames, total, max(LEAST_FRAMES, round(total / rate * fps)))
 
 
 def _sampled(count: int, frames: int) -> list[int]:

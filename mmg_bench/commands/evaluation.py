@@ -297,7 +297,7 @@ def _time(
     how = {"latency": asdict(settings), "timed": question.id}
     entry = provenance.describe({**_settings(job, llm, benchmark, job.benchmarks[0]), **how}, llm.device)
     key = provenance.register(job.folders[0], entry)
-    workload = Workload(benchmark.video_path(question), question.prompt, llm.spec.frames, fps=llm.spec.fps)
+    workload = Workload(benchmark.video_path(question), question.prompt, llm.spec.frames)
     times = measure_cells(llm, job.cells, workload, settings, job.option)
     untimed = []
     for cell, measured in zip(job.cells, times, strict=True):

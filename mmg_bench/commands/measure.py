@@ -174,9 +174,6 @@ def _do(job: Job) -> int:
     check_text("video", job.video)
     for unit in job.units:
         check_engine(job.settings, unit.model)
-        if unit.model.fps is not None:
-            given = f"{unit.model.option('fps')}={unit.model.fps:g}"
-            raise ValueError(f"{given}: speed is measured at a number of frames; set it to null, and frames to theirs")
     plans = {provenance.key_of(entry): (unit, entry) for unit in job.units for entry in [_entry(job, unit)]}
     path = job.folder / DONE
     done = _done(path)

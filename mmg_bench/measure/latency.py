@@ -109,6 +109,11 @@ class CellTimes:
 def check_engine(settings: LatencySettings, spec: ModelSpec) -> None:
     """Raise ValueError unless a model of `spec` can be run as the settings say: known before it is loaded."""
     engine = settings.engine
+    if spec.fps is not None:
+        raise ValueError(
+            f"{spec.option('fps')}={spec.fps:g}: speed is measured at a number of frames: set it to null, or answer "
+            "without times (latency=false)"
+        )
     if settings.sdpa != "auto" and spec.attn_implementation != "sdpa":
         raise ValueError(
             f"measure.sdpa={settings.sdpa} is a kernel of {spec.option('attn_implementation')}=sdpa, which is "

@@ -35,8 +35,6 @@ class Workload:
     prompt: str
     frames: int
     batch: int = 1
-    fps: float | None = None
-    """As of `read_clip`."""
 
     def __post_init__(self) -> None:
         for name in ("frames", "batch"):
@@ -46,7 +44,7 @@ class Workload:
         """The frames of each video of the batch."""
         if self.video is None:
             return [self._random] * self.batch
-        return [read_clip(self.video, self.frames, self.fps) for _ in range(self.batch)]
+        return [read_clip(self.video, self.frames) for _ in range(self.batch)]
 
     @cached_property
     def _random(self) -> Clip:

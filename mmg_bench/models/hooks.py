@@ -249,7 +249,7 @@ class _Splice:
         if self.call is not None:
             prompt, embeds = self._prefill(embeds, self.call, past)
         elif past:
-            prompt = self._resume(cache, past, len(embeds))
+            prompt = self._resume(cache, past, embeds)
         else:  # a prompt without videos
             self.run.report, self.run.prompt_tokens = [], embeds.shape[1]
         if prompt is None:
@@ -271,21 +271,22 @@ class _Splice:
             self.prefilled = Prompt(self.number, kept, spans, rows=len(embeds))
         return self.prefilled, embeds
 
-    def _resume(self, cache: Any, past: int, rows: int) -> Prompt | None:
-        """The pruned prompt whose cache this is, of `rows` rows and `past` columns; None if it is another's."""
+    def _resume(self, cache: Any, past: int, embeds: Tensor) -> Prompt | None:
+        """The pruned prompt whose cache this is, of `past` columns, which `embeds` follow; None if it is another's."""
         prompt: Prompt | None = getattr(cache, _PROMPT, None)
         if prompt is None:
             return None
         if prompt.context != self.number:
             raise ValueError("the cache is of a prompt that was pruned in another context: go on with it there")
         # what is left of a single prompt holds for each of its copies; what steps of it attended to does not
+        rows = len(embeds)
         if rows != prompt.rows and (prompt.rows > 1 or self.inside.key_layer is not None):
             raise ValueError(
                 f"the cache of {prompt.rows} pruned prompts came with {rows} rows: repeat or select prompts before "
                 "the first call, not in the cache"
             )
         self._check_steps()
-        self.inside.settle(prompt)
+        self.inside.settle(prompt, embeds.device)
         prompt.crop(past)
         return prompt
 

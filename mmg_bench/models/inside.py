@@ -150,7 +150,8 @@ class Inside:
         self.contiguous = (method.inside_positions or positions) == "contiguous"
         self.at, self.key_layer = adapter.stages(method)
         self.needed = bool(self.at) or self.key_layer is not None  # whether the method does anything here
-        self.spread = len({place for layer in adapter.layers if (place := _device(layer))}) > 1  # on several devices
+        places = {place for layer in adapter.layers if (place := _device(layer))} if self.needed else set()
+        self.spread = len(places) > 1  # on several devices
         self.prompt = Prompt(0, None, [])  # of the forward call under way
         self.base: Flow | None = None  # of the forward call under way: before the first stage,
         self.flow: Flow | None = None  # and what is in force at the layer under way, once it differs from the base
@@ -188,12 +189,14 @@ class Inside:
         self.additions = []
         self.inputs.clear()
 
-    def settle(self, prompt: Prompt) -> None:
-        """Before decoding: stages that pruned the caches of the layers before, too, count from layer 0 on."""
+    def settle(self, prompt: Prompt, device: torch.device) -> None:
+        """Before decoding: stages that pruned the caches of the layers before, too, count from layer 0 on.
+
+        `device`: that of layer 0.
+        """
         if self.method.prunes_caches:
             for stage in prompt.stages:
-                assert self.base is not None
-                stage = self._sent(stage, self.base.mask.device)
+                stage = self._sent(stage, device)
                 prompt.kept = stage if prompt.kept is None else stage.after(prompt.kept)
             prompt.stages = []
 
@@ -365,7 +368,7 @@ class Inside:
         return self._sent(made, hidden.device)
 
     def _current(self, device: torch.device) -> Flow:
-        """What is in force at the layer under way."""
+        """What is in force at the layer under way, on its device."""
         current = self.flow or self.base
         assert current is not None
         return self._sent(current, device)

@@ -19,7 +19,8 @@ from mmg_bench.models.adapter import Adapter, adapter_for, fresh
 from mmg_bench.models.checking import ModelError, attention_lacks, bare_adapter, check_folder, explained
 from mmg_bench.models.geometry import is_named, named, random_model, unknown
 from mmg_bench.models.hub import commit_of, not_cached
-from mmg_bench.models.spec import PIXELS, ModelSpec, folder_of
+from mmg_bench.models.pixels import settle_frames
+from mmg_bench.models.spec import ModelSpec, folder_of
 from mmg_bench.options import make_current
 from mmg_bench.tokens import VideoTokens
 
@@ -214,7 +215,7 @@ def _load(spec: ModelSpec) -> tuple[Any, Any]:
             bare_adapter(spec)
     with explained(what, source, option):
         processor = AutoProcessor.from_pretrained(source, revision=spec.revision)
-    limit_pixels(processor, spec)  # before gigabytes are read
+    settle_frames(processor, spec)  # before gigabytes are read
     with explained(what, source, option):
         model, loaded = AutoModelForImageTextToText.from_pretrained(
             source,
@@ -232,37 +233,6 @@ def _load(spec: ModelSpec) -> tuple[Any, Any]:
     return model, processor
 
 
-def limit_pixels(processor: Any, spec: ModelSpec) -> None:
-    """Have the processor make frames of no fewer and no more pixels than the spec says, as it counts them itself.
-
-    What each of a few frames may have of a bound on all is bounded as by qwen-vl-utils, where transformers leaves that
-    open (it warns that a later version will not).
-
-    Raises ModelError where all its frames have one size, and where the least would be above the most.
-    """
-    limits = {"shortest_edge": spec.min_pixels, "longest_edge": spec.max_pixels}
-    given = {edge: limit for edge, limit in limits.items() if limit is not None}
-    video = processor.video_processor
-    if getattr(video, "cap_pixels_per_frame", False) is None:
-        video.cap_pixels_per_frame = True
-    if not given:
-        return
-    size = {edge: value for edge, value in dict(video.size).items() if value is not None}
-    options = [f"{spec.option(name)}={getattr(spec, name)}" for name in PIXELS if getattr(spec, name) is not None]
-    if set(size) != set(limits):  # which mean edges, not areas
-        sizes = ", ".join(f"{name} {value}" for name, value in size.items())
-        raise ModelError(
-            f"{' and '.join(options)}: {type(video).__name__} makes all frames of one size ({sizes}); leave it at null"
-        )
-    size |= given
-    if size["shortest_edge"] > size["longest_edge"]:
-        raise ModelError(
-            f"{' and '.join(options)}: between {size['shortest_edge']} and {size['longest_edge']} there is nothing; "
-            f"set {spec.option('min_pixels')} to no more than {spec.option('max_pixels')}"
-        )
-    video.size = type(video.size)(**size)
-
-
 def _random(spec: ModelSpec) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoProcessor
 
@@ -274,6 +244,6 @@ def _random(spec: ModelSpec) -> tuple[Any, Any]:
             config, processor = named(spec.name)
         else:
             config, processor = (kind.from_pretrained(str(folder)) for kind in (AutoConfig, AutoProcessor))
-    limit_pixels(processor, spec)
+    settle_frames(processor, spec)
     dtype = getattr(torch, spec.dtype)
     return random_model(config, dtype, spec.attn_implementation, spec.torch_device), processor

@@ -142,7 +142,7 @@ def _qwen_vl_processor(kind: Any, config: Any, tokenizer: Any) -> Any:
     return kind(
         Qwen2VLImageProcessor(**pixels),
         tokenizer,
-        Qwen2VLVideoProcessor(**pixels, cap_pixels_per_frame=True),
+        Qwen2VLVideoProcessor(**pixels),
         chat_template=QWEN_CHAT_TEMPLATE,
     )
 
@@ -155,9 +155,7 @@ def qwen3_vl_processor(config: Qwen3VLConfig, tokenizer: Any) -> Qwen3VLProcesso
     return Qwen3VLProcessor(
         Qwen2VLImageProcessor(**pixels, size={"shortest_edge": 256 * 256, "longest_edge": 4096 * 4096}),
         tokenizer,
-        Qwen3VLVideoProcessor(
-            **pixels, size={"shortest_edge": 64 * 64, "longest_edge": 24 * 1024 * 1024}, cap_pixels_per_frame=True
-        ),
+        Qwen3VLVideoProcessor(**pixels, size={"shortest_edge": 64 * 64, "longest_edge": 24 * 1024 * 1024}),
         chat_template=QWEN3_CHAT_TEMPLATE,
     )
 

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 EMBEDDED = Path(__file__).parent / "embedded"
 """Checkpoint folder of the embedded model."""
-PIXELS = ("min_pixels", "max_pixels")
-UNSET = ("fps", *PIXELS)
-"""Options that are seldom set, and are told only where they are."""
+PIXEL_BOUNDS = ("min_pixels", "max_pixels")
+"""Options of how large frames are made, where a processor does not make all of one size."""
+TOLD_IF_SET = ("fps", *PIXEL_BOUNDS)
+"""Options that most models do not have: provenance and keys of records hold them only where they are set."""
 ATTENTIONS = ("sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "eager")
 
 
@@ -35,8 +36,8 @@ class ModelSpec:
     """Frames a second to sample, no more than `frames`; None: `frames` of any video, however long it is."""
     min_pixels: int | None = None
     max_pixels: int | None = None
-    """Least and most pixels, as the model's video processor counts them: of a frame (Qwen2-VL, Qwen2.5-VL, EXAONE) or
-    of all frames together (Qwen3-VL, Qwen3.5, GLM, VideoLLaMA3). None: as the checkpoint has it."""
+    """Least and most pixels, as the model's video processor counts them: of a frame (Qwen2-VL, Qwen2.5-VL, EXAONE), of
+    all frames together (Qwen3-VL, Qwen3.5, GLM), or one each (VideoLLaMA3). None: as the checkpoint has it."""
     dtype: str = "bfloat16"
     attn_implementation: str = "sdpa"
     device: str = "auto"
@@ -69,7 +70,7 @@ class ModelSpec:
             check_number(self.option("fps"), self.fps)
             if not self.fps:
                 raise ValueError(f"{self.option('fps')}={self.fps}: it must be above 0; null samples `frames` frames")
-        for name in PIXELS:
+        for name in PIXEL_BOUNDS:
             if getattr(self, name) is not None:
                 check_whole(self.option(name), getattr(self, name), 1)
         dtype_of(self.option("dtype"), self.dtype)
@@ -82,9 +83,9 @@ class ModelSpec:
         return self.called.get(name, f"model.{name}")
 
     def described(self) -> dict[str, Any]:
-        """The fields that tell one model from another, for provenance; those of UNSET only where they are set."""
+        """The fields that tell one model from another, for provenance; those of TOLD_IF_SET only where they are set."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
-        return {name: value for name, value in values.items() if name not in UNSET or value is not None}
+        return {name: value for name, value in values.items() if name not in TOLD_IF_SET or value is not None}
 
     @property
     def torch_device(self) -> torch.device:

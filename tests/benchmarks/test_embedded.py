@@ -221,6 +221,10 @@ def test_frames_a_second(tmp_path: Path) -> None:
     for number in range(30):  # ten seconds
         Image.fromarray(clip.pixels[0]).save(folder / f"{number}.png")
     assert len(read_clip(folder, 64, 0.7).pixels) == 7
+    assert len(read_clip(folder, 64, 60).pixels) == 30
+    for number in range(3, 30):
+        (folder / f"{number}.png").unlink()
+    assert len(read_clip(folder, 64, 0.7).pixels) == 3
 
 
 def test_frames_a_second_of_a_video_that_does_not_say_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from mmg_bench.models.checking import ModelError, bare_adapter
 from mmg_bench.models.geometry import GEOMETRIES
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import VideoLLM
-from mmg_bench.models.spec import PIXELS, ModelSpec, folder_of
+from mmg_bench.models.spec import PIXEL_BOUNDS, ModelSpec, folder_of
 from mmg_bench.specs import model_spec
 from prompts import random_video
 
@@ -71,7 +71,7 @@ def test_published_sizes_of_qwen2_5_vl() -> None:
 
 def test_bounds_of_pixels_as_the_page_tells_them() -> None:
     limited = cfg.load("model", "qwen2_5_vl_7b")
-    utils = {option: limited[option] for option in PIXELS}
+    utils = {option: limited[option] for option in PIXEL_BOUNDS}
     said = []
     for options in ({}, utils, {"max_pixels": 200704}):
         llm = random_llm("qwen2_5_vl_7b", "meta", **options)
@@ -88,6 +88,11 @@ def test_few_frames_are_bounded_as_by_qwen_vl_utils() -> None:
     assert dict(llm.processor.video_processor.size)["longest_edge"] == 8 * 3072 * 32 * 32
     pixels = llm.preprocess(np.zeros((8, 720, 1280, 3), dtype=np.uint8), Timing.every_second(8))
     assert sizes_table.tokens_of(llm, pixels) == 4 * 20 * 36
+    # a cap would give each of all the frames 1.05 times the least of all together
+    most = 32 * 128 * 1024
+    tight = random_llm("qwen3_vl_8b", "meta", min_pixels=most, max_pixels=most)
+    pixels = tight.preprocess(np.zeros((32, 720, 1280, 3), dtype=np.uint8), Timing.every_second(32))
+    assert sizes_table.tokens_of(tight, pixels) == 16 * 8 * 15
 
 
 @pytest.mark.parametrize(

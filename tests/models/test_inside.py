@@ -670,3 +670,23 @@ def test_official_layers_at_other_depths() -> None:
     assert get_method("flashvid").layers(28) == (20,)
     assert get_method("prunevid").layers(32) == (11,)
     assert get_method("fastv").layers(28) == (2,)
+
+
+@pytest.mark.parametrize("name", ["prunevid", "fastv", "dycoke"])
+def test_a_prompt_of_text_may_come_between_a_prefill_and_its_decoding(
+    deep: tuple[Any, Any], inputs: dict[str, Tensor], name: str
+) -> None:
+    """PruneVid's stages, which prune caches, are settled only when decoding begins."""
+    model, processor = deep
+    text = processor.tokenizer("what colour is the star", return_tensors="pt")["input_ids"]
+    seen = []
+    with torch.no_grad(), get_method(name, retention_ratio=0.3)(model):
+        for between in (False, True):
+            out = model(**inputs, use_cache=True)
+            token = out.logits[:, -1:].argmax(-1)
+            if between:
+                model(input_ids=text, use_cache=False)
+            mask = torch.cat([inputs["attention_mask"], torch.ones_like(token)], dim=1)
+            step = model(input_ids=token, attention_mask=mask, past_key_values=out.past_key_values, use_cache=True)
+            seen.append(step.logits)
+    assert torch.equal(*seen)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -134,9 +134,10 @@ def test_pruning_gives_a_gpu_little_to_do_and_lets_it_go_on(name: str) -> None:
 
         stock = prefill()
         the_ids = re.compile(r"hooks\.py:\d+ copy$")  # which the host reads, to find the videos
-        for positions in get_args(Positions):
+        most = {"llava_onevision": (14, 10), "qwen2_5_vl": (26, 11), "qwen3_vl": (39, 24)}[name]
+        for positions, allowed in zip(("contiguous", "original"), most, strict=True):
             kernels, waits = beyond("random", positions)
-            assert kernels <= 45, kernels  # with what Qwen3-VL adds in its first layers
+            assert kernels <= allowed, (positions, kernels)
             assert len(waits) == 1
             assert the_ids.match(waits[0])
             kernels, waits = beyond("pdrop", positions)

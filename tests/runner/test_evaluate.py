@@ -94,6 +94,21 @@ def test_frames_follow_the_length_of_a_video(llm: VideoLLM, benchmark: Any, tmp_
         assert record.frames == 32
 
 
+@pytest.mark.parametrize("options", [{"fps": 3}, {"fps": 4}, {"min_pixels": 64}, {"max_pixels": 4096}])
+def test_other_frames_are_answered_anew(options: dict[str, Any], benchmark: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    for part in families.BUILDERS["qwen2_5_vl"]():
+        part.save_pretrained(tmp_path / "model")
+    spec = ModelSpec("tiny", str(tmp_path / "model"), frames=32, dtype="float32", device="cpu")
+    keys = []
+    for each in (spec, replace(spec, **options), spec):
+        records = evaluate(VideoLLM(each), benchmark, CELLS[:1], tmp_path / "out", "p")
+        keys.append({record.key for record in records})
+    assert keys[0] == keys[2]
+    assert not keys[0] & keys[1]
+    assert len(read_records(tmp_path / "out")) == 2 * len(records)
+
+
 def test_dense_answers_are_those_of_stock_generate(llm: VideoLLM, benchmark: Any, tmp_path: Path) -> None:
     from mmg_bench.benchmarks.video import read_frames
 

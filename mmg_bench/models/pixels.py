@@ -1,0 +1,52 @@
+"""How large the frames are that a model's own video processor makes: what bounds them, where it does not say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmg_bench.models.checking import ModelError
+from mmg_bench.models.spec import PIXEL_BOUNDS, ModelSpec
+
+
+def settle_frames(processor: Any, spec: ModelSpec) -> None:
+    """Bound the pixels of frames as the spec says, and the tokens of each as qwen-vl-utils does.
+
+    Raises ModelError where all frames have one size, and where the least would be above the most.
+    """
+    if (video := getattr(processor, "video_processor", None)) is None:
+        return
+    _bound(video, spec)
+    if getattr(video, "cap_pixels_per_frame", False) is None:  # transformers leaves it open, and is to change
+        video.cap_pixels_per_frame = _can_cap(video, spec.frames)
+
+
+def _bound(video: Any, spec: ModelSpec) -> None:
+    limits = {"shortest_edge": spec.min_pixels, "longest_edge": spec.max_pixels}
+    given = {edge: limit for edge, limit in limits.items() if limit is not None}
+    if not given:
+        return
+    size = {edge: value for edge, value in dict(video.size).items() if value is not None}
+    options = [f"{spec.option(name)}={limit}" for name in PIXEL_BOUNDS if (limit := getattr(spec, name)) is not None]
+    if set(size) != set(limits):  # which mean edges, not areas
+        sizes = ", ".join(f"{name} {value}" for name, value in size.items())
+        raise ModelError(
+            f"{' and '.join(options)}: {type(video).__name__} makes all frames of one size ({sizes}); leave it at null"
+        )
+    size |= given
+    if size["shortest_edge"] > size["longest_edge"]:
+        raise ModelError(
+            f"{' and '.join(options)}: between {size['shortest_edge']} and {size['longest_edge']} there is nothing; "
+            f"set {spec.option('min_pixels')} to no more than {spec.option('max_pixels')}"
+        )
+    video.size = type(video.size)(**size)
+
+
+def _can_cap(video: Any, frames: int) -> bool:
+    """Whether the cap of so many frames keeps to the bounds: it leaves each 1.05 times the least, whatever the most.
+
+    Qwen3-VL's bounds are of all frames together, and that least is then given to each.
+    """
+    from transformers import Qwen2VLVideoProcessor
+
+    most = video.size["longest_edge"] / (1 if isinstance(video, Qwen2VLVideoProcessor) else frames)
+    return bool(1.05 * video.size["shortest_edge"] <= most)
