@@ -35,6 +35,7 @@ from mmg_bench.report.table import (
     count_videos,
     few_rounds,
     flops_of_dense,
+    frames_told,
     is_control,
     mean_lines,
     measured_line,
@@ -141,10 +142,16 @@ class _Layout:
                 )
         self.notes.flags += unsteady(self._row("prefill_ms", DENSE, 1.0, *self.benchmarks)) + few_rounds(rows)
 
+    @property
+    def frames(self) -> str:
+        """How many of a video were shown."""
+        known = [self.provenance[key] for key in provenance_keys(self.rows) if key in self.provenance]
+        return frames_told(int(self.rows.iloc[0]["frames"]), known)
+
     def table(self) -> Table:
         first = self.rows.iloc[0]
         names = ", ".join(self.benchmarks) or "no benchmark"
-        title = f"{first['table']}: {first['model']}, {names}, {first['frames']} frames"
+        title = f"{first['table']}: {first['model']}, {names}, {self.frames}"
         if parts := [row.n + row.n_errors for row in self.whole if self._first(row)]:
             title += f", only the first {max(parts)} questions{' of each' if len(self.benchmarks) > 1 else ''}"
         columns = self._columns()  # which makes the notes
@@ -297,7 +304,7 @@ class _Layout:
         weights = ", ".join(self.rows.weights.unique())
         counts = [f"{row.benchmark}{self._asked(row)}" for row in self.whole]
         first = self.rows.iloc[0]
-        lines = [f"Model: {first['model']}, weights: {weights}; {first['frames']} frames; {', '.join(counts)}"]
+        lines = [f"Model: {first['model']}, weights: {weights}; {self.frames}; {', '.join(counts)}"]
         keys = provenance_keys(self.rows)
         lines += [measured_line(key, self.provenance) for key in keys]
         lines += [few for row in self.whole for few in too_few(row.benchmark, self._videos(row))]

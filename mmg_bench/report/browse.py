@@ -11,7 +11,7 @@ from typing import Any
 
 from mmg_bench.report.answers import Sources
 from mmg_bench.report.rows import DENSE
-from mmg_bench.report.table import measured_line, named, over_skills
+from mmg_bench.report.table import frames_told, measured_line, named, over_skills
 from mmg_bench.runner.records import Record
 
 _DATA = "{{data}}"
@@ -71,9 +71,10 @@ def _part(
         said = texts.setdefault((r.prediction if r.error is None else r.error) or "", len(texts))
         row["answers"][columns[r.method, r.retention_ratio]] = [_kind(r, dense.get(r.question)), r.score, said]
     _name(list(rows.values()))
+    entries = [provenance[key] for key in {r.provenance for r in records}]
     return {
-        "title": f"{model}, {benchmark}, {frames} frames",
-        "by_skill": benchmark in over_skills(provenance[key] for key in {r.provenance for r in records}),
+        "title": f"{model}, {benchmark}, {frames_told(frames, entries)}",
+        "by_skill": benchmark in over_skills(entries),
         "measured": [measured_line(key, provenance) for key in dict.fromkeys(r.provenance for r in records)],
         "cells": [[named(m), ratio] for m, ratio in cells],
         "texts": list(texts),

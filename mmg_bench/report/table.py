@@ -201,6 +201,15 @@ def measured_line(key: str, provenance: Sources) -> str:
     return f"Measured ({key}): {', '.join(known) or 'nothing recorded'}{again}"
 
 
+def frames_told(frames: int, entries: Iterable[Mapping[str, Any]]) -> str:
+    """How many frames of a video were shown, by the provenance entries of the rows: always as many, or at most."""
+    models = (entry.get("model") for entry in entries)
+    rates = {fps for model in models if isinstance(model, Mapping) and (fps := model.get("fps"))}
+    if not rates:
+        return f"{frames} frames"
+    return f"{' or '.join(f'{fps:g}' for fps in sorted(rates))} frames a second, {frames} at most"
+
+
 def over_skills(entries: Iterable[Mapping[str, Any]]) -> list[str]:
     """Benchmarks whose accuracy is, by their configuration in provenance entries, the mean over their skills."""
     facts = (entry.get("benchmark") for entry in entries)

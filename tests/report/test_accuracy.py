@@ -81,6 +81,14 @@ def test_markdown_of_one_benchmark(toy, provenance):
     assert to_markdown(layout(rows, provenance, published)) == SNAPSHOT
 
 
+def test_frames_a_second_are_told_for_their_number(toy, provenance):
+    provenance["key1"]["model"]["fps"] = 0.5
+    table = to_markdown(layout(rows_of(toy), provenance, NOTHING))
+    assert table.startswith("## t: toy, bench, 0.5 frames a second, 8 at most\n")
+    assert "- Model: toy, weights: trained; 0.5 frames a second, 8 at most; bench (12 questions" in table
+    assert "2026-01-02, fps=0.5, commit abc123" in table
+
+
 def test_questions_lost_by_pooled_are_a_table_of_their_own(make, provenance):
     records = [
         *make("dense", 1.0, "111111111100"),
