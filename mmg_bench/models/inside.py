@@ -364,8 +364,7 @@ class Inside:
         )
         if seen.weights is not None:
             causal = weighed(causal, seen.weights, hidden)
-        made = replace(seen, rotary=self.adapter.rotary(hidden, seen.ids), causal=causal)
-        return self._sent(made, hidden.device)
+        return replace(seen, rotary=self.adapter.rotary(hidden, seen.ids), causal=causal)
 
     def _current(self, device: torch.device) -> Flow:
         """What is in force at the layer under way, on its device."""
