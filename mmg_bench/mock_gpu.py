@@ -35,6 +35,8 @@ _NO_KERNEL = ("empty", "empty_like", "empty_strided", "new_empty", "detach", "li
 """Operations that launch nothing, views apart."""
 _FILLS = ("fill_", "masked_fill", "masked_fill_")
 """Operations beside those value by value that take a single number of the host's."""
+_BETWEEN = (__file__, str(Path(torch.__file__).parent))
+"""Files whose lines stand between what makes the host wait and the waiting."""
 
 
 class OnGpu(Tensor):
@@ -158,7 +160,7 @@ class _Watch(TorchDispatchMode):
     def wait(self, why: str) -> None:
         """Note that the host waits, and the line of the code that makes it wait."""
         frame = sys._getframe(1)
-        while frame.f_back and (frame.f_code.co_filename == __file__ or "/torch/" in frame.f_code.co_filename):
+        while frame.f_back and frame.f_code.co_filename.startswith(_BETWEEN):
             frame = frame.f_back
         self.waits.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {why}")
 
