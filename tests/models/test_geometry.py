@@ -77,6 +77,7 @@ def test_bounds_of_pixels_as_the_page_tells_them() -> None:
         llm = random_llm("qwen2_5_vl_7b", "meta", **options)
         pixels = llm.preprocess(np.zeros((32, 720, 1280, 3), dtype=np.uint8), Timing.every_second(32))
         said.append(f"{sizes_table.tokens_of(llm, pixels):,}")
+        assert llm.processor.video_processor.cap_pixels_per_frame  # its bounds are of a frame, however many there are
     page = " ".join(sizes_table.PAGE.read_text().split())
     assert f"are {said[0]} tokens to Qwen2.5-VL by its checkpoint's own bounds, {said[1]} by those of qwen-vl" in page
     assert f"and {said[2]} by `model.max_pixels=200704`" in page
