@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmg_bench.faults import told
 from mmg_bench.methods.base import Method
-from mmg_bench.mock_gpu import MockGpu
+from mmg_bench.mock_gpu import CPU, MockGpu
 from mmg_bench.tokens import OPTIONAL_FIELDS, Heads, LayerTokens, PrunedTokens, Selection, VideoTokens
 
 Build = Callable[[float], Method]
@@ -25,7 +25,6 @@ Build = Callable[[float], Method]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SMALL = ((1, (4, 5)), (6, (1, 1)), (1, (1, 1)), (2, (1, 2)), (5, (7, 1)))
 """Frames and grid of videos at the edge."""
-CPU = torch.device("cpu")
 DEPTH = 28
 """Layers of the language model in which methods that prune there are tried."""
 

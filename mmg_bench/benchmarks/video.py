@@ -86,10 +86,10 @@ def read_clip(path: str | Path, frames: int, fps: float | None = None) -> Clip:
     try:
         reader = VideoReader(str(path), num_threads=1)
         rate = float(reader.get_avg_fps()) if len(reader) else math.nan
-        indices = _sampled(len(reader), _number(frames, fps, len(reader), rate)) if len(reader) else []
+        indices = _sampled(len(reader), _number(path, frames, fps, len(reader), rate)) if len(reader) else []
         pixels = reader.get_batch(indices).asnumpy() if indices else None
-    except _NoRate as error:
-        raise VideoError(f"{path}: {error}") from error
+    except VideoError:
+        raise
     except Exception as error:  # decord raises several kinds, with a C++ trace for a message
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "from_size == to_size" in first_line:  # decord 0.6 on frames of 8, 12, 16, 24, 48 or 72 pixels a row
@@ -112,16 +112,14 @@ def pictures(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: [int(part) if i % 2 else part for i, part in enumerate(_NUMBER.split(p.name))])
 
 
-class _NoRate(ValueError):
-    """A video that does not say its frames a second."""
-
-
-def _number(frames: int, fps: float | None, total: int, rate: float) -> int:
+def _number(path: Path, frames: int, fps: float | None, total: int, rate: float) -> int:
     """How many of a video's `total` frames, `rate` of them a second, are sampled: see `read_clip`."""
     if fps is None:
         return frames
     if not rate > 0:
-        raise _NoRate(f"it does not say its frames a second, of which fps={fps:g} are asked for: set model.fps to null")
+        raise VideoError(
+            f"{path}: it does not say its frames a second, of which fps={fps:g} are asked for: set model.fps to null"
+        )
     return min(frames, total, max(LEAST_FRAMES, round(total / rate * fps)))
 
 
@@ -135,7 +133,7 @@ def _read_pictures(folder: Path, frames: int, fps: float | None) -> Clip:
     names = pictures(folder)
     if not names:
         raise VideoError(f"{folder}: the folder holds no picture ({', '.join(PICTURES)})")
-    indices = _sampled(len(names), _number(frames, fps, len(names), PICTURES_FPS))
+    indices = _sampled(len(names), _number(folder, frames, fps, len(names), PICTURES_FPS))
     try:
         pixels = np.stack([np.asarray(Image.open(names[i]).convert("RGB")) for i in indices])
     except (OSError, ValueError) as error:  # damaged, or of several sizes

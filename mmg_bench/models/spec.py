@@ -84,8 +84,13 @@ class ModelSpec:
 
     def described(self) -> dict[str, Any]:
         """The fields that tell one model from another, for provenance; those of TOLD_IF_SET only where they are set."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
-        return {name: value for name, value in values.items() if name not in TOLD_IF_SET or value is not None}
+        always = (f.name for f in fields(self) if f.compare and f.name not in TOLD_IF_SET)
+        return {name: getattr(self, name) for name in always} | self.set_options
+
+    @property
+    def set_options(self) -> dict[str, Any]:
+        """Those of TOLD_IF_SET that are set."""
+        return {name: value for name in TOLD_IF_SET if (value := getattr(self, name)) is not None}
 
     @property
     def torch_device(self) -> torch.device:

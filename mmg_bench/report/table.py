@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from mmg_bench.models.spec import TOLD_IF_SET
 from mmg_bench.report.answers import Key, Sources
 from mmg_bench.report.rows import DENSE, ResultRow
 
@@ -192,7 +193,7 @@ def measured_line(key: str, provenance: Sources) -> str:
     facts = provenance[key]
     settings = {**(facts["model"] if isinstance(facts.get("model"), Mapping) else {}), **facts}
     known = [str(settings[f]) for f in ("device", "dtype", "attention", "date") if settings.get(f)]
-    known += [f"{name}={settings[name]}" for name in ("fps", "min_pixels", "max_pixels") if settings.get(name)]
+    known += [f"{name}={settings[name]}" for name in TOLD_IF_SET if settings.get(name)]
     latency = facts.get("latency") or {}
     known += [f"measure.{o}={latency[o]}" for o, usual in _USUAL.items() if latency.get(o, usual) != usual]
     known += [f"commit {facts['commit']}"] if facts.get("commit") else []

@@ -18,7 +18,6 @@ from mmg_bench.contract import tensors
 from mmg_bench.faults import place_of, told
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import Encoded, VideoLLM
-from mmg_bench.models.spec import TOLD_IF_SET
 from mmg_bench.options import check_whole
 from mmg_bench.runner.lines import LineFile
 from mmg_bench.runner.records import Record, read_records
@@ -96,7 +95,7 @@ def _key_of(cell: Cell, llm: VideoLLM, benchmark: Benchmark) -> str:
         dtype=llm.spec.dtype,
         attention=llm.model.config._attn_implementation,
         benchmark=benchmark.spec.name,
-        **{name: value for name in TOLD_IF_SET if (value := getattr(llm.spec, name)) is not None},
+        **llm.spec.set_options,
     )
 
 
