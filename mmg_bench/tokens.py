@@ -35,7 +35,10 @@ class VideoTokens:
     grid: tuple[int, int]
     """`(H, W)` with `H * W == N`."""
     attention: Tensor | None = None
-    """`[T, N]`: attention that each token receives in the vision tower (mean over heads and queries, pooled)."""
+    """`[T, N]`: attention that each token receives in the vision tower (mean over heads and queries, pooled).
+
+    Of a tower with a class token, what that gives.
+    """
     keys: Tensor | None = None
     """`[T, N, K]`: head-mean keys of the vision tower's layer that `attention` comes from, pooled."""
     probe_attention: Tensor | None = None

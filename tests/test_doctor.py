@@ -98,7 +98,7 @@ def test_a_method_that_wants_a_checkpoint_which_the_model_has_not(capsys: pytest
         "run", ["model=embedded", "method=fastvid", "method.frame_source=mean", "method.salience=received"]
     )
     assert doctor(config) == 0
-    config = cfg.composed("run", ["model=qwen2_5_vl_7b", "model.device=cpu", "method=fastvid"])
+    config = cfg.composed("run", ["model=smolvlm2_2_2b", "model.device=cpu", "method=fastvid"])
     doctor(config)
     assert "(they supply nothing)\n      -> choose another method or model\n" in capsys.readouterr().out
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmg_bench.methods._greedy import cosine_distances, max_min_selection
-from mmg_bench.methods._inside import layers_at, most_attended
+from mmg_bench.methods._inside import check_layer, layers_at, most_attended
 from mmg_bench.methods._merge import group_means, group_scores, nearest_centres, neighbour_cosines, supplied, unit
 from mmg_bench.methods._ops import descending, first_of_rows, frame_means, on_device, squared_distances
 from mmg_bench.methods.base import Method, Positions, check_choice, check_flag, check_range
@@ -221,6 +221,8 @@ class FlashVID(Method):
     """Whether to prune inside the language model too."""
     llm_retention_ratio: float = 0.3
     """Share of the tokens that are left there."""
+    pruning_layer: int | None = None
+    """Layer before which: officially 20 of 28, and 28 of Qwen3-VL's 36. None: at 20/28 of the model's depth."""
 
     name: ClassVar[str] = "flashvid"
     needs: ClassVar[frozenset[str]] = frozenset({"attention"})
@@ -238,6 +240,8 @@ class FlashVID(Method):
         check_range(self, "min_segment_num", 1, 2**31, integer=True)
         check_range(self, "llm_retention_ratio", 0, 1, low_open=True)
         check_flag(self, "inner")
+        if self.pruning_layer is not None:
+            check_range(self, "pruning_layer", 1, 10_000, integer=True)
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
         lengths = segment_lengths(tokens.features, self.segment_threshold, self.min_segment_num)
@@ -256,8 +260,11 @@ class FlashVID(Method):
         return PrunedTokens(out.tokens.to(tokens.features.dtype), out.anchors, notes=notes)
 
     def layers(self, depth: int) -> tuple[int, ...]:
-        """Officially before layer 20 of 28; at the same share of another depth."""
-        return layers_at([PRUNING_LAYER], OFFICIAL_DEPTH, depth) if self.inner else ()
+        if not self.inner:
+            return ()
+        if self.pruning_layer is None:
+            return layers_at([PRUNING_LAYER], OFFICIAL_DEPTH, depth)
+        return (check_layer(self, "pruning_layer", depth),)
 
     def select_inside(self, tokens: LayerTokens) -> Selection:
         return Selection(second_stage(tokens.attention()[:, 0].mean(0), self.llm_retention_ratio))

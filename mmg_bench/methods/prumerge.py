@@ -62,9 +62,9 @@ class PruMerge(Method):
     and the summed token; with `plus` a quarter of the centres are the most attended (1 : 3 as officially), the
     others evenly spaced among the rest. Below one token a frame, later frames have none.
     Quirk kept: no sum is normalised, so merged tokens are longer than tokens, and the summed one is shorter.
-    Deviations: the attention is what a token receives on average, because a SigLIP tower has no class token, scaled
-    to sum to 1 in a frame; tokens enter the model in raster order (official: by descending attention), the summed one
-    at the place of the last token that is no centre; `plus` works for any grid (official: 576 tokens only).
+    Deviations: where the tower has no class token, as SigLIP's, the attention is what a token receives on average; it
+    is scaled to sum to 1 in a frame; tokens enter the model in raster order (official: by descending attention), the
+    summed one at the place of the last token that is no centre; `plus` works for any grid (official: 576 tokens only).
     """
 
     plus: bool = False

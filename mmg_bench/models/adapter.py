@@ -35,8 +35,8 @@ FAMILIES = {
     "glm_ocr": "mmg_bench.models.glm4v:Glm4V",
     "internvl": "mmg_bench.models.internvl:InternVL",
     "smolvlm": "mmg_bench.models.smolvlm:SmolVLM",
-    "llava_next_video": "mmg_bench.models.scatter:Scatter",
-    "video_llama_3": "mmg_bench.models.scatter:Scatter",
+    "llava_next_video": "mmg_bench.models.llava_next_video:LlavaNextVideo",
+    "video_llama_3": "mmg_bench.models.video_llama_3:VideoLlama3",
 }
 """`model.config.model_type` -> adapter; `model.config.mmg_family`, where a conversion of ours set it, goes before."""
 FALLBACK = "mmg_bench.models.scatter:Scatter"
@@ -311,6 +311,14 @@ class Capture(ABC):
         """The video whose frames begin with the `first` of the call, all where its `features` `[T, N, D]` are."""
         given = self.fields(first, len(features))
         return VideoTokens(features, grid, **{name: value.to(features.device) for name, value in given.items()})
+
+
+def unseen(needs: Collection[str]) -> RuntimeError:
+    """The error for fields of `VideoTokens` of which the vision tower has told nothing."""
+    return RuntimeError(
+        f"{', '.join(sorted(needs))}: the vision tower did not encode these frames for this call, inside the context: "
+        "pass pixel_values_videos, or the tokens of `Adapter.encode` to `pruning` as `encoded`"
+    )
 
 
 def fresh(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -11,24 +11,31 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from mmg_bench.models.adapter import Adapter, Capture, Layout
+from mmg_bench.models.tower import FIELDS, Attended, TowerCapture, of_frames
 from mmg_bench.tokens import VideoTokens
 
 _DIGITS = 4  # by which the words before two frames may differ in length: frame 1 and frame 10000
 
 
 class Framed(Adapter):
-    """Adapter of a model whose videos are frames. It fills no optional field of `VideoTokens`."""
+    """Adapter of a model whose videos are frames."""
 
+    reads_tower: ClassVar[bool] = False
+    """Whether the family supplies what its tower attends to; `last_attention` then finds where."""
     words = 0
     """Tokens between two frames, at least: fewer than the processor's words take, more than stand between images."""
     numbered = False
     """Whether those words count the frames, so that no two of them are the same in one video."""
+
+    @property
+    def supplies(self) -> frozenset[str]:
+        return FIELDS if self.reads_tower else frozenset()
 
     @property
     def multimodal(self) -> Any:
@@ -42,6 +49,11 @@ class Framed(Adapter):
     @abstractmethod
     def tower(self) -> nn.Module:
         """The vision tower, which is called with `pixel_values` `[frames, 3, height, width]`."""
+
+    @property
+    def last_attention(self) -> Any:
+        """The attention module of the tower's layer that features come from."""
+        raise NotImplementedError
 
     @property
     @abstractmethod
@@ -95,9 +107,13 @@ class Framed(Adapter):
         )
 
     def encode(self, videos: dict[str, Tensor], needs: Collection[str]) -> tuple[list[VideoTokens], dict[str, Any]]:
-        with torch.inference_mode():
+        with torch.inference_mode(), self.capture(needs) as captured:
             frames, outputs = self._encoded(videos)
-        tokens = [VideoTokens(f.reshape(-1, self.side**2, f.shape[-1]), (self.side, self.side)) for f in frames]
+        tokens, first = [], 0
+        for flat in frames:
+            features = flat.reshape(-1, self.side**2, flat.shape[-1])  # [T, N, D]
+            tokens.append(captured.video(features, (self.side, self.side), first))
+            first += len(features)
         return tokens, {"mm_encoder_outputs": {"image": outputs}}
 
     @abstractmethod
@@ -106,12 +122,14 @@ class Framed(Adapter):
 
     @contextmanager
     def capture(self, needs: Collection[str]) -> Iterator[Capture]:
-        captured = FrameCapture()
-        handle = self.tower.register_forward_pre_hook(captured.note, with_kwargs=True)
+        needed = self.supplies & set(needs)
+        captured = FrameCapture(self.last_attention if needed else None, needed, self.side)
+        handles = [self.tower.register_forward_pre_hook(captured.note, with_kwargs=True), *captured.handles()]
         try:
             yield captured
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
 
 def _alike(before: list[int], words: list[int]) -> bool:
@@ -120,15 +138,22 @@ def _alike(before: list[int], words: list[int]) -> bool:
     return 2 * same > len(words)
 
 
-class FrameCapture(Capture):
-    """How many frames the vision tower's last call held."""
+class FrameCapture(TowerCapture):
+    """How many frames the vision tower's last call held, and what one of its layers attended to there."""
 
-    def __init__(self) -> None:
-        self.forget()
+    def __init__(self, attention: Any = None, needs: frozenset[str] = frozenset(), side: int = 0):
+        self.side = side
+        super().__init__(attention, needs)
 
     def forget(self) -> None:
+        super().forget()
         self.frames = 0
 
     def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the tower."""
+        self.forget()
         self.owner, self.frames = None, len(args[0] if args else kwargs["pixel_values"])
+
+    def of_call(self, parts: list[Attended]) -> dict[str, Any]:
+        (frames,) = parts
+        return of_frames(frames, self.side)

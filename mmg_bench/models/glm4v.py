@@ -23,6 +23,8 @@ class Glm4V(Scatter):
     Raises UnsupportedModelError for a language model of another kind than theirs, which GLM-4.6V's class would take.
     """
 
+    reads_tower = True
+
     def __init__(self, model: Any):
         super().__init__(model)
         if (kind := model.config.text_config.model_type) not in (*_DENSE, _EXPERTS):

@@ -438,7 +438,7 @@ class _Splice:
         else:
             frames, *grid = place.layout
             features = embeds[place.row, body].unflatten(0, (frames, -1))
-            tokens = self.captured.video(features, (grid[0], grid[1]), video * frames)
+            tokens = self.captured.video(features, (grid[0], grid[1]), place.first)
         if "query" in method.needs:
             tokens = replace(tokens, query=embeds[place.row, place.text(embeds.device)])
         elapsed = Elapsed(embeds.device)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from mmg_bench.models.framed import Framed
+from mmg_bench.models.tower import feature_layer
 
 
 class InternVL(Framed):
@@ -14,6 +15,7 @@ class InternVL(Framed):
 
     words = 4  # `</img> \n Frame 2 : <img>`; between images `</img> \n <img>`
     numbered = True
+    reads_tower = True
 
     @property
     def language_model(self) -> Any:
@@ -22,6 +24,10 @@ class InternVL(Framed):
     @property
     def tower(self) -> Any:
         return self.model.model.vision_tower
+
+    @property
+    def last_attention(self) -> Any:
+        return feature_layer(self.tower.encoder.layer, self.model.config.vision_feature_layer).attention
 
     @property
     def side(self) -> int:

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmg_bench.models import siglip
-from mmg_bench.models.adapter import Adapter, Capture, Layout
+from mmg_bench.models import siglip, tower
+from mmg_bench.models.adapter import Adapter, Capture, Layout, unseen
 from mmg_bench.tokens import VideoTokens
 
-_FRAMES_AT_ONCE = 4  # bounds the memory of the [frames, heads, P, P] attention that is recomputed
-_FROM_ATTENTION = frozenset({"attention", "keys"})
+_FRAMES_AT_ONCE = 4  # bounds the memory of what is recomputed
 
 
 class LlavaOnevision(Adapter):
@@ -23,7 +22,7 @@ class LlavaOnevision(Adapter):
 
     @property
     def supplies(self) -> frozenset[str]:
-        return _FROM_ATTENTION | self.from_siglip if siglip.attached(self.model) else _FROM_ATTENTION
+        return tower.FIELDS | self.from_siglip if siglip.attached(self.model) else tower.FIELDS
 
     @property
     def from_siglip(self) -> frozenset[str]:
@@ -99,12 +98,9 @@ class SiglipCapture(Capture):
 
     def __init__(self, adapter: LlavaOnevision, needs: frozenset[str]):
         self.adapter, self.siglip = adapter, siglip.attached(adapter.model)
-        self.needs = needs & adapter.supplies & (_FROM_ATTENTION | siglip.TOWER_FIELDS)
-        index = adapter.model.config.vision_feature_layer
-        if not isinstance(index, int):  # several layers are concatenated; the last of them is the deepest
-            index = index[-1]
-        # hidden state 0 is the input of layer 0, hidden state -1 the output of the last one
-        self.layer = adapter.model.model.vision_tower.encoder.layers[index if index < 0 else index - 1]
+        self.needs = needs & adapter.supplies & (tower.FIELDS | siglip.TOWER_FIELDS)
+        layers = adapter.model.model.vision_tower.encoder.layers
+        self.layer = tower.feature_layer(layers, adapter.model.config.vision_feature_layer)
         self.forget()
 
     def forget(self) -> None:
@@ -122,10 +118,7 @@ class SiglipCapture(Capture):
         if not self.needs:
             return {}
         if self.seen is None or len(self.seen[0]) < first + count:
-            raise RuntimeError(
-                f"{', '.join(sorted(self.needs))}: the vision tower did not encode these frames for this call, inside "
-                "the context: pass pixel_values_videos, or the tokens of `Adapter.encode` to `pruning` as `encoded`"
-            )
+            raise unseen(self.needs)
         frames = range(first, first + count)
         chunks = [frames[i : i + _FRAMES_AT_ONCE] for i in range(0, count, _FRAMES_AT_ONCE)]
         parts = [self._of(*(x[chunk.start : chunk.stop] for x in self.seen)) for chunk in chunks]
@@ -134,8 +127,9 @@ class SiglipCapture(Capture):
     def _of(self, inputs: Tensor, outputs: Tensor) -> dict[str, Tensor]:
         """The fields of frames, per patch, given the layer's input and output `[F, P, C]`."""
         found: dict[str, Tensor] = {}
-        if self.needs & _FROM_ATTENTION:
-            found["attention"], found["keys"] = self._attend(self.layer.layer_norm1(inputs))
+        if self.needs & tower.FIELDS:
+            (attended,) = tower.attended(self.layer.self_attn, (self.layer.layer_norm1(inputs),), {})
+            found["attention"], found["keys"] = attended.received(), attended.mean_keys()
         if self.siglip is not None:
             found |= {name: self.siglip.tower_field(name, outputs) for name in self.needs & siglip.TOWER_FIELDS}
         return found
@@ -144,12 +138,3 @@ class SiglipCapture(Capture):
         if name == "frame_features":
             return value
         return self.adapter.pool(value) if value.dim() == 3 else self.adapter.pool(value[..., None]).squeeze(-1)
-
-    def _attend(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Received attention `[F, P]` and head-mean keys `[F, P, head width]` of frames `[F, P, C]`, in float32."""
-        attention = self.layer.self_attn
-        split = (attention.num_heads, attention.head_dim)
-        q = attention.q_proj(x).unflatten(-1, split).transpose(1, 2).float()  # [F, heads, P, width]
-        k = attention.k_proj(x).unflatten(-1, split).transpose(1, 2).float()
-        weights = (q @ k.transpose(-1, -2) * attention.scale).softmax(-1)  # [F, heads, P, P]
-        return weights.mean(dim=(1, 2)), k.mean(dim=1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ class Place:
     video: int
     """Its number among those that were encoded: copies of a prompt share it."""
     layout: Layout
+    first: int
+    """Frames of the videos that were encoded before it."""
     tokens: Columns
     """`[T * H * W]`: the columns of its tokens."""
     end: int
@@ -71,6 +74,7 @@ def places(ids: Tensor, adapter: Adapter, layouts: Sequence[Layout]) -> Iterator
     `generate` repeats each prompt for beams and several answers: its videos were encoded once.
     """
     lengths = [adapter.placeholders(layout) for layout in layouts]
+    frames = list(accumulate((layout[0] for layout in layouts), initial=0))
     prompts, no_text = ids.numpy(), adapter.placeholder_ids
     found = [row.nonzero()[0] for row in prompts == adapter.video_token_id]
     copies, first = max(1, sum(map(len, found)) // sum(lengths)), 0
@@ -93,7 +97,7 @@ def places(ids: Tensor, adapter: Adapter, layouts: Sequence[Layout]) -> Iterator
                 _check_runs(columns, adapter.in_a_row(layout), row)
                 body = adapter.body(layout)
                 tokens = columns[body if isinstance(body, slice) else body.numpy()]
-                yield Place(row, video, layout, tokens, int(columns[-1]) + 1, prompts[row], no_text)
+                yield Place(row, video, layout, frames[video], tokens, int(columns[-1]) + 1, prompts[row], no_text)
         first = last
     if first < len(lengths):  # the model scatters the others where nobody looked: they would go through whole
         raise ValueError(

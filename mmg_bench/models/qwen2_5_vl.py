@@ -1,12 +1,16 @@
 """Qwen2-VL and Qwen2.5-VL: 2x2 merged patches of frame pairs, and rotary positions in time, height and width.
 
 T of its videos counts temporal patches (two frames each). Kept tokens keep their three position ids; `contiguous`
-closes numbers that no token is left with on any axis (`kept.py`).
+closes numbers that no token is left with on any axis (`kept.py`). The tower of Qwen2.5-VL lays its patches out window
+by window, and puts the tokens in order only when they leave it.
 """
 
 from __future__ import annotations
 
 import math
+
+from torch import Tensor
+from transformers.vision_utils import get_vision_window_index
 
 from mmg_bench.models.adapter import Layout
 from mmg_bench.models.scatter import Scatter
@@ -15,5 +19,14 @@ from mmg_bench.models.scatter import Scatter
 class Qwen25VL(Scatter):
     """Adapter of `Qwen2VLForConditionalGeneration` and `Qwen2_5_VLForConditionalGeneration`."""
 
+    reads_tower = True
+
     def in_a_row(self, layout: Layout) -> int:
         return math.prod(layout)
+
+    def in_tower(self, grid_thw: Tensor) -> Tensor | None:
+        tower = self.tower
+        if not hasattr(tower, "window_size"):
+            return None
+        windows, _ = get_vision_window_index(grid_thw, tower.spatial_merge_size, tower.window_size, tower.patch_size)
+        return windows.argsort()

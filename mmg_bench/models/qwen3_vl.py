@@ -19,6 +19,8 @@ from mmg_bench.models.scatter import Scatter
 class Qwen3VL(Scatter):
     """Adapter of `Qwen3VL(Moe)ForConditionalGeneration` and `Qwen3_5(Moe)ForConditionalGeneration`."""
 
+    reads_tower = True
+
     def in_a_row(self, layout: Layout) -> int:
         _, height, width = layout
         return height * width

@@ -3,21 +3,26 @@
 Such a model names its video placeholder in its configuration, and has `get_video_features`, a vision tower and a
 `language_model` with decoder `layers` under `model`. How a video is laid out is read from what the tower is called
 with, `grid_thw`, or else from the square frames `[frames, N, D]` that leave the projector.
+
+What the tower attends to is supplied by the families of which it is known that their last layer attends within frames,
+and that the patches of a token stand side by side in it: a token has the mean of its patches.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from itertools import groupby
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from mmg_bench.models.adapter import FAMILIES, Adapter, Capture, Layout, UnsupportedModelError
 from mmg_bench.models.kept import Kept
+from mmg_bench.models.tower import FIELDS, Attended, TowerCapture, of_frames, together, unknown
 from mmg_bench.tokens import VideoTokens
 
 _IDS = ("video_token_id", "video_token_index")
@@ -29,7 +34,31 @@ _OF_COLUMNS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
 
 
 class Scatter(Adapter):
-    """Adapter of the models that the module's text describes. It fills no optional field of `VideoTokens`."""
+    """Adapter of the models that the module's text describes."""
+
+    reads_tower: ClassVar[bool] = False
+    """Whether the family supplies what its tower attends to; `last_attention` then finds where."""
+
+    @property
+    def supplies(self) -> frozenset[str]:
+        return FIELDS if self.reads_tower else frozenset()
+
+    @property
+    def tower(self) -> Any:
+        """The vision tower."""
+        return _first(self.multimodal, _TOWERS)
+
+    @property
+    def last_attention(self) -> Any:
+        """The attention module of the tower's last layer."""
+        return self.tower.blocks[-1].attn
+
+    def in_tower(self, grid_thw: Tensor) -> Tensor | None:
+        """Where tokens in raster order stand in the tower's last layer, of patches in grids `[n, 3]`; None: in order.
+
+        int64, as many as the tokens of all grids together.
+        """
+        return None
 
     @classmethod
     def lacking(cls, model: Any) -> str | None:
@@ -82,7 +111,7 @@ class Scatter(Adapter):
         return kwargs, []
 
     def layouts(self, inputs: dict[str, Any], captured: Capture) -> list[Layout]:
-        assert isinstance(captured, TowerCapture)
+        assert isinstance(captured, GridCapture)
         compressed = inputs.get("video_compression_mask")
         if compressed is not None and not compressed.all():
             raise ValueError("the processor has already dropped visual tokens: set its use_token_compression to False")
@@ -111,19 +140,21 @@ class Scatter(Adapter):
             outputs = self.multimodal.get_video_features(
                 **{name: value for name, value in videos.items() if name in taken}, return_dict=True
             )
-        tokens = [
-            VideoTokens(features.unflatten(0, (frames, -1)), (height, width))
-            for features, (frames, height, width) in zip(
-                outputs.pooler_output, self.layouts(videos, captured), strict=True
-            )
-        ]
+        tokens, first = [], 0
+        for features, (frames, height, width) in zip(
+            outputs.pooler_output, self.layouts(videos, captured), strict=True
+        ):
+            tokens.append(captured.video(features.unflatten(0, (frames, -1)), (height, width), first))
+            first += frames
         others = {name: videos[name] for name in _SAID if name in videos}
         return tokens, {"mm_encoder_outputs": {"video": outputs}, **others}
 
     @contextmanager
     def capture(self, needs: Collection[str]) -> Iterator[Capture]:
-        captured = TowerCapture(getattr(self.model.config.vision_config, "spatial_merge_size", 1))
-        handles = [_first(self.multimodal, _TOWERS).register_forward_pre_hook(captured.note_call, with_kwargs=True)]
+        needed = self.supplies & set(needs)
+        merge = getattr(self.model.config.vision_config, "spatial_merge_size", 1)
+        captured = GridCapture(merge, self.in_tower, self.last_attention if needed else None, needed)
+        handles = [self.tower.register_forward_pre_hook(captured.note_call, with_kwargs=True), *captured.handles()]
         if (projector := getattr(self.multimodal, "multi_modal_projector", None)) is not None:
             handles.append(projector.register_forward_hook(captured.note_frames))
         try:
@@ -133,29 +164,59 @@ class Scatter(Adapter):
                 handle.remove()
 
 
-class TowerCapture(Capture):
-    """How the videos of the vision tower's last call are laid out."""
+class GridCapture(TowerCapture):
+    """How the videos of the vision tower's last call are laid out, and what its last layer attended to there."""
 
-    def __init__(self, merge: int):
-        self.merge = merge  # patches a side that make one token, where the call does not say
-        self.forget()
+    def __init__(
+        self,
+        merge: int,
+        in_tower: Callable[[Tensor], Tensor | None] = lambda grid_thw: None,
+        attention: Any = None,
+        needs: frozenset[str] = frozenset(),
+    ):
+        """`merge`: patches a side that make one token, where the call does not say; `in_tower`: see `Scatter`."""
+        self.merge, self.in_tower = merge, in_tower
+        super().__init__(attention, needs)
 
     def forget(self) -> None:
+        super().forget()
         self.grids: list[Layout] = []
+        self.sides: list[int] = []  # of a token, in patches: of each of them
+        self.grid_thw: Tensor | None = None
         self.frames = self.per_frame = 0
 
     def note_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the tower."""
+        self.forget()
         self.owner = None
         grids, merges = kwargs.get("grid_thw"), kwargs.get("merge_sizes")
         if grids is not None:
-            sides = [self.merge] * len(grids) if merges is None else merges.tolist()
-            self.grids = [(t, h // m, w // m) for (t, h, w), m in zip(grids.tolist(), sides, strict=True)]
+            self.grid_thw, self.sides = grids, [self.merge] * len(grids) if merges is None else merges.tolist()
+            self.grids = [(t, h // m, w // m) for (t, h, w), m in zip(grids.tolist(), self.sides, strict=True)]
 
     def note_frames(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Forward hook of the projector."""
         if isinstance(output, Tensor) and output.dim() == 3:
             self.frames, self.per_frame = output.shape[:2]
+
+    def of_call(self, parts: list[Attended]) -> dict[str, Any]:
+        if self.grid_thw is None:
+            (frames,) = parts
+            return of_frames(frames, math.isqrt(self.per_frame))
+        sizes = [h * w for t, h, w in self.grids for _ in range(t)]  # tokens of each frame
+        each = [side**2 for (t, _, _), side in zip(self.grids, self.sides, strict=True) for _ in range(t)]
+        lengths = [part.queries.shape[2] for part in parts]
+        if lengths != [size * patches for size, patches in zip(sizes, each, strict=True)]:
+            raise unknown(lengths, sizes)
+        attention, keys = [], []
+        for (_, patches), run in groupby(zip(parts, lengths, each, strict=True), key=lambda frame: frame[1:]):
+            frames = together([part for part, *_ in run])  # of one size
+            attention.append(frames.received().unflatten(1, (-1, patches)).mean(2).flatten())
+            keys.append(frames.mean_keys().unflatten(1, (-1, patches)).mean(2).flatten(0, 1))
+        whole = {"attention": torch.cat(attention), "keys": torch.cat(keys)}  # of all tokens of the call
+        if (order := self.in_tower(self.grid_thw)) is not None:
+            whole = {name: value[order.to(value.device)] for name, value in whole.items()}
+        return {name: value.split(sizes) for name, value in whole.items()}
 
 
 def _as_wide(value: Any, kept: Kept | None) -> bool:

@@ -15,6 +15,11 @@ BOTH = ("random", "mmg_vid", "tome", "fastv", "pdrop", "prunevid", "dycoke")
 VARIANTS: dict[str, dict[str, Any]] = {
     "cdpruner(relevance=llm)": {"name": "cdpruner", "relevance": "llm"},
     "chain(before=tome, inside=sparsevlm)": {"name": "chain", "before": "tome", "inside": "sparsevlm"},
+    "fastvid(frame_source=mean, salience=received)": {
+        "name": "fastvid",
+        "frame_source": "mean",
+        "salience": "received",
+    },
     # not its defaults, under which a token can be left twice: no mask shows that
     "flashvid": {
         "name": "flashvid",

@@ -24,7 +24,11 @@ from mock_cuda import mock_cuda
 
 STEPS = 3
 FEW = ("mmg_vid", "random")
-"""Methods that are tried on all families; so are those that prune inside. What others do is no family's affair."""
+"""Methods that are tried on all families; so are those that prune inside, and one that reads the vision tower.
+
+What others do is no family's affair.
+"""
+READS = "visionzip"
 
 
 @pytest.fixture(params=list(families.BUILDERS))
@@ -39,7 +43,7 @@ def labels(name: str, model: Any) -> list[str]:
     tried = [
         label
         for label in METHODS
-        if name == "llava_onevision" or label in FEW or prunes_inside(model, label)
+        if name == "llava_onevision" or label in (*FEW, READS) or prunes_inside(model, label)
         if not lacking(model, label) and not (sequential(model) and prunes_inside(model, label))
     ]
     assert set(FEW) <= set(tried)

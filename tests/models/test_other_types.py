@@ -17,7 +17,7 @@ import families
 from mmg_bench.methods.base import Positions
 from mmg_bench.models.adapter import UnsupportedModelError, adapter_for, fresh
 from mmg_bench.models.hooks import pruning
-from mmg_bench.models.scatter import Scatter, TowerCapture
+from mmg_bench.models.scatter import GridCapture, Scatter
 
 STEPS = 3
 
@@ -102,7 +102,7 @@ def test_tokens_that_the_processor_has_dropped_are_named() -> None:
 
 
 def test_frames_that_are_no_squares_are_refused() -> None:
-    captured = TowerCapture(1)
+    captured = GridCapture(1)
     captured.frames, captured.per_frame = 8, 12
     with pytest.raises(UnsupportedModelError, match=r"^12 tokens of a frame are no square; supported: "):
         Scatter(None).layouts({"pixel_values_videos": torch.zeros(1, 8, 3, 24, 32)}, captured)
@@ -110,7 +110,7 @@ def test_frames_that_are_no_squares_are_refused() -> None:
 
 @pytest.mark.parametrize("output", [torch.zeros(96, 32), (torch.zeros(8, 12, 32),)])
 def test_a_projector_that_gives_no_frames_tells_no_layout(output: Any) -> None:
-    captured = TowerCapture(1)
+    captured = GridCapture(1)
     captured.note_frames(torch.nn.Identity(), (), output)
     with pytest.raises(ValueError, match="not encoded inside the context, or not by a tower that is known"):
         Scatter(None).layouts({"pixel_values_videos": torch.zeros(1, 8, 3, 24, 32)}, captured)

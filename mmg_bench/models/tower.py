@@ -1,0 +1,154 @@
+"""What a layer of a vision tower attends to, from the very queries and keys that it attends with.
+
+Its attention module is run once more on what it was called with, as a copy whose attention function notes queries and
+keys and does nothing else. So rotary embeddings, norms and the borders of sequences are the model's own, and the module
+itself stays on SDPA or FlashAttention.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from mmg_bench.models.adapter import Capture, UnsupportedModelError, unseen
+
+FIELDS = frozenset({"attention", "keys"})
+"""Optional fields of `VideoTokens` that are made of them."""
+_NAME = "mmg_bench_noted"
+_AT_ONCE = 2**26  # bounds the memory of the [B, heads, rows, S] attention that is recomputed, in numbers of 4 bytes
+
+
+class Attended(NamedTuple):
+    """B sequences of S patches each, which attend to nothing else."""
+
+    queries: Tensor
+    """`[B, heads, S, width]`, like the keys, with rotary embeddings where the layer has them."""
+    keys: Tensor
+    scaling: float
+
+    def received(self) -> Tensor:
+        """What each patch receives, mean over heads and queries: `[B, S]` float32; a row sums to 1."""
+        batch, heads, length, _ = self.queries.shape
+        return self._given(max(1, _AT_ONCE // (batch * heads * length))) / (heads * length)
+
+    def from_first(self) -> Tensor:
+        """What the first patch of a sequence gives to each, mean over heads: `[B, S]` float32; a row sums to 1."""
+        first = self._replace(queries=self.queries[:, :, :1])
+        return first._given(1) / self.queries.shape[1]
+
+    def _given(self, rows_at_once: int) -> Tensor:
+        """Softmax attention, summed over heads and queries: `[B, S]`."""
+        keys, total = self.keys.float().mT, self.keys.new_zeros(self.keys[:, 0, :, 0].shape, dtype=torch.float32)
+        for rows in self.queries.split(rows_at_once, dim=2):
+            total += (rows.float() @ keys * self.scaling).softmax(-1).sum(dim=(1, 2))  # of [B, heads, rows, S]
+        return total
+
+    def mean_keys(self) -> Tensor:
+        """Mean over heads: `[B, S, width]` float32."""
+        return self.keys.float().mean(1)
+
+
+def together(some: Sequence[Attended]) -> Attended:
+    """Sequences of one length and one call as one batch."""
+    queries, keys = (torch.cat(tensors) for tensors in zip(*((each.queries, each.keys) for each in some), strict=True))
+    return Attended(queries, keys, some[0].scaling)
+
+
+def of_frames(frames: Attended, side: int) -> dict[str, Tensor]:
+    """`FIELDS` of frames whose patches stand in raster order, behind a class token or none: `[F, N]`, `[F, N, width]`.
+
+    A token, `side` of them a side, has the mean of its patches. `attention` is what the class token gives, as in the
+    methods' own code for towers that have one, or else what is received. Raises UnsupportedModelError where sequences
+    are no such frames.
+    """
+    length = frames.queries.shape[2]
+    each = math.isqrt(length) // side  # patches a side of a token
+    leading = length - (side * each) ** 2
+    if leading not in (0, 1):
+        raise unknown([length], [side**2])
+    attention = frames.from_first()[:, 1:] if leading else frames.received()
+    whole = {"attention": attention.unsqueeze(-1), "keys": frames.mean_keys()[:, leading:]}
+    grids = {name: value.unflatten(1, (side, each, side, each)) for name, value in whole.items()}
+    pooled = {name: value.mean((2, 4)).flatten(1, 2) for name, value in grids.items()}  # [F, N, ...]
+    return {**pooled, "attention": pooled["attention"].squeeze(-1)}
+
+
+def unknown(patches: Sequence[int], tokens: Sequence[int]) -> UnsupportedModelError:
+    """The error for sequences of so many patches where frames have so many tokens."""
+    return UnsupportedModelError(
+        f"a layer of the vision tower attends within sequences of {sorted(set(patches))} patches, and frames have "
+        f"{sorted(set(tokens))} tokens: what each of them receives is not known; choose a method that does not ask for "
+        "it, such as mmg_vid"
+    )
+
+
+def feature_layer(layers: Any, index: int | Sequence[int]) -> Any:
+    """The layer whose output is hidden state `index` of a tower; of several, the deepest is the last.
+
+    Hidden state 0 is the input of layer 0, hidden state -1 the output of the last one.
+    """
+    last = index if isinstance(index, int) else index[-1]
+    return layers[last if last < 0 else last - 1]
+
+
+def _note(module: Any, query: Tensor, key: Tensor, *args: Any, scaling: float, **options: Any) -> tuple[Tensor, None]:
+    """An attention function of transformers."""
+    module.noted.append(Attended(query, key, scaling))
+    return torch.zeros_like(query).transpose(1, 2), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(_NAME, _note)
+
+
+@torch.no_grad()
+def attended(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Attended]:
+    """What an attention module of a vision tower attends with when it is called so, one part after the other."""
+    twin: Any = copy.copy(attention)  # of the same weights
+    twin.config, twin.noted = copy.copy(twin.config), []
+    twin.config._attn_implementation = _NAME
+    type(attention).forward(twin, *args, **kwargs)  # without its hooks
+    noted: list[Attended] = twin.noted
+    return noted
+
+
+class TowerCapture(Capture):
+    """Beside what a subclass records of the tower's last call, what one of its attention modules was called with."""
+
+    def __init__(self, attention: Any = None, needs: frozenset[str] = frozenset()):
+        """`needs`: some of `FIELDS`, made of the module `attention`."""
+        self.attention, self.needs = attention, needs
+        self.forget()
+
+    def forget(self) -> None:
+        self.call: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # of the attention module
+        self.found: dict[str, Any] = {}  # of the whole call
+
+    def handles(self) -> list[Any]:
+        """The hooks that are put on the attention module, if it is needed."""
+        return [self.attention.register_forward_pre_hook(self.note_attention, with_kwargs=True)] if self.needs else []
+
+    def note_attention(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of the attention module."""
+        self.call = args, kwargs
+
+    def fields(self, first: int, count: int) -> dict[str, Tensor]:
+        if not self.needs:
+            return {}
+        if self.call is None:
+            raise unseen(self.needs)
+        if not self.found:
+            with torch.no_grad():
+                self.found = self.of_call(attended(self.attention, *self.call))
+        chosen = {name: self.found[name][first : first + count] for name in self.needs}
+        return {name: torch.stack(list(value)) for name, value in chosen.items()}
+
+    @abstractmethod
+    def of_call(self, parts: list[Attended]) -> dict[str, Any]:
+        """`FIELDS` of each frame of the call, one after the other: `[N]` and `[N, width]`, float32."""

@@ -1,0 +1,205 @@
+"""What vision towers attend to, family by family: held to the weights of the stock model's own eager attention."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers.video_utils import VideoMetadata
+
+import families
+from mmg_bench.methods.registry import get_method
+from mmg_bench.models import tower
+from mmg_bench.models.adapter import UnsupportedModelError, adapter_for
+from mmg_bench.models.hooks import pruning
+from mmg_bench.tokens import VideoTokens
+
+READ = [name for name in families.BUILDERS if name not in ("llava_onevision", "smolvlm", "exaone4_5")]
+NEEDS = frozenset({"attention", "keys"})
+TEXT = ("input_ids", "attention_mask", "mm_token_type_ids")
+
+
+@pytest.fixture(scope="module", params=READ)
+def family(request: pytest.FixtureRequest) -> tuple[str, Any, Any]:
+    torch.manual_seed(0)
+    model, processor = families.BUILDERS[request.param]()
+    with torch.no_grad():  # the usual small start leaves attention all but flat
+        for name, parameter in adapter_for(model).tower.named_parameters():  # type: ignore[attr-defined]
+            if any(part in name for part in ("qkv", "q_proj", "k_proj")):
+                parameter.mul_(20)
+    return request.param, model, processor
+
+
+def videos(name: str, processor: Any, *shapes: tuple[int, int, int]) -> dict[str, Tensor]:
+    """What the processor makes of a prompt with videos of so many frames, and of such heights and widths."""
+    rng = np.random.default_rng(5)
+    frames = [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
+    times = [VideoMetadata(len(clip), 2.0, frames_indices=list(range(len(clip)))) for clip in frames]
+    turn = {"role": "user", "content": [{"type": "video"}] * len(frames) + [{"type": "text", "text": "star ?"}]}
+    made = processor(
+        text=[processor.apply_chat_template([turn], add_generation_prompt=True)],
+        videos=frames,
+        video_metadata=times,
+        return_tensors="pt",
+    )
+    return {key: value for key, value in made.items() if isinstance(value, Tensor) and key != "token_type_ids"}
+
+
+def shapes_for(name: str) -> list[tuple[int, int, int]]:
+    """Two videos, of different sizes where the family takes such."""
+    if name in families.FRAMED:
+        return [(8, 32, 32)]
+    return [(8, 32, 32)] * 2 if name in families.SIZES else [(8, 24, 48), (4, 40, 24)]
+
+
+class Eager:
+    """The stock model with eager attention, and the weights and keys of one module of its tower."""
+
+    def __init__(self, model: Any, monkeypatch: pytest.MonkeyPatch):
+        self.model = copy.deepcopy(model)
+        self.model.set_attn_implementation("eager")
+        self.adapter: Any = adapter_for(self.model)
+        self.weights: list[Tensor] = []  # [B, heads, P, P]
+        self.keys: list[Tensor] = []  # [B, heads, P, width]
+        module = sys.modules[type(self.adapter.last_attention).__module__]
+        original = module.eager_attention_forward
+
+        def noted(attention: Any, query: Tensor, key: Tensor, *args: Any, **options: Any) -> Any:
+            output, weights = original(attention, query, key, *args, **options)
+            if attention is self.adapter.last_attention:
+                self.weights.append(weights)
+                self.keys.append(key)
+            return output, weights
+
+        monkeypatch.setattr(module, "eager_attention_forward", noted)
+
+    @torch.no_grad()
+    def tokens(self, name: str, inputs: dict[str, Tensor]) -> Tensor:
+        """Attention, then keys of each token `[tokens, 1 + width]`, brought into order by the stock model itself."""
+        merged: list[Any] = []
+        if name.startswith(("qwen", "glm")):  # the merger's outputs are put in order behind it
+
+            def replaced(module: Any, args: Any, output: Tensor) -> Tensor:
+                merged.append(self.each().unflatten(0, (len(output), -1)).mean(1))
+                return merged[0]
+
+            merger = self.adapter.tower.merger.register_forward_hook(replaced)
+            outputs = self.encode(inputs)
+            merger.remove()
+            return torch.cat(list(outputs.pooler_output))
+        self.encode(inputs)
+        each = self.each()  # [patches, 1 + width]
+        if name == "video_llama_3":
+            grids = inputs["video_grid_thw"]
+            return self.adapter.tower.pixel_unshuffle(each, grids, inputs["video_merge_sizes"])
+        frames = each.unflatten(0, (len(self.weights[0]), -1))  # [F, P, 1 + width]
+        if name == "llava_next_video":
+            return self.model.model.vision_resampler(frames).flatten(0, 1)
+        side = int(frames.shape[1] ** 0.5)
+        shuffled = self.model.model.pixel_shuffle(frames.unflatten(1, (side, side)).contiguous())
+        return shuffled.unflatten(-1, (4, -1)).mean(-2).flatten(0, 2)
+
+    def encode(self, inputs: dict[str, Tensor]) -> Any:
+        if "pixel_values_videos" not in inputs:
+            return self.model.get_image_features(inputs["pixel_values"], return_dict=True)
+        said = {name: inputs[name] for name in ("video_grid_thw", "video_merge_sizes") if name in inputs}
+        return self.model.model.get_video_features(inputs["pixel_values_videos"], **said, return_dict=True)
+
+    def each(self) -> Tensor:
+        """Of each patch as the tower holds them: without class tokens, which say what others receive."""
+        rows = []
+        for weights, keys in zip(self.weights, self.keys, strict=True):
+            classed = weights.shape[-1] % 4
+            received = weights[:, :, 0, 1:].mean(1) if classed else weights.mean((1, 2))  # [B, P]
+            rows.append(torch.cat([received.unsqueeze(-1), keys.mean(1)[:, classed:]], -1).flatten(0, 1))
+        return torch.cat(rows)
+
+
+def encoded(model: Any, inputs: dict[str, Tensor]) -> list[VideoTokens]:
+    return adapter_for(model).encode({k: v for k, v in inputs.items() if k not in TEXT}, NEEDS)[0]
+
+
+def test_attention_and_keys_are_the_towers_own(family: tuple[str, Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    name, model, processor = family
+    inputs = videos(name, processor, *shapes_for(name))
+    ours = encoded(model, inputs)
+    expected = Eager(model, monkeypatch).tokens(name, inputs)
+    attention = torch.cat([tokens.attention.flatten() for tokens in ours if tokens.attention is not None])
+    keys = torch.cat([tokens.keys.flatten(0, 1) for tokens in ours if tokens.keys is not None])
+    torch.testing.assert_close(torch.cat([attention.unsqueeze(-1), keys], -1), expected, atol=1e-5, rtol=1e-4)
+    assert attention.std() > 0.05 * attention.mean(), "too flat to tell one token from another"
+    plain = adapter_for(model).encode({k: v for k, v in inputs.items() if k not in TEXT}, set())[0]
+    for tokens, stock in zip(ours, plain, strict=True):
+        assert torch.equal(tokens.features, stock.features)
+
+
+def test_each_video_of_a_prompt_has_its_own(family: tuple[str, Any, Any]) -> None:
+    """Also of those that the tower encodes while the model is called."""
+    name, model, processor = family
+    inputs = videos(name, processor, *shapes_for(name))
+    method = get_method("visionzip", retention_ratio=0.4)
+    with pruning(model, method) as run, torch.no_grad():
+        model(**inputs)
+    tokens = encoded(model, inputs)
+    assert [video.layout for video in run.report] == [(video.frames, *video.grid) for video in tokens]
+    for video, report in zip(tokens, run.report, strict=True):
+        assert torch.equal(report.positions, method.prune(video).positions)
+
+
+def test_attention_is_asked_for_of_this_call_alone(family: tuple[str, Any, Any]) -> None:
+    name, model, processor = family
+    inputs = videos(name, processor, shapes_for(name)[0])
+    pixels = {k: v for k, v in inputs.items() if k not in TEXT}
+    text = {k: inputs[k] for k in TEXT if k in inputs}
+    _, arguments = adapter_for(model).encode(pixels, set())
+    with pruning(model, get_method("visionzip")) as run, torch.no_grad():
+        model(**inputs)
+        assert len(run.report) == 1
+        for _ in range(2):
+            with pytest.raises((RuntimeError, ValueError), match=r"encoded? .*inside the context"):
+                model(**text, **arguments)
+
+
+def test_windows_that_are_no_frames_are_refused() -> None:
+    model, processor = families.BUILDERS["qwen2_5_vl"]()
+    model.model.visual.fullatt_block_indexes = [0]
+    inputs = videos("qwen2_5_vl", processor, (4, 24, 48))
+    says = r"attends within sequences of \[8, 16\] patches, and frames have \[18\] tokens: what each of them receives"
+    with pytest.raises(UnsupportedModelError, match=says):
+        encoded(model, inputs)
+
+
+@pytest.mark.parametrize("length", [19, 27])
+def test_patches_that_make_up_no_grid_are_refused(length: int) -> None:
+    some = tower.Attended(torch.zeros(2, 1, length, 4), torch.zeros(2, 1, length, 4), 0.5)
+    with pytest.raises(UnsupportedModelError, match=rf"sequences of \[{length}\] patches, and frames have \[4\]"):
+        tower.of_frames(some, 2)
+
+
+def test_memory_is_bounded_by_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    some = tower.Attended(torch.randn(3, 2, 10, 4), torch.randn(3, 2, 10, 4), 0.5)
+    whole = some.received()
+    torch.testing.assert_close(whole.sum(1), torch.ones(3))
+    seen: list[int] = []
+    softmax = Tensor.softmax
+    monkeypatch.setattr(Tensor, "softmax", lambda x, *args: (seen.append(x.numel()), softmax(x, *args))[1])
+    monkeypatch.setattr(tower, "_AT_ONCE", 200)
+    torch.testing.assert_close(some.received(), whole)
+    assert max(seen) <= 200
+    assert len(seen) == 4
+
+
+def test_the_attention_module_is_left_as_it_was(family: tuple[str, Any, Any]) -> None:
+    name, model, processor = family
+    attention = adapter_for(model).last_attention  # type: ignore[attr-defined]
+    before, implementation = set(vars(attention)), attention.config._attn_implementation
+    encoded(model, videos(name, processor, shapes_for(name)[0]))
+    assert set(vars(attention)) == before
+    assert attention.config._attn_implementation == implementation == "sdpa"
+    assert not attention._forward_pre_hooks
