@@ -56,6 +56,7 @@ def video(
         "query": normal(7, width),
         "joint_features": normal(frames, tokens, 10),
         "joint_query": normal(2, 10),
+        "mean_query_attention": weights(frames, tokens),
     }
     return VideoTokens(x.to(dtype), grid, **{k: v.to(dtype) for k, v in optional.items()})
 
@@ -321,7 +322,7 @@ def bad_values(build: Build) -> None:
 def needs(build: Build) -> None:
     """`needs` names all that is read: without the rest the result is the same, without one of them an error says so.
 
-    The options in `stand_in` do without some of those of the defaults.
+    The options in `stand_ins` do without some of those of the defaults.
     """
     tokens, method = video(), build(0.3)
     bare = _with(tokens, **{name: None for name in OPTIONAL_FIELDS if name not in method.needs})
@@ -336,8 +337,8 @@ def needs(build: Build) -> None:
     _check_same(whole, pruned, "without the fields that `needs` does not name")
     for name in method.needs:
         _check_refused(method, _with(tokens, **{name: None}), f"{method.name} needs {name}", f"no {name}")
-    if options := dict(type(method).stand_in):
-        _check_stand_in(type(method), options)
+    for options in type(method).stand_ins:
+        _check_stand_in(type(method), dict(options))
 
 
 def inside_the_model(build: Build) -> None:
@@ -529,9 +530,10 @@ def _check_stand_in(cls: type[Method], options: dict[str, Any]) -> None:
     try:
         left = cls(**options).needs
     except (TypeError, ValueError) as error:
-        raise ContractError(f"stand_in={options} does not go with {cls.__name__}'s fields: {error}") from error
+        raise ContractError(f"stand_ins: {options} does not go with {cls.__name__}'s fields: {error}") from error
     if cls.needs <= left:
-        raise ContractError(f"stand_in={options} still needs {', '.join(sorted(cls.needs))}: name options that do not")
+        needed = ", ".join(sorted(cls.needs))
+        raise ContractError(f"stand_ins: {options} still needs {needed}: name options that do not")
 
 
 def _named(dtype: torch.dtype) -> str:

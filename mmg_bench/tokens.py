@@ -13,6 +13,7 @@ from torch import Tensor
 _SHAPES = {
     "attention": "TN",
     "keys": "TNK",
+    "mean_query_attention": "TN",
     "probe_attention": "TN",
     "frame_features": "TC",
     "query": "LD",
@@ -41,6 +42,8 @@ class VideoTokens:
     """
     keys: Tensor | None = None
     """`[T, N, K]`: head-mean keys of the vision tower's layer that `attention` comes from, pooled."""
+    mean_query_attention: Tensor | None = None
+    """`[T, N]`: attention, in that layer, of the mean query of each frame to the mean key of each token's patches."""
     probe_attention: Tensor | None = None
     """`[T, N]`: attention of the vision tower's pooling probe (the SigLIP head), pooled."""
     frame_features: Tensor | None = None

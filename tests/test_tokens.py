@@ -13,6 +13,7 @@ FEATURES = torch.ones(2, 6, 4)
 GOOD: dict[str, Any] = {
     "attention": torch.ones(2, 6),
     "keys": torch.ones(2, 6, 3),
+    "mean_query_attention": torch.ones(2, 6),
     "probe_attention": torch.ones(2, 6),
     "frame_features": torch.ones(2, 8),
     "query": torch.ones(5, 4),

@@ -72,4 +72,5 @@ def synthetic_video(frames: int, grid: tuple[int, int], width: int, seed: int = 
         query=normal(TEXT_TOKENS, width) + 0.2 * looks[0],
         joint_features=joint,
         joint_query=normal(1, JOINT_WIDTH) + joint[0, :1],
+        mean_query_attention=attention(),
     )

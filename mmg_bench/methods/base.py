@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Literal
@@ -41,8 +41,11 @@ class Method(ABC):
     """Registry name, the same as the module's."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """Optional fields of `VideoTokens` that `select` reads."""
-    stand_in: ClassVar[Mapping[str, Any]] = {}
-    """Options with which it reads others or none, for models that do not supply `needs`: an error there names them."""
+    stand_ins: ClassVar[Sequence[Mapping[str, Any]]] = ()
+    """Options with which it reads others or none, for models that do not supply `needs`.
+
+    An error there names the first of them with which the model serves it.
+    """
     finds_faults: ClassVar[bool] = False
     """Whether tokens need not be looked over for NaN and infinite values: `select` does so itself, or ranks none."""
     exact: ClassVar[bool] = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -85,7 +85,7 @@ class CDPruner(Method):
     name: ClassVar[str] = "cdpruner"
     needs: ClassVar[frozenset[str]] = frozenset({"joint_features", "joint_query"})
     """Of the defaults; `relevance="llm"` needs `query` alone."""
-    stand_in: ClassVar[Mapping[str, Any]] = {"relevance": "llm"}
+    stand_ins: ClassVar[Sequence[Mapping[str, Any]]] = ({"relevance": "llm"},)
     positions: ClassVar[Positions] = "contiguous"
 
     def __post_init__(self) -> None:

@@ -26,6 +26,9 @@ from mmg_bench.methods._ops import (
 from mmg_bench.methods.base import Method, Positions, check_choice, check_range
 from mmg_bench.tokens import PrunedTokens, VideoTokens
 
+_ATTENTION = {"probe": "probe_attention", "mean_query": "mean_query_attention", "received": "attention"}
+"""`salience` -> field of `VideoTokens`."""
+
 
 class Reduced(NamedTuple):
     """A video after FastVID."""
@@ -93,6 +96,38 @@ def token_counts(
             overflow -= more
         salient += kept
         anchors += counts
+    return salient, anchors
+
+
+def token_counts_of_runs(
+    lengths: Sequence[int],
+    budgets: Sequence[int],
+    size: int,
+    d: float,
+    p: int,
+    similarity: Sequence[float],
+    ignore: float,
+) -> tuple[list[int], list[int]]:
+    """The same in the version for Qwen2.5-VL, given the `similarity` of adjacent frames.
+
+    Frames of a segment that are at least `ignore` alike are one run, and its last frame alone keeps tokens, as many as
+    it has room for: anchors, in every p-th run counted back from the segment's last, no more than half of its tokens,
+    then salient ones. So what is left can be less than the budget; a segment has at least one anchor.
+    """
+    similar = np.array(similarity, np.float32)
+    salient, anchors = [0] * len(budgets), [0] * len(budgets)
+    start = 0
+    for length in lengths:
+        last = start + length - 1
+        budget = sum(budgets[start : last + 1])
+        context = max(int(budget * d), 1)
+        ends = [t for t in range(start, last) if similar[t] < ignore] + [last]
+        hosts = ends[::-1][::p][::-1]
+        for t, share in zip(hosts, spread(context, len(hosts))[::-1], strict=True):
+            anchors[t] = min(share, size // 2) if length > 1 else share
+        for t, share in zip(ends, spread(max(0, budget - context), len(ends)), strict=True):
+            salient[t] = min(share, size - anchors[t])
+        start += length
     return salient, anchors
 
 
@@ -261,21 +296,22 @@ class FastVID(Method):
     Idea: cut the video into segments of similar frames (DySeg); per frame keep the salient tokens by the attention of
     the vision tower's pooling probe (ATS); per segment let density-peak anchors absorb the remaining tokens (DTM).
 
-    Source: arXiv 2503.11187; LunarShen/FastVID a40a109, versions for LLaVA-OneVision and LLaVA-Video (`variant`).
-    Parameters: see the fields. An anchor that no token joins stays as it is. `frame_source="mean"` and
-    `salience="received"` are stand-ins of ours for models without the pooling head.
+    Source: arXiv 2503.11187; LunarShen/FastVID a40a109, versions for LLaVA-OneVision, LLaVA-Video and Qwen2.5-VL
+    (`variant`). Parameters: see the fields; the last version goes with `tau=0.84`, `frame_source="mean"` and
+    `salience="mean_query"`. An anchor that no token joins stays as it is. `salience="received"`, with
+    `frame_source="mean"`, is a stand-in of ours for models without the pooling head.
     Quirks kept: in the onevision variant an anchor is also among the tokens averaged into it; the position ids of
     the kept tokens are the original ones.
-    Deviations: the budget is met exactly (B/T tokens a frame, remainder to the earliest frames, none lost to
-    rounding); a video of fewer than `c` frames is cut everywhere; anchors that their frames have no room for (large
-    ratios) move to the segment's other frames. The official code loses tokens in the first case and raises in the
-    other two.
+    Deviations: the budget is met exactly, but for `variant="qwen"` (B/T tokens a frame, remainder to the earliest
+    frames, none lost to rounding); a video of fewer than `c` frames is cut everywhere; anchors that their frames have
+    no room for (large ratios) move to the segment's other frames. The official code loses tokens in the first case and
+    raises in the other two.
     """
 
     c: int = 8
     """Minimum number of segments."""
     tau: float = 0.9
-    """Cut between frames whose cosine is below this (0.84 in the official Qwen2.5-VL version)."""
+    """Cut between frames whose cosine is below this; officially 0.84 in the version for Qwen2.5-VL."""
     d: float = 0.4
     """Share of anchors in the budget; the rest are salient tokens."""
     p: int = 4
@@ -285,16 +321,23 @@ class FastVID(Method):
     k: int = 4
     """Nearest neighbours in the density."""
     variant: str = "onevision"
-    """`onevision` or `video`: which official version; they differ in rounding and in which tokens join an anchor."""
+    """`onevision`, `video` or `qwen`: which official version; the first two differ in rounding and in which tokens join
+    an anchor. In `qwen` frames that repeat keep nothing, and what is left can be less than the budget."""
     frame_source: str = "head"
     """What segments compare: `head`, the frame feature of the tower's pooling head; `mean`, the frame's mean token."""
     salience: str = "probe"
-    """Attention that makes a token salient: `probe`, of the pooling head's probe; `received`, from all patches."""
+    """Attention that makes a token salient: `probe`, of the pooling head's probe; `mean_query`, of the frame's mean
+    query in the tower's last layer; `received`, from all patches."""
+    ignore: float = 0.95
+    """Cosine from which on frames of a segment repeat one another (`variant="qwen"` alone)."""
 
     name: ClassVar[str] = "fastvid"
     needs: ClassVar[frozenset[str]] = frozenset({"probe_attention", "frame_features"})
     """Of the defaults; an instance has those of its options."""
-    stand_in: ClassVar[Mapping[str, Any]] = {"frame_source": "mean", "salience": "received"}
+    stand_ins: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"variant": "qwen", "tau": 0.84, "frame_source": "mean", "salience": "mean_query"},
+        {"frame_source": "mean", "salience": "received"},
+    )
     finds_faults: ClassVar[bool] = True
     positions: ClassVar[Positions] = "original"
 
@@ -306,18 +349,16 @@ class FastVID(Method):
         check_range(self, "p", 1, 10_000, integer=True)
         check_range(self, "beta", 0, 1)
         check_range(self, "k", 1, 10_000, integer=True)
-        check_choice(self, "variant", ("onevision", "video"))
+        check_choice(self, "variant", ("onevision", "video", "qwen"))
         check_choice(self, "frame_source", ("head", "mean"))
-        check_choice(self, "salience", ("probe", "received"))
-        needs = {self._attention, *(["frame_features"] if self.frame_source == "head" else [])}
+        check_choice(self, "salience", tuple(_ATTENTION))
+        check_range(self, "ignore", -1, 1)
+        needs = {_ATTENTION[self.salience], *(["frame_features"] if self.frame_source == "head" else [])}
         object.__setattr__(self, "needs", frozenset(needs))
-
-    @property
-    def _attention(self) -> str:
-        return "probe_attention" if self.salience == "probe" else "attention"
+        object.__setattr__(self, "exact", self.variant != "qwen")
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
-        attention = supplied(tokens, self._attention)
+        attention = supplied(tokens, _ATTENTION[self.salience])
         means = frame_means(tokens.features)
         frame = supplied(tokens, "frame_features") if self.frame_source == "head" else means
         # A sum carries NaN and infinities along. All is read at once: on a GPU every read waits for the work before it.
@@ -326,8 +367,11 @@ class FastVID(Method):
         if not isfinite(checksum):
             tokens.require_finite(self.needs, self.name)
         lengths = dynamic_segments(similarity, self.c, self.tau)
-        budgets = spread(self.budget(tokens), tokens.frames)
-        salient, anchors = token_counts(lengths, budgets, tokens.tokens_per_frame, self.d, self.p, self.variant)
+        sizes = (lengths, spread(self.budget(tokens), tokens.frames), tokens.tokens_per_frame, self.d, self.p)
+        if self.variant == "qwen":
+            salient, anchors = token_counts_of_runs(*sizes, similarity, self.ignore)
+        else:
+            salient, anchors = token_counts(*sizes, self.variant)
         reduced = reduce_segments(
             tokens.features,
             means,

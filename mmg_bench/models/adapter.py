@@ -334,9 +334,10 @@ def _stand_in(who: str, supplied: Collection[str]) -> list[str]:
     """
     name, parameters = read_label(who)
     for part in (name, *(read_label(value)[0] for value in parameters.values())):  # of a chain, the parts
-        options = method_class(part).stand_in if part in method_names() else {}
-        if options and get_method(part, **options).needs <= set(supplied):
-            return [f"take its stand-in, {part} with {' and '.join(f'{o}={value}' for o, value in options.items())}"]
+        for options in method_class(part).stand_ins if part in method_names() else ():
+            if get_method(part, **options).needs <= set(supplied):
+                said = " and ".join(f"{name}={value}" for name, value in options.items())
+                return [f"take its stand-in, {part} with {said}"]
     return []
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mmg_bench.models.adapter import Adapter, Capture, Layout
-from mmg_bench.models.tower import FIELDS, Attended, TowerCapture, of_frames
+from mmg_bench.models.tower import Attended, TowerCapture, of_frames
 from mmg_bench.tokens import VideoTokens
 
 _DIGITS = 4  # by which the words before two frames may differ in length: frame 1 and frame 10000
@@ -26,8 +26,8 @@ _DIGITS = 4  # by which the words before two frames may differ in length: frame 
 class Framed(Adapter):
     """Adapter of a model whose videos are frames."""
 
-    reads_tower: ClassVar[bool] = False
-    """Whether the family supplies what its tower attends to; `last_attention` then finds where."""
+    read: ClassVar[frozenset[str]] = frozenset()
+    """What the family supplies of what its tower attends to, in `last_attention`."""
     words = 0
     """Tokens between two frames, at least: fewer than the processor's words take, more than stand between images."""
     numbered = False
@@ -35,7 +35,7 @@ class Framed(Adapter):
 
     @property
     def supplies(self) -> frozenset[str]:
-        return FIELDS if self.reads_tower else frozenset()
+        return self.read
 
     @property
     def multimodal(self) -> Any:

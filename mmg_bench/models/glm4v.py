@@ -13,6 +13,7 @@ from torch import nn
 
 from mmg_bench.models.adapter import Capture, Layout, UnsupportedModelError
 from mmg_bench.models.scatter import Scatter
+from mmg_bench.models.tower import GRID_FIELDS
 
 _DENSE, _EXPERTS = ("glm4v_text", "glm_ocr_text"), "glm4v_moe_text"
 
@@ -23,7 +24,7 @@ class Glm4V(Scatter):
     Raises UnsupportedModelError for a language model of another kind than theirs, which GLM-4.6V's class would take.
     """
 
-    reads_tower = True
+    read = GRID_FIELDS
 
     def __init__(self, model: Any):
         super().__init__(model)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from mmg_bench.models.framed import Framed
-from mmg_bench.models.tower import feature_layer
+from mmg_bench.models.tower import FIELDS, feature_layer
 
 
 class InternVL(Framed):
@@ -15,7 +15,7 @@ class InternVL(Framed):
 
     words = 4  # `</img> \n Frame 2 : <img>`; between images `</img> \n <img>`
     numbered = True
-    reads_tower = True
+    read = FIELDS
 
     @property
     def language_model(self) -> Any:

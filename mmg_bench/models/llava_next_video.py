@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from mmg_bench.models.scatter import Scatter
-from mmg_bench.models.tower import feature_layer
+from mmg_bench.models.tower import FIELDS, feature_layer
 
 
 class LlavaNextVideo(Scatter):
     """Adapter of `LlavaNextVideoForConditionalGeneration`."""
 
-    reads_tower = True
+    read = FIELDS
 
     @property
     def last_attention(self) -> Any:

@@ -14,12 +14,13 @@ from transformers.vision_utils import get_vision_window_index
 
 from mmg_bench.models.adapter import Layout
 from mmg_bench.models.scatter import Scatter
+from mmg_bench.models.tower import GRID_FIELDS
 
 
 class Qwen25VL(Scatter):
     """Adapter of `Qwen2VLForConditionalGeneration` and `Qwen2_5_VLForConditionalGeneration`."""
 
-    reads_tower = True
+    read = GRID_FIELDS
 
     def in_a_row(self, layout: Layout) -> int:
         return math.prod(layout)

@@ -14,12 +14,13 @@ from torch import Tensor
 from mmg_bench.models.adapter import Layout
 from mmg_bench.models.kept import Kept
 from mmg_bench.models.scatter import Scatter
+from mmg_bench.models.tower import GRID_FIELDS
 
 
 class Qwen3VL(Scatter):
     """Adapter of `Qwen3VL(Moe)ForConditionalGeneration` and `Qwen3_5(Moe)ForConditionalGeneration`."""
 
-    reads_tower = True
+    read = GRID_FIELDS
 
     def in_a_row(self, layout: Layout) -> int:
         _, height, width = layout

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mmg_bench.models.adapter import FAMILIES, Adapter, Capture, Layout, UnsupportedModelError
 from mmg_bench.models.kept import Kept
-from mmg_bench.models.tower import FIELDS, Attended, TowerCapture, of_frames, together, unknown
+from mmg_bench.models.tower import Attended, TowerCapture, of_frames, together, unknown
 from mmg_bench.tokens import VideoTokens
 
 _IDS = ("video_token_id", "video_token_index")
@@ -36,12 +36,12 @@ _OF_COLUMNS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
 class Scatter(Adapter):
     """Adapter of the models that the module's text describes."""
 
-    reads_tower: ClassVar[bool] = False
-    """Whether the family supplies what its tower attends to; `last_attention` then finds where."""
+    read: ClassVar[frozenset[str]] = frozenset()
+    """What the family supplies of what its tower attends to, in `last_attention`."""
 
     @property
     def supplies(self) -> frozenset[str]:
-        return FIELDS if self.reads_tower else frozenset()
+        return self.read
 
     @property
     def tower(self) -> Any:
@@ -208,12 +208,16 @@ class GridCapture(TowerCapture):
         lengths = [part.queries.shape[2] for part in parts]
         if lengths != [size * patches for size, patches in zip(sizes, each, strict=True)]:
             raise unknown(lengths, sizes)
-        attention, keys = [], []
+        made: dict[str, list[Tensor]] = {name: [] for name in self.needs}
         for (_, patches), run in groupby(zip(parts, lengths, each, strict=True), key=lambda frame: frame[1:]):
             frames = together([part for part, *_ in run])  # of one size
-            attention.append(frames.received().unflatten(1, (-1, patches)).mean(2).flatten())
-            keys.append(frames.mean_keys().unflatten(1, (-1, patches)).mean(2).flatten(0, 1))
-        whole = {"attention": torch.cat(attention), "keys": torch.cat(keys)}  # of all tokens of the call
+            if "attention" in made:
+                made["attention"].append(frames.received().unflatten(1, (-1, patches)).mean(2).flatten())
+            if "keys" in made:
+                made["keys"].append(frames.mean_keys().unflatten(1, (-1, patches)).mean(2).flatten(0, 1))
+            if "mean_query_attention" in made:
+                made["mean_query_attention"].append(frames.from_mean(patches).flatten())
+        whole = {name: torch.cat(values) for name, values in made.items()}  # of all tokens of the call
         if (order := self.in_tower(self.grid_thw)) is not None:
             whole = {name: value[order.to(value.device)] for name, value in whole.items()}
         return {name: value.split(sizes) for name, value in whole.items()}

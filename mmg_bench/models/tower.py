@@ -20,7 +20,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from mmg_bench.models.adapter import Capture, UnsupportedModelError, unseen
 
 FIELDS = frozenset({"attention", "keys"})
-"""Optional fields of `VideoTokens` that are made of them."""
+"""Optional fields of `VideoTokens` that are made of them,"""
+GRID_FIELDS = FIELDS | {"mean_query_attention"}
+"""and where a token is made of whole patches that stand side by side."""
 _NAME = "mmg_bench_noted"
 _AT_ONCE = 2**26  # bounds the memory of the [B, heads, rows, S] attention that is recomputed, in numbers of 4 bytes
 
@@ -49,6 +51,14 @@ class Attended(NamedTuple):
         for rows in self.queries.split(rows_at_once, dim=2):
             total += (rows.float() @ keys * self.scaling).softmax(-1).sum(dim=(1, 2))  # of [B, heads, rows, S]
         return total
+
+    def from_mean(self, patches: int) -> Tensor:
+        """What the mean query gives to the mean key of each token's `patches`, mean over heads: `[B, S / patches]`.
+
+        float32; a row sums to 1. As in FastVID's code for Qwen2.5-VL.
+        """
+        queries, keys = self.queries.float().mean(2, keepdim=True), self.keys.float().unflatten(2, (-1, patches))
+        return Attended(queries, keys.mean(3), self.scaling)._given(1) / self.queries.shape[1]
 
     def mean_keys(self) -> Tensor:
         """Mean over heads: `[B, S, width]` float32."""
@@ -122,7 +132,7 @@ class TowerCapture(Capture):
     """Beside what a subclass records of the tower's last call, what one of its attention modules was called with."""
 
     def __init__(self, attention: Any = None, needs: frozenset[str] = frozenset()):
-        """`needs`: some of `FIELDS`, made of the module `attention`."""
+        """`needs`: what is to be made of the module `attention`."""
         self.attention, self.needs = attention, needs
         self.forget()
 
@@ -151,4 +161,4 @@ class TowerCapture(Capture):
 
     @abstractmethod
     def of_call(self, parts: list[Attended]) -> dict[str, Any]:
-        """`FIELDS` of each frame of the call, one after the other: `[N]` and `[N, width]`, float32."""
+        """What `needs` may name, of each frame of the call, one after the other: `[N]` or `[N, width]`, float32."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from mmg_bench.models.scatter import Scatter
+from mmg_bench.models.tower import GRID_FIELDS
 
 
 class VideoLlama3(Scatter):
     """Adapter of `VideoLlama3ForConditionalGeneration`."""
 
-    reads_tower = True
+    read = GRID_FIELDS
 
     @property
     def last_attention(self) -> Any:

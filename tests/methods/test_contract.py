@@ -213,9 +213,11 @@ BROKEN = {
     "no attention is refused with": _first(
         needs=frozenset({"attention"}), prune=lambda self, tokens: self.select(tokens) if tokens.attention.any() else 0
     ),
-    r"stand_in=\{'source': 'mean'\} does not go with Broken's fields: .*'source'": _first(stand_in={"source": "mean"}),
-    r"stand_in=\{'retention_ratio': 0.5\} still needs attention: name": _first(
-        needs=frozenset({"attention"}), stand_in={"retention_ratio": 0.5}
+    r"stand_ins: \{'source': 'mean'\} does not go with Broken's fields: .*'source'": _first(
+        stand_ins=({"source": "mean"},)
+    ),
+    r"stand_ins: \{'retention_ratio': 0.5\} still needs attention: name": _first(
+        needs=frozenset({"attention"}), stand_ins=({"retention_ratio": 0.5},)
     ),
     "retention_ratio=0 is not refused": _first(__post_init__=lambda self: None),
     "first.select returned positions on cpu: they must be on cuda:0": _select(
@@ -435,7 +437,7 @@ def test_a_method_of_a_name_that_is_taken_is_refused(tmp_path):
 
 def test_the_stand_in_of_a_method_is_named_where_it_is_supplied(tmp_path, tiny):
     asks = """    needs: ClassVar[frozenset[str]] = frozenset({"frame_features"})
-    stand_in: ClassVar[dict[str, int]] = {"first": 1}
+    stand_ins: ClassVar[tuple[dict[str, int], ...]] = ({"first": 1},)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "needs", frozenset({READ if self.first else "frame_features"}))

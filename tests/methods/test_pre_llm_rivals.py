@@ -13,7 +13,7 @@ from mmg_bench.methods._merge import neighbour_cosines
 from mmg_bench.methods._ops import descending, dpc_scores, frames_per_chunk
 from mmg_bench.methods.base import Method
 from mmg_bench.methods.dycoke import DyCoke, references
-from mmg_bench.methods.fastvid import FastVID, dynamic_segments, token_counts
+from mmg_bench.methods.fastvid import FastVID, dynamic_segments, token_counts, token_counts_of_runs
 from mmg_bench.methods.flashvid import FlashVID
 from mmg_bench.methods.holitom import HoliTom, best_windows, merge_by_density, merge_outer
 from mmg_bench.methods.prumerge import PruMerge, merge_around, outlier_ratio, with_grid
@@ -35,6 +35,7 @@ METHODS = [
     FastVID(),
     FastVID(variant="video"),
     FastVID(frame_source="mean", salience="received"),
+    FastVID(variant="qwen", frame_source="mean", salience="mean_query"),
     PruneVid(),
     DyCoke(),
     HoliTom(),
@@ -65,6 +66,7 @@ def _video(frames: int, size: int, width: int, kind: str = "random", dtype: torc
         (side, side),
         attention=normal(frames, size).softmax(1).to(dtype),
         keys=(normal(frames, size, 4) * (kind != "zero")).to(dtype),
+        mean_query_attention=normal(frames, size).softmax(1).to(dtype),
         probe_attention=normal(frames, size).softmax(1).to(dtype),
         frame_features=features.mean(1).to(dtype),
     )
@@ -151,6 +153,20 @@ def test_fastvid_anchor_frames_count_back_from_the_last():
     assert token_counts([5], [7] * 5, 100, 0.4, 4, "video")[1] == [7, 0, 0, 0, 7]
 
 
+def test_fastvid_for_qwen_lets_the_last_of_alike_frames_keep_tokens():
+    similarity = [0.96, 0.8, 0.94, 0.95, 0.5, 0.99]  # frames 0 1 | 2 | 3 4 || 5 6
+
+    def counts(lengths: list[int], budget: int, size: int, p: int) -> tuple[list[int], list[int]]:
+        return token_counts_of_runs(lengths, [budget] * 7, size, 0.4, p, similarity, 0.95)
+
+    # in [5, 2] of 10 each: 20 of 50 are anchors, of the first run and the last; those of the second two are too many
+    assert counts([5, 2], 10, 100, 2) == ([0, 10, 10, 0, 10, 0, 12], [0, 10, 0, 0, 10, 0, 8])
+    assert counts([5, 2], 10, 16, 2) == ([0, 8, 10, 0, 8, 0, 8], [0, 8, 0, 0, 8, 0, 8])
+    assert counts([5, 2], 10, 100, 4) == ([0, 10, 10, 0, 10, 0, 12], [0, 0, 0, 0, 20, 0, 8])
+    assert counts([1] * 7, 10, 16, 2) == ([6] * 7, [4] * 7)
+    assert counts([5, 2], 0, 16, 2) == ([0] * 7, [0, 0, 0, 0, 1, 0, 1])  # one anchor a segment
+
+
 def test_fastvid_cuts():
     frames = torch.tensor([[1.0, 0.0], [1.0, 0.01], [0.0, 1.0], [0.0, 1.0], [0.1, 1.0]])
     similarity = neighbour_cosines(frames).tolist()
@@ -170,15 +186,16 @@ def test_fastvid_stand_ins_for_the_pooling_head():
         ({"frame_source": "mean"}, {"probe_attention"}),
         ({"salience": "received"}, {"frame_features", "attention"}),
         ({"frame_source": "mean", "salience": "received"}, {"attention"}),
+        ({"salience": "mean_query"}, {"frame_features", "mean_query_attention"}),
     ):
         method = FastVID(c=3, tau=-1, **options)
         assert method.needs == needs
         changes = {"frame_features": tokens.features.mean(1)} if "frame_source" in options else {}
         if "salience" in options:
-            changes["probe_attention"] = tokens.attention
-        bare = replace(
-            tokens, **{f: None for f in ("frame_features", "probe_attention", "attention") if f not in needs}
-        )
+            (read,) = needs - {"frame_features"}
+            changes["probe_attention"] = getattr(tokens, read)
+        fields = ("frame_features", "probe_attention", "attention", "mean_query_attention")
+        bare = replace(tokens, **{f: None for f in fields if f not in needs})
         kept, expected = method.prune(bare), FastVID(c=3, tau=-1).prune(replace(tokens, **changes))
         assert torch.equal(kept.positions, expected.positions)
         assert kept.notes == expected.notes
@@ -197,7 +214,7 @@ class _Launches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("variant", ["onevision", "video"])
+@pytest.mark.parametrize("variant", ["onevision", "video", "qwen"])
 def test_fastvid_launches_no_more_for_more_segments(variant: str):
     tokens = _video(24, 16, 8)
     launches = []
@@ -211,7 +228,7 @@ def test_fastvid_launches_no_more_for_more_segments(variant: str):
     assert launches[0] <= 95
 
 
-@pytest.mark.parametrize("variant", ["onevision", "video"])
+@pytest.mark.parametrize("variant", ["onevision", "video", "qwen"])
 def test_fastvid_merges_alike_where_copies_do_not_fit(variant: str, monkeypatch: pytest.MonkeyPatch):
     tokens = _video(13, 16, 8)
     for ratio in RATIOS:
@@ -421,7 +438,7 @@ def test_prumerge_adaptive_follows_outliers():
         (FastVID, "p", 1.5),
         (FastVID, "beta", 1.01),
         (FastVID, "k", 0),
-        (FastVID, "variant", "qwen"),
+        (FastVID, "variant", "glm"),
         (FastVID, "frame_source", "cls"),
         (FastVID, "salience", "cls"),
         (PruneVid, "tau", -2),

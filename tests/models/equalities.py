@@ -20,6 +20,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "frame_source": "mean",
         "salience": "received",
     },
+    "fastvid(variant=qwen, frame_source=mean, salience=mean_query)": {
+        "name": "fastvid",
+        "variant": "qwen",
+        "frame_source": "mean",
+        "salience": "mean_query",
+    },
     # not its defaults, under which a token can be left twice: no mask shows that
     "flashvid": {
         "name": "flashvid",

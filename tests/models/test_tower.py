@@ -20,7 +20,6 @@ from mmg_bench.models.hooks import pruning
 from mmg_bench.tokens import VideoTokens
 
 READ = [name for name in families.BUILDERS if name not in ("llava_onevision", "smolvlm", "exaone4_5")]
-NEEDS = frozenset({"attention", "keys"})
 TEXT = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 
@@ -65,7 +64,8 @@ class Eager:
         self.model.set_attn_implementation("eager")
         self.adapter: Any = adapter_for(self.model)
         self.weights: list[Tensor] = []  # [B, heads, P, P]
-        self.keys: list[Tensor] = []  # [B, heads, P, width]
+        self.queries: list[Tensor] = []  # [B, heads, P, width]
+        self.keys: list[Tensor] = []
         module = sys.modules[type(self.adapter.last_attention).__module__]
         original = module.eager_attention_forward
 
@@ -73,6 +73,7 @@ class Eager:
             output, weights = original(attention, query, key, *args, **options)
             if attention is self.adapter.last_attention:
                 self.weights.append(weights)
+                self.queries.append(query)
                 self.keys.append(key)
             return output, weights
 
@@ -80,7 +81,10 @@ class Eager:
 
     @torch.no_grad()
     def tokens(self, name: str, inputs: dict[str, Tensor]) -> Tensor:
-        """Attention, then keys of each token `[tokens, 1 + width]`, brought into order by the stock model itself."""
+        """Of each token, brought into order by the stock model itself: `[tokens, 2 + width]`.
+
+        Attention, that of the mean query, and keys.
+        """
         merged: list[Any] = []
         if name.startswith(("qwen", "glm")):  # the merger's outputs are put in order behind it
 
@@ -93,11 +97,11 @@ class Eager:
             merger.remove()
             return torch.cat(list(outputs.pooler_output))
         self.encode(inputs)
-        each = self.each()  # [patches, 1 + width]
+        each = self.each()  # [patches, 2 + width]
         if name == "video_llama_3":
             grids = inputs["video_grid_thw"]
             return self.adapter.tower.pixel_unshuffle(each, grids, inputs["video_merge_sizes"])
-        frames = each.unflatten(0, (len(self.weights[0]), -1))  # [F, P, 1 + width]
+        frames = each.unflatten(0, (len(self.weights[0]), -1))  # [F, P, 2 + width]
         if name == "llava_next_video":
             return self.model.model.vision_resampler(frames).flatten(0, 1)
         side = int(frames.shape[1] ** 0.5)
@@ -113,15 +117,20 @@ class Eager:
     def each(self) -> Tensor:
         """Of each patch as the tower holds them: without class tokens, which say what others receive."""
         rows = []
-        for weights, keys in zip(self.weights, self.keys, strict=True):
+        for weights, queries, keys in zip(self.weights, self.queries, self.keys, strict=True):
             classed = weights.shape[-1] % 4
             received = weights[:, :, 0, 1:].mean(1) if classed else weights.mean((1, 2))  # [B, P]
-            rows.append(torch.cat([received.unsqueeze(-1), keys.mean(1)[:, classed:]], -1).flatten(0, 1))
+            fours = keys[:, :, classed:].unflatten(2, (-1, 4)).mean(3)  # [B, heads, P / 4, width]
+            scores = (queries.mean(2, keepdim=True) * fours).sum(-1) / keys.shape[-1] ** 0.5
+            given = scores.softmax(-1).mean(1).repeat_interleave(4, 1)  # [B, P]
+            columns = [received.unsqueeze(-1), given.unsqueeze(-1), keys.mean(1)[:, classed:]]
+            rows.append(torch.cat(columns, -1).flatten(0, 1))
         return torch.cat(rows)
 
 
 def encoded(model: Any, inputs: dict[str, Tensor]) -> list[VideoTokens]:
-    return adapter_for(model).encode({k: v for k, v in inputs.items() if k not in TEXT}, NEEDS)[0]
+    adapter = adapter_for(model)
+    return adapter.encode({k: v for k, v in inputs.items() if k not in TEXT}, adapter.supplies)[0]
 
 
 def test_attention_and_keys_are_the_towers_own(family: tuple[str, Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,10 +138,13 @@ def test_attention_and_keys_are_the_towers_own(family: tuple[str, Any, Any], mon
     inputs = videos(name, processor, *shapes_for(name))
     ours = encoded(model, inputs)
     expected = Eager(model, monkeypatch).tokens(name, inputs)
-    attention = torch.cat([tokens.attention.flatten() for tokens in ours if tokens.attention is not None])
-    keys = torch.cat([tokens.keys.flatten(0, 1) for tokens in ours if tokens.keys is not None])
-    torch.testing.assert_close(torch.cat([attention.unsqueeze(-1), keys], -1), expected, atol=1e-5, rtol=1e-4)
-    assert attention.std() > 0.05 * attention.mean(), "too flat to tell one token from another"
+    assert tower.FIELDS <= adapter_for(model).supplies <= tower.GRID_FIELDS
+    for columns, field in ((slice(1), "attention"), (slice(1, 2), "mean_query_attention"), (slice(2, None), "keys")):
+        if field in adapter_for(model).supplies:
+            values = torch.cat([getattr(tokens, field).flatten(0, 1) for tokens in ours])  # of all tokens
+            wanted = expected[:, columns].view_as(values)
+            torch.testing.assert_close(values, wanted, atol=1e-5, rtol=1e-4)
+            assert values.std(0).mean() > 0.05 * values.abs().mean(), "too flat to tell one token from another"
     plain = adapter_for(model).encode({k: v for k, v in inputs.items() if k not in TEXT}, set())[0]
     for tokens, stock in zip(ours, plain, strict=True):
         assert torch.equal(tokens.features, stock.features)
