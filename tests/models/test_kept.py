@@ -50,6 +50,19 @@ def test_ids_of_a_padded_row_count_from_its_own_first_column() -> None:
     assert kept.numbered(multimodal, narrow)[1][..., 0].tolist() == 3 * [[0, 0]]
 
 
+def test_a_row_that_lost_more_is_padded_whatever_stands_in_its_first_column() -> None:
+    left = torch.tensor([[True, True, False, True], [False, True, False, True]])
+    of = Kept.of(left, [3, 2], contiguous=False)
+    for kept in (of, Kept.rows([row.nonzero().flatten() for row in left], 4, contiguous=False)):
+        assert kept.index[kept.real].tolist() == [0, 1, 3, 1, 3]
+        assert kept.mask(torch.ones(2, 5, dtype=torch.long)).tolist() == [[1, 1, 1, 1], [0, 1, 1, 1]]
+
+
+def test_a_column_may_hold_the_token_of_another() -> None:
+    left, source = torch.tensor([[True, False, True, True]]), torch.tensor([[0, 1, 3, 2]])
+    assert Kept.of(left, [3], contiguous=False, source=source).index.tolist() == [[0, 3, 2]]
+
+
 def test_a_padded_row_may_be_cropped() -> None:
     kept, mask, _ = uneven()
     cropped = kept.cropped(3)
