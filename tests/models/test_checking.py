@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,8 @@ def test_the_hub_is_asked_once(nothing_answers: list[str]) -> None:
 def test_whatever_the_hub_answers_is_left_to_loading(asked: list[str]) -> None:
     check_model(spec(revision="abc"), {})
     assert [url.rpartition("/resolve/")[2] for url in asked] == ["abc/config.json"]
+    check_model(spec(), {"method": FastVID()})  # which may need a SigLIP checkpoint: the model's type will tell
+    assert [url.rpartition("/resolve/")[2] for url in asked[1:]] == ["main/config.json"]
     assert commit_of(REPO, "abc") == "abc"  # of which nothing lies here
 
 
@@ -235,6 +239,18 @@ def test_commands_end_before_the_first_model_is_loaded(
     assert not (tmp_path / "out").exists()
 
 
+def hub_at(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the hub's own client ask there, and nowhere else."""
+    for name, value in {
+        "ENDPOINT": address,
+        "HUGGINGFACE_CO_URL_TEMPLATE": f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_ETAG_TIMEOUT": 1,
+    }.items():
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
 @pytest.mark.parametrize("listens", [False, True])
 def test_no_time_is_lost_where_nothing_answers(
     listens: bool, no_model: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -245,18 +261,34 @@ def test_no_time_is_lost_where_nothing_answers(
         if listens:
             silent.listen()
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        for name, value in {
-            "ENDPOINT": address,
-            "HUGGINGFACE_CO_URL_TEMPLATE": f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
-            "HF_HUB_OFFLINE": False,
-            "HF_HUB_ETAG_TIMEOUT": 1,
-        }.items():
-            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        hub_at(address, monkeypatch)
         started = time.perf_counter()
         with pytest.raises(ModelError, match=rf"{address} cannot be reached"):
             run(tmp_path / "out")
         assert time.perf_counter() - started < 30
+
+
+def test_an_answer_that_sends_elsewhere_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the hub's own client: whether anything answers there is for loading to see."""
+    asked = []
+
+    class Moved(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(self.path)
+            self.send_response(302)
+            self.send_header("Location", "http://127.0.0.1:1/")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Moved) as server:
+        thread = threading.Thread(target=server.handle_request, daemon=True)
+        thread.start()
+        hub_at(f"http://127.0.0.1:{server.server_port}", monkeypatch)
+        check_model(spec(), {})
+        thread.join()
+    assert asked == [f"/{REPO}/resolve/main/config.json"]
 
 
 def test_a_method_that_the_layers_do_not_serve_is_refused_before_anything_is_loaded(
