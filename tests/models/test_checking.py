@@ -186,7 +186,12 @@ def test_an_id_that_cannot_be_one_is_named() -> None:
     [
         (OSError(), r"^it cannot be loaded from '/x': the folder lacks something \(OSError\);"),
         (OSError("\nlost\nmore"), r"the folder lacks something \(lost\);"),
+        (
+            ImportError("pip install timm\nand start anew"),
+            "^it needs a package that is not installed: pip install timm$",
+        ),
         (RuntimeError("torn"), "^it at '/x' is damaged or of another kind: torn$"),
+        (ValueError("odd"), "^it at '/x' is damaged or of another kind: odd$"),
     ],
 )
 def test_an_error_is_told_by_its_first_line_or_by_its_kind(error: Exception, says: str) -> None:
@@ -204,12 +209,12 @@ def test_a_package_that_a_model_needs_is_named(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_attention_whose_package_is_there_lacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    for kernels, flash in ((False, True), (True, False)):
+    for kernels, flash in ((False, False), (False, True), (True, False)):
         monkeypatch.setattr("transformers.utils.is_kernels_available", lambda there=kernels: there)
         monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda there=flash: there)
         monkeypatch.setattr("transformers.utils.is_flash_attn_3_available", lambda: False)
         lacking = [attention_lacks(f"flash_attention_{version}") is not None for version in (2, 3)]
-        assert lacking == [False, not kernels]
+        assert lacking == [not (kernels or flash), not kernels]
         assert (attention_lacks("nobody/kernel") is None) == kernels
 
 
