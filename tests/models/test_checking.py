@@ -17,10 +17,10 @@ import pytest
 import families
 from mmg_bench import config as cfg
 from mmg_bench.commands import evaluation, measure
-from mmg_bench.methods import PACT, FastVID, VisionZip
+from mmg_bench.methods import PACT, FastV, FastVID, VisionZip
 from mmg_bench.models import loading
-from mmg_bench.models.adapter import UnsupportedModelError
-from mmg_bench.models.checking import ModelError, attention_lacks, check_model, explained
+from mmg_bench.models.adapter import UnsupportedModelError, adapter_for
+from mmg_bench.models.checking import ModelError, attention_lacks, check_method, check_model, explained
 from mmg_bench.models.hub import commit_of
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.spec import ModelSpec
@@ -72,7 +72,7 @@ def spec(**changes: Any) -> ModelSpec:
 
 def random_spec(**changes: Any) -> ModelSpec:
     """Of weights that nobody has to ask for."""
-    return spec(name="llava_onevision_0_5b", weights="random", **changes)
+    return spec(**{"name": "llava_onevision_0_5b", "weights": "random", **changes})
 
 
 def fill(cache: Path, repo: str, revision: str, weights: str = "model.safetensors") -> None:
@@ -126,6 +126,16 @@ def test_siglip_is_asked_for_where_a_method_needs_it(nothing_answers: list[str],
         check_model(model, {"method": FastVID(), "other": VisionZip()})
     fill(cache, "nobody/siglip", "abc")
     check_model(model, {"method": FastVID()})
+
+
+def test_what_a_model_does_not_serve_is_told_by_the_methods_label(tiny: tuple[Any, Any]) -> None:
+    says = r"^mine: models of type 'qwen2_5_vl' do not supply"
+    with pytest.raises(UnsupportedModelError, match=says):
+        check_model(random_spec(name="qwen2_5_vl_7b"), {"mine": VisionZip()})
+    with pytest.raises(UnsupportedModelError, match=says):
+        check_method(adapter_for(families.qwen2_5_vl()[0]), VisionZip(), "mine")
+    with pytest.raises(ValueError, match=r"^FastV\.layer=40: "):
+        check_method(adapter_for(tiny[0]), FastV(layer=40), "mine")
 
 
 def test_attention_that_takes_no_weights_is_refused_before_it_is_loaded() -> None:

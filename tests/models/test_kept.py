@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -70,6 +71,13 @@ def test_a_padded_row_may_be_cropped() -> None:
     cropped = kept.cropped(3)
     assert cropped.whole == 5
     assert cropped.mask(mask).tolist() == [[1, 1, 1, 1], [0, 1, 1, 1]]  # the last is behind the prompt now
+
+
+def test_what_was_pruned_cannot_be_cropped() -> None:
+    kept, _, _ = uneven()
+    assert kept.cropped(2).whole == 4  # columns 4 and 5 are behind all that was removed
+    with pytest.raises(ValueError, match="cropped into its videos"):
+        kept.cropped(1)
 
 
 def test_what_is_left_of_what_was_left_is_one_step_from_the_whole() -> None:
