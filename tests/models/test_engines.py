@@ -174,6 +174,7 @@ def test_what_is_no_first_prefill_runs_as_ever(monkeypatch: pytest.MonkeyPatch) 
     embeds, ids = torch.randn(1, 4, model.config.hidden_size), torch.tensor([[1, 2]])
     asks: list[Callable[[], Any]] = [
         lambda: model(ids),
+        lambda: model(None, torch.tensor([[0, 1, 1, 1]]), inputs_embeds=embeds),
         lambda: model(input_ids=ids),
         lambda: model(inputs_embeds=embeds, attention_mask=torch.zeros(1, 1, 4, 4)),
         lambda: model(inputs_embeds=embeds, **{CACHE: copy.deepcopy(begun)}),
