@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import threading
@@ -21,7 +22,7 @@ from mmg_bench.methods import PACT, FastV, FastVID, VisionZip
 from mmg_bench.models import loading
 from mmg_bench.models.adapter import UnsupportedModelError, adapter_for
 from mmg_bench.models.checking import ModelError, attention_lacks, check_method, check_model, explained
-from mmg_bench.models.hub import commit_of
+from mmg_bench.models.hub import commit_of, read_config
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.spec import ModelSpec
 
@@ -182,6 +183,11 @@ def test_speed_can_do_without_the_weights(name: str, helps: bool, nothing_answer
     with pytest.raises(ModelError, match=r"set model\.path to a complete") as error:
         measure.measure(cfg.sweep("measure", options))
     assert str(error.value).endswith("; or set weights=random: speed does not depend on them") == helps
+
+
+def test_a_configuration_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(tmp_path))} cannot be read \(.*Is a directory"):
+        read_config(tmp_path)
 
 
 def test_an_id_that_cannot_be_one_is_named() -> None:

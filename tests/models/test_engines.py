@@ -164,8 +164,26 @@ def test_what_an_engine_sets_itself_is_not_passed_on(monkeypatch: pytest.MonkeyP
         assert others == {"output_attentions": False}
         inputs, others = model(inputs_embeds=embeds)  # as the stock forward would count
         assert inputs["position_ids"].tolist() == [[0, 1, 2, 3]]
-        assert model(inputs_embeds=embeds.to("meta"))[0]["position_ids"].is_meta
         assert others == {}
+        assert model(inputs_embeds=embeds.to("meta"))[0]["position_ids"].is_meta
+        for tensors in (embeds, [embeds], (None, embeds)):
+            with pytest.raises(ValueError, match="which also takes more: leave it at stock"):
+                model(inputs_embeds=embeds, more=tensors)
+    assert "forward" not in vars(model)
+
+
+def test_torchs_limits_are_lifted_while_it_compiles() -> None:
+    """Beyond them it would run the stock forward, and say nothing."""
+    model, config = adapter_for(families.llava_onevision()[0]).language_model, torch._dynamo.config
+
+    def limits() -> tuple[int, int, bool]:
+        return config.recompile_limit, config.accumulated_recompile_limit, config.fail_on_recompile_limit_hit
+
+    before = limits()
+    with prefill_engine(model, "compile"):
+        assert limits() == (1000, 1000, True)
+        assert not torch._inductor.config.triton.cudagraph_or_error  # there is no GPU to record on
+    assert limits() == before
 
 
 def test_what_is_no_first_prefill_runs_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
