@@ -92,6 +92,22 @@ def test_pruning_reaches_the_model(ask: Callable[..., dict[str, Any]]) -> None:
     assert dense != pruned
 
 
+def test_frames_follow_the_length_of_a_video(
+    ask: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    preprocess = VideoLLM.preprocess
+
+    def counted(llm: VideoLLM, frames: Any, timing: Any) -> Any:
+        seen.append(len(frames))
+        return preprocess(llm, frames, timing)
+
+    monkeypatch.setattr(VideoLLM, "preprocess", counted)
+    for options in ("fps=1", "fps=1,frames=6"):
+        ask(f"pretrained=embedded,device=cpu,{options}", limit=1)
+    assert seen == [8, 6]  # of not quite eight seconds; without `fps`, 16
+
+
 def test_the_response_cache_tells_pruning_settings_apart(
     ask: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,16 @@ def test_methods_run_as_they_are_asked_to(
     assert "mmg_vid(positions=contiguous) at R = 25 %: 196 of 784 tokens: (nothing)" in capsys.readouterr().out
 
 
+def test_frames_follow_the_length_of_the_video(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of not quite eight seconds; without `fps`, 16."""
+    assert given(f"mmg-bench show model.fps=1 'video={video}' picture={tmp_path}/kept.png", monkeypatch) == 0
+    title, dense, *_ = capsys.readouterr().out.splitlines()
+    assert title.startswith("a star.mp4, 8 frames: ")
+    assert dense.startswith("  dense: 392 of 392 tokens: ")
+
+
 def test_one_method_has_an_option_of_its_own(
     video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

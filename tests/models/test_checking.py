@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,11 @@ import pytest
 import families
 from mmg_bench import config as cfg
 from mmg_bench.commands import evaluation, measure
-from mmg_bench.methods import PACT, FastVID, VisionZip
+from mmg_bench.methods import PACT, FastV, FastVID, VisionZip
 from mmg_bench.models import loading
-from mmg_bench.models.adapter import UnsupportedModelError
-from mmg_bench.models.checking import ModelError, attention_lacks, check_model, explained
-from mmg_bench.models.hub import commit_of
+from mmg_bench.models.adapter import UnsupportedModelError, adapter_for
+from mmg_bench.models.checking import ModelError, attention_lacks, check_method, check_model, explained
+from mmg_bench.models.hub import commit_of, read_config
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.spec import ModelSpec
 
@@ -70,7 +73,7 @@ def spec(**changes: Any) -> ModelSpec:
 
 def random_spec(**changes: Any) -> ModelSpec:
     """Of weights that nobody has to ask for."""
-    return spec(name="llava_onevision_0_5b", weights="random", **changes)
+    return spec(**{"name": "llava_onevision_0_5b", "weights": "random", **changes})
 
 
 def fill(cache: Path, repo: str, revision: str, weights: str = "model.safetensors") -> None:
@@ -90,6 +93,8 @@ def test_the_hub_is_asked_once(nothing_answers: list[str]) -> None:
 def test_whatever_the_hub_answers_is_left_to_loading(asked: list[str]) -> None:
     check_model(spec(revision="abc"), {})
     assert [url.rpartition("/resolve/")[2] for url in asked] == ["abc/config.json"]
+    check_model(spec(), {"method": FastVID()})  # which may need a SigLIP checkpoint: the model's type will tell
+    assert [url.rpartition("/resolve/")[2] for url in asked[1:]] == ["main/config.json"]
     assert commit_of(REPO, "abc") == "abc"  # of which nothing lies here
 
 
@@ -122,6 +127,16 @@ def test_siglip_is_asked_for_where_a_method_needs_it(nothing_answers: list[str],
         check_model(model, {"method": FastVID(), "other": VisionZip()})
     fill(cache, "nobody/siglip", "abc")
     check_model(model, {"method": FastVID()})
+
+
+def test_what_a_model_does_not_serve_is_told_by_the_methods_label(tiny: tuple[Any, Any]) -> None:
+    says = r"^mine: models of type 'qwen2_5_vl' do not supply"
+    with pytest.raises(UnsupportedModelError, match=says):
+        check_model(random_spec(name="qwen2_5_vl_7b"), {"mine": VisionZip()})
+    with pytest.raises(UnsupportedModelError, match=says):
+        check_method(adapter_for(families.qwen2_5_vl()[0]), VisionZip(), "mine")
+    with pytest.raises(ValueError, match=r"^FastV\.layer=40: "):
+        check_method(adapter_for(tiny[0]), FastV(layer=40), "mine")
 
 
 def test_attention_that_takes_no_weights_is_refused_before_it_is_loaded() -> None:
@@ -170,6 +185,11 @@ def test_speed_can_do_without_the_weights(name: str, helps: bool, nothing_answer
     assert str(error.value).endswith("; or set weights=random: speed does not depend on them") == helps
 
 
+def test_a_configuration_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(tmp_path))} cannot be read \(.*Is a directory"):
+        read_config(tmp_path)
+
+
 def test_an_id_that_cannot_be_one_is_named() -> None:
     with pytest.raises(
         ModelError, match=r"'a/b/c': .*Repo id must be .*; download it while online .*, or set model\.path"
@@ -182,7 +202,12 @@ def test_an_id_that_cannot_be_one_is_named() -> None:
     [
         (OSError(), r"^it cannot be loaded from '/x': the folder lacks something \(OSError\);"),
         (OSError("\nlost\nmore"), r"the folder lacks something \(lost\);"),
+        (
+            ImportError("pip install timm\nand start anew"),
+            "^it needs a package that is not installed: pip install timm$",
+        ),
         (RuntimeError("torn"), "^it at '/x' is damaged or of another kind: torn$"),
+        (ValueError("odd"), "^it at '/x' is damaged or of another kind: odd$"),
     ],
 )
 def test_an_error_is_told_by_its_first_line_or_by_its_kind(error: Exception, says: str) -> None:
@@ -200,12 +225,12 @@ def test_a_package_that_a_model_needs_is_named(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_attention_whose_package_is_there_lacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    for kernels, flash in ((False, True), (True, False)):
+    for kernels, flash in ((False, False), (False, True), (True, False)):
         monkeypatch.setattr("transformers.utils.is_kernels_available", lambda there=kernels: there)
         monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda there=flash: there)
         monkeypatch.setattr("transformers.utils.is_flash_attn_3_available", lambda: False)
         lacking = [attention_lacks(f"flash_attention_{version}") is not None for version in (2, 3)]
-        assert lacking == [False, not kernels]
+        assert lacking == [not (kernels or flash), not kernels]
         assert (attention_lacks("nobody/kernel") is None) == kernels
 
 
@@ -235,6 +260,18 @@ def test_commands_end_before_the_first_model_is_loaded(
     assert not (tmp_path / "out").exists()
 
 
+def hub_at(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the hub's own client ask there, and nowhere else."""
+    for name, value in {
+        "ENDPOINT": address,
+        "HUGGINGFACE_CO_URL_TEMPLATE": f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_ETAG_TIMEOUT": 1,
+    }.items():
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
 @pytest.mark.parametrize("listens", [False, True])
 def test_no_time_is_lost_where_nothing_answers(
     listens: bool, no_model: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -245,18 +282,34 @@ def test_no_time_is_lost_where_nothing_answers(
         if listens:
             silent.listen()
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        for name, value in {
-            "ENDPOINT": address,
-            "HUGGINGFACE_CO_URL_TEMPLATE": f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
-            "HF_HUB_OFFLINE": False,
-            "HF_HUB_ETAG_TIMEOUT": 1,
-        }.items():
-            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        hub_at(address, monkeypatch)
         started = time.perf_counter()
         with pytest.raises(ModelError, match=rf"{address} cannot be reached"):
             run(tmp_path / "out")
         assert time.perf_counter() - started < 30
+
+
+def test_an_answer_that_sends_elsewhere_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the hub's own client: whether anything answers there is for loading to see."""
+    asked = []
+
+    class Moved(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(self.path)
+            self.send_response(302)
+            self.send_header("Location", "http://127.0.0.1:1/")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Moved) as server:
+        thread = threading.Thread(target=server.handle_request, daemon=True)
+        thread.start()
+        hub_at(f"http://127.0.0.1:{server.server_port}", monkeypatch)
+        check_model(spec(), {})
+        thread.join()
+    assert asked == [f"/{REPO}/resolve/main/config.json"]
 
 
 def test_a_method_that_the_layers_do_not_serve_is_refused_before_anything_is_loaded(

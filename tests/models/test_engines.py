@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -21,7 +23,8 @@ from mmg_bench.methods.dense import Dense
 from mmg_bench.methods.random import Random
 from mmg_bench.models import engines
 from mmg_bench.models.adapter import adapter_for
-from mmg_bench.models.engines import Backend, Engine, prefill_engine
+from mmg_bench.models.caches import CACHE
+from mmg_bench.models.engines import Backend, Engine, attention_backend, prefill_engine
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.spec import ModelSpec
@@ -149,6 +152,64 @@ def test_a_mask_is_looked_at_unless_it_is_known_to_hide_nothing(monkeypatch: pyt
         assert model(**call, attention_mask=padded) == "by the engine"  # the value is not read
 
 
+def test_what_an_engine_sets_itself_is_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapter_for(families.llava_onevision()[0]).language_model
+    monkeypatch.setattr(engines, "_compiled", lambda original, config: lambda inputs, others: (inputs, others))
+    embeds, ids = torch.randn(1, 4, model.config.hidden_size), torch.tensor([[0, 1, 5, 6]])
+    empty = {name: DynamicCache(config=model.config) for name in ("cache", "past_key_values")}
+    own = {"attention_mask": torch.ones(1, 4), "cache_position": torch.arange(4), "use_cache": True, **empty}
+    with prefill_engine(model, "compile"):
+        inputs, others = model(inputs_embeds=embeds, position_ids=ids, output_attentions=False, **own)
+        assert inputs == {"inputs_embeds": embeds, "position_ids": ids}  # the same tensors
+        assert others == {"output_attentions": False}
+        inputs, others = model(inputs_embeds=embeds)  # as the stock forward would count
+        assert inputs["position_ids"].tolist() == [[0, 1, 2, 3]]
+        assert others == {}
+        assert model(inputs_embeds=embeds.to("meta"))[0]["position_ids"].is_meta
+        for tensors in (embeds, [embeds], (None, embeds)):
+            with pytest.raises(ValueError, match="which also takes more: leave it at stock"):
+                model(inputs_embeds=embeds, more=tensors)
+    assert "forward" not in vars(model)
+
+
+def test_torchs_limits_are_lifted_while_it_compiles() -> None:
+    """Beyond them it would run the stock forward, and say nothing."""
+    model, config = adapter_for(families.llava_onevision()[0]).language_model, torch._dynamo.config
+
+    def limits() -> tuple[int, int, bool]:
+        return config.recompile_limit, config.accumulated_recompile_limit, config.fail_on_recompile_limit_hit
+
+    before = limits()
+    with prefill_engine(model, "compile"):
+        assert limits() == (1000, 1000, True)
+        assert not torch._inductor.config.triton.cudagraph_or_error  # there is no GPU to record on
+    assert limits() == before
+
+
+def test_what_is_no_first_prefill_runs_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapter_for(families.llava_onevision()[0]).language_model
+    monkeypatch.setattr(engines, "_compiled", lambda original, config: lambda inputs, others: "by the engine")
+    embeds, ids = torch.randn(1, 4, model.config.hidden_size), torch.tensor([[1, 2]])
+    asks: list[Callable[[], Any]] = [
+        lambda: model(ids),
+        lambda: model(None, torch.tensor([[0, 1, 1, 1]]), inputs_embeds=embeds),
+        lambda: model(input_ids=ids),
+        lambda: model(inputs_embeds=embeds, attention_mask=torch.zeros(1, 1, 4, 4)),
+        lambda: model(inputs_embeds=embeds, **{CACHE: copy.deepcopy(begun)}),
+    ]
+    with torch.no_grad():
+        first = model(inputs_embeds=embeds, use_cache=True)
+        begun = first[CACHE]
+        stock = [ask().last_hidden_state for ask in asks]
+        with prefill_engine(model, "compile") as switch:
+            switch.unpadded = True
+            for ask, expected in zip(asks, stock, strict=True):
+                assert torch.equal(ask().last_hidden_state, expected)
+            assert model(inputs_embeds=embeds) == "by the engine"
+            switch.on = False
+            assert torch.equal(model(inputs_embeds=embeds).last_hidden_state, first.last_hidden_state)
+
+
 @compiler
 def test_cells_are_timed_compiled(tiny_folder: Path) -> None:
     """What prunes inside the language model is run as ever."""
@@ -187,6 +248,20 @@ def test_cells_are_timed_with_one_kind_of_attention_kernel(
     assert allowed == {(backend != "math", backend != "flash")}
 
 
+@pytest.mark.parametrize("backend", get_args(Backend))
+def test_each_kind_of_attention_kernel_is_alone_while_it_is_chosen(backend: Backend) -> None:
+    enabled = {
+        "flash": torch.backends.cuda.flash_sdp_enabled,
+        "cudnn": torch.backends.cuda.cudnn_sdp_enabled,
+        "efficient": torch.backends.cuda.mem_efficient_sdp_enabled,
+        "math": torch.backends.cuda.math_sdp_enabled,
+    }
+    before = {name for name, ask in enabled.items() if ask()}
+    with attention_backend(backend):
+        assert {name for name, ask in enabled.items() if ask()} == (before if backend == "auto" else {backend})
+    assert {name for name, ask in enabled.items() if ask()} == before
+
+
 @pytest.mark.parametrize("engine", ["graphs", "compile"])
 def test_a_forward_that_is_not_the_classs_own_is_refused(engine: Engine) -> None:
     """accelerate gives layers that it spread one of their own, which would be lost."""
@@ -213,3 +288,5 @@ def test_engines_are_checked() -> None:
         LatencySettings(engine="fast")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"measure\.warmup=1: measure\.engine=graphs needs at least 2 rounds"):
         LatencySettings(warmup=1, engine="graphs")
+    with pytest.raises(ValueError, match=r"measure\.warmup=2: measure\.engine=compile needs at least 3 rounds"):
+        LatencySettings(warmup=2, engine="compile")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -45,9 +46,24 @@ def test_ids_of_a_padded_row_count_from_its_own_first_column() -> None:
     assert closed.tolist() == [[0, 1, 2, 3], [0, 0, 1, 2]]
     assert left.later(torch.tensor([[6], [5]])).tolist() == [[4], [3]]
     multimodal = torch.stack([ids, ids * 2, ids * 3])
-    multimodal[:, 1, 0] = 50  # of padding: no number that is left
-    assert kept.numbered(multimodal, narrow)[1].diff(dim=-1)[:, narrow[:, :-1] > 0].min() > 0
-    assert kept.numbered(multimodal, narrow)[1][..., 0].tolist() == 3 * [[0, 0]]
+    for padding in (5, 50):  # no number that is left, amid those that are, or behind
+        multimodal[:, 1, 0] = padding
+        _, closed = kept.numbered(multimodal, narrow)
+        assert closed[:, 0].tolist() == [[0, 1, 2, 3], [0, 2, 5, 6], [0, 4, 7, 8]]
+        assert closed[:, 1].tolist() == [[0, 0, 1, 2], [0, 0, 3, 4], [0, 0, 5, 6]]
+
+
+def test_a_row_that_lost_more_is_padded_whatever_stands_in_its_first_column() -> None:
+    left = torch.tensor([[True, True, False, True], [False, True, False, True]])
+    of = Kept.of(left, [3, 2], contiguous=False)
+    for kept in (of, Kept.rows([row.nonzero().flatten() for row in left], 4, contiguous=False)):
+        assert kept.index[kept.real].tolist() == [0, 1, 3, 1, 3]
+        assert kept.mask(torch.ones(2, 5, dtype=torch.long)).tolist() == [[1, 1, 1, 1], [0, 1, 1, 1]]
+
+
+def test_a_column_may_hold_the_token_of_another() -> None:
+    left, source = torch.tensor([[True, False, True, True]]), torch.tensor([[0, 1, 3, 2]])
+    assert Kept.of(left, [3], contiguous=False, source=source).index.tolist() == [[0, 3, 2]]
 
 
 def test_a_padded_row_may_be_cropped() -> None:
@@ -55,6 +71,13 @@ def test_a_padded_row_may_be_cropped() -> None:
     cropped = kept.cropped(3)
     assert cropped.whole == 5
     assert cropped.mask(mask).tolist() == [[1, 1, 1, 1], [0, 1, 1, 1]]  # the last is behind the prompt now
+
+
+def test_what_was_pruned_cannot_be_cropped() -> None:
+    kept, _, _ = uneven()
+    assert kept.cropped(2).whole == 4  # columns 4 and 5 are behind all that was removed
+    with pytest.raises(ValueError, match="cropped into its videos"):
+        kept.cropped(1)
 
 
 def test_what_is_left_of_what_was_left_is_one_step_from_the_whole() -> None:
@@ -94,5 +117,6 @@ def test_deepstack_features_follow_what_is_left() -> None:
 def test_weights_of_what_is_left_go_with_it() -> None:
     kept = Kept.of(torch.tensor([[True, False, True, True]]), [3], contiguous=False)
     assert kept.weights_of(torch.ones(1, 4)) is None
-    kept = replace(kept, weights=torch.tensor([[0.5, 0.7, 0.0]]))
-    assert kept.cropped(2).weights_of(torch.ones(2, 4)).tolist() == [[0.5, torch.tensor(0.7).item(), 0, 0]] * 2
+    kept = replace(kept, weights=torch.tensor([[0.5, 0.75, 0.25]]))
+    assert kept.weights_of(torch.ones(2, 5)).tolist() == [[0.5, 0.75, 0.25, 0, 0]] * 2
+    assert kept.cropped(2).weights_of(torch.ones(2, 5)).tolist() == [[0.5, 0.75, 0, 0, 0]] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 from pathlib import Path
@@ -24,11 +25,13 @@ from transformers import (
 
 from mmg_bench.methods.registry import get_method
 from mmg_bench.models.adapter import UnsupportedModelError, adapter_for
+from mmg_bench.models.checking import bare_adapter
 from mmg_bench.models.hooks import pruning
-from mmg_bench.models.llava_video import attach
+from mmg_bench.models.llava_video import LlavaVideo, attach, is_attached
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.processors import word_tokenizer
 from mmg_bench.models.spec import ModelSpec
+from mock_cuda import mock_cuda
 from prompts import random_video
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_llava_video.py"
@@ -183,6 +186,46 @@ def test_a_model_that_is_not_attached_is_refused(llm: VideoLLM) -> None:
     model.config.mmg_pool = "max"
     with pytest.raises(ValueError, match=r"config\.mmg_pool='max': not a LLaVA-Video"):
         attach(model, processor)
+
+
+def test_what_it_serves_is_known_before_it_is_loaded(llm: VideoLLM) -> None:
+    bare = bare_adapter(llm.spec)
+    assert isinstance(bare, LlavaVideo)
+    assert bare.grid == llm.adapter.grid
+
+
+def test_a_model_of_another_family_is_not_attached(tiny: tuple[Any, Any]) -> None:
+    model, processor = copy.deepcopy(tiny[0]), tiny[1]
+    says = r"^config\.mmg_family=None, config\.mmg_pool={}: not a LLaVA-Video"
+    with pytest.raises(ValueError, match=says.format(None)):
+        attach(model, processor)
+    model.config.mmg_pool = "average"
+    with pytest.raises(ValueError, match=says.format("'average'")):
+        attach(model, processor)
+    assert not is_attached(model)
+
+
+def test_features_are_an_output_also_where_a_tuple_is_asked_for(llm: VideoLLM) -> None:
+    features, pixels = llm.model.model.get_video_features, inputs_of(llm)["pixel_values_videos"]
+    with torch.no_grad():
+        as_tuple, usual = features(pixels, return_dict=False), features(pixels)
+    assert torch.equal(as_tuple.pooler_output, usual.pooler_output)
+
+
+def test_newlines_follow_their_rows_to_another_gpu(llm: VideoLLM) -> None:
+    pixels = inputs_of(llm)["pixel_values_videos"]
+    model, processor = (kind.from_pretrained(llm.spec.path) for kind in (AutoModelForImageTextToText, AutoProcessor))
+    attach(model, processor)
+    inner = model.model
+    with torch.no_grad():
+        expected = inner.get_video_features(pixels).pooler_output
+        with mock_cuda(2):
+            inner.image_newline = nn.Parameter(inner.image_newline.to("cuda:0"))
+            for part in (inner.vision_tower, inner.multi_modal_projector):
+                part.to("cuda:1")
+            features = inner.get_video_features(pixels.to("cuda:1")).pooler_output
+            assert str(features.device) == "cuda:1"
+            torch.testing.assert_close(features.cpu(), expected)
 
 
 @pytest.mark.parametrize(
