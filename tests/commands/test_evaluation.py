@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import families
 from mmg_bench.commands import evaluation
 from mmg_bench.config import composed, sweep
 from mmg_bench.measure import latency
@@ -53,6 +55,24 @@ def test_a_table_without_its_times(tmp_path: Path) -> None:
     metrics = set(read_rows(tmp_path / "embedded" / "rows.csv").metric)
     assert "accuracy" in metrics
     assert not {m for m in metrics if m.endswith("_ms") or "speedup" in m}
+
+
+def test_every_method_of_the_table_for_qwen_runs_on_one(tmp_path: Path) -> None:
+    """A tiny one of random weights, and a question of the embedded benchmark."""
+    torch.manual_seed(0)
+    for part in families.qwen2_5_vl():
+        part.save_pretrained(tmp_path / "model")
+    model = {"device": "cpu", "path": tmp_path / "model", "revision": "null", "frames": 8, "dtype": "float32"}
+    model |= {"min_pixels": "null", "max_pixels": "null"}  # so tiny that bounds of the real one do not fit
+    options = [f"++model.qwen2_5_vl_7b.{name}={value}" for name, value in model.items()]
+    part = ["table=qwen2_5_vl", "profile=paper", "table.profiles.paper.benchmarks=[embedded]", "limit=1"]
+    part += ["workers=1", "latency=false", "table.retention_ratios=[0.25]", f"output_dir={tmp_path}", *options]
+    assert evaluation.table(composed("table", part)) == 0
+    rows = read_rows(tmp_path / "paper" / "rows.csv")
+    assert (rows.n_errors == 0).all()
+    counts = rows[(rows.metric == "realised_tokens") | (rows.metric == "accuracy")]
+    listed = composed("table", part)["table"]["profiles"]["paper"]["methods"]
+    assert counts.method.nunique() == len(listed)
 
 
 def test_a_worker_calls_options_as_its_table_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

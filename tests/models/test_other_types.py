@@ -30,7 +30,7 @@ def logits(model: Any, inputs: dict[str, Any]) -> Tensor:
     return torch.cat(made.logits)
 
 
-@pytest.mark.parametrize("label", ["mmg_vid", "fastv"])
+@pytest.mark.parametrize("label", ["mmg_vid", "fastv", "visionzip"])
 @pytest.mark.parametrize("name", ["glmga", "cosmos3_omni"])
 def test_a_family_under_another_name(name: str, label: str) -> None:
     torch.manual_seed(0)
