@@ -239,8 +239,8 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         ("doctor limit=foo", "limit='foo': it must be a whole number"),
         ("doctor workers=abc", "workers='abc': it must be auto or a positive number"),
         ("doctor table=efficiency profile=cpu measure.engine=graphs", "measure.engine=graphs needs a CUDA device"),
-        ("run model=qwen2_5_vl_7b method=visionzip", "models of type 'qwen2_5_vl' do not supply attention, keys"),
-        ("measure model=qwen2_5_vl_7b method=visionzip", "visionzip: models of type 'qwen2_5_vl' do not supply atten"),
+        ("run model=qwen2_5_vl_7b method=fastvid", "models of type 'qwen2_5_vl' do not supply frame_features, probe"),
+        ("measure model=qwen2_5_vl_7b method=fastvid", "fastvid: models of type 'qwen2_5_vl' do not supply frame_f"),
         (
             "measure model=glm4v_9b model.name=glm5 weights=random",
             "weights='random': the architecture of 'glm5' is not known without a download; known: llava_onevision"
@@ -248,7 +248,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
             "qwen3_vl_moe_30b, qwen3_5_9b, glm4v_9b, glm46v_9b, internvl3_8b, smolvlm2_2_2b; choose one of these, or "
             "set model.path to a checkpoint folder",
         ),
-        ("measure model=qwen2_5_vl_7b weights=random method=visionzip", "visionzip: models of type 'qwen2_5_vl' do no"),
+        ("measure model=qwen2_5_vl_7b weights=random method=fastvid", "fastvid: models of type 'qwen2_5_vl' do not s"),
         ("measure frames=0", "mmg-bench: frames=0: it must be a whole number"),
         ("measure model.dtype=int9", "mmg-bench: model.dtype='int9': choose"),
         ("table profile=embedded model.embedded.dtype=int9", "model.embedded.dtype='int9': choose"),
@@ -349,7 +349,7 @@ def test_a_folder_that_is_not_served_is_named_before_it_is_loaded(
     [
         ("run --help", "retention_ratio: 0.25        # visual tokens to keep, in (0, 1]"),
         ("run -m -h", "benchmark: egoschema_subset, embedded"),
-        ("table --help", "table: ablations, chains, efficiency, retention, table1"),
+        ("table --help", "table: ablations, chains, efficiency, qwen2_5_vl, retention, table1"),
         ("run --help", "    sdpa: auto "),
         ("run --help method=fastvid", "    frame_source: head"),
         ("run --cfg job", "  name: mmg_vid"),

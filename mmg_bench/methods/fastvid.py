@@ -112,7 +112,7 @@ def token_counts_of_runs(
 
     Frames of a segment that are at least `ignore` alike are one run, and its last frame alone keeps tokens, as many as
     it has room for: anchors, in every p-th run counted back from the segment's last, no more than half of its tokens,
-    then salient ones. So what is left can be less than the budget; a segment has at least one anchor.
+    then salient ones. So what is left can be less than the budget; or more, for a segment has at least one anchor.
     """
     similar = np.array(similarity, np.float32)
     salient, anchors = [0] * len(budgets), [0] * len(budgets)
@@ -124,7 +124,7 @@ def token_counts_of_runs(
         ends = [t for t in range(start, last) if similar[t] < ignore] + [last]
         hosts = ends[::-1][::p][::-1]
         for t, share in zip(hosts, spread(context, len(hosts))[::-1], strict=True):
-            anchors[t] = min(share, size // 2) if length > 1 else share
+            anchors[t] = min(share, max(1, size // 2)) if length > 1 else share
         for t, share in zip(ends, spread(max(0, budget - context), len(ends)), strict=True):
             salient[t] = min(share, size - anchors[t])
         start += length
@@ -322,14 +322,14 @@ class FastVID(Method):
     """Nearest neighbours in the density."""
     variant: str = "onevision"
     """`onevision`, `video` or `qwen`: which official version; the first two differ in rounding and in which tokens join
-    an anchor. In `qwen` frames that repeat keep nothing, and what is left can be less than the budget."""
+    an anchor. In `qwen` frames that repeat keep nothing, and the budget is met only nearly."""
     frame_source: str = "head"
     """What segments compare: `head`, the frame feature of the tower's pooling head; `mean`, the frame's mean token."""
     salience: str = "probe"
     """Attention that makes a token salient: `probe`, of the pooling head's probe; `mean_query`, of the frame's mean
     query in the tower's last layer; `received`, from all patches."""
     ignore: float = 0.95
-    """Cosine from which on frames of a segment repeat one another (`variant="qwen"` alone)."""
+    """Cosine from which on frames of a segment repeat one another (`variant="qwen"` alone); above 1: none do."""
 
     name: ClassVar[str] = "fastvid"
     needs: ClassVar[frozenset[str]] = frozenset({"probe_attention", "frame_features"})
@@ -352,7 +352,7 @@ class FastVID(Method):
         check_choice(self, "variant", ("onevision", "video", "qwen"))
         check_choice(self, "frame_source", ("head", "mean"))
         check_choice(self, "salience", tuple(_ATTENTION))
-        check_range(self, "ignore", -1, 1)
+        check_range(self, "ignore", -1, 2)
         needs = {_ATTENTION[self.salience], *(["frame_features"] if self.frame_source == "head" else [])}
         object.__setattr__(self, "needs", frozenset(needs))
         object.__setattr__(self, "exact", self.variant != "qwen")

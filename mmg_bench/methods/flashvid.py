@@ -222,7 +222,7 @@ class FlashVID(Method):
     llm_retention_ratio: float = 0.3
     """Share of the tokens that are left there."""
     pruning_layer: int | None = None
-    """Layer before which: officially 20 of 28, and 28 of Qwen3-VL's 36. None: at 20/28 of the model's depth."""
+    """Layer before which `inner` prunes: officially 20 of 28, and 28 of Qwen3-VL's 36. None: at 20/28 of the depth."""
 
     name: ClassVar[str] = "flashvid"
     needs: ClassVar[frozenset[str]] = frozenset({"attention"})

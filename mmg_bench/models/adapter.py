@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import importlib
 import math
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from transformers.utils import ModelOutput
 
 from mmg_bench.contract import layers_of
 from mmg_bench.methods.base import Method
@@ -287,17 +289,21 @@ class Adapter(ABC):
 class Capture(ABC):
     """What was recorded of the vision tower's last call."""
 
-    owner: Any = None
-    """The encoded videos that it is of; None until a call of the model brings them, after the tower's."""
+    returned: Callable[[], Any] = staticmethod(lambda: None)
+    """What that call returned, as long as anybody else holds it."""
+
+    def note_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Forward hook of the tower."""
+        self.returned = weakref.ref(output) if isinstance(output, ModelOutput) else lambda: None
 
     def claim(self, encoded: Any) -> None:
-        """Before a call that brings encoded videos, or pixels (None): forget what is of other videos.
+        """Before a call that brings encoded videos, or pixels (None): forget what is not of these videos.
 
-        `generate` brings the same again at each step, if it has no cache.
+        The model hands on what its tower returned, and completes that in place. `generate` encodes first, and brings
+        the same again at each step, if it has no cache.
         """
-        if self.owner is not None and self.owner is not encoded:
+        if encoded is None or encoded is not self.returned():
             self.forget()
-        self.owner = encoded
 
     @abstractmethod
     def forget(self) -> None:
@@ -317,7 +323,7 @@ def unseen(needs: Collection[str]) -> RuntimeError:
     """The error for fields of `VideoTokens` of which the vision tower has told nothing."""
     return RuntimeError(
         f"{', '.join(sorted(needs))}: the vision tower did not encode these frames for this call, inside the context: "
-        "pass pixel_values_videos, or the tokens of `Adapter.encode` to `pruning` as `encoded`"
+        "pass pixels, or the tokens of `Adapter.encode` to `pruning` as `encoded`"
     )
 
 
@@ -336,7 +342,7 @@ def _stand_in(who: str, supplied: Collection[str]) -> list[str]:
     for part in (name, *(read_label(value)[0] for value in parameters.values())):  # of a chain, the parts
         for options in method_class(part).stand_ins if part in method_names() else ():
             if get_method(part, **options).needs <= set(supplied):
-                said = " and ".join(f"{name}={value}" for name, value in options.items())
+                said = " and ".join(f"{option}={value}" for option, value in options.items())
                 return [f"take its stand-in, {part} with {said}"]
     return []
 

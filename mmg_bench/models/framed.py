@@ -122,9 +122,9 @@ class Framed(Adapter):
 
     @contextmanager
     def capture(self, needs: Collection[str]) -> Iterator[Capture]:
-        needed = self.supplies & set(needs)
-        captured = FrameCapture(self.last_attention if needed else None, needed, self.side)
-        handles = [self.tower.register_forward_pre_hook(captured.note, with_kwargs=True), *captured.handles()]
+        captured = FrameCapture(self, self.supplies & set(needs))
+        handles = [self.tower.register_forward_pre_hook(captured.note, with_kwargs=True)]
+        handles += captured.handles(self.tower)
         try:
             yield captured
         finally:
@@ -141,9 +141,9 @@ def _alike(before: list[int], words: list[int]) -> bool:
 class FrameCapture(TowerCapture):
     """How many frames the vision tower's last call held, and what one of its layers attended to there."""
 
-    def __init__(self, attention: Any = None, needs: frozenset[str] = frozenset(), side: int = 0):
-        self.side = side
-        super().__init__(attention, needs)
+    def __init__(self, adapter: Framed, needs: frozenset[str]):
+        self.side = adapter.side
+        super().__init__(adapter.last_attention if needs else None, needs)
 
     def forget(self) -> None:
         super().forget()
@@ -152,7 +152,7 @@ class FrameCapture(TowerCapture):
     def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the tower."""
         self.forget()
-        self.owner, self.frames = None, len(args[0] if args else kwargs["pixel_values"])
+        self.frames = len(args[0] if args else kwargs["pixel_values"])
 
     def of_call(self, parts: list[Attended]) -> dict[str, Any]:
         (frames,) = parts

@@ -357,8 +357,8 @@ class _Splice:
     def finish(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """After the multimodal module, also one that failed before it came to the language model."""
         self.call = None
-        if self.adapter.holds_videos(kwargs) and self.adapter.encoded(kwargs) is None:  # the tower ran in this call
-            self.captured.forget()
+        if any(kwargs.get(pixels) is not None for pixels in ("pixel_values", "pixel_values_videos")):
+            self.captured.forget()  # the tower ran in this call
         if not self.within:
             self._read_faults()
 

@@ -78,11 +78,15 @@ class LlavaOnevision(Adapter):
     @contextmanager
     def capture(self, needs: Collection[str]) -> Iterator[Capture]:
         captured = SiglipCapture(self, frozenset(needs))
-        handle = captured.layer.register_forward_hook(captured.note, with_kwargs=True)
+        handles = [
+            captured.layer.register_forward_hook(captured.note, with_kwargs=True),
+            self.model.model.vision_tower.register_forward_hook(captured.note_output),
+        ]
         try:
             yield captured
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def pool(self, maps: Tensor) -> Tensor:
         """Pool per-patch values `[T, P, C]` to per-token values `[T, N, C]` as the model pools its features."""
@@ -109,7 +113,7 @@ class SiglipCapture(Capture):
 
     def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         """Forward hook of the layer: keep what goes in and what comes out."""
-        self.owner, self.frames = None, len(output)
+        self.frames = len(output)
         if self.needs:
             self.seen = (args[0] if args else kwargs["hidden_states"]).detach(), output.detach()
 

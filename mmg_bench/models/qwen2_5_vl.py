@@ -22,6 +22,12 @@ class Qwen25VL(Scatter):
 
     read = GRID_FIELDS
 
+    @property
+    def supplies(self) -> frozenset[str]:
+        vision = self.model.config.vision_config
+        whole = getattr(vision, "fullatt_block_indexes", None)  # of others, layers attend within windows
+        return self.read if whole is None or vision.depth - 1 in whole else frozenset()
+
     def in_a_row(self, layout: Layout) -> int:
         return math.prod(layout)
 

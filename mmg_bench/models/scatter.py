@@ -4,15 +4,14 @@ Such a model names its video placeholder in its configuration, and has `get_vide
 `language_model` with decoder `layers` under `model`. How a video is laid out is read from what the tower is called
 with, `grid_thw`, or else from the square frames `[frames, N, D]` that leave the projector.
 
-What the tower attends to is supplied by the families of which it is known that their last layer attends within frames,
-and that the patches of a token stand side by side in it: a token has the mean of its patches.
+What the tower attends to is supplied by the families of which it is known how the patches of a token stand in it.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, ClassVar
@@ -50,13 +49,13 @@ class Scatter(Adapter):
 
     @property
     def last_attention(self) -> Any:
-        """The attention module of the tower's last layer."""
+        """The attention module of the tower's layer that features come from."""
         return self.tower.blocks[-1].attn
 
     def in_tower(self, grid_thw: Tensor) -> Tensor | None:
-        """Where tokens in raster order stand in the tower's last layer, of patches in grids `[n, 3]`; None: in order.
+        """Where tokens in raster order stand in that layer, of patches in grids `[n, 3]` on the host; None: in order.
 
-        int64, as many as the tokens of all grids together.
+        int64, as many as the tokens of all grids together. The patches of one stand side by side.
         """
         return None
 
@@ -151,10 +150,9 @@ class Scatter(Adapter):
 
     @contextmanager
     def capture(self, needs: Collection[str]) -> Iterator[Capture]:
-        needed = self.supplies & set(needs)
-        merge = getattr(self.model.config.vision_config, "spatial_merge_size", 1)
-        captured = GridCapture(merge, self.in_tower, self.last_attention if needed else None, needed)
-        handles = [self.tower.register_forward_pre_hook(captured.note_call, with_kwargs=True), *captured.handles()]
+        captured = GridCapture(self, self.supplies & set(needs))
+        handles = [self.tower.register_forward_pre_hook(captured.note_call, with_kwargs=True)]
+        handles += captured.handles(self.tower)
         if (projector := getattr(self.multimodal, "multi_modal_projector", None)) is not None:
             handles.append(projector.register_forward_hook(captured.note_frames))
         try:
@@ -165,18 +163,13 @@ class Scatter(Adapter):
 
 
 class GridCapture(TowerCapture):
-    """How the videos of the vision tower's last call are laid out, and what its last layer attended to there."""
+    """How the videos of the vision tower's last call are laid out, and what one of its layers attended to there."""
 
-    def __init__(
-        self,
-        merge: int,
-        in_tower: Callable[[Tensor], Tensor | None] = lambda grid_thw: None,
-        attention: Any = None,
-        needs: frozenset[str] = frozenset(),
-    ):
-        """`merge`: patches a side that make one token, where the call does not say; `in_tower`: see `Scatter`."""
-        self.merge, self.in_tower = merge, in_tower
-        super().__init__(attention, needs)
+    def __init__(self, adapter: Scatter, needs: frozenset[str]):
+        self.in_tower = adapter.in_tower
+        # patches a side that make one token, where the call does not say
+        self.merge = getattr(adapter.model.config.vision_config, "spatial_merge_size", 1)
+        super().__init__(adapter.last_attention if needs else None, needs)
 
     def forget(self) -> None:
         super().forget()
@@ -188,11 +181,12 @@ class GridCapture(TowerCapture):
     def note_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the tower."""
         self.forget()
-        self.owner = None
         grids, merges = kwargs.get("grid_thw"), kwargs.get("merge_sizes")
         if grids is not None:
-            self.grid_thw, self.sides = grids, [self.merge] * len(grids) if merges is None else merges.tolist()
-            self.grids = [(t, h // m, w // m) for (t, h, w), m in zip(grids.tolist(), self.sides, strict=True)]
+            patches = grids.tolist()
+            self.grid_thw = torch.tensor(patches)  # on the host
+            self.sides = [self.merge] * len(patches) if merges is None else merges.tolist()
+            self.grids = [(t, h // m, w // m) for (t, h, w), m in zip(patches, self.sides, strict=True)]
 
     def note_frames(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Forward hook of the projector."""
@@ -219,7 +213,7 @@ class GridCapture(TowerCapture):
                 made["mean_query_attention"].append(frames.from_mean(patches).flatten())
         whole = {name: torch.cat(values) for name, values in made.items()}  # of all tokens of the call
         if (order := self.in_tower(self.grid_thw)) is not None:
-            whole = {name: value[order.to(value.device)] for name, value in whole.items()}
+            whole = {name: value[order.to(value.device, non_blocking=True)] for name, value in whole.items()}
         return {name: value.split(sizes) for name, value in whole.items()}
 
 

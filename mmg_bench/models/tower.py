@@ -20,11 +20,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from mmg_bench.models.adapter import Capture, UnsupportedModelError, unseen
 
 FIELDS = frozenset({"attention", "keys"})
-"""Optional fields of `VideoTokens` that are made of them,"""
+"""Optional fields of `VideoTokens` that are made of them."""
 GRID_FIELDS = FIELDS | {"mean_query_attention"}
-"""and where a token is made of whole patches that stand side by side."""
+"""Those of towers in which the patches of a token stand side by side."""
 _NAME = "mmg_bench_noted"
-_AT_ONCE = 2**26  # bounds the memory of the [B, heads, rows, S] attention that is recomputed, in numbers of 4 bytes
+_AT_ONCE = {"cpu": 2**22}
+_AT_ONCE_ELSEWHERE = 2**26
+"""Numbers (float32) of the attention `[B, heads, rows, S]` that is recomputed at once; two such are there at a time."""
 
 
 class Attended(NamedTuple):
@@ -38,7 +40,8 @@ class Attended(NamedTuple):
     def received(self) -> Tensor:
         """What each patch receives, mean over heads and queries: `[B, S]` float32; a row sums to 1."""
         batch, heads, length, _ = self.queries.shape
-        return self._given(max(1, _AT_ONCE // (batch * heads * length))) / (heads * length)
+        at_once = _AT_ONCE.get(self.queries.device.type, _AT_ONCE_ELSEWHERE)
+        return self._given(max(1, at_once // (batch * heads * length))) / (heads * length)
 
     def from_first(self) -> Tensor:
         """What the first patch of a sequence gives to each, mean over heads: `[B, S]` float32; a row sums to 1."""
@@ -100,24 +103,26 @@ def unknown(patches: Sequence[int], tokens: Sequence[int]) -> UnsupportedModelEr
 
 
 def feature_layer(layers: Any, index: int | Sequence[int]) -> Any:
-    """The layer whose output is hidden state `index` of a tower; of several, the deepest is the last.
+    """The layer whose output is hidden state `index` of a tower; of several, which are concatenated, of the last named.
 
-    Hidden state 0 is the input of layer 0, hidden state -1 the output of the last one.
+    Hidden state 0 is the input of layer 0, hidden state -1 the output of the last one. Raises UnsupportedModelError for
+    the former, which no layer puts out.
     """
     last = index if isinstance(index, int) else index[-1]
+    if last == 0:
+        raise UnsupportedModelError("vision_feature_layer=0: the features of a tower before its first layer")
     return layers[last if last < 0 else last - 1]
 
 
 def _note(module: Any, query: Tensor, key: Tensor, *args: Any, scaling: float, **options: Any) -> tuple[Tensor, None]:
     """An attention function of transformers."""
     module.noted.append(Attended(query, key, scaling))
-    return torch.zeros_like(query).transpose(1, 2), None
+    return query.transpose(1, 2), None  # of the shape that is expected; nobody reads it
 
 
 ALL_ATTENTION_FUNCTIONS.register(_NAME, _note)
 
 
-@torch.no_grad()
 def attended(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Attended]:
     """What an attention module of a vision tower attends with when it is called so, one part after the other."""
     twin: Any = copy.copy(attention)  # of the same weights
@@ -131,7 +136,7 @@ def attended(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 class TowerCapture(Capture):
     """Beside what a subclass records of the tower's last call, what one of its attention modules was called with."""
 
-    def __init__(self, attention: Any = None, needs: frozenset[str] = frozenset()):
+    def __init__(self, attention: Any, needs: frozenset[str]):
         """`needs`: what is to be made of the module `attention`."""
         self.attention, self.needs = attention, needs
         self.forget()
@@ -140,9 +145,12 @@ class TowerCapture(Capture):
         self.call: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # of the attention module
         self.found: dict[str, Any] = {}  # of the whole call
 
-    def handles(self) -> list[Any]:
-        """The hooks that are put on the attention module, if it is needed."""
-        return [self.attention.register_forward_pre_hook(self.note_attention, with_kwargs=True)] if self.needs else []
+    def handles(self, tower: nn.Module) -> list[Any]:
+        """The hooks that are put on the tower, and on the attention module, if it is needed."""
+        handles = [tower.register_forward_hook(self.note_output)]
+        if self.needs:
+            handles.append(self.attention.register_forward_pre_hook(self.note_attention, with_kwargs=True))
+        return handles
 
     def note_attention(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the attention module."""
@@ -151,13 +159,14 @@ class TowerCapture(Capture):
     def fields(self, first: int, count: int) -> dict[str, Tensor]:
         if not self.needs:
             return {}
-        if self.call is None:
-            raise unseen(self.needs)
-        if not self.found:
+        if self.call is not None:
             with torch.no_grad():
                 self.found = self.of_call(attended(self.attention, *self.call))
-        chosen = {name: self.found[name][first : first + count] for name in self.needs}
-        return {name: torch.stack(list(value)) for name, value in chosen.items()}
+            self.call = None  # what it was called with is large
+        chosen = {name: list(values[first : first + count]) for name, values in self.found.items()}
+        if not all(len(chosen.get(name, ())) == count for name in self.needs):
+            raise unseen(self.needs)
+        return {name: torch.stack(chosen[name]) for name in self.needs}
 
     @abstractmethod
     def of_call(self, parts: list[Attended]) -> dict[str, Any]:

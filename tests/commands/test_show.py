@@ -189,7 +189,7 @@ def test_rows_are_told_apart() -> None:
             "model=embedded,llava_onevision_0_5b pictures=4,8: pictures that differ in model, pictures do not fit one",
         ),
         ("-m model.name=a,b", "model.name=a,b: pictures that differ in model.name do not fit one"),
-        ("method=visionzip model=qwen2_5_vl_7b", "visionzip: models of type 'qwen2_5_vl' do not supply"),
+        ("method=fastvid model=qwen2_5_vl_7b", "fastvid: models of type 'qwen2_5_vl' do not supply"),
     ],
 )
 def test_mistakes(options: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

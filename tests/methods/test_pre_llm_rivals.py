@@ -167,6 +167,20 @@ def test_fastvid_for_qwen_lets_the_last_of_alike_frames_keep_tokens():
     assert counts([5, 2], 0, 16, 2) == ([0] * 7, [0, 0, 0, 0, 1, 0, 1])  # one anchor a segment
 
 
+def test_fastvid_for_qwen_leaves_each_segment_an_anchor():
+    for frames, size, segments in ((16, 36, 9), (32, 4, 3), (16, 1, 1)):
+        method = FastVID(1e-6, variant="qwen", frame_source="mean", salience="mean_query", c=segments, tau=-1)
+        pruned = method.prune(_video(frames, size, 8))
+        assert len(pruned) == segments
+        assert sum(pruned.notes["anchors_per_frame"]) == segments
+        assert not method.exact
+    alike = _video(16, 36, 8)
+    alike = replace(alike, features=alike.features[:1].expand(16, -1, -1).contiguous())
+    counts = [len(replace(method, retention_ratio=0.5, ignore=ignore).prune(alike)) for ignore in (1, 2)]
+    # one frame keeps what it has room for; where none repeats, four have 18 anchors of the 115, which find no room
+    assert counts == [36, 4 * 18 + 173]
+
+
 def test_fastvid_cuts():
     frames = torch.tensor([[1.0, 0.0], [1.0, 0.01], [0.0, 1.0], [0.0, 1.0], [0.1, 1.0]])
     similarity = neighbour_cosines(frames).tolist()

@@ -319,7 +319,8 @@ def test_frames_are_told_by_the_words_before_them(family: tuple[str, Any, Any]) 
     name, model, _ = family
     if name not in families.FRAMED:
         pytest.skip("has placeholders of its own for videos")
-    adapter, captured = adapter_for(model), FrameCapture()
+    adapter: Any = adapter_for(model)
+    captured = FrameCapture(adapter, frozenset())
     frame = adapter.side**2 * [adapter.video_token_id]
     first, *introduction = words = list(range(1000, 1000 + adapter.words))
     others = [first, *introduction[:-1], 7]  # with the next number, or a later time
@@ -482,7 +483,8 @@ def test_prompts_are_copies_only_of_what_the_tower_saw(family: tuple[str, Any, A
     name, model, processor = family
     if name not in families.FRAMED:
         pytest.skip("has placeholders of its own for videos")
-    adapter, captured = adapter_for(model), FrameCapture()
+    adapter: Any = adapter_for(model)
+    captured = FrameCapture(adapter, frozenset())
     both = families.prompts(name, processor, [QUESTION] * 2)
     second = {"input_ids": torch.stack([torch.zeros_like(both["input_ids"][0]), both["input_ids"][1]])}
     for captured.frames, videos in ((8, 1), (16, 2), (0, 2), (3, 2), (4, 2), (32, 2)):

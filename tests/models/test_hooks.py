@@ -496,7 +496,7 @@ def test_attention_is_never_an_earlier_prompts(tiny: tuple[Any, Any], inputs: di
             (model.generate, {**GREEDY, "use_cache": False}),
         ):
             earlier(**other, **options)
-            with pytest.raises(RuntimeError, match=r"^attention: .* for this call, .* pass pixel_values_videos, or"):
+            with pytest.raises(RuntimeError, match=r"^attention: .* for this call, .* pass pixels, or"):
                 model(**text, **encoded)
         inside = model.model.get_video_features(inputs["pixel_values_videos"], return_dict=True)
         for _ in range(2):

@@ -101,19 +101,25 @@ def test_tokens_that_the_processor_has_dropped_are_named() -> None:
         adapter_for(model).encode(inputs, set())
 
 
+def bare() -> tuple[Scatter, GridCapture]:
+    """An adapter, and what it records of a tower that has said nothing."""
+    adapter = Scatter(SimpleNamespace(config=SimpleNamespace(vision_config=SimpleNamespace())))
+    return adapter, GridCapture(adapter, frozenset())
+
+
 def test_frames_that_are_no_squares_are_refused() -> None:
-    captured = GridCapture(1)
+    adapter, captured = bare()
     captured.frames, captured.per_frame = 8, 12
     with pytest.raises(UnsupportedModelError, match=r"^12 tokens of a frame are no square; supported: "):
-        Scatter(None).layouts({"pixel_values_videos": torch.zeros(1, 8, 3, 24, 32)}, captured)
+        adapter.layouts({"pixel_values_videos": torch.zeros(1, 8, 3, 24, 32)}, captured)
 
 
 @pytest.mark.parametrize("output", [torch.zeros(96, 32), (torch.zeros(8, 12, 32),)])
 def test_a_projector_that_gives_no_frames_tells_no_layout(output: Any) -> None:
-    captured = GridCapture(1)
+    adapter, captured = bare()
     captured.note_frames(torch.nn.Identity(), (), output)
     with pytest.raises(ValueError, match="not encoded inside the context, or not by a tower that is known"):
-        Scatter(None).layouts({"pixel_values_videos": torch.zeros(1, 8, 3, 24, 32)}, captured)
+        adapter.layouts({"pixel_values_videos": torch.zeros(1, 8, 3, 24, 32)}, captured)
 
 
 def test_what_a_model_of_no_family_lacks_is_named() -> None:

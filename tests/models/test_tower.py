@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
+import weakref
 from typing import Any
 
 import numpy as np
@@ -177,6 +179,73 @@ def test_attention_is_asked_for_of_this_call_alone(family: tuple[str, Any, Any])
                 model(**text, **arguments)
 
 
+@pytest.mark.parametrize("between", ["another video", "an image"])
+def test_attention_is_never_of_what_the_tower_saw_last(family: tuple[str, Any, Any], between: str) -> None:
+    """Inside the context it encodes something else, of the same size, before a video comes that it encoded earlier."""
+    name, model, processor = family
+    if between == "an image" and name in (*families.FRAMED, *families.SIZES):
+        pytest.skip("has frames of one size, or images alone")
+    inputs = videos(name, processor, (2, 32, 32) if between == "an image" else shapes_for(name)[0])
+    pixels = {k: v for k, v in inputs.items() if k not in TEXT}
+    text = {k: inputs[k] for k in TEXT if k in inputs}
+    _, arguments = adapter_for(model).encode(pixels, set())
+    method = get_method("visionzip", retention_ratio=0.4)
+    with pruning(model, method) as run, torch.no_grad():
+        model(**inputs)
+        right = run.report[0].positions
+        if between == "an image":
+            model.model.get_image_features(
+                torch.randn(64, inputs["pixel_values_videos"].shape[-1]),
+                image_grid_thw=torch.tensor([[1, 8, 8]]),
+                **({"image_merge_sizes": torch.tensor([2])} if name == "video_llama_3" else {}),
+            )
+        else:
+            key = "pixel_values" if name in families.FRAMED else "pixel_values_videos"
+            adapter_for(model).encode({**pixels, key: torch.randn_like(pixels[key])}, set())
+        with pytest.raises((RuntimeError, ValueError), match=r"encoded? .*inside the context"):
+            model(**text, **arguments)
+        made = adapter_for(model).multimodal
+        if name in families.FRAMED:
+            inside = {"image": model.get_image_features(pixels["pixel_values"], return_dict=True)}
+        else:
+            taken = inspect.signature(made.get_video_features).parameters
+            said = {k: v for k, v in pixels.items() if k in taken}
+            inside = {"video": made.get_video_features(**said, return_dict=True)}
+        others = {k: v for k, v in arguments.items() if k != "mm_encoder_outputs"}
+        model(**text, **others, mm_encoder_outputs=inside)  # of this very video
+        assert torch.equal(run.report[0].positions, right)
+
+
+def test_what_the_layer_was_called_with_is_let_go(family: tuple[str, Any, Any]) -> None:
+    name, model, processor = family
+    inputs = videos(name, processor, shapes_for(name)[0])
+    adapter: Any = adapter_for(model)
+    with adapter.capture({"attention"}) as captured, torch.no_grad():
+        model(**inputs)
+        held = [weakref.ref(x) for x in (*captured.call[0], *captured.call[1].values()) if isinstance(x, Tensor)]
+        first = captured.fields(0, 1)
+        assert held
+        assert not any(ref() is not None for ref in held)
+        assert torch.equal(captured.fields(0, 1)["attention"], first["attention"])
+        with pytest.raises(RuntimeError, match=r"^attention: the vision tower did not encode these frames"):
+            captured.fields(0, 1000)
+
+
+def test_a_tower_whose_last_layer_attends_within_windows_is_not_read() -> None:
+    model, _ = families.BUILDERS["qwen2_5_vl"]()
+    assert adapter_for(model).supplies == tower.GRID_FIELDS
+    model.config.vision_config.fullatt_block_indexes = [0]
+    with pytest.raises(UnsupportedModelError, match="do not supply attention, keys"):
+        adapter_for(model).check({"attention", "keys"}, "visionzip")
+
+
+def test_features_before_the_first_layer_are_refused() -> None:
+    layers = ["first", "second", "third"]
+    assert [tower.feature_layer(layers, index) for index in (1, -1, [1, -2])] == ["first", "third", "second"]
+    with pytest.raises(UnsupportedModelError, match="vision_feature_layer=0"):
+        tower.feature_layer(layers, 0)
+
+
 def test_windows_that_are_no_frames_are_refused() -> None:
     model, processor = families.BUILDERS["qwen2_5_vl"]()
     model.model.visual.fullatt_block_indexes = [0]
@@ -201,7 +270,7 @@ def test_memory_is_bounded_by_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatc
     seen: list[int] = []
     softmax = Tensor.softmax
     monkeypatch.setattr(Tensor, "softmax", lambda x, *args: (seen.append(x.numel()), softmax(x, *args))[1])
-    monkeypatch.setattr(tower, "_AT_ONCE", 200)
+    monkeypatch.setattr(tower, "_AT_ONCE", {"cpu": 200})
     torch.testing.assert_close(some.received(), whole)
     assert max(seen) <= 200
     assert len(seen) == 4
