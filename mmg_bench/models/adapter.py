@@ -286,15 +286,19 @@ class Adapter(ABC):
         return []
 
 
+def _nothing() -> None:
+    """Stands in for a reference to nothing."""
+
+
 class Capture(ABC):
     """What was recorded of the vision tower's last call."""
 
-    returned: Callable[[], Any] = staticmethod(lambda: None)
-    """What that call returned, as long as anybody else holds it."""
+    returned: Callable[[], Any]
+    """What that call returned, as long as anybody else holds it; None where it was forgotten."""
 
     def note_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Forward hook of the tower."""
-        self.returned = weakref.ref(output) if isinstance(output, ModelOutput) else lambda: None
+        self.returned = weakref.ref(output) if isinstance(output, ModelOutput) else _nothing
 
     def claim(self, encoded: Any) -> None:
         """Before a call that brings encoded videos, or pixels (None): forget what is not of these videos.
@@ -305,9 +309,9 @@ class Capture(ABC):
         if encoded is None or encoded is not self.returned():
             self.forget()
 
-    @abstractmethod
     def forget(self) -> None:
         """Drop what was recorded."""
+        self.returned = _nothing
 
     def fields(self, first: int, count: int) -> dict[str, Tensor]:
         """The optional fields of `VideoTokens` for frames `[first, first + count)` of the call; none, unless said."""

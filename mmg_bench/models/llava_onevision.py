@@ -108,6 +108,7 @@ class SiglipCapture(Capture):
         self.forget()
 
     def forget(self) -> None:
+        super().forget()
         self.seen: tuple[Tensor, Tensor] | None = None  # input and output of the layer, [frames, P, C]
         self.frames = 0  # of the last call
 

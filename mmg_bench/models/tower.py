@@ -142,6 +142,7 @@ class TowerCapture(Capture):
         self.forget()
 
     def forget(self) -> None:
+        super().forget()
         self.call: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # of the attention module
         self.found: dict[str, Any] = {}  # of the whole call
 
