@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import importlib
 import math
-import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -56,6 +55,8 @@ REFUSED = {
 
 WEIGHED = ("sdpa", "eager")
 """Attention implementations that take a mask to be added to the scores."""
+
+_MARK = "mmg_bench_call"  # attribute of what a vision tower returned: which call that was
 
 _USUAL_LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 
@@ -286,32 +287,28 @@ class Adapter(ABC):
         return []
 
 
-def _nothing() -> None:
-    """Stands in for a reference to nothing."""
-
-
 class Capture(ABC):
     """What was recorded of the vision tower's last call."""
 
-    returned: Callable[[], Any]
-    """What that call returned, as long as anybody else holds it; None where it was forgotten."""
+    mark: object
+    """Of what that call returned; None where there is nothing to be told by."""
 
     def note_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Forward hook of the tower."""
-        self.returned = weakref.ref(output) if isinstance(output, ModelOutput) else _nothing
+        """Forward hook of the tower. The model hands on what its tower returned, and completes that in place."""
+        if isinstance(output, ModelOutput):
+            self.mark = vars(output).setdefault(_MARK, object())
 
     def claim(self, encoded: Any) -> None:
         """Before a call that brings encoded videos, or pixels (None): forget what is not of these videos.
 
-        The model hands on what its tower returned, and completes that in place. `generate` encodes first, and brings
-        the same again at each step, if it has no cache.
+        `generate` encodes first, and brings the same again at each step, if it has no cache.
         """
-        if encoded is None or encoded is not self.returned():
+        if encoded is None or self.mark is None or getattr(encoded, _MARK, None) is not self.mark:
             self.forget()
 
     def forget(self) -> None:
         """Drop what was recorded."""
-        self.returned = _nothing
+        self.mark = None
 
     def fields(self, first: int, count: int) -> dict[str, Tensor]:
         """The optional fields of `VideoTokens` for frames `[first, first + count)` of the call; none, unless said."""
@@ -331,9 +328,15 @@ def unseen(needs: Collection[str]) -> RuntimeError:
     )
 
 
+def marked(made: Any, like: Any) -> Any:
+    """What was made of a vision tower's output, marked as of the same call."""
+    setattr(made, _MARK, getattr(like, _MARK, None))
+    return made
+
+
 def fresh(arguments: dict[str, Any]) -> dict[str, Any]:
     """A copy of encoded videos for one call of `generate`, which repeats them in place when it searches with beams."""
-    outputs = {name: copy.copy(output) for name, output in arguments["mm_encoder_outputs"].items()}
+    outputs = {name: marked(copy.copy(output), output) for name, output in arguments["mm_encoder_outputs"].items()}
     return {**arguments, "mm_encoder_outputs": outputs}
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmg_bench.models import siglip, tower
-from mmg_bench.models.adapter import Adapter, Capture, Layout, unseen
+from mmg_bench.models.adapter import Adapter, Capture, Layout, marked, unseen
 from mmg_bench.tokens import VideoTokens
 
 _FRAMES_AT_ONCE = 4  # bounds the memory of what is recomputed
@@ -73,7 +73,8 @@ class LlavaOnevision(Adapter):
         per_video = features.unflatten(1, (frames, -1))
         tokens = [captured.video(features, self.grid, v * frames) for v, features in enumerate(per_video)]
         # the features alone: some versions of transformers return the states of every layer of the tower as well
-        return tokens, {"mm_encoder_outputs": {"video": type(outputs)(pooler_output=outputs.pooler_output)}}
+        alone = marked(type(outputs)(pooler_output=outputs.pooler_output), outputs)
+        return tokens, {"mm_encoder_outputs": {"video": alone}}
 
     @contextmanager
     def capture(self, needs: Collection[str]) -> Iterator[Capture]:
