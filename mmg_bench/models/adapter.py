@@ -298,12 +298,14 @@ class Capture(ABC):
         if isinstance(output, ModelOutput):
             self.mark = vars(output).setdefault(_MARK, object())
 
-    def claim(self, encoded: Any) -> None:
+    def claim(self, encoded: Any, copied: bool) -> None:
         """Before a call that brings encoded videos, or pixels (None): forget what is not of these videos.
 
-        `generate` encodes first, and brings the same again at each step, if it has no cache.
+        `generate` encodes first, and brings the same again at each step, if it has no cache. `copied`: whether what it
+        brings may have been copied to another device, and so have lost its mark; it is then taken to be of this call.
         """
-        if encoded is None or self.mark is None or getattr(encoded, _MARK, None) is not self.mark:
+        mark = getattr(encoded, _MARK, None)
+        if encoded is None or (mark is not self.mark if mark is not None else not copied):
             self.forget()
 
     def forget(self) -> None:

@@ -197,6 +197,7 @@ class _Splice:
         self.counted = False  # and from the length of its cache, for want of a mask
         self.number = next(_NUMBERS)  # of this context
         self.within = False  # whether the call of the whole model is under way,
+        self.brought: Any = None  # the encoded videos that it came with,
         self.labelled = False  # whether it came with labels,
         self.drafted = False  # and whether it asks for logits of several tokens at the end, as for drafted ones
         self.prefilled: Prompt | None = None  # in the forward call under way
@@ -204,9 +205,11 @@ class _Splice:
     def note_purpose(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the whole model: labels have the prompt's length, logits that of what is left of it.
 
-        Assisted decoding lets drafted tokens follow on the prompt in the same call.
+        Assisted decoding lets drafted tokens follow on the prompt in the same call. Where layers are spread over
+        devices, what comes to the multimodal module is a copy.
         """
         self.within, self.labelled = True, kwargs.get("labels") is not None
+        self.brought = self.adapter.encoded(kwargs)
         wanted = kwargs.get("logits_to_keep", 0)
         self.drafted = isinstance(wanted, int) and wanted > 1
 
@@ -223,7 +226,8 @@ class _Splice:
             raise ValueError(
                 "a prompt with videos was passed as inputs_embeds: pass input_ids, which tell visual tokens"
             )
-        self.captured.claim(self.adapter.encoded(kwargs))
+        spread = hasattr(self.adapter.model, "hf_device_map")
+        self.captured.claim(self.brought if self.within else self.adapter.encoded(kwargs), copied=spread)
         # A GPU has done little yet that this has to wait for. From here on, all that is not in tensors is known.
         self.call = {**kwargs, "input_ids": ids.cpu()}
         if self.drafted and (self.inside.at or self.run.method.needs & QUESTION_FIELDS):
@@ -365,6 +369,7 @@ class _Splice:
     def conclude(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After the whole model, also one that failed: a GPU has all its work by now, and may be waited for."""
         self.within = self.labelled = self.drafted = False
+        self.brought = None
         self._read_faults()
 
     def _read_faults(self) -> None:
