@@ -56,7 +56,7 @@ REFUSED = {
 WEIGHED = ("sdpa", "eager")
 """Attention implementations that take a mask to be added to the scores."""
 
-_MARK = "mmg_bench_call"  # attribute of what a vision tower returned: which call that was
+_MARK = "mmg_bench_call"  # attribute of what a vision tower returned, and of a tensor in it: which call that was
 
 _USUAL_LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 
@@ -287,6 +287,11 @@ class Adapter(ABC):
         return []
 
 
+def _mark_of(output: Any) -> object:
+    """Which call of the tower this is of, or was copied from; None where that is not known."""
+    return getattr(output, _MARK, None) or getattr(getattr(output, "last_hidden_state", None), _MARK, None)
+
+
 class Capture(ABC):
     """What was recorded of the vision tower's last call."""
 
@@ -295,8 +300,10 @@ class Capture(ABC):
 
     def note_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Forward hook of the tower. The model hands on what its tower returned, and completes that in place."""
-        if isinstance(output, ModelOutput):
-            self.mark = vars(output).setdefault(_MARK, object())
+        self.mark = _mark_of(output) or object()
+        for part in (output, getattr(output, "last_hidden_state", None)):
+            if isinstance(part, ModelOutput | Tensor):
+                setattr(part, _MARK, self.mark)
 
     def claim(self, encoded: Any, copied: bool) -> None:
         """Before a call that brings encoded videos, or pixels (None): forget what is not of these videos.
@@ -304,7 +311,7 @@ class Capture(ABC):
         `generate` encodes first, and brings the same again at each step, if it has no cache. `copied`: whether what it
         brings may have been copied to another device, and so have lost its mark; it is then taken to be of this call.
         """
-        mark = getattr(encoded, _MARK, None)
+        mark = _mark_of(encoded)
         if encoded is None or (mark is not self.mark if mark is not None else not copied):
             self.forget()
 
@@ -332,7 +339,7 @@ def unseen(needs: Collection[str]) -> RuntimeError:
 
 def marked(made: Any, like: Any) -> Any:
     """What was made of a vision tower's output, marked as of the same call."""
-    setattr(made, _MARK, getattr(like, _MARK, None))
+    setattr(made, _MARK, _mark_of(like))
     return made
 
 

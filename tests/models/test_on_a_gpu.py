@@ -102,6 +102,24 @@ def test_layers_on_two_gpus_make_the_same_logits(family: tuple[str, Any, dict[st
             check(spread, inputs, expected)
 
 
+@pytest.mark.parametrize("name", ["llava_onevision", "video_llama_3", "internvl"])
+def test_ids_may_come_from_the_host(name: str) -> None:
+    """`generate` then copies all that goes with them, what the tower returned as well. (Qwen's own code fails there.)"""
+    torch.manual_seed(0)
+    model, processor = families.BUILDERS[name]()
+    inputs = families.prompts(name, processor, ["What colour is the star?"])
+    expected = logits(model, inputs, READS)
+    with mock_cuda():
+        model.to("cuda")
+        there = {key: value if key in text_of(inputs) else value.to("cuda") for key, value in inputs.items()}
+        with pruning(model, method_of(READS, retention_ratio=0.3)) as run:
+            made = model.generate(
+                **there, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
+            )
+        torch.testing.assert_close(made.logits[0].cpu(), expected[0], atol=2e-4, rtol=2e-3)
+        assert run.report[0].realised_tokens < run.report[0].total_tokens
+
+
 def dispatch(model: Any, start: int) -> None:
     """Put every other layer, from `start` on, the last norm and the vision tower on the second GPU."""
     accelerate = pytest.importorskip("accelerate")
