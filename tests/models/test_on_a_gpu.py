@@ -104,7 +104,7 @@ def test_layers_on_two_gpus_make_the_same_logits(family: tuple[str, Any, dict[st
 
 @pytest.mark.parametrize("name", ["llava_onevision", "video_llama_3", "internvl"])
 def test_ids_may_come_from_the_host(name: str) -> None:
-    """`generate` then copies all that goes with them, what the tower returned as well. (Qwen's own code fails there.)"""
+    """`generate` then copies all that goes with them, what the tower returned as well. (Stock Qwen fails at that.)"""
     torch.manual_seed(0)
     model, processor = families.BUILDERS[name]()
     inputs = families.prompts(name, processor, ["What colour is the star?"])
