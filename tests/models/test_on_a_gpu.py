@@ -102,15 +102,19 @@ def test_layers_on_two_gpus_make_the_same_logits(family: tuple[str, Any, dict[st
             check(spread, inputs, expected)
 
 
+@pytest.mark.parametrize("spread", [False, True])
 @pytest.mark.parametrize("name", ["llava_onevision", "video_llama_3", "internvl"])
-def test_ids_may_come_from_the_host(name: str) -> None:
+def test_ids_may_come_from_the_host(name: str, spread: bool) -> None:
     """`generate` then copies all that goes with them, what the tower returned as well. (Stock Qwen fails at that.)"""
     torch.manual_seed(0)
     model, processor = families.BUILDERS[name]()
     inputs = families.prompts(name, processor, ["What colour is the star?"])
     expected = logits(model, inputs, READS)
-    with mock_cuda():
-        model.to("cuda")
+    with mock_cuda(2):
+        if spread:
+            dispatch(model, 1)
+        else:
+            model.to("cuda")
         there = {key: value if key in text_of(inputs) else value.to("cuda") for key, value in inputs.items()}
         with pruning(model, method_of(READS, retention_ratio=0.3)) as run:
             made = model.generate(
