@@ -518,3 +518,31 @@ def prompts(
         padding=True,
     )
     return {key: value for key, value in made.items() if key not in ("video_metadata", "token_type_ids")}
+
+
+OF_TEXT = ("input_ids", "attention_mask", "mm_token_type_ids")
+
+
+def text_of(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What goes with videos that were encoded before."""
+    return {key: inputs[key] for key in OF_TEXT if key in inputs}
+
+
+def pixels_of(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What is encoded beforehand, and said of it."""
+    return {key: value for key, value in inputs.items() if key not in OF_TEXT}
+
+
+def videos_of(processor: Any, text: str, *shapes: tuple[int, int, int]) -> dict[str, Tensor]:
+    """What the stock processor makes of a prompt with random videos of so many frames, of such heights and widths."""
+    from transformers.video_utils import VideoMetadata
+
+    rng = np.random.default_rng(3)
+    content = [{"type": "video"}] * len(shapes) + [{"type": "text", "text": text}]
+    made = processor(
+        text=[processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)],
+        videos=[rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes],
+        video_metadata=[VideoMetadata(frames, 2.0, frames_indices=list(range(frames))) for frames, _, _ in shapes],
+        return_tensors="pt",
+    )
+    return {key: value for key, value in made.items() if key not in ("video_metadata", "token_type_ids")}

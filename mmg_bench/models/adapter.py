@@ -6,8 +6,8 @@ import copy
 import importlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -73,6 +73,8 @@ class Adapter(ABC):
 
     package: ClassVar[str | None] = None
     """What the family's processor needs beyond what is installed with mmg-bench."""
+    read: ClassVar[frozenset[str]] = frozenset()
+    """Optional fields of `VideoTokens` that are read from what the family's tower attends to (`tower.py`)."""
 
     def __init__(self, model: Any):
         self.model = model
@@ -80,7 +82,7 @@ class Adapter(ABC):
     @property
     def supplies(self) -> frozenset[str]:
         """Optional fields of `VideoTokens` that the adapter can fill for this model."""
-        return frozenset()
+        return self.read
 
     @property
     def from_siglip(self) -> frozenset[str]:
@@ -329,6 +331,16 @@ class Capture(ABC):
         return VideoTokens(features, grid, **{name: value.to(features.device) for name, value in given.items()})
 
 
+@contextmanager
+def hooked(captured: Capture, handles: Collection[Any]) -> Iterator[Capture]:
+    """What hooks record, which are removed at the end: these `handles`."""
+    try:
+        yield captured
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def unseen(needs: Collection[str]) -> RuntimeError:
     """The error for fields of `VideoTokens` of which the vision tower has told nothing."""
     return RuntimeError(
@@ -345,7 +357,7 @@ def marked(made: Any, like: Any) -> Any:
 
 def fresh(arguments: dict[str, Any]) -> dict[str, Any]:
     """A copy of encoded videos for one call of `generate`, which repeats them in place when it searches with beams."""
-    outputs = {name: marked(copy.copy(output), output) for name, output in arguments["mm_encoder_outputs"].items()}
+    outputs = {name: copy.copy(output) for name, output in arguments["mm_encoder_outputs"].items()}
     return {**arguments, "mm_encoder_outputs": outputs}
 
 

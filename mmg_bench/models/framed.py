@@ -9,14 +9,14 @@ a prompt introduces as the processor introduces frames count as frames.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from typing import Any, ClassVar
+from collections.abc import Collection
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmg_bench.models.adapter import Adapter, Capture, Layout
+from mmg_bench.models.adapter import Adapter, Capture, Layout, hooked
 from mmg_bench.models.tower import Attended, TowerCapture, of_frames
 from mmg_bench.tokens import VideoTokens
 
@@ -26,16 +26,10 @@ _DIGITS = 4  # by which the words before two frames may differ in length: frame 
 class Framed(Adapter):
     """Adapter of a model whose videos are frames."""
 
-    read: ClassVar[frozenset[str]] = frozenset()
-    """What the family supplies of what its tower attends to, in `last_attention`."""
     words = 0
     """Tokens between two frames, at least: fewer than the processor's words take, more than stand between images."""
     numbered = False
     """Whether those words count the frames, so that no two of them are the same in one video."""
-
-    @property
-    def supplies(self) -> frozenset[str]:
-        return self.read
 
     @property
     def multimodal(self) -> Any:
@@ -52,8 +46,8 @@ class Framed(Adapter):
 
     @property
     def last_attention(self) -> Any:
-        """The attention module of the tower's layer that features come from."""
-        raise NotImplementedError
+        """The attention module of the tower's layer that features come from; None where it is not read."""
+        return None
 
     @property
     @abstractmethod
@@ -120,16 +114,11 @@ class Framed(Adapter):
     def _encoded(self, videos: dict[str, Tensor]) -> tuple[Any, Any]:
         """The features of each video, `[T * N, D]` or `[T, N, D]`, and what the model's own encoder returned."""
 
-    @contextmanager
-    def capture(self, needs: Collection[str]) -> Iterator[Capture]:
+    def capture(self, needs: Collection[str]) -> AbstractContextManager[Capture]:
         captured = FrameCapture(self, self.supplies & set(needs))
         handles = [self.tower.register_forward_pre_hook(captured.note, with_kwargs=True)]
         handles += captured.handles(self.tower)
-        try:
-            yield captured
-        finally:
-            for handle in handles:
-                handle.remove()
+        return hooked(captured, handles)
 
 
 def _alike(before: list[int], words: list[int]) -> bool:
@@ -143,7 +132,7 @@ class FrameCapture(TowerCapture):
 
     def __init__(self, adapter: Framed, needs: frozenset[str]):
         self.side = adapter.side
-        super().__init__(adapter.last_attention if needs else None, needs)
+        super().__init__(adapter.last_attention, needs)
 
     def forget(self) -> None:
         super().forget()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmg_bench.models import siglip, tower
-from mmg_bench.models.adapter import Adapter, Capture, Layout, marked, unseen
+from mmg_bench.models.adapter import Adapter, Capture, Layout, hooked, marked, unseen
 from mmg_bench.tokens import VideoTokens
 
 _FRAMES_AT_ONCE = 4  # bounds the memory of what is recomputed
@@ -76,18 +76,13 @@ class LlavaOnevision(Adapter):
         alone = marked(type(outputs)(pooler_output=outputs.pooler_output), outputs)
         return tokens, {"mm_encoder_outputs": {"video": alone}}
 
-    @contextmanager
-    def capture(self, needs: Collection[str]) -> Iterator[Capture]:
+    def capture(self, needs: Collection[str]) -> AbstractContextManager[Capture]:
         captured = SiglipCapture(self, frozenset(needs))
         handles = [
             captured.layer.register_forward_hook(captured.note, with_kwargs=True),
             self.model.model.vision_tower.register_forward_hook(captured.note_output),
         ]
-        try:
-            yield captured
-        finally:
-            for handle in handles:
-                handle.remove()
+        return hooked(captured, handles)
 
     def pool(self, maps: Tensor) -> Tensor:
         """Pool per-patch values `[T, P, C]` to per-token values `[T, N, C]` as the model pools its features."""

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 from itertools import groupby
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmg_bench.models.adapter import FAMILIES, Adapter, Capture, Layout, UnsupportedModelError
+from mmg_bench.models.adapter import FAMILIES, Adapter, Capture, Layout, UnsupportedModelError, hooked
 from mmg_bench.models.kept import Kept
 from mmg_bench.models.tower import Attended, TowerCapture, of_frames, together, unknown
 from mmg_bench.tokens import VideoTokens
@@ -34,13 +34,6 @@ _OF_COLUMNS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
 
 class Scatter(Adapter):
     """Adapter of the models that the module's text describes."""
-
-    read: ClassVar[frozenset[str]] = frozenset()
-    """What the family supplies of what its tower attends to, in `last_attention`."""
-
-    @property
-    def supplies(self) -> frozenset[str]:
-        return self.read
 
     @property
     def tower(self) -> Any:
@@ -148,18 +141,13 @@ class Scatter(Adapter):
         others = {name: videos[name] for name in _SAID if name in videos}
         return tokens, {"mm_encoder_outputs": {"video": outputs}, **others}
 
-    @contextmanager
-    def capture(self, needs: Collection[str]) -> Iterator[Capture]:
+    def capture(self, needs: Collection[str]) -> AbstractContextManager[Capture]:
         captured = GridCapture(self, self.supplies & set(needs))
         handles = [self.tower.register_forward_pre_hook(captured.note_call, with_kwargs=True)]
         handles += captured.handles(self.tower)
         if (projector := getattr(self.multimodal, "multi_modal_projector", None)) is not None:
             handles.append(projector.register_forward_hook(captured.note_frames))
-        try:
-            yield captured
-        finally:
-            for handle in handles:
-                handle.remove()
+        return hooked(captured, handles)
 
 
 class GridCapture(TowerCapture):

@@ -67,11 +67,12 @@ def test_every_method_of_the_table_for_qwen_runs_on_one(tmp_path: Path) -> None:
     options = [f"++model.qwen2_5_vl_7b.{name}={value}" for name, value in model.items()]
     part = ["table=qwen2_5_vl", "profile=paper", "table.profiles.paper.benchmarks=[embedded]", "limit=1"]
     part += ["workers=1", "latency=false", "table.retention_ratios=[0.25]", f"output_dir={tmp_path}", *options]
-    assert evaluation.table(composed("table", part)) == 0
+    config = composed("table", part)
+    assert evaluation.table(config) == 0
     rows = read_rows(tmp_path / "paper" / "rows.csv")
     assert (rows.n_errors == 0).all()
     counts = rows[(rows.metric == "realised_tokens") | (rows.metric == "accuracy")]
-    listed = composed("table", part)["table"]["profiles"]["paper"]["methods"]
+    listed = config["table"]["profiles"]["paper"]["methods"]
     assert counts.method.nunique() == len(listed)
 
 

@@ -271,22 +271,14 @@ def test_two_videos_of_different_sizes(family: tuple[str, Any, Any]) -> None:
     if name in families.SIZES:
         pytest.skip("its frames are all of one size")
     sizes, merged = ((8, 24, 32), (4, 40, 24)), 1 if name == "video_llama_3" else 2  # frames, pixels a side
-    rng = np.random.default_rng(3)
-    content = [{"type": "video"}, {"type": "video"}, {"type": "text", "text": QUESTION}]
-    inputs = processor(
-        text=[processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)],
-        videos=[rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes],
-        video_metadata=[VideoMetadata(frames, 2.0, frames_indices=list(range(frames))) for frames, _, _ in sizes],
-        return_tensors="pt",
-    )
-    inputs = {key: value for key, value in inputs.items() if key != "token_type_ids"}
+    inputs = families.videos_of(processor, QUESTION, *sizes)
     layouts = [(frames // merged, height // 8, width // 8) for frames, height, width in sizes]
     method = get_method("mmg_vid", retention_ratio=0.3)
     with method(model) as run:
         expected = logits(model, inputs)
     assert [video.layout for video in run.report] == layouts
     adapter = adapter_for(model)
-    text = {key: inputs[key] for key in ("input_ids", "attention_mask", "mm_token_type_ids") if key in inputs}
+    text = families.text_of(inputs)
     tokens, encoded = adapter.encode(inputs, set())
     assert [(video.frames, *video.grid) for video in tokens] == layouts
     with pruning(model, method, encoded=tokens):
@@ -366,7 +358,7 @@ def test_encoding_once_and_beams_give_the_same(family: tuple[str, Any, Any], inp
         beams = GREEDY
     with method(model):
         expected = [logits(model, inputs), model.generate(**inputs, **beams)]
-    text = {k: inputs[k] for k in ("input_ids", "attention_mask", "mm_token_type_ids") if k in inputs}
+    text = families.text_of(inputs)
     tokens, encoded = adapter_for(model).encode(inputs, set())
     with pruning(model, method, encoded=tokens):
         torch.testing.assert_close(logits(model, {**text, **fresh(encoded)}), expected[0])
@@ -381,7 +373,7 @@ def test_videos_are_encoded_in_the_precision_of_the_model(
     (tokens,), encoded = adapter_for(model).encode(inputs, set())  # of pixels in float32, as processors make them
     assert tokens.features.dtype == torch.bfloat16
     assert not tokens.features.requires_grad
-    text = {k: inputs[k] for k in ("input_ids", "attention_mask", "mm_token_type_ids") if k in inputs}
+    text = families.text_of(inputs)
     wider = replace(tokens, features=tokens.features.float())  # as of a tower that was left in float32
     with pruning(model, get_method("random", retention_ratio=0.3), encoded=[wider]):
         assert logits(model, {**text, **fresh(encoded)}).isfinite().all()
@@ -391,7 +383,7 @@ def test_an_earlier_prompt_says_nothing_of_videos_encoded_beforehand(family: tup
     name, model, processor = family
     one, two = (families.prompts(name, processor, [QUESTION] * n) for n in (1, 2))
     _, encoded = adapter_for(model).encode(one, set())
-    said = {k: one[k] for k in ("input_ids", "attention_mask", "mm_token_type_ids") if k in one}
+    said = families.text_of(one)
 
     def answer() -> Any:
         try:
@@ -417,7 +409,7 @@ def test_videos_encoded_in_the_context_are_reported_as_they_are(family: tuple[st
     with get_method("random", retention_ratio=0.3)(model) as run:
         for inputs, videos in ((one, 1), (two, 2), (one, 1)):
             _, encoded = adapter.encode(inputs, set())
-            text = {k: inputs[k] for k in ("input_ids", "attention_mask", "mm_token_type_ids") if k in inputs}
+            text = families.text_of(inputs)
             model.generate(**text, **fresh(encoded), **GREEDY, **beams)
             assert len(run.report) == videos
 
@@ -457,7 +449,7 @@ def test_a_video_is_reported_once(family: tuple[str, Any, Any], method: str) -> 
     words = {"suppress_tokens": adapter_for(model).placeholder_ids}  # of an answer, stock code seeks their features
     pruner = get_method(method, retention_ratio=0.3)
     tokens, encoded = adapter_for(model).encode(one, set())
-    text = {k: one[k] for k in ("input_ids", "attention_mask", "mm_token_type_ids") if k in one}
+    text = families.text_of(one)
     with pruner(model) as run:
         logits(model, both)
     once, stages = [replace(video, elapsed=None) for video in run.report], run.stages

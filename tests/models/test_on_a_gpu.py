@@ -59,18 +59,13 @@ def logits(model: Any, inputs: dict[str, Any], label: str, encoded: Sequence[Vid
     return torch.stack(made.logits).cpu()
 
 
-def text_of(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What goes with videos that were encoded before."""
-    return {key: inputs[key] for key in ("input_ids", "attention_mask", "mm_token_type_ids") if key in inputs}
-
-
 def check(model: Any, inputs: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     """Whether, method by method, the same logits come out on the GPU; of the last, of videos encoded before, too."""
     sent = {key: value.to("cuda") for key, value in inputs.items()}
     made = [(label, logits(model, sent, label)) for label in expected]
     last, _ = made[-1]
     tokens, encoded = adapter_for(model).encode(sent, method_of(last, 0.3).needs)
-    made.append((last, logits(model, {**text_of(sent), **fresh(encoded)}, last, tokens)))
+    made.append((last, logits(model, {**families.text_of(sent), **fresh(encoded)}, last, tokens)))
     for label, there in made:
         torch.testing.assert_close(
             there, expected[label], atol=2e-4, rtol=2e-3, msg=lambda says, at=label: f"{at}: {says}"
@@ -115,7 +110,7 @@ def test_ids_may_come_from_the_host(name: str, spread: bool) -> None:
             dispatch(model, 1)
         else:
             model.to("cuda")
-        there = {key: value if key in text_of(inputs) else value.to("cuda") for key, value in inputs.items()}
+        there = {key: value if key in families.text_of(inputs) else value.to("cuda") for key, value in inputs.items()}
         with pruning(model, method_of(READS, retention_ratio=0.3)) as run:
             made = model.generate(
                 **there, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
@@ -165,7 +160,7 @@ def test_pruning_gives_a_gpu_little_to_do_and_lets_it_go_on(name: str) -> None:
 
         def prefill() -> tuple[int, list[str]]:
             before, waited = gpu.kernels, len(gpu.waits)
-            model(**text_of(sent), **fresh(encoded), use_cache=True, logits_to_keep=1)
+            model(**families.text_of(sent), **fresh(encoded), use_cache=True, logits_to_keep=1)
             return gpu.kernels - before, [wait for wait in gpu.waits[waited:] if not wait.startswith("modeling_")]
 
         def beyond(label: str, positions: Positions) -> tuple[int, list[str]]:

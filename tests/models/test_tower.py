@@ -8,11 +8,9 @@ import sys
 import weakref
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers.video_utils import VideoMetadata
 
 import families
 from mmg_bench.methods.registry import get_method
@@ -22,7 +20,7 @@ from mmg_bench.models.hooks import pruning
 from mmg_bench.tokens import VideoTokens
 
 READ = [name for name in families.BUILDERS if name not in ("llava_onevision", "smolvlm", "exaone4_5")]
-TEXT = ("input_ids", "attention_mask", "mm_token_type_ids")
+QUESTION = "star ?"
 
 
 @pytest.fixture(scope="module", params=READ)
@@ -34,21 +32,6 @@ def family(request: pytest.FixtureRequest) -> tuple[str, Any, Any]:
             if any(part in name for part in ("qkv", "q_proj", "k_proj")):
                 parameter.mul_(20)
     return request.param, model, processor
-
-
-def videos(name: str, processor: Any, *shapes: tuple[int, int, int]) -> dict[str, Tensor]:
-    """What the processor makes of a prompt with videos of so many frames, and of such heights and widths."""
-    rng = np.random.default_rng(5)
-    frames = [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
-    times = [VideoMetadata(len(clip), 2.0, frames_indices=list(range(len(clip)))) for clip in frames]
-    turn = {"role": "user", "content": [{"type": "video"}] * len(frames) + [{"type": "text", "text": "star ?"}]}
-    made = processor(
-        text=[processor.apply_chat_template([turn], add_generation_prompt=True)],
-        videos=frames,
-        video_metadata=times,
-        return_tensors="pt",
-    )
-    return {key: value for key, value in made.items() if isinstance(value, Tensor) and key != "token_type_ids"}
 
 
 def shapes_for(name: str) -> list[tuple[int, int, int]]:
@@ -132,12 +115,12 @@ class Eager:
 
 def encoded(model: Any, inputs: dict[str, Tensor]) -> list[VideoTokens]:
     adapter = adapter_for(model)
-    return adapter.encode({k: v for k, v in inputs.items() if k not in TEXT}, adapter.supplies)[0]
+    return adapter.encode(families.pixels_of(inputs), adapter.supplies)[0]
 
 
 def test_attention_and_keys_are_the_towers_own(family: tuple[str, Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     name, model, processor = family
-    inputs = videos(name, processor, *shapes_for(name))
+    inputs = families.videos_of(processor, QUESTION, *shapes_for(name))
     ours = encoded(model, inputs)
     expected = Eager(model, monkeypatch).tokens(name, inputs)
     assert tower.FIELDS <= adapter_for(model).supplies <= tower.GRID_FIELDS
@@ -147,7 +130,7 @@ def test_attention_and_keys_are_the_towers_own(family: tuple[str, Any, Any], mon
             wanted = expected[:, columns].view_as(values)
             torch.testing.assert_close(values, wanted, atol=1e-5, rtol=1e-4)
             assert values.std(0).mean() > 0.05 * values.abs().mean(), "too flat to tell one token from another"
-    plain = adapter_for(model).encode({k: v for k, v in inputs.items() if k not in TEXT}, set())[0]
+    plain = adapter_for(model).encode(families.pixels_of(inputs), set())[0]
     for tokens, stock in zip(ours, plain, strict=True):
         assert torch.equal(tokens.features, stock.features)
 
@@ -155,7 +138,7 @@ def test_attention_and_keys_are_the_towers_own(family: tuple[str, Any, Any], mon
 def test_each_video_of_a_prompt_has_its_own(family: tuple[str, Any, Any]) -> None:
     """Also of those that the tower encodes while the model is called."""
     name, model, processor = family
-    inputs = videos(name, processor, *shapes_for(name))
+    inputs = families.videos_of(processor, QUESTION, *shapes_for(name))
     method = get_method("visionzip", retention_ratio=0.4)
     with pruning(model, method) as run, torch.no_grad():
         model(**inputs)
@@ -167,9 +150,9 @@ def test_each_video_of_a_prompt_has_its_own(family: tuple[str, Any, Any]) -> Non
 
 def test_attention_is_asked_for_of_this_call_alone(family: tuple[str, Any, Any]) -> None:
     name, model, processor = family
-    inputs = videos(name, processor, shapes_for(name)[0])
-    pixels = {k: v for k, v in inputs.items() if k not in TEXT}
-    text = {k: inputs[k] for k in TEXT if k in inputs}
+    inputs = families.videos_of(processor, QUESTION, shapes_for(name)[0])
+    pixels = families.pixels_of(inputs)
+    text = families.text_of(inputs)
     _, arguments = adapter_for(model).encode(pixels, set())
     with pruning(model, get_method("visionzip")) as run, torch.no_grad():
         model(**inputs)
@@ -185,9 +168,9 @@ def test_attention_is_never_of_what_the_tower_saw_last(family: tuple[str, Any, A
     name, model, processor = family
     if between == "an image" and name in (*families.FRAMED, *families.SIZES):
         pytest.skip("has frames of one size, or images alone")
-    inputs = videos(name, processor, (2, 32, 32) if between == "an image" else shapes_for(name)[0])
-    pixels = {k: v for k, v in inputs.items() if k not in TEXT}
-    text = {k: inputs[k] for k in TEXT if k in inputs}
+    inputs = families.videos_of(processor, QUESTION, (2, 32, 32) if between == "an image" else shapes_for(name)[0])
+    pixels = families.pixels_of(inputs)
+    text = families.text_of(inputs)
     _, arguments = adapter_for(model).encode(pixels, set())
     method = get_method("visionzip", retention_ratio=0.4)
     with pruning(model, method) as run, torch.no_grad():
@@ -218,7 +201,7 @@ def test_attention_is_never_of_what_the_tower_saw_last(family: tuple[str, Any, A
 
 def test_what_the_layer_was_called_with_is_let_go(family: tuple[str, Any, Any]) -> None:
     name, model, processor = family
-    inputs = videos(name, processor, shapes_for(name)[0])
+    inputs = families.videos_of(processor, QUESTION, shapes_for(name)[0])
     adapter: Any = adapter_for(model)
     with adapter.capture({"attention"}) as captured, torch.no_grad():
         model(**inputs)
@@ -249,7 +232,7 @@ def test_features_before_the_first_layer_are_refused() -> None:
 def test_windows_that_are_no_frames_are_refused() -> None:
     model, processor = families.BUILDERS["qwen2_5_vl"]()
     model.model.visual.fullatt_block_indexes = [0]
-    inputs = videos("qwen2_5_vl", processor, (4, 24, 48))
+    inputs = families.videos_of(processor, QUESTION, (4, 24, 48))
     says = r"attends within sequences of \[8, 16\] patches, and frames have \[18\] tokens: what each of them receives"
     with pytest.raises(UnsupportedModelError, match=says):
         encoded(model, inputs)
@@ -280,7 +263,7 @@ def test_the_attention_module_is_left_as_it_was(family: tuple[str, Any, Any]) ->
     name, model, processor = family
     attention = adapter_for(model).last_attention  # type: ignore[attr-defined]
     before, implementation = set(vars(attention)), attention.config._attn_implementation
-    encoded(model, videos(name, processor, shapes_for(name)[0]))
+    encoded(model, families.videos_of(processor, QUESTION, shapes_for(name)[0]))
     assert set(vars(attention)) == before
     assert attention.config._attn_implementation == implementation == "sdpa"
     assert not attention._forward_pre_hooks
