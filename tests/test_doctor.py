@@ -100,7 +100,12 @@ def test_a_method_that_wants_a_checkpoint_which_the_model_has_not(capsys: pytest
     assert doctor(config) == 0
     config = cfg.composed("run", ["model=smolvlm2_2_2b", "model.device=cpu", "method=fastvid"])
     doctor(config)
-    assert "(they supply nothing)\n      -> choose another method or model\n" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert (
+        "(they supply attention, keys)\n      -> take its stand-in, fastvid with frame_source=mean and salience="
+        in said
+    )
+    assert ", or choose another method or model\n" in said
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ FAMILIES = {
     "llava_video": "mmg_bench.models.llava_video:LlavaVideo",
     "qwen2_vl": "mmg_bench.models.qwen2_5_vl:Qwen25VL",
     "qwen2_5_vl": "mmg_bench.models.qwen2_5_vl:Qwen25VL",
+    "exaone4_5": "mmg_bench.models.qwen2_5_vl:Qwen25VL",
     "qwen3_vl": "mmg_bench.models.qwen3_vl:Qwen3VL",
     "cosmos3_omni": "mmg_bench.models.qwen3_vl:Qwen3VL",
     "qwen3_vl_moe": "mmg_bench.models.qwen3_vl:Qwen3VL",
@@ -276,7 +277,8 @@ class Adapter(ABC):
                 "inside the language model, whose layers must attend to all that is before them: "
                 f"this one has {', '.join(sorted(kinds))}"
             )
-        if type_of(self.model) not in FAMILIES:  # a wrong guess of how its layers attend would show nowhere
+        # a wrong guess of how its layers attend would show nowhere; those of EXAONE-4.5 have no norm before
+        if type_of(self.model) not in FAMILIES or not hasattr(self.layers[0], "input_layernorm"):
             return (
                 f"inside the language model, and how layers of models of type {self.model.config.model_type!r} compute "
                 "attention is not known here: that needs an entry in FAMILIES (mmg_bench/models/adapter.py) and its "

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmg_bench.models.adapter import Adapter, Capture, Layout, hooked
+from mmg_bench.models.adapter import Adapter, Capture, Layout, UnsupportedModelError, hooked
 from mmg_bench.models.tower import Attended, TowerCapture, of_frames
 from mmg_bench.tokens import VideoTokens
 
@@ -45,9 +45,9 @@ class Framed(Adapter):
         """The vision tower, which is called with `pixel_values` `[frames, 3, height, width]`."""
 
     @property
+    @abstractmethod
     def last_attention(self) -> Any:
-        """The attention module of the tower's layer that features come from; None where it is not read."""
-        return None
+        """The attention module of the tower's layer that features come from."""
 
     @property
     @abstractmethod
@@ -137,12 +137,20 @@ class FrameCapture(TowerCapture):
     def forget(self) -> None:
         super().forget()
         self.frames = 0
+        self.seen: Tensor | None = None  # bool `[frames, height, width]`: patches that are no padding
 
     def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the tower."""
         self.forget()
         self.frames = len(args[0] if args else kwargs["pixel_values"])
+        self.seen = kwargs.get("patch_attention_mask")
 
     def of_call(self, parts: list[Attended]) -> dict[str, Any]:
         (frames,) = parts
+        if self.seen is not None and not self.seen.all():
+            raise UnsupportedModelError(
+                "the vision tower was told that some patches are padding: what these receive is not known; give frames "
+                "as the model's own video processor makes them, or choose a method that does not ask for it, such as "
+                "mmg_vid"
+            )
         return of_frames(frames, self.side)

@@ -2,7 +2,7 @@
 
 T of its videos counts temporal patches (two frames each). Kept tokens keep their three position ids; `contiguous`
 closes numbers that no token is left with on any axis (`kept.py`). The tower of Qwen2.5-VL lays its patches out window
-by window, and puts the tokens in order only when they leave it.
+by window, and puts the tokens in order only when they leave it. EXAONE-4.5 has such a tower, and one number a token.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mmg_bench.models.tower import GRID_FIELDS
 
 
 class Qwen25VL(Scatter):
-    """Adapter of `Qwen2VLForConditionalGeneration` and `Qwen2_5_VLForConditionalGeneration`."""
+    """Adapter of `Qwen2VLForConditionalGeneration`, `Qwen2_5_VL...` and `Exaone4_5_ForConditionalGeneration`."""
 
     read = GRID_FIELDS
 

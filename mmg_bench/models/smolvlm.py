@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from mmg_bench.models.framed import Framed
+from mmg_bench.models.tower import FIELDS
 
 
 class SmolVLM(Framed):
@@ -14,6 +15,7 @@ class SmolVLM(Framed):
 
     package = "num2words"
     words = 7  # `<fake_token_around_image> Frame from 00 : 01 : <fake_token_around_image> <global-img>`, and then some
+    read = FIELDS
 
     @property
     def timed(self) -> bool:
@@ -26,6 +28,10 @@ class SmolVLM(Framed):
     @property
     def tower(self) -> Any:
         return self.model.model.vision_model
+
+    @property
+    def last_attention(self) -> Any:
+        return self.tower.encoder.layers[-1].self_attn
 
     @property
     def side(self) -> int:

@@ -19,7 +19,7 @@ from mmg_bench.models.adapter import UnsupportedModelError, adapter_for
 from mmg_bench.models.hooks import pruning
 from mmg_bench.tokens import VideoTokens
 
-READ = [name for name in families.BUILDERS if name not in ("llava_onevision", "smolvlm", "exaone4_5")]
+READ = [name for name in families.BUILDERS if name != "llava_onevision"]
 QUESTION = "star ?"
 
 
@@ -71,7 +71,7 @@ class Eager:
         Attention, that of the mean query, and keys.
         """
         merged: list[Any] = []
-        if name.startswith(("qwen", "glm")):  # the merger's outputs are put in order behind it
+        if name.startswith(("qwen", "glm", "exaone")):  # the merger's outputs are put in order behind it
 
             def replaced(module: Any, args: Any, output: Tensor) -> Tensor:
                 merged.append(self.each().unflatten(0, (len(output), -1)).mean(1))
@@ -89,9 +89,12 @@ class Eager:
         frames = each.unflatten(0, (len(self.weights[0]), -1))  # [F, P, 2 + width]
         if name == "llava_next_video":
             return self.model.model.vision_resampler(frames).flatten(0, 1)
-        side = int(frames.shape[1] ** 0.5)
-        shuffled = self.model.model.pixel_shuffle(frames.unflatten(1, (side, side)).contiguous())
-        return shuffled.unflatten(-1, (4, -1)).mean(-2).flatten(0, 2)
+        if name == "smolvlm":
+            shuffled = self.model.model.connector.pixel_shuffle(frames)
+        else:
+            side = int(frames.shape[1] ** 0.5)
+            shuffled = self.model.model.pixel_shuffle(frames.unflatten(1, (side, side)).contiguous()).flatten(1, 2)
+        return shuffled.unflatten(-1, (4, -1)).mean(-2).flatten(0, 1)
 
     def encode(self, inputs: dict[str, Tensor]) -> Any:
         if "pixel_values_videos" not in inputs:
@@ -218,7 +221,7 @@ def test_a_tower_whose_last_layer_attends_within_windows_is_not_read() -> None:
     model, _ = families.BUILDERS["qwen2_5_vl"]()
     assert adapter_for(model).supplies == tower.GRID_FIELDS
     model.config.vision_config.fullatt_block_indexes = [0]
-    with pytest.raises(UnsupportedModelError, match="do not supply attention, keys"):
+    with pytest.raises(UnsupportedModelError, match=r"attention, keys \(they supply nothing\): choose another"):
         adapter_for(model).check({"attention", "keys"}, "visionzip")
 
 
@@ -235,6 +238,15 @@ def test_windows_that_are_no_frames_are_refused() -> None:
     inputs = families.videos_of(processor, QUESTION, (4, 24, 48))
     says = r"attends within sequences of \[8, 16\] patches, and frames have \[18\] tokens: what each of them receives"
     with pytest.raises(UnsupportedModelError, match=says):
+        encoded(model, inputs)
+
+
+def test_frames_with_padding_are_refused() -> None:
+    model, processor = families.BUILDERS["smolvlm"]()
+    inputs = families.videos_of(processor, QUESTION, (4, 32, 32))
+    inputs["pixel_attention_mask"][:, -1, :, 16:] = 0
+    assert len(adapter_for(model).encode(families.pixels_of(inputs), set())[0]) == 1
+    with pytest.raises(UnsupportedModelError, match="some patches are padding: what these receive is not known"):
         encoded(model, inputs)
 
 

@@ -275,7 +275,7 @@ def test_what_cannot_run_here_is_named(home: Path, monkeypatch: pytest.MonkeyPat
         ("llava_onevision_7b", {"weights": "random"}, []),  # its configuration names a SigLIP checkpoint
         ("llava_onevision_7b", {"weights": "random", "siglip": None}, ["fastvid"]),
         ("qwen2_5_vl_7b", {}, ["fastvid"]),  # its type is known before it is downloaded
-        ("smolvlm2_2_2b", {}, ["visionzip", "fastvid"]),
+        ("smolvlm2_2_2b", {}, ["fastvid"]),
         ("qwen3_vl_8b", {"path": "nobody/other"}, []),  # its configuration is not at hand
     ],
 )
