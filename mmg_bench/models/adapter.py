@@ -152,6 +152,13 @@ class Adapter(ABC):
         """Position ids `[..., B, 1]` of the last of the columns in `mask` `[B, S]`, one that was decoded."""
         return mask.sum(-1, keepdim=True) - 1
 
+    def column(self, ids: Tensor) -> int | None:
+        """Which column of the whole prompt the first of position ids `[..., B, S]` stands for; None if they do not say.
+
+        On a GPU it waits for them.
+        """
+        return int(ids[0, 0]) if ids.dim() == 2 else None
+
     @property
     def interleaved(self) -> bool:
         """Whether rotary embeddings turn each number of a head with its neighbour, and not half with half."""

@@ -193,6 +193,7 @@ class _Splice:
         self.faults: list[Faults] = []  # what is still to be looked over of this call
         self.pruned: dict[int, _Outcome] = {}  # of `encoded`, for methods that ignore the question
         self.call: dict[str, Any] | None = None  # arguments of a call with videos, its `input_ids` on the host
+        self.ids: Tensor | None = None  # `[B, S]` of the call under way, if it has any
         self.unnumbered = False  # whether the model itself makes the position ids,
         self.counted = False  # and from the length of its cache, for want of a mask
         self.number = next(_NUMBERS)  # of this context
@@ -219,7 +220,7 @@ class _Splice:
         mask = kwargs.get("attention_mask")
         self.unnumbered = kwargs.get("position_ids") is None
         self.counted = self.unnumbered and mask is None
-        ids = args[0] if args else kwargs.get("input_ids")
+        self.ids = ids = args[0] if args else kwargs.get("input_ids")
         if not self.adapter.holds_videos(kwargs):
             return
         if ids is None:
@@ -272,7 +273,7 @@ class _Splice:
                 "text behind the video"
             )
         if kept is not None or self.inside.needed:
-            self.prefilled = Prompt(self.number, kept, spans, rows=len(embeds))
+            self.prefilled = Prompt(self.number, kept, spans, rows=len(embeds), said=self.ids)
         return self.prefilled, embeds
 
     def _resume(self, cache: Any, past: int, embeds: Tensor) -> Prompt | None:
@@ -316,8 +317,11 @@ class _Splice:
         batch, width = kwargs["inputs_embeds"].shape[:2]
         removed = prompt.kept.removed if prompt.kept is not None and past else 0
         behind = past + removed  # columns before this call, had none been removed
-        if past and not self._follows(behind, width, mask, ids):
-            raise ValueError(f"text came again that the cache of a pruned prompt holds: {_WHOLE}")
+        if past:
+            again = removed if self._repeats(prompt, past, behind, width, mask, ids) else 0
+            embeds, width, removed = embeds[:, again:], width - again, removed - again
+            ids = None if ids is None else ids[..., again:]
+            prompt.hear(None if self.ids is None else self.ids[:, again:], behind)
         if mask is None:  # without one, transformers takes a jump in position ids for a border between sequences
             mask = torch.ones(batch, behind + width, dtype=torch.long, device=embeds.device)
         if ids is None:
@@ -336,17 +340,31 @@ class _Splice:
         self.inside.begin(prompt, mask, ids, additions, prefill=not past)
         return {**kwargs, "inputs_embeds": embeds, "attention_mask": mask, "position_ids": ids}
 
-    def _follows(self, behind: int, width: int, mask: Tensor | None, ids: Tensor | None) -> bool:
-        """Whether `width` columns are meant to follow on the `behind` of the whole prompt, not on those that are left.
+    def _repeats(
+        self, prompt: Prompt, past: int, behind: int, width: int, mask: Tensor | None, ids: Tensor | None
+    ) -> bool:
+        """Whether the first of `width` columns are in the cache already, whose `past` stand for `behind`.
 
-        `generate`, given a cache and all ids so far, feeds those behind the cache's length.
+        `generate`, given a cache and all ids so far, feeds those behind the cache's length: in a second turn, what the
+        cache is shorter by comes again. Raises ValueError where columns say that they follow elsewhere.
         """
+        first: int | None = None  # of the whole prompt's columns, if they say so
         if mask is not None:
-            return mask.shape[1] == behind + width
-        if ids is None or self.counted or width == 1 or ids.shape[:-2] == (3,):
-            # counted from the cache; of one token, which would cost a GPU a wait each; or without a count of the text
+            first = mask.shape[1] - width
+        elif ids is not None and not self.unnumbered and width > 1:
+            # not counted from the cache; nor of one token, which would cost a GPU a wait each
+            first = self.adapter.column(ids)
+        if first == behind:
+            return False
+        removed = behind - past
+        possible = first in (None, past) and width > removed > 0
+        if possible and self.ids is not None and prompt.holds(self.ids[:, :removed], past):
             return True
-        return int(ids[(0,) * ids.dim()]) == behind
+        if first is not None:
+            raise ValueError(
+                f"these tokens neither follow on what the cache of the pruned prompt holds nor repeat it: {_WHOLE}"
+            )
+        return False
 
     def remember(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After the language model: let a prefilled prompt go with its cache."""
@@ -360,7 +378,7 @@ class _Splice:
 
     def finish(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """After the multimodal module, also one that failed before it came to the language model."""
-        self.call = None
+        self.call = self.ids = None
         if any(kwargs.get(pixels) is not None for pixels in ("pixel_values", "pixel_values_videos")):
             self.captured.forget()  # the tower ran in this call
         if not self.within:

@@ -69,6 +69,18 @@ class Prompt:
     """Span -> what `select_keys` handed on."""
     rows: int = 1
     """How many prompts it is of."""
+    said: Tensor | None = None
+    """`[B, n]` ids of all that went in so far, also of what is not left of it; None where they are not known."""
+
+    def hear(self, ids: Tensor | None, before: int) -> None:
+        """Note the `ids` of a call, `[B, q]`, behind `before` columns."""
+        said, self.said = self.said, None
+        if ids is not None and said is not None and said.shape[1] >= before and len(said) in (1, len(ids)):
+            self.said = torch.cat([said[:, :before].expand(len(ids), -1), ids], dim=1)
+
+    def holds(self, ids: Tensor, start: int) -> bool:
+        """Whether `ids` `[B, q]` are those that went in as its columns from `start` on."""
+        return self.said is not None and torch.equal(self.said[:, start : start + ids.shape[1]], ids)
 
     def crop(self, past: int) -> None:
         """Cut off the end: `past` columns of what layer 0 saw are left, and later layers lose as many."""

@@ -104,7 +104,8 @@ class Kept:
 
     def later(self, ids: Tensor) -> Tensor:
         """Position ids `[..., B, q]` of a call behind the prompt, as they follow on those of `numbered`."""
-        return ids - self.shift[..., None]
+        shift = self.shift[-3:] if ids.shape[:-2] == (3,) else self.shift  # where the prompt's had the text's count
+        return ids - shift[..., None]
 
     def after(self, first: Self) -> Self:
         """This, of what `first` left, as one step from the whole prompt."""

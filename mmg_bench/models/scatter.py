@@ -88,6 +88,14 @@ class Scatter(Adapter):
         # (`generate` counts on from the last one, which is lower where a video is long)
         return counted if deltas is None else (counted + deltas).expand(3, -1, -1)
 
+    def column(self, ids: Tensor) -> int | None:
+        if ids.shape[:-2] == (4,):  # the first counts the text
+            return int(ids[0, 0, 0])
+        deltas = getattr(self.multimodal, "rope_deltas", None)
+        if ids.shape[:-2] == (1,) and deltas is not None:  # as `generate` counts on from a cache
+            return int(ids[0, 0, 0] - deltas[0, 0])
+        return super().column(ids)
+
     def additions(self, kwargs: dict[str, Any], kept: Kept | None) -> tuple[dict[str, Any], list[Tensor]]:
         if kwargs.get("deepstack_visual_embeds") is not None:  # of another layout, maybe, than those of Qwen3-VL
             raise UnsupportedModelError(

@@ -9,6 +9,7 @@ from typing import Any
 import equalities
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import families
@@ -28,7 +29,7 @@ def test_the_example_runs_as_it_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    answers, picture = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    answers, picture, second = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     names: dict[str, Any] = {}
     exec(answers, names)
     answer, report = capsys.readouterr().out.splitlines()
@@ -39,6 +40,10 @@ def test_the_example_runs_as_it_stands(
     assert len(set(kept)) == 196
     assert kept == sorted(kept)
     assert np.asarray(Image.open("kept.png")).mean() > 10
+    exec(second, names)
+    whole = {**names["inputs"], "input_ids": names["ids"], "attention_mask": torch.ones_like(names["ids"])}
+    with names["MMGVid"](retention_ratio=0.25)(names["model"]):
+        assert torch.equal(names["model"].generate(**whole, max_new_tokens=4), names["second"])
     # and the command below it, in the same folder
     ((command, shown),) = re.findall(r"```sh\n(mmg-bench show .*?)```\n\n```\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert given(command.replace("\\\n", " "), monkeypatch) == 0

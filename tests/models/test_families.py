@@ -27,7 +27,7 @@ from mmg_bench.models.adapter import FAMILIES, UnsupportedModelError, adapter_fo
 from mmg_bench.models.caches import CACHE
 from mmg_bench.models.checking import ModelError
 from mmg_bench.models.framed import FrameCapture
-from mmg_bench.models.hooks import pruning
+from mmg_bench.models.hooks import _PROMPT, pruning
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.places import places
 from mmg_bench.models.spec import ModelSpec
@@ -510,6 +510,69 @@ def test_decoding_by_hand_continues_at_the_right_position(
             for given in [bare] if getattr(model.model, "rope_deltas", None) is not None else [bare, inputs]:
                 for parts in (tokens.split(1, dim=1), (tokens,)):
                     torch.testing.assert_close(follow(given, *parts), expected, atol=2e-4, rtol=2e-3)
+
+
+def second_turn(inputs: dict[str, Tensor], first: Any) -> dict[str, Tensor]:
+    """All ids so far and five more, and their mask."""
+    ids = torch.cat([first.sequences, torch.tensor([[5, 6, 5, 7, 8]]).expand(len(first.sequences), -1)], dim=1)
+    mask = torch.ones_like(ids)
+    mask[:, : inputs["attention_mask"].shape[1]] = inputs["attention_mask"]
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("positions", get_args(Positions))
+@pytest.mark.parametrize("questions", [[QUESTION], [QUESTION, "How many times does it flash?"]])
+def test_a_second_turn_is_as_the_whole_conversation(
+    family: tuple[str, Any, Any], positions: Positions, questions: list[str]
+) -> None:
+    """`generate` is given the cache of the first one, and repeats of its text what the cache is shorter by."""
+    name, model, processor = family
+    inputs = families.prompts(name, processor, questions)
+    with get_method("random", retention_ratio=0.3)(model, positions=positions) as run:
+        first = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
+        turn, cache = second_turn(inputs, first), first.past_key_values
+        assert cache.get_seq_length() < inputs["input_ids"].shape[1]
+        told = list(run.report)
+        ours = logits(model, turn, past_key_values=cache)
+        assert run.report == told
+        third = torch.cat([turn["input_ids"], ours[:-1].argmax(-1).T], dim=1)
+        assert getattr(cache, _PROMPT).holds(third, 0)
+        whole = {**inputs, **turn}
+        if "mm_token_type_ids" in inputs:
+            whole["mm_token_type_ids"] = torch.zeros_like(turn["input_ids"])
+            whole["mm_token_type_ids"][:, : inputs["input_ids"].shape[1]] = inputs["mm_token_type_ids"]
+        expected = logits(model, whole)
+    torch.testing.assert_close(ours, expected, atol=2e-4, rtol=2e-3)
+
+
+@pytest.mark.parametrize("positions", get_args(Positions))
+@pytest.mark.parametrize("label", ["fastv", "framefusion", "dycoke", "chain(before=tome, inside=sparsevlm)"])
+def test_a_second_turn_behind_pruned_layers_is_as_its_tokens_alone(
+    family: tuple[str, Any, Any], inputs: dict[str, Tensor], label: str, positions: Positions
+) -> None:
+    _, model, _ = family
+    if sequential(model):
+        pytest.skip("no method prunes inside it")
+    with method_of(label, retention_ratio=0.3)(model, positions=positions), torch.no_grad():
+        first = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
+        turn, cache = second_turn(inputs, first), first.past_key_values
+        alone = turn["input_ids"][:, first.sequences.shape[1] - 1 :]
+        expected = model(input_ids=alone, past_key_values=copy.deepcopy(cache)).logits[:, -1]
+        ours = logits(model, turn, past_key_values=cache)
+    torch.testing.assert_close(ours[0], expected, atol=2e-4, rtol=2e-3)
+
+
+def test_other_text_than_the_cache_holds_is_refused(family: tuple[str, Any, Any], inputs: dict[str, Tensor]) -> None:
+    """Where it is told where it belongs; else it is taken to be new."""
+    name, model, _ = family
+    with get_method("random", retention_ratio=0.3)(model):
+        first = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
+        turn, cache = second_turn(inputs, first), first.past_key_values
+        turn["input_ids"][:, -7] += 1  # the last but one of the first turn
+        if name == "exaone4_5":
+            pytest.skip("nothing is told")
+        with pytest.raises(ValueError, match=r"neither follow on what the cache .* nor repeat it: pass the whole"):
+            logits(model, turn, past_key_values=cache)
 
 
 @pytest.fixture(scope="module")

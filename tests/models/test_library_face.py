@@ -161,18 +161,23 @@ def test_guidance_without_the_video_leaves_the_prompt_alone(own: tuple[Any, Any]
     assert guided[0, length:].tolist() == tokens
 
 
-def test_a_second_turn_on_a_pruned_cache_is_refused(own: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
-    """`generate` takes a cache to hold the first of all ids; a pruned one holds others."""
+def test_a_second_turn_on_a_pruned_cache(own: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
+    """`generate` takes a cache to hold the first of all ids; of a pruned one, some come again."""
     model, processor = own
     one = prompt_inputs(processor, TEXTS[:1], [[random_video(6, 1)]])
     for ratio in (0.3, 0.97):
         with get_method("random", retention_ratio=ratio)(model):
             first = model.generate(**one, **GREEDY, return_dict_in_generate=True)
             both = torch.cat([first.sequences, one["input_ids"][:, -4:]], dim=1)
-            with pytest.raises(ValueError, match=r"text came again .* pass the whole conversation at once"):
-                model.generate(input_ids=both, past_key_values=first.past_key_values, **GREEDY)
             with pytest.raises(ValueError, match="came with a filled cache: pass the whole conversation"):
                 model(**one, past_key_values=first.past_key_values)
+            other = both.clone()
+            other[:, -6] += 1  # the last that went in
+            with pytest.raises(ValueError, match=r"neither follow on .* nor repeat it: pass the whole conversation"):
+                model.generate(input_ids=other, past_key_values=copy.deepcopy(first.past_key_values), **GREEDY)
+            again = model.generate(input_ids=both, past_key_values=first.past_key_values, **GREEDY)
+            whole = {**one, "input_ids": both, "attention_mask": torch.ones_like(both)}
+            assert torch.equal(model.generate(**whole, **GREEDY), again)
     with Dense()(model):  # which takes nothing out
         first = model.generate(**one, **GREEDY, return_dict_in_generate=True)
         both = torch.cat([first.sequences, one["input_ids"][:, -4:]], dim=1)
@@ -206,7 +211,7 @@ def test_text_that_follows_may_hold_any_token(family: str) -> None:
         cache = model(**inputs, use_cache=True).past_key_values
         model(**step, past_key_values=cache)
         cache = model(**inputs, use_cache=True).past_key_values
-        with pytest.raises(ValueError, match="text came again"):
+        with pytest.raises(ValueError, match="neither follow on what the cache of the pruned prompt holds nor repeat"):
             model(**{**step, "position_ids": ids - 1}, past_key_values=cache)
 
 
