@@ -116,7 +116,15 @@ class Adapter(ABC):
         return self.language_model.layers
 
     def attention_module(self, layer: Any) -> Any:
-        """The attention of a decoder layer, with `q_proj`, `k_proj`, `head_dim` and `scaling`."""
+        """The attention of a decoder layer, with `q_proj`, `k_proj`, `head_dim` and `scaling`.
+
+        Raises UnsupportedModelError where it may be computed otherwise, by what the layer is made of.
+        """
+        if not hasattr(layer, "input_layernorm"):
+            raise UnsupportedModelError(
+                f"layers of {type(layer).__name__} have no norm before their attention, and how they compute it is not "
+                "known: choose a method that prunes before the language model, such as mmg_vid"
+            )
         return layer.self_attn
 
     def normalised(self, layer: Any, hidden: Tensor) -> Tensor:
@@ -284,8 +292,7 @@ class Adapter(ABC):
                 "inside the language model, whose layers must attend to all that is before them: "
                 f"this one has {', '.join(sorted(kinds))}"
             )
-        # a wrong guess of how its layers attend would show nowhere; those of EXAONE-4.5 have no norm before
-        if type_of(self.model) not in FAMILIES or not hasattr(self.layers[0], "input_layernorm"):
+        if type_of(self.model) not in FAMILIES:  # a wrong guess of how its layers attend would show nowhere
             return (
                 f"inside the language model, and how layers of models of type {self.model.config.model_type!r} compute "
                 "attention is not known here: that needs an entry in FAMILIES (mmg_bench/models/adapter.py) and its "

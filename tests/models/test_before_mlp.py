@@ -118,6 +118,17 @@ def test_other_layers_are_refused(text: PreTrainedConfig) -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+def test_layers_without_a_norm_before_their_attention_are_not_looked_at() -> None:
+    model, prompt = _model(Olmo2Config(**SIZES))
+    says = "layers of Olmo2DecoderLayer have no norm before their attention"
+    with pytest.raises(UnsupportedModelError, match=says), get_method("fastv")(model):
+        pass
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    with torch.no_grad(), get_method("mmg_vid", retention_ratio=0.5)(model) as run:
+        model(**prompt)
+    assert run.report[0].realised_tokens == 32
+
+
 def test_layers_without_rotary_embeddings_are_pruned_before_the_first() -> None:
     model, prompt = _model(BioGptConfig(**SIZES))
     with torch.no_grad(), get_method("random", retention_ratio=0.5)(model) as run:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 from transformers import CONFIG_MAPPING, AutoConfig, Glm46VConfig
 
-import families
-from mmg_bench.methods.registry import get_method
 from mmg_bench.models.adapter import REFUSED, UnsupportedModelError, adapter_for
 
 
@@ -30,13 +28,3 @@ def test_glm46v_with_a_language_model_of_another_kind() -> None:
     says = "models of type 'glm46v' are served with a language model of type .*, and not 'qwen2'"
     with pytest.raises(UnsupportedModelError, match=says):
         adapter_for(Bare(Glm46VConfig(text_config={"model_type": "qwen2"})))
-
-
-def test_layers_of_another_make_are_pruned_before_alone() -> None:
-    model, _ = families.exaone4_5()
-    model.config.text_config.layer_types = ["full_attention"] * families.LAYERS
-    adapter = adapter_for(model)
-    assert adapter.stages(get_method("mmg_vid")) == ((), None)
-    says = "fastv prunes inside .* layers of models of type 'exaone4_5' compute attention is not known here"
-    with pytest.raises(UnsupportedModelError, match=says):
-        adapter.stages(get_method("fastv"))
