@@ -119,6 +119,8 @@ class Chain(Method):
         name, options = read_label(label)
         if name == self.name:
             raise ValueError(f"chain.{which}={given!r}: a chain has two parts, neither of them a chain")
+        if name == "dense":
+            raise ValueError(f"chain.{which}={given!r}: dense prunes nothing; run the other part without a chain")
         own = {"retention_ratio": "inside_ratio" if which == "inside" else "retention_ratio", "positions": "positions"}
         for option in own.keys() & options.keys():
             raise ValueError(

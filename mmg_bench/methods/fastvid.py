@@ -291,7 +291,7 @@ def sums_of_joined(features: Tensor, joins: Tensor, of_host: Tensor, plan: Plan)
 
 @dataclass(frozen=True)
 class FastVID(Method):
-    """FastVID (Shen et al., 2025): dynamic density pruning.
+    """FastVID (Shen et al., NeurIPS 2025): dynamic density pruning.
 
     Idea: cut the video into segments of similar frames (DySeg); per frame keep the salient tokens by the attention of
     the vision tower's pooling probe (ATS); per segment let density-peak anchors absorb the remaining tokens (DTM).

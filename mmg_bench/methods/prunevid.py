@@ -199,7 +199,7 @@ def rank_in_groups(attention: Tensor, group: Tensor, alpha: float) -> Tensor:
 
 @dataclass(frozen=True)
 class PruneVid(Method):
-    """PruneVid (Huang et al., 2024): spatial-temporal token merging, then selection by the question.
+    """PruneVid (Huang et al., ACL 2025): spatial-temporal token merging, then selection by the question.
 
     Idea: cluster frames into windows; in a window average over time the positions that hardly change; cluster the
     static tokens of each window and the dynamic tokens of each frame, and replace clusters by their means. Behind a

@@ -120,6 +120,8 @@ def test_it_is_what_its_parts_are() -> None:
         ({"before": "mmg_vid(tua=1)"}, r"chain.before='mmg_vid\(tua=1\)': method 'mmg_vid' has no parameter tua"),
         ({"before": "mmg_vid(tau=2)"}, r"chain.before='mmg_vid\(tau=2\)': MMGVid.tau=2: it must be"),
         ({"inside": "chain"}, "chain.inside='chain': a chain has two parts, neither of them a chain"),
+        ({"before": "dense"}, "chain.before='dense': dense prunes nothing; run the other part without a chain"),
+        ({"inside": "dense"}, "chain.inside='dense': dense prunes nothing"),
         ({"inside": "fastv(retention_ratio=0.1)"}, "retention_ratio is no option of a part; .* its inside_ratio"),
         ({"before": "visionzip(positions=original)"}, "positions is no option of a part; give the chain its positions"),
         (
