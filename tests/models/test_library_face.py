@@ -550,6 +550,74 @@ def test_a_model_in_four_bits() -> None:
             assert run.stages or {v.realised_tokens for v in run.report} == {round(0.3 * 6 * 49)}
 
 
+class Wrapped(torch.nn.Module):
+    """As PEFT wraps a model: twice, and what is not found is looked for further inside."""
+
+    def __init__(self, whole: Any, twice: bool = True) -> None:
+        super().__init__()
+        self.inner = Wrapped(whole, twice=False) if twice else None
+        self.model = self.inner or whole
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.model, name)
+
+    def get_base_model(self) -> Any:
+        return self.model.model
+
+
+@pytest.mark.parametrize("wrap", [Wrapped, torch.compile, lambda model: Wrapped(torch.compile(model))])
+def test_what_wraps_a_model_is_looked_through(own: tuple[Any, Any], inputs: dict[str, Tensor], wrap: Any) -> None:
+    model, _ = own
+    method = get_method("fastv", retention_ratio=0.3)
+    with method(model) as run:
+        expected, reports = model.generate(**inputs, **GREEDY), told(run)
+    wrapped = wrap(model)
+    for opened, called in ((wrapped, wrapped), (wrapped, model), (model, wrapped)):
+        with method(opened) as run:
+            assert torch.equal(called.generate(**inputs, **GREEDY), expected)
+            assert told(run) == reports
+            with pytest.raises(RuntimeError, match="being pruned already"), method(model):
+                pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("random", "model"),
+        ("random", "multimodal"),
+        ("fastv", "language_model"),
+        ("fastv", "layers"),
+        ("framefusion", "layers"),
+    ],
+)
+def test_what_was_compiled_without_hooks_is_an_error(name: str, part: str) -> None:
+    """torch.compile does not look whether hooks were set since: nothing would be pruned, without a word."""
+    model, processor = families.qwen2_5_vl()
+    inputs = families.prompts("qwen2_5_vl", processor, TEXTS[:1])
+    method, adapter = get_method(name, retention_ratio=0.3), adapter_for(model)
+    refusal = pytest.raises(RuntimeError, match=rf"{name}: not all hooks ran, .* torch.compiler.reset\(\)")
+    with torch.no_grad(), method(model):
+        expected = model(**inputs).logits
+    compiled = getattr(adapter, part)
+    for module in compiled if part == "layers" else [compiled]:
+        module.compile(backend="eager")
+    try:
+        with torch.no_grad():
+            stock = model(**inputs).logits
+            with method(model), refusal:
+                model(**inputs)
+            torch.compiler.reset()
+            with method(model):
+                torch.testing.assert_close(model(**inputs).logits, expected)
+            torch.testing.assert_close(model(**inputs).logits, stock)
+    finally:
+        torch.compiler.reset()
+
+
 @pytest.mark.slow
 def test_a_compiled_language_model_is_pruned_alike(own: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
     """Hooks stay in force on layers whose forward is compiled."""
