@@ -198,7 +198,7 @@ class _Splice:
         self.unnumbered = False  # whether the model itself makes the position ids,
         self.counted = False  # and from the length of its cache, for want of a mask
         self.number = next(_NUMBERS)  # of this context
-        self.within = False  # whether the call of the whole model is under way,
+        self.within: int | None = None  # the thread in which the call of the whole model is under way,
         self.brought: Any = None  # the encoded videos that it came with,
         self.labelled = False  # whether it came with labels,
         self.drafted = False  # and whether it asks for logits of several tokens at the end, as for drafted ones
@@ -217,7 +217,10 @@ class _Splice:
         Assisted decoding lets drafted tokens follow on the prompt in the same call. Where layers are spread over
         devices, what comes to the multimodal module is a copy.
         """
-        self.within, self.labelled, self.reached = True, kwargs.get("labels") is not None, False
+        thread = threading.get_ident()
+        if self.within not in (None, thread):  # calls would take what is noted here for their own
+            raise RuntimeError("a model that is being pruned was called from two threads at once: let one wait")
+        self.within, self.labelled, self.reached = thread, kwargs.get("labels") is not None, False
         self.brought = self.adapter.encoded(kwargs)
         wanted = kwargs.get("logits_to_keep", 0)
         self.drafted = isinstance(wanted, int) and wanted > 1
@@ -236,7 +239,7 @@ class _Splice:
                 "a prompt with videos was passed as inputs_embeds: pass input_ids, which tell visual tokens"
             )
         spread = hasattr(self.adapter.model, "hf_device_map")
-        self.captured.claim(self.brought if self.within else self.adapter.encoded(kwargs), copied=spread)
+        self.captured.claim(self.brought if self.within is not None else self.adapter.encoded(kwargs), copied=spread)
         # A GPU has done little yet that this has to wait for. From here on, all that is not in tensors is known.
         self.call = {**kwargs, "input_ids": ids.cpu()}
         if self.drafted and (self.inside.at or self.run.method.needs & QUESTION_FIELDS):
@@ -372,13 +375,15 @@ class _Splice:
         self.call = None
         if any(kwargs.get(pixels) is not None for pixels in ("pixel_values", "pixel_values_videos")):
             self.captured.forget()  # the tower ran in this call
-        if not self.within:
+        if self.within is None:
             self._read_faults()
 
     def conclude(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """After the whole model, also one that failed: a GPU has all its work by now, and may be waited for."""
-        self.within = self.labelled = self.drafted = False
-        self.brought = None
+        if self.within != threading.get_ident():  # a call that was refused
+            return
+        self.within, self.brought = None, None
+        self.labelled = self.drafted = False
         self._read_faults()
         if output is not None and self.adapter.holds_videos(kwargs) and not (self.reached and self.inside.reached):
             raise unhooked(self.run.method)

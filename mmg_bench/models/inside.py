@@ -248,6 +248,12 @@ class Inside:
                 elif self.at.index(number) == len(self.prompt.stages):  # nothing was, in the layer before
                     raise unhooked(self.method)
             if self._prunes_at(number + 1):
+                twice = module.training and getattr(module, "gradient_checkpointing", False) and torch.is_grad_enabled()
+                if self.method.before_mlp and twice:
+                    raise ValueError(
+                        f"{self.method.name} prunes within layers, which gradient checkpointing runs once more when "
+                        "nothing is pruned: call model.gradient_checkpointing_disable()"
+                    )
                 self.entered = hidden.detach()
             if not self.prefill and number in self.at and (stage := self.at.index(number)) < len(self.prompt.stages):
                 self._advance(self.prompt.stages[stage], hidden, cache, number)

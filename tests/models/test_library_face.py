@@ -473,6 +473,29 @@ def test_two_models_in_two_threads_do_not_disturb_each_other(own: tuple[Any, Any
     assert found == [[expected[0]] * 5, [expected[1]] * 5]
 
 
+def test_one_model_in_two_threads_at_once_is_refused(own: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
+    model, _ = own
+    refused: list[str] = []
+
+    def call() -> None:
+        with pytest.raises(RuntimeError) as error:
+            model(**inputs)
+        refused.append(str(error.value))
+
+    def meanwhile(*args: Any) -> None:
+        other = threading.Thread(target=call)
+        other.start()
+        other.join()
+
+    with torch.no_grad(), get_method("fastv", retention_ratio=0.3)(model):
+        expected = model(**inputs).logits
+        handle = model.model.language_model.layers[1].register_forward_pre_hook(meanwhile)
+        found = [model(**inputs).logits for _ in range(2)]
+        handle.remove()
+    assert all(torch.equal(logits, expected) for logits in found)
+    assert refused == ["a model that is being pruned was called from two threads at once: let one wait"] * 2
+
+
 @pytest.mark.parametrize("name", ["random", "fastv"])
 def test_attention_kernels_get_no_position_ids(own: tuple[Any, Any], name: str) -> None:
     """Flash kernels take jumps in position ids for borders between packed sequences, whenever no mask is left."""
