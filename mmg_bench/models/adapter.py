@@ -405,7 +405,13 @@ def type_of(model: Any) -> str:
 
 
 def adapter_for(model: Any) -> Adapter:
-    """The adapter of `model`. Raises UnsupportedModelError, naming the supported families, when there is none."""
+    """The adapter of `model`, or of what it wraps: PEFT's models, compiled ones.
+
+    Raises UnsupportedModelError, naming the supported families, when there is none.
+    """
+    if hasattr(model, "get_base_model"):  # PEFT's own `model` is a wrapper, too
+        model = model.get_base_model()
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     kind = type_of(model)
     if kind in REFUSED:
         raise unserved(type(model).__name__, kind, REFUSED[kind])

@@ -6,7 +6,7 @@ the matching columns of the attention mask at every later step.
 
 The other four serve them. Before the whole model, it is noted whether labels or drafted tokens come with the prompt.
 After the language model, what later steps have to know of the prompt is put on its cache. After the multimodal module,
-the call is forgotten. After the whole model, it is read whether what the method left was sound.
+the call is forgotten. After the whole model, it is read whether what the method left was sound, and the hooks ran.
 
 Besides, hooks on the decoder layers (`inside.py`) do what has to be done there, and those on the vision tower
 (`Adapter.capture`) record what has to be known of its calls. The model's own code does everything else.
@@ -34,7 +34,7 @@ from mmg_bench.methods.base import Method, Positions, check_choice
 from mmg_bench.models import siglip
 from mmg_bench.models.adapter import Adapter, Capture, Layout, UnsupportedModelError, adapter_for
 from mmg_bench.models.caches import CACHE, cache_of
-from mmg_bench.models.inside import Inside, Prompt, Span
+from mmg_bench.models.inside import Inside, Prompt, Span, unhooked
 from mmg_bench.models.kept import Kept
 from mmg_bench.models.places import Place, Row, places, shifted
 from mmg_bench.tokens import QUESTION_FIELDS, PrunedTokens, VideoTokens
@@ -135,6 +135,7 @@ def _opened(
 ) -> Iterator[Run]:
     """What `pruning` does, once."""
     adapter = adapter_for(model)
+    model = adapter.model  # without a wrapper
     adapter.check(method.needs, method.name)
     try:
         multimodal, language_model = adapter.multimodal, adapter.language_model
@@ -161,7 +162,8 @@ def _opened(
         stack.callback(language_model.register_forward_hook(splice.remember).remove)
         finish = multimodal.register_forward_hook(splice.finish, with_kwargs=True, always_call=True)
         stack.callback(finish.remove)
-        stack.callback(model.register_forward_hook(splice.conclude, always_call=True).remove)
+        conclude = model.register_forward_hook(splice.conclude, with_kwargs=True, always_call=True)
+        stack.callback(conclude.remove)
         splice.inside.install(stack)
         yield run
 
@@ -197,11 +199,18 @@ class _Splice:
         self.unnumbered = False  # whether the model itself makes the position ids,
         self.counted = False  # and from the length of its cache, for want of a mask
         self.number = next(_NUMBERS)  # of this context
-        self.within = False  # whether the call of the whole model is under way,
+        self.within: int | None = None  # the thread in which the call of the whole model is under way,
         self.brought: Any = None  # the encoded videos that it came with,
         self.labelled = False  # whether it came with labels,
         self.drafted = False  # and whether it asks for logits of several tokens at the end, as for drafted ones
         self.prefilled: Prompt | None = None  # in the forward call under way
+        self.reached = False  # whether a call with videos came to the language model
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise RuntimeError(
+            f"a copy of a model inside a context of {self.run.method.name} would keep its hooks for good: leave the "
+            "context before you copy the model"
+        )
 
     def note_purpose(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the whole model: labels have the prompt's length, logits that of what is left of it.
@@ -209,7 +218,10 @@ class _Splice:
         Assisted decoding lets drafted tokens follow on the prompt in the same call. Where layers are spread over
         devices, what comes to the multimodal module is a copy.
         """
-        self.within, self.labelled = True, kwargs.get("labels") is not None
+        thread = threading.get_ident()
+        if self.within not in (None, thread):  # calls would take what is noted here for their own
+            raise RuntimeError("a model that is being pruned was called from two threads at once: let one wait")
+        self.within, self.labelled, self.reached = thread, kwargs.get("labels") is not None, False
         self.brought = self.adapter.encoded(kwargs)
         wanted = kwargs.get("logits_to_keep", 0)
         self.drafted = isinstance(wanted, int) and wanted > 1
@@ -228,7 +240,7 @@ class _Splice:
                 "a prompt with videos was passed as inputs_embeds: pass input_ids, which tell visual tokens"
             )
         spread = hasattr(self.adapter.model, "hf_device_map")
-        self.captured.claim(self.brought if self.within else self.adapter.encoded(kwargs), copied=spread)
+        self.captured.claim(self.brought if self.within is not None else self.adapter.encoded(kwargs), copied=spread)
         # A GPU has done little yet that this has to wait for. From here on, all that is not in tensors is known.
         self.call = {**kwargs, "input_ids": ids.cpu()}
         if self.drafted and (self.inside.at or self.run.method.needs & QUESTION_FIELDS):
@@ -248,7 +260,7 @@ class _Splice:
         embeds, cache = kwargs["inputs_embeds"], cache_of(kwargs)
         past = cache.get_seq_length() if cache is not None else 0
         prompt: Prompt | None = None
-        self.prefilled = None
+        self.prefilled, self.reached = None, self.call is not None
         if not past:
             _forget(cache)  # it was emptied to be used again
         if self.call is not None:
@@ -381,14 +393,18 @@ class _Splice:
         self.call = self.ids = None
         if any(kwargs.get(pixels) is not None for pixels in ("pixel_values", "pixel_values_videos")):
             self.captured.forget()  # the tower ran in this call
-        if not self.within:
+        if self.within is None:
             self._read_faults()
 
-    def conclude(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def conclude(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """After the whole model, also one that failed: a GPU has all its work by now, and may be waited for."""
-        self.within = self.labelled = self.drafted = False
-        self.brought = None
+        if self.within != threading.get_ident():  # a call that was refused
+            return
+        self.within, self.brought = None, None
+        self.labelled = self.drafted = False
         self._read_faults()
+        if output is not None and self.adapter.holds_videos(kwargs) and not (self.reached and self.inside.reached):
+            raise unhooked(self.run.method)
 
     def _read_faults(self) -> None:
         faults, self.faults = self.faults, []

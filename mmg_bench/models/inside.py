@@ -143,6 +143,14 @@ class Flow:
     weights: Tensor | None = None  # [B, columns seen] what is added to attention scores of each; None: nothing
 
 
+def unhooked(method: Method) -> RuntimeError:
+    """The error for a model that was called, and did not call its hooks."""
+    return RuntimeError(
+        f"{method.name}: not all hooks ran, as where torch.compile goes on with what it traced before they were set: "
+        "call torch.compiler.reset() before the context is opened"
+    )
+
+
 class Inside:
     """The hooks on the decoder layers, and what one prompt and its decoding share."""
 
@@ -168,6 +176,7 @@ class Inside:
         self.base: Flow | None = None  # of the forward call under way: before the first stage,
         self.flow: Flow | None = None  # and what is in force at the layer under way, once it differs from the base
         self.prefill = False
+        self.reached = False  # whether the forward call under way came to the layers, if it has anything to do there
         self.additions: list[Tensor] = []  # [B, K, D] to add behind each of the first layers at prefill
         self.inputs: dict[int, tuple[Tensor, Any]] = {}  # layer -> hidden states, rotary embeddings of its attention
         self.entered: Tensor | None = None  # `[B, S, D]` that the layer under way was called with, if it is looked at
@@ -193,12 +202,13 @@ class Inside:
         """A forward call of the language model begins."""
         self.prompt, self.additions, self.prefill = prompt, additions, prefill
         self.base, self.flow, self.residual, self.entered = Flow(mask, ids), None, None, None
+        self.reached = False
         self.inputs.clear()
 
     def stop(self) -> None:
         """The next forward call holds no pruned video."""
         self.base = self.flow = self.residual = self.entered = None
-        self.additions = []
+        self.additions, self.reached = [], True
         self.inputs.clear()
 
     def settle(self, prompt: Prompt, device: torch.device) -> None:
@@ -238,14 +248,24 @@ class Inside:
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if self.base is None:
                 return None
+            self.reached = True
             hidden, cache = args[0], cache_of(kwargs)
             if self.spread and (place := _device(module)):
                 hidden = hidden.to(place)
             if self.base.rotary is None:
                 self.base = replace(self.base, rotary=kwargs.get("position_embeddings"))
-            if self._prunes_at(number) and not self.method.before_mlp:
-                hidden = self._prune(number, hidden, cache)
+            if self._prunes_at(number):
+                if not self.method.before_mlp:
+                    hidden = self._prune(number, hidden, cache)
+                elif self.at.index(number) == len(self.prompt.stages):  # nothing was, in the layer before
+                    raise unhooked(self.method)
             if self._prunes_at(number + 1):
+                twice = module.training and getattr(module, "gradient_checkpointing", False) and torch.is_grad_enabled()
+                if self.method.before_mlp and twice:
+                    raise ValueError(
+                        f"{self.method.name} prunes within layers, which gradient checkpointing runs once more when "
+                        "nothing is pruned: call model.gradient_checkpointing_disable()"
+                    )
                 self.entered = hidden.detach()
             if not self.prefill and number in self.at and (stage := self.at.index(number)) < len(self.prompt.stages):
                 self._advance(self.prompt.stages[stage], hidden, cache, number)
@@ -438,6 +458,8 @@ class _Attend:
         if own:
             hidden, embeddings = adapter.normalised(layer, self.hidden), self.rotary
         else:
+            if self.number - 1 not in self.inside.inputs:
+                raise unhooked(self.inside.method)
             inputs, whole = self.inside.inputs[self.number - 1]
             hidden, embeddings = inputs[span.row], adapter.rows(whole, span.row)
         last, device = len(hidden) - 1, hidden.device  # of the layer that it is of

@@ -186,6 +186,26 @@ def test_attention_of_the_next_layer_is_not_known_there(
         deep[0](**inputs)
 
 
+def test_layers_that_are_run_again_for_gradients_are_refused(deep: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
+    """Their gradients would be those of layers in which nothing was pruned."""
+    model, _ = deep
+    model.train()
+    model.gradient_checkpointing_enable()
+    try:
+        with _fusion()(model) as run:
+            with pytest.raises(ValueError, match=r"prunes within layers, .*\.gradient_checkpointing_disable"):
+                model(**inputs)
+            with torch.no_grad():
+                model(**inputs)
+            assert run.stages
+        with get_method("fastv", retention_ratio=0.3)(model):
+            model(**inputs, use_cache=False).logits[:, -1].sum().backward()
+    finally:
+        model.gradient_checkpointing_disable()
+        model.zero_grad()
+        model.eval()
+
+
 def test_caches_below_are_not_pruned_from_there() -> None:
     with pytest.raises(TypeError, match="Both: before_mlp and prunes_caches do not go together"):
 

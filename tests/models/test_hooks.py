@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 from collections.abc import Callable, Iterator
@@ -552,6 +553,10 @@ def test_misuse_is_explained(tiny: tuple[Any, Any], inputs: dict[str, torch.Tens
     model, _ = tiny
     with MMGVid()(model), pytest.raises(RuntimeError, match="being pruned already"), MMGVid()(model):
         pass
+    with MMGVid()(model), pytest.raises(RuntimeError, match="leave the context before you copy the model"):
+        copy.deepcopy(model)
+    with MMGVid()(copy.deepcopy(model)) as run:
+        assert not run.report
     with pytest.raises(UnsupportedModelError, match="llava_onevision"), MMGVid()(torch.nn.Linear(2, 2)):
         pass
     says = "LlavaOnevisionModel is not a whole model .*: pass the ...ForConditionalGeneration that holds it"

@@ -478,6 +478,29 @@ def test_two_models_in_two_threads_do_not_disturb_each_other(own: tuple[Any, Any
     assert found == [[expected[0]] * 5, [expected[1]] * 5]
 
 
+def test_one_model_in_two_threads_at_once_is_refused(own: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
+    model, _ = own
+    refused: list[str] = []
+
+    def call() -> None:
+        with pytest.raises(RuntimeError) as error:
+            model(**inputs)
+        refused.append(str(error.value))
+
+    def meanwhile(*args: Any) -> None:
+        other = threading.Thread(target=call)
+        other.start()
+        other.join()
+
+    with torch.no_grad(), get_method("fastv", retention_ratio=0.3)(model):
+        expected = model(**inputs).logits
+        handle = model.model.language_model.layers[1].register_forward_pre_hook(meanwhile)
+        found = [model(**inputs).logits for _ in range(2)]
+        handle.remove()
+    assert all(torch.equal(logits, expected) for logits in found)
+    assert refused == ["a model that is being pruned was called from two threads at once: let one wait"] * 2
+
+
 @pytest.mark.parametrize("name", ["random", "fastv"])
 def test_attention_kernels_get_no_position_ids(own: tuple[Any, Any], name: str) -> None:
     """Flash kernels take jumps in position ids for borders between packed sequences, whenever no mask is left."""
@@ -553,6 +576,74 @@ def test_a_model_in_four_bits() -> None:
             assert (logits - exact).abs().max() < 0.05 * exact.abs().max()
             assert [v.stages for v in run.report] == [v.stages for v in expected.report]
             assert run.stages or {v.realised_tokens for v in run.report} == {round(0.3 * 6 * 49)}
+
+
+class Wrapped(torch.nn.Module):
+    """As PEFT wraps a model: twice, and what is not found is looked for further inside."""
+
+    def __init__(self, whole: Any, twice: bool = True) -> None:
+        super().__init__()
+        self.inner = Wrapped(whole, twice=False) if twice else None
+        self.model = self.inner or whole
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.model, name)
+
+    def get_base_model(self) -> Any:
+        return self.model.model
+
+
+@pytest.mark.parametrize("wrap", [Wrapped, torch.compile, lambda model: Wrapped(torch.compile(model))])
+def test_what_wraps_a_model_is_looked_through(own: tuple[Any, Any], inputs: dict[str, Tensor], wrap: Any) -> None:
+    model, _ = own
+    method = get_method("fastv", retention_ratio=0.3)
+    with method(model) as run:
+        expected, reports = model.generate(**inputs, **GREEDY), told(run)
+    wrapped = wrap(model)
+    for opened, called in ((wrapped, wrapped), (wrapped, model), (model, wrapped)):
+        with method(opened) as run:
+            assert torch.equal(called.generate(**inputs, **GREEDY), expected)
+            assert told(run) == reports
+            with pytest.raises(RuntimeError, match="being pruned already"), method(model):
+                pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("random", "model"),
+        ("random", "multimodal"),
+        ("fastv", "language_model"),
+        ("fastv", "layers"),
+        ("framefusion", "layers"),
+    ],
+)
+def test_what_was_compiled_without_hooks_is_an_error(name: str, part: str) -> None:
+    """torch.compile does not look whether hooks were set since: nothing would be pruned, without a word."""
+    model, processor = families.qwen2_5_vl()
+    inputs = families.prompts("qwen2_5_vl", processor, TEXTS[:1])
+    method, adapter = get_method(name, retention_ratio=0.3), adapter_for(model)
+    refusal = pytest.raises(RuntimeError, match=rf"{name}: not all hooks ran, .* torch.compiler.reset\(\)")
+    with torch.no_grad(), method(model):
+        expected = model(**inputs).logits
+    compiled = getattr(adapter, part)
+    for module in compiled if part == "layers" else [compiled]:
+        module.compile(backend="eager")
+    try:
+        with torch.no_grad():
+            stock = model(**inputs).logits
+            with method(model), refusal:
+                model(**inputs)
+            torch.compiler.reset()
+            with method(model):
+                torch.testing.assert_close(model(**inputs).logits, expected)
+            torch.testing.assert_close(model(**inputs).logits, stock)
+    finally:
+        torch.compiler.reset()
 
 
 @pytest.mark.slow
