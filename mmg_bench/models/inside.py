@@ -202,7 +202,7 @@ class Inside:
         """A forward call of the language model begins."""
         self.prompt, self.additions, self.prefill = prompt, additions, prefill
         self.base, self.flow, self.residual, self.entered = Flow(mask, ids), None, None, None
-        self.reached = False
+        self.reached = not self.needed and not additions  # recorded launches run no hooks, and need none then
         self.inputs.clear()
 
     def stop(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -28,6 +29,7 @@ from mmg_bench.models.engines import Backend, Engine, attention_backend, prefill
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.spec import ModelSpec
+from mock_graphs import mock_graphs
 
 SPEC = ModelSpec("embedded", "embedded", frames=4, dtype="bfloat16", device="cuda")
 METHODS = [Dense(), Random(0.5, seed=0), Random(0.5, seed=1), Random(0.25)]
@@ -54,8 +56,8 @@ class Answers:
         return made
 
 
-@pytest.mark.gpu
-def test_replayed_prefills_are_the_stock_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_replayed_prefills_are_the_stock_ones(device: str, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replays = 0
     replay = engines._Recording.replay
 
@@ -65,10 +67,12 @@ def test_replayed_prefills_are_the_stock_ones(monkeypatch: pytest.MonkeyPatch) -
         return replay(recording, given)
 
     monkeypatch.setattr(engines._Recording, "replay", counted)
-    answers = Answers(SPEC)
+    on_cpu = replace(SPEC, path=str(tiny_folder), device="cpu", dtype="float32")
+    answers = Answers(on_cpu if device == "cpu" else SPEC)
     stock = answers(METHODS)
     language_model = answers.llm.adapter.language_model
-    with prefill_engine(language_model, "graphs") as switch:
+    recorder = mock_graphs() if device == "cpu" else nullcontext()
+    with recorder, prefill_engine(language_model, "graphs") as switch:
         for _ in range(3):  # as ever, recorded, replayed
             for expected, found in zip(stock, answers(METHODS), strict=True):
                 assert all(map(torch.equal, found, expected))
