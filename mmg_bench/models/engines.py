@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from mmg_bench.models.caches import CACHE, cache_of
 
@@ -175,7 +176,8 @@ class _Graphs:
         fixed = {name: tensor.clone() for name, tensor in inputs.items()}
         cache = DynamicCache(config=self.config)
         for layer in cache.layers:
-            layer.lazy_initialization(fixed["inputs_embeds"], fixed["inputs_embeds"])
+            if isinstance(layer, DynamicLayer):  # not of linear attention, whose states have other shapes
+                layer.lazy_initialization(fixed["inputs_embeds"], fixed["inputs_embeds"])
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(fixed["inputs_embeds"].device)
         with torch.cuda.graph(graph, pool=self.pool):
