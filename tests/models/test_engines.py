@@ -17,6 +17,7 @@ from transformers import DynamicCache, masking_utils
 
 import families
 from mmg_bench.cells import make_cell
+from mmg_bench.measure import latency
 from mmg_bench.measure.latency import LatencySettings, check_engine, measure_cells
 from mmg_bench.measure.workload import Workload, decode_steps, prefill, preprocess, random_prompt
 from mmg_bench.methods.base import Method
@@ -269,6 +270,28 @@ def test_cells_are_timed_with_one_kind_of_attention_kernel(
     (times,) = measure_cells(llm, [make_cell("dense", 1.0)], Workload(None, "a", SPEC.frames), settings)
     assert (times.stages["prefill_ms"] > 0).all()
     assert allowed == {(backend != "math", backend != "flash")}
+
+
+def test_cells_are_timed_by_recordings_but_for_what_prunes_inside(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = VideoLLM(replace(SPEC, path=str(tiny_folder), device="cpu", dtype="float32"))
+    cells = [make_cell("dense", 1.0), *(make_cell(name, 0.25) for name in ("random", "mmg_vid", "fastv"))]
+    replayed: list[int] = []
+    replay = engines._Recording.replay
+
+    def counted(recording: engines._Recording, given: dict[str, torch.Tensor]) -> Any:
+        replayed.append(given["inputs_embeds"].shape[1])
+        return replay(recording, given)
+
+    monkeypatch.setattr(engines._Recording, "replay", counted)
+    monkeypatch.setattr(latency, "check_engine", lambda *_: None)  # which wants a GPU
+    with mock_graphs():
+        found = measure_cells(llm, cells, Workload(None, "a", SPEC.frames), LatencySettings(2, 2, 1, engine="graphs"))
+    assert [times.failure for times in found] == [None] * 4
+    dense, pruned, *_ = (times.prompt_tokens for times in found)
+    # of four rounds, all but the first prefill of a length, which two methods share
+    assert {n: replayed.count(n) for n in set(replayed)} == {dense: 3, pruned: 2 * 4 - 1}
 
 
 @pytest.mark.parametrize("backend", get_args(Backend))
