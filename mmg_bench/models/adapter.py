@@ -160,6 +160,14 @@ class Adapter(ABC):
         """Position ids `[..., B, 1]` of the last of the columns in `mask` `[B, S]`, one that was decoded."""
         return mask.sum(-1, keepdim=True) - 1
 
+    @property
+    def deltas(self) -> Tensor | None:
+        """`[B, 1]`: by how much position ids of later text differ from its columns, as the model last counted them.
+
+        None where they do not.
+        """
+        return None
+
     def column(self, ids: Tensor) -> int | None:
         """Which column of the whole prompt the first of position ids `[..., B, S]` stands for; None if they do not say.
 

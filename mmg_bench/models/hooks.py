@@ -168,6 +168,11 @@ def _opened(
         yield run
 
 
+def _has_pixels(kwargs: dict[str, Any]) -> bool:
+    """Whether a call with these arguments encodes images or videos itself."""
+    return any(kwargs.get(pixels) is not None for pixels in ("pixel_values", "pixel_values_videos"))
+
+
 def _release(model: nn.Module) -> None:
     with _LOCK:
         _ACTIVE.discard(model)
@@ -196,6 +201,7 @@ class _Splice:
         self.pruned: dict[int, _Outcome] = {}  # of `encoded`, for methods that ignore the question
         self.call: dict[str, Any] | None = None  # arguments of a call with videos, its `input_ids` on the host
         self.ids: Tensor | None = None  # `[B, S]` of the call under way, if it has any
+        self.shown = False  # whether it brings images or videos
         self.unnumbered = False  # whether the model itself makes the position ids,
         self.counted = False  # and from the length of its cache, for want of a mask
         self.number = next(_NUMBERS)  # of this context
@@ -220,7 +226,10 @@ class _Splice:
         """
         thread = threading.get_ident()
         if self.within not in (None, thread):  # calls would take what is noted here for their own
-            raise RuntimeError("a model that is being pruned was called from two threads at once: let one wait")
+            raise RuntimeError(
+                "a model that is being pruned was called from two threads at once: let one wait (or open the context "
+                "again, where a call was interrupted)"
+            )
         self.within, self.labelled, self.reached = thread, kwargs.get("labels") is not None, False
         self.brought = self.adapter.encoded(kwargs)
         wanted = kwargs.get("logits_to_keep", 0)
@@ -233,6 +242,7 @@ class _Splice:
         self.unnumbered = kwargs.get("position_ids") is None
         self.counted = self.unnumbered and mask is None
         self.ids = ids = args[0] if args else kwargs.get("input_ids")
+        self.shown = _has_pixels(kwargs) or bool(kwargs.get("mm_encoder_outputs"))
         if not self.adapter.holds_videos(kwargs):
             return
         if ids is None:
@@ -285,7 +295,8 @@ class _Splice:
                 "text behind the video"
             )
         if kept is not None or self.inside.needed:
-            self.prefilled = Prompt(self.number, kept, spans, rows=len(embeds), said=self.ids)
+            said = None if self.ids is None else self.ids.clone()
+            self.prefilled = Prompt(self.number, kept, spans, rows=len(embeds), said=said, deltas=self.adapter.deltas)
         return self.prefilled, embeds
 
     def _resume(self, cache: Any, past: int, embeds: Tensor) -> Prompt | None:
@@ -329,10 +340,10 @@ class _Splice:
         batch, width = kwargs["inputs_embeds"].shape[:2]
         removed = prompt.kept.removed if prompt.kept is not None and past else 0
         behind = past + removed  # columns before this call, had none been removed
+        again = removed if past and self._repeats(prompt, past, behind, width, mask, ids) else 0
         if past:
-            again = removed if self._repeats(prompt, past, behind, width, mask, ids) else 0
             embeds, width, removed = embeds[:, again:], width - again, removed - again
-            ids = None if ids is None else ids[..., again:]
+            ids = None if ids is None else self._of_prompt(ids[..., again:], prompt)
             prompt.hear(None if self.ids is None else self.ids[:, again:], behind)
         if mask is None:  # without one, transformers takes a jump in position ids for a border between sequences
             mask = torch.ones(batch, behind + width, dtype=torch.long, device=embeds.device)
@@ -342,7 +353,8 @@ class _Splice:
             ids = ids + removed
         mask, ids = mask.to(embeds.device), ids.to(embeds.device)
         ids = ids.expand(*ids.shape[:-2], batch, -1)
-        kwargs, additions = self.adapter.additions(kwargs, prompt.kept)
+        kwargs, additions = self.adapter.additions(kwargs, None if past else prompt.kept)
+        additions = [added[:, again:] for added in additions]
         if prompt.kept is not None:
             mask = prompt.kept.mask(mask)
             if past:
@@ -366,17 +378,32 @@ class _Splice:
         elif ids is not None and not self.unnumbered and width > 1:
             # not counted from the cache; nor of one token, which would cost a GPU a wait each
             first = self.adapter.column(ids)
-        if first == behind:
-            return False
         removed = behind - past
-        possible = first in (None, past) and width > removed > 0
+        if first == behind or (first is None and not (width > 1 and removed and self._has_placeholders())):
+            return False
+        possible = first in (None, past) and width > removed
         if possible and self.ids is not None and prompt.holds(self.ids[:, :removed], past):
             return True
-        if first is not None:
-            raise ValueError(
-                f"these tokens neither follow on what the cache of the pruned prompt holds nor repeat it: {_WHOLE}"
-            )
-        return False
+        if first is None and (self.drafted or self.shown):
+            return False
+        raise ValueError(
+            f"these tokens neither follow on what the cache of the pruned prompt holds nor repeat it: {_WHOLE}"
+        )
+
+    def _has_placeholders(self) -> bool:
+        """Whether a call holds some of a video, as one does that repeats the end of a prompt. A GPU is waited for."""
+        return self.ids is not None and bool((self.ids == self.adapter.video_token_id).any())
+
+    def _of_prompt(self, ids: Tensor, prompt: Prompt) -> Tensor:
+        """Position ids as the model counts them on behind this prompt, also where it saw another one since."""
+        last = self.adapter.deltas
+        if self.shown:
+            prompt.deltas = last
+        # where they are neither counted by the model nor by `generate`, they are the caller's own
+        counted = self.unnumbered or ids.shape[:-2] in ((1,), (4,))
+        if prompt.deltas is last or prompt.deltas is None or last is None or not counted or ids.dim() == 2:
+            return ids
+        return torch.cat([ids[:-3], ids[-3:] + (prompt.deltas - last).to(ids.device)])
 
     def remember(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After the language model: let a prefilled prompt go with its cache."""
@@ -391,8 +418,8 @@ class _Splice:
     def finish(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """After the multimodal module, also one that failed before it came to the language model."""
         self.call = self.ids = None
-        if any(kwargs.get(pixels) is not None for pixels in ("pixel_values", "pixel_values_videos")):
-            self.captured.forget()  # the tower ran in this call
+        if _has_pixels(kwargs):
+            self.captured.forget()
         if self.within is None:
             self._read_faults()
 

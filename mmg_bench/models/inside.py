@@ -71,6 +71,8 @@ class Prompt:
     """How many prompts it is of."""
     said: Tensor | None = None
     """`[B, n]` ids of all that went in so far, also of what is not left of it; None where they are not known."""
+    deltas: Tensor | None = None
+    """`Adapter.deltas` that go with it: the model has those of the prompt that it saw last."""
 
     def hear(self, ids: Tensor | None, before: int) -> None:
         """Note the `ids` of a call, `[B, q]`, behind `before` columns."""
@@ -79,8 +81,10 @@ class Prompt:
             self.said = torch.cat([said[:, :before].expand(len(ids), -1), ids], dim=1)
 
     def holds(self, ids: Tensor, start: int) -> bool:
-        """Whether `ids` `[B, q]` are those that went in as its columns from `start` on."""
-        return self.said is not None and torch.equal(self.said[:, start : start + ids.shape[1]], ids)
+        """Whether `ids` `[B, q]` are those that went in as its columns from `start` on, in each copy of a prompt."""
+        if self.said is None or len(self.said) not in (1, len(ids)):
+            return False
+        return torch.equal(self.said[:, start : start + ids.shape[1]].expand(len(ids), -1), ids)
 
     def crop(self, past: int) -> None:
         """Cut off the end: `past` columns of what layer 0 saw are left, and later layers lose as many."""

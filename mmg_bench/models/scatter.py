@@ -83,17 +83,20 @@ class Scatter(Adapter):
         return 1  # text may stand between any two
 
     def next_ids(self, mask: Tensor) -> Tensor:
-        counted, deltas = super().next_ids(mask), getattr(self.multimodal, "rope_deltas", None)
+        counted, deltas = super().next_ids(mask), self.deltas
         # as the model's own forward counts on, the same on all three axes: from the highest position of the prompt
         # (`generate` counts on from the last one, which is lower where a video is long)
         return counted if deltas is None else (counted + deltas).expand(3, -1, -1)
 
+    @property
+    def deltas(self) -> Tensor | None:
+        return getattr(self.multimodal, "rope_deltas", None)
+
     def column(self, ids: Tensor) -> int | None:
         if ids.shape[:-2] == (4,):  # the first counts the text
             return int(ids[0, 0, 0])
-        deltas = getattr(self.multimodal, "rope_deltas", None)
-        if ids.shape[:-2] == (1,) and deltas is not None:  # as `generate` counts on from a cache
-            return int(ids[0, 0, 0] - deltas[0, 0])
+        if ids.shape[:-2] == (1,) and self.deltas is not None:  # as `generate` counts on from a cache
+            return int(ids[0, 0, 0] - self.deltas[0, 0])
         return super().column(ids)
 
     def additions(self, kwargs: dict[str, Any], kept: Kept | None) -> tuple[dict[str, Any], list[Tensor]]:
