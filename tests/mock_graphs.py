@@ -13,6 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
+WAITS = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "unique_dim", "_unique2")
+"""Operations for which a host would wait."""
+
+
 def _places(values: Any) -> set[int]:
     return {x.untyped_storage().data_ptr() for x in tree_leaves(values) if isinstance(x, Tensor)}
 
@@ -26,6 +30,8 @@ class Graph(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func.overloadpacket.__name__ in WAITS:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
         output = func(*args, **kwargs)
         self._launches.append((func, args, kwargs, output))
         return output
