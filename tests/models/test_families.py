@@ -607,6 +607,7 @@ def test_the_runners_prompts_are_the_processors_own(family: tuple[str, Any, Any]
     pixels = llm.preprocess(video, timing)
     inputs = llm.tokenize(QUESTION, pixels.texts)
     assert {*pixels.tensors, *inputs} == set(expected) - {"token_type_ids"}
+    assert not set(pixels.tensors) & set(inputs)
     for part, value in {**pixels.tensors, **inputs}.items():
         torch.testing.assert_close(value.view_as(expected[part]), expected[part], rtol=0, atol=0)
     ids = model.generate(**{k: v for k, v in expected.items() if k != "token_type_ids"}, **GREEDY)
