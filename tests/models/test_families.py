@@ -591,7 +591,9 @@ def llm(family: tuple[str, Any, Any], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.mark.parametrize("frames", [7, 8])
-def test_the_runners_prompts_are_the_processors_own(family: tuple[str, Any, Any], llm: VideoLLM, frames: int) -> None:
+def test_the_runners_prompts_are_the_processors_own(
+    family: tuple[str, Any, Any], llm: VideoLLM, frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name, model, processor = family
     size = families.SIZES.get(name, (24, 32))
     video = np.random.default_rng(5).integers(0, 256, (frames, *size, 3), dtype=np.uint8)
@@ -604,6 +606,7 @@ def test_the_runners_prompts_are_the_processors_own(family: tuple[str, Any, Any]
         return_tensors="pt",
         do_sample_frames=False,
     )
+    monkeypatch.setattr(llm.processor.video_processor, "do_sample_frames", True)  # as checkpoints have it
     pixels = llm.preprocess(video, timing)
     inputs = llm.tokenize(QUESTION, pixels.texts)
     assert {*pixels.tensors, *inputs} == set(expected) - {"token_type_ids"}
