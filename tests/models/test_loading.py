@@ -70,6 +70,7 @@ def test_generation_is_greedy_unless_the_task_says_otherwise(llm: VideoLLM, monk
     sampled = {"do_sample": True, "temperature": 0.5, "top_p": 0.9}
     for generation, expected in (
         ({"temperature": 0.5, "top_p": 0.9}, {**greedy, "max_new_tokens": 1024}),
+        ({"do_sample": False, "temperature": 0.5}, {**greedy, "max_new_tokens": 1024}),
         (
             {"num_beams": 3, "max_new_tokens": 7, "until": None, "mode": 1},
             {**greedy, "num_beams": 3, "max_new_tokens": 7},
