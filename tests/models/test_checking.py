@@ -170,7 +170,8 @@ def test_a_whole_checkpoint_is_loaded_at_once(cache: Path, tiny_folder: Path, mo
     monkeypatch.setattr(loading, "bare_adapter", lambda _: pytest.fail("looked at before"))
     commit, cached = "1" * 40, cache / f"models--{REPO.replace('/', '--')}"
     shutil.copytree(tiny_folder, cached / "snapshots" / commit)
-    assert VideoLLM(spec(revision=commit, dtype="float32", device="cpu")).weights == f"{REPO}@{commit}"
+    loaded = VideoLLM(spec(revision=commit, dtype="float32", device="cpu"))
+    assert (loaded.weights, loaded.settings) == (f"{REPO}@{commit}", None)  # the commit tells both
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text(commit)
     for revision in ("main", None):  # what these name may be another commit tomorrow

@@ -164,6 +164,15 @@ def test_attention_that_older_torch_would_mask_is_refused(monkeypatch: pytest.Mo
         engines._no_masks(config)
 
 
+def test_masks_of_sliding_layers_are_the_models_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without, they would see all that is before them."""
+    config = copy.deepcopy(adapter_for(families.qwen2_5_vl()[0]).language_model.config)
+    assert engines._no_masks(config) == {"full_attention": None}
+    config.layer_types = ["full_attention", "sliding_attention"] * 2
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.14.0"))
+    assert engines._no_masks(config) is None
+
+
 def test_a_mask_is_looked_at_unless_it_is_known_to_hide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = adapter_for(families.llava_onevision()[0]).language_model
     monkeypatch.setattr(engines, "_compiled", lambda original, config: lambda inputs, others: "by the engine")
@@ -196,18 +205,21 @@ def test_what_an_engine_sets_itself_is_not_passed_on(monkeypatch: pytest.MonkeyP
     assert "forward" not in vars(model)
 
 
-def test_torchs_limits_are_lifted_while_it_compiles() -> None:
+def test_torchs_limits_are_lifted_while_it_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond them it would run the stock forward, and say nothing."""
     model, config = adapter_for(families.llava_onevision()[0]).language_model, torch._dynamo.config
 
     def limits() -> tuple[int, int, bool]:
         return config.recompile_limit, config.accumulated_recompile_limit, config.fail_on_recompile_limit_hit
 
-    before = limits()
+    before, forgotten = limits(), []
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: forgotten.append("compiled code"))
     with prefill_engine(model, "compile"):
         assert limits() == (1000, 1000, True)
         assert not torch._inductor.config.triton.cudagraph_or_error  # there is no GPU to record on
+        assert not forgotten
     assert limits() == before
+    assert forgotten == ["compiled code"]  # with the memory that it keeps on a GPU
 
 
 def test_what_is_no_first_prefill_runs_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -229,9 +229,9 @@ def test_text_between_placeholders_that_stand_side_by_side_is_named(
     family: tuple[str, Any, Any], inputs: dict[str, Tensor]
 ) -> None:
     name, model, _ = family
-    if not name.startswith(("qwen", "glm")):
-        pytest.skip("its frames have words between them, or are not known to have none")
-    frames, (height, width) = families.FRAMES // 2, families.GRIDS[name]
+    if not name.startswith(("qwen", "glm", *families.FRAMED)):
+        pytest.skip("its frames are not known to have no words between them")
+    frames, (height, width) = families.FRAMES // (1 if name in families.FRAMED else 2), families.GRIDS[name]
     length = height * width * (frames if name.startswith("qwen2") else 1)
     ids, at = inputs["input_ids"], visual(model, inputs)[length - 1]
     broken = torch.cat([ids[:, :at], ids[:, -1:], ids[:, at:]], dim=1)
@@ -329,6 +329,7 @@ def test_frames_are_told_by_the_words_before_them(family: tuple[str, Any, Any]) 
     refused: list[tuple[str, list[int], list[list[int]]]] = [
         ("do not follow one another", introduction, [words, [*others, 7, 7, 7, 7, 7]]),
         ("do not follow one another", introduction[1:], [words[1:]]),
+        ("do not follow one another", introduction, [words, words[1:]]),
         ("something before the first frame", introduction[1:], [words, others]),
         ("something before the first frame", introduction[:-1], [words, others]),
         ("something before the first frame", [5] * len(words), [words, others]),
@@ -479,10 +480,16 @@ def test_prompts_are_copies_only_of_what_the_tower_saw(family: tuple[str, Any, A
     captured = FrameCapture(adapter, frozenset())
     both = families.prompts(name, processor, [QUESTION] * 2)
     second = {"input_ids": torch.stack([torch.zeros_like(both["input_ids"][0]), both["input_ids"][1]])}
-    for captured.frames, videos in ((8, 1), (16, 2), (0, 2), (3, 2), (4, 2), (32, 2)):
+    for captured.frames, videos in ((8, 1), (16, 2), (0, 2), (3, 2), (4, 2), (7, 2), (32, 2)):
         assert len(adapter.layouts(both, captured)) == videos
     for captured.frames in (8, 4, 0):
         assert len(adapter.layouts(second, captured)) == 1
+    frame, words = adapter.side**2 * [adapter.video_token_id], list(range(1000, 1000 + adapter.words))
+    two = words[1:] + frame + words + frame
+    three = [*two, *words[:-1], 7, *frame]
+    two += [9] * (len(three) - len(two))
+    for captured.frames, rows, frames in ((0, [two] * 2, [2, 2]), (5, [two] * 2 + [three] * 2, [2, 3])):
+        assert [count for count, *_ in adapter.layouts({"input_ids": torch.tensor(rows)}, captured)] == frames
 
 
 def test_decoding_by_hand_continues_at_the_right_position(
@@ -613,7 +620,9 @@ def llm(family: tuple[str, Any, Any], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.mark.parametrize("frames", [7, 8])
-def test_the_runners_prompts_are_the_processors_own(family: tuple[str, Any, Any], llm: VideoLLM, frames: int) -> None:
+def test_the_runners_prompts_are_the_processors_own(
+    family: tuple[str, Any, Any], llm: VideoLLM, frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name, model, processor = family
     size = families.SIZES.get(name, (24, 32))
     video = np.random.default_rng(5).integers(0, 256, (frames, *size, 3), dtype=np.uint8)
@@ -626,9 +635,11 @@ def test_the_runners_prompts_are_the_processors_own(family: tuple[str, Any, Any]
         return_tensors="pt",
         do_sample_frames=False,
     )
+    monkeypatch.setattr(llm.processor.video_processor, "do_sample_frames", True)  # as checkpoints have it
     pixels = llm.preprocess(video, timing)
     inputs = llm.tokenize(QUESTION, pixels.texts)
     assert {*pixels.tensors, *inputs} == set(expected) - {"token_type_ids"}
+    assert not set(pixels.tensors) & set(inputs)
     for part, value in {**pixels.tensors, **inputs}.items():
         torch.testing.assert_close(value.view_as(expected[part]), expected[part], rtol=0, atol=0)
     ids = model.generate(**{k: v for k, v in expected.items() if k != "token_type_ids"}, **GREEDY)

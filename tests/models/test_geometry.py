@@ -27,6 +27,7 @@ from mmg_bench.models.checking import ModelError, bare_adapter
 from mmg_bench.models.geometry import GEOMETRIES
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import VideoLLM
+from mmg_bench.models.processors import END, PAD, START
 from mmg_bench.models.spec import PIXEL_BOUNDS, ModelSpec, folder_of
 from mmg_bench.specs import model_spec
 from prompts import random_video
@@ -158,6 +159,32 @@ def test_towers_and_ids_of_media_are_those_that_transformers_has_by_default() ->
         tower = {key: value for key, value in geometry.config["vision_config"].items() if key != "model_type"}
         differs |= {key: value for key, value in tower.items() if stock["vision_config"][key] != value}
         assert differs == others.get(name, {}), name
+
+
+def test_axes_of_positions_share_all_that_a_head_turns() -> None:
+    """Of time, height and width; no count of parameters tells."""
+    shared = {}
+    for name, geometry in GEOMETRIES.items():
+        text = geometry.config["text_config"]
+        if (sections := text["rope_parameters"].get("mrope_section")) is not None:
+            width = text.get("head_dim", text["hidden_size"] // text["num_attention_heads"])
+            turned = width * text["rope_parameters"].get("partial_rotary_factor", 1)
+            shared[name] = turned == 2 * sum(sections)
+    assert shared == dict.fromkeys((name for name in GEOMETRIES if name.startswith(("qwen", "glm"))), True)
+
+
+def test_what_ends_an_answer_is_a_token_of_the_processor() -> None:
+    """Without it, random weights would answer on to the most tokens, or stop at another word."""
+    for name, geometry in GEOMETRIES.items():
+        text, tokens = geometry.config["text_config"], geometry.tokens
+        if name.startswith(("llava", "internvl", "qwen2", "qwen3_vl")):
+            assert (text["bos_token_id"], text["eos_token_id"]) == (tokens[PAD], tokens[END]), name
+        else:  # as of checkpoints whose generation_config.json names what ends a turn
+            assert (text.get("bos_token_id"), text["eos_token_id"]) == (
+                tokens[START] if name.startswith("smolvlm") else None,
+                tokens[PAD],
+            ), name
+        assert text.get("pad_token_id", tokens[PAD]) == tokens[PAD], name
 
 
 SMALL_TEXT = {"intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 1, "num_key_value_heads": 1}

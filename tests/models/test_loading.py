@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from unweighted import MetaSpec
 
 from mmg_bench.models.checking import ModelError, check_folder
 from mmg_bench.models.loading import VideoLLM
@@ -69,6 +70,7 @@ def test_generation_is_greedy_unless_the_task_says_otherwise(llm: VideoLLM, monk
     sampled = {"do_sample": True, "temperature": 0.5, "top_p": 0.9}
     for generation, expected in (
         ({"temperature": 0.5, "top_p": 0.9}, {**greedy, "max_new_tokens": 1024}),
+        ({"do_sample": False, "temperature": 0.5}, {**greedy, "max_new_tokens": 1024}),
         (
             {"num_beams": 3, "max_new_tokens": 7, "until": None, "mode": 1},
             {**greedy, "num_beams": 3, "max_new_tokens": 7},
@@ -121,6 +123,16 @@ def test_layers_may_be_spread_by_accelerate(llm: VideoLLM, tiny_folder: Path, mo
     assert answers[0] == answers[1]
 
 
+def test_what_a_model_takes_is_on_its_device(tiny_folder: Path) -> None:
+    """So is the model, where accelerate does not spread it."""
+    asked = MetaSpec("tiny", str(tiny_folder), frames=4, dtype="float32", device="cpu")
+    moved, spread = VideoLLM(asked), VideoLLM(replace(asked, device_map="cpu"))
+    assert (moved.model.device.type, spread.model.device.type) == ("meta", "cpu")
+    pixels = moved.preprocess(random_video(4))
+    assert all(tensor.is_meta for tensor in pixels.tensors.values())
+    assert all(tensor.is_meta for tensor in moved.tokenize("What colour is the star?", pixels.texts).values())
+
+
 @pytest.mark.parametrize("weights", ["pretrained", "random"])
 def test_a_model_is_loaded_as_it_is_asked_for(tiny_folder: Path, weights: str) -> None:
     asked = replace(spec(tiny_folder), dtype="bfloat16", attn_implementation="eager", weights=weights)
@@ -138,6 +150,24 @@ def test_weights_are_identified_by_content(llm: VideoLLM, tiny_folder: Path, tmp
         del copied.settings  # as of a model that is loaded now
         (copy / name).write_text("other")
         assert (copied.settings == before) == (name == "README.md")
+
+
+def test_a_folder_is_identified_in_whatever_order_its_files_are_listed(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = VideoLLM(spec(shutil.copytree(tiny_folder, tmp_path / "copy")))
+    (tmp_path / "copy" / "model-2.safetensors").write_bytes(b"another part")
+    said = []
+    for backwards in (False, True):
+        for name in ("iterdir", "glob"):
+            listed = getattr(Path, name)
+            monkeypatch.setattr(
+                Path, name, lambda *args, listed=listed, order=backwards: iter(sorted(listed(*args), reverse=order))
+            )
+        said.append((copied.weights, copied.settings))
+        del copied.weights, copied.settings
+        monkeypatch.undo()
+    assert said[0] == said[1]
 
 
 NEEDED = ("config.json", "tokenizer_config.json", "model.safetensors")

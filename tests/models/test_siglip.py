@@ -256,6 +256,12 @@ def test_a_model_configuration_names_the_checkpoint(tiny_folder: Path, source: P
     assert tokens[0].frame_features.shape == (4, 16)
     assert llm.weights_for({"attention"}) == llm.weights
     assert llm.weights_for({"frame_features"}).startswith(f"{llm.weights} siglip@")
+    read = siglip.attached(llm.model)
+    llm.prepare({"frame_features"})  # of the next method: it is not read again
+    assert siglip.attached(llm.model) is read
+    without = VideoLLM(replace(spec, siglip=None))
+    without.prepare({"frame_features"})  # a method is checked beforehand: there is nothing to read
+    assert without.weights_for({"frame_features"}) == llm.weights
 
 
 def test_what_a_method_needs_beside_the_model_is_charged(
@@ -325,7 +331,7 @@ def test_a_wrong_checkpoint_is_named(model: Any, source: Path, tiny_folder: Path
 
     for path, says in (
         (str(torn), "model.siglip|it lacks"),
-        ("nobody/no-such-siglip", "hub cache lacks.*model.siglip"),
+        ("nobody/no-such-siglip", "^the SigLIP checkpoint cannot be loaded from .*hub cache lacks.*model.siglip"),
     ):
         llm = VideoLLM(ModelSpec("tiny", str(tiny_folder), dtype="float32", device="cpu", siglip=path))
         with pytest.raises(ModelError, match=says):

@@ -151,6 +151,19 @@ def test_each_video_of_a_prompt_has_its_own(family: tuple[str, Any, Any]) -> Non
         assert torch.equal(report.positions, method.prune(video).positions)
 
 
+def test_each_of_videos_that_are_encoded_together_has_its_own(family: tuple[str, Any, Any]) -> None:
+    name, model, processor = family
+    adapter = adapter_for(model)
+    key = "pixel_values" if name in families.FRAMED else "pixel_values_videos"
+    first = adapter.one_video(families.pixels_of(families.videos_of(processor, QUESTION, shapes_for(name)[0])))
+    second = {**first, key: torch.randn_like(first[key])}
+    together = {part: torch.cat([first[part], second[part]]) for part in first}
+    alone = [adapter.encode(video, adapter.supplies)[0][0] for video in (first, second)]
+    for one, other in zip(alone, adapter.encode(together, adapter.supplies)[0], strict=True):
+        for part in ("features", *adapter.supplies):
+            torch.testing.assert_close(getattr(other, part), getattr(one, part), atol=1e-5, rtol=1e-4)
+
+
 def test_attention_is_asked_for_of_this_call_alone(family: tuple[str, Any, Any]) -> None:
     name, model, processor = family
     inputs = families.videos_of(processor, QUESTION, shapes_for(name)[0])
