@@ -252,7 +252,7 @@ class _Splice:
         spread = hasattr(self.adapter.model, "hf_device_map")
         self.captured.claim(self.brought if self.within is not None else self.adapter.encoded(kwargs), copied=spread)
         # A GPU has done little yet that this has to wait for. From here on, all that is not in tensors is known.
-        self.call = {**kwargs, "input_ids": ids.cpu()}
+        self.call = {**kwargs, "input_ids": ids.to("cpu", copy=True)}
         if self.drafted and (self.inside.at or self.run.method.needs & QUESTION_FIELDS):
             raise self._undraftable("looks at the end of the prompt, and logits of several tokens there were asked for")
         self._check_steps()
@@ -295,8 +295,8 @@ class _Splice:
                 "text behind the video"
             )
         if kept is not None or self.inside.needed:
-            said = None if self.ids is None else self.ids.clone()
-            self.prefilled = Prompt(self.number, kept, spans, rows=len(embeds), said=said, deltas=self.adapter.deltas)
+            said, deltas = call["input_ids"], self.adapter.deltas
+            self.prefilled = Prompt(self.number, kept, spans, rows=len(embeds), said=said, deltas=deltas)
         return self.prefilled, embeds
 
     def _resume(self, cache: Any, past: int, embeds: Tensor) -> Prompt | None:

@@ -78,13 +78,14 @@ class Prompt:
         """Note the `ids` of a call, `[B, q]`, behind `before` columns."""
         said, self.said = self.said, None
         if ids is not None and said is not None and said.shape[1] >= before and len(said) in (1, len(ids)):
-            self.said = torch.cat([said[:, :before].expand(len(ids), -1), ids], dim=1)
+            self.said = torch.cat([said[:, :before].to(ids.device).expand(len(ids), -1), ids], dim=1)
 
     def holds(self, ids: Tensor, start: int) -> bool:
         """Whether `ids` `[B, q]` are those that went in as its columns from `start` on, in each copy of a prompt."""
         if self.said is None or len(self.said) not in (1, len(ids)):
             return False
-        return torch.equal(self.said[:, start : start + ids.shape[1]].expand(len(ids), -1), ids)
+        said = self.said[:, start : start + ids.shape[1]].to(ids.device)
+        return torch.equal(said.expand(len(ids), -1), ids)
 
     def crop(self, past: int) -> None:
         """Cut off the end: `past` columns of what layer 0 saw are left, and later layers lose as many."""

@@ -217,6 +217,19 @@ def test_new_text_may_begin_as_the_cache_ends(own: tuple[Any, Any]) -> None:
         assert model(input_ids=new, past_key_values=cache).logits.shape[1] == 2 * removed
 
 
+def test_what_was_said_is_known_though_its_tensor_is_used_again(own: tuple[Any, Any]) -> None:
+    model, processor = own
+    one = prompt_inputs(processor, TEXTS[:1], [[random_video(6, 1)]])
+    given = {**one, "input_ids": one["input_ids"].clone()}
+    with torch.no_grad(), get_method("random", retention_ratio=0.3)(model):
+        cache = model(**given, use_cache=True).past_key_values
+        given["input_ids"].zero_()
+        ids = torch.cat([one["input_ids"], torch.tensor([[5, 6]])], dim=1)
+        second = model.generate(input_ids=ids, past_key_values=cache, **GREEDY)
+        whole = {**one, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        assert torch.equal(model.generate(**whole, **GREEDY), second)
+
+
 def test_a_pruned_cache_belongs_to_its_context(own: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
     model, _ = own
     with get_method("random", retention_ratio=0.3)(model), torch.no_grad():
