@@ -217,6 +217,17 @@ def test_new_text_may_begin_as_the_cache_ends(own: tuple[Any, Any]) -> None:
         assert model(input_ids=new, past_key_values=cache).logits.shape[1] == 2 * removed
 
 
+def test_text_that_comes_again_alone_is_refused(own: tuple[Any, Any]) -> None:
+    model, processor = own
+    one = prompt_inputs(processor, TEXTS[:1], [[random_video(6, 1)]])
+    with torch.no_grad(), get_method("random", retention_ratio=0.3)(model):
+        cache = model(**one, use_cache=True).past_key_values
+        past = cache.get_seq_length()
+        again = {"input_ids": one["input_ids"][:, past : past + 3], "position_ids": torch.arange(past, past + 3)[None]}
+        with pytest.raises(ValueError, match=r"neither follow on .* nor repeat it"):
+            model(**again, past_key_values=cache)
+
+
 def test_what_was_said_is_known_though_its_tensor_is_used_again(own: tuple[Any, Any]) -> None:
     model, processor = own
     one = prompt_inputs(processor, TEXTS[:1], [[random_video(6, 1)]])
