@@ -116,7 +116,8 @@ def feature_layer(layers: Any, index: int | Sequence[int]) -> Any:
 
 def _note(module: Any, query: Tensor, key: Tensor, *args: Any, scaling: float, **options: Any) -> tuple[Tensor, None]:
     """An attention function of transformers."""
-    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)  # heads may share one
+    sharing = query.shape[1] // key.shape[1]  # heads of each key; where none shares, nothing is copied
+    key = key.unsqueeze(2).expand(-1, -1, sharing, -1, -1).flatten(1, 2)
     module.noted.append(Attended(query, key, scaling))
     return query.transpose(1, 2), None  # of the shape that is expected; nobody reads it
 
