@@ -412,14 +412,19 @@ def type_of(model: Any) -> str:
     return str(getattr(config, "mmg_family", None) or getattr(config, "model_type", None))
 
 
+def unwrapped(model: Any) -> Any:
+    """`model`, or what it wraps: PEFT's models, compiled ones."""
+    if hasattr(model, "get_base_model"):  # PEFT's own `model` is a wrapper, too
+        model = model.get_base_model()
+    return getattr(model, "_orig_mod", model)  # of torch.compile
+
+
 def adapter_for(model: Any) -> Adapter:
-    """The adapter of `model`, or of what it wraps: PEFT's models, compiled ones.
+    """The adapter of `model`, or of what it wraps.
 
     Raises UnsupportedModelError, naming the supported families, when there is none.
     """
-    if hasattr(model, "get_base_model"):  # PEFT's own `model` is a wrapper, too
-        model = model.get_base_model()
-    model = getattr(model, "_orig_mod", model)  # of torch.compile
+    model = unwrapped(model)
     kind = type_of(model)
     if kind in REFUSED:
         raise unserved(type(model).__name__, kind, REFUSED[kind])

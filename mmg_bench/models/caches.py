@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import transformers
+from torch import Tensor
+from transformers.cache_utils import StaticLayer
 from transformers.masking_utils import create_causal_mask
 
 _NAMES = ("cache", "past_key_values")
@@ -31,3 +33,21 @@ CACHE = _name()
 def cache_of(arguments: Mapping[str, Any]) -> Any:
     """The cache among a call's keyword arguments, under its own name or its old one; None if there is none."""
     return next((arguments[name] for name in _NAMES if name in arguments), None)
+
+
+def is_static(cache: Any) -> bool:
+    """Whether a cache has its full size from the start, whatever it holds; false for None."""
+    return cache is not None and any(isinstance(layer, StaticLayer) for layer in cache.layers)
+
+
+def held(layer: Any, length: int, who: str) -> tuple[Tensor, Tensor]:
+    """Keys and values `[B, key-value heads, length, width]` that a layer of a cache holds, as they are.
+
+    Raises ValueError, which names the method `who` looks at them, where it holds something else, as a quantised one.
+    """
+    if layer.keys.dim() != 4 or layer.keys.shape[2] != length:
+        raise ValueError(
+            f"{who} looks into the cache, and {type(layer).__name__} does not hold keys as they are: leave "
+            "cache_implementation unset"
+        )
+    return layer.keys, layer.values

@@ -33,7 +33,7 @@ from mmg_bench.elapsed import Elapsed
 from mmg_bench.methods.base import Method, Positions, check_choice
 from mmg_bench.models import siglip
 from mmg_bench.models.adapter import Adapter, Capture, Layout, UnsupportedModelError, adapter_for
-from mmg_bench.models.caches import CACHE, cache_of
+from mmg_bench.models.caches import CACHE, cache_of, is_static
 from mmg_bench.models.inside import Inside, Prompt, Span, unhooked
 from mmg_bench.models.kept import Kept
 from mmg_bench.models.places import Place, Row, places, shifted
@@ -335,8 +335,12 @@ class _Splice:
         Of the prompt, or behind `past` columns of what is left of it.
         """
         mask, ids = kwargs.get("attention_mask"), kwargs.get("position_ids")
-        if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
-            raise ValueError("pruning needs a 2-D attention mask: leave cache_implementation and custom masks unset")
+        unlike = mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2)
+        if unlike or is_static(cache_of(kwargs)):
+            raise ValueError(
+                "pruning needs a 2-D attention mask, and a cache that grows: leave cache_implementation and custom "
+                "masks unset"
+            )
         batch, width = kwargs["inputs_embeds"].shape[:2]
         removed = prompt.kept.removed if prompt.kept is not None and past else 0
         behind = past + removed  # columns before this call, had none been removed

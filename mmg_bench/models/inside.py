@@ -29,7 +29,7 @@ from mmg_bench.contract import Faults, check_selection
 from mmg_bench.methods.base import Method, Positions
 from mmg_bench.models.adapter import Adapter
 from mmg_bench.models.attention import LayerAttention, rotate, softmax_weights
-from mmg_bench.models.caches import CACHE, cache_of
+from mmg_bench.models.caches import CACHE, cache_of, held
 from mmg_bench.models.kept import Kept
 from mmg_bench.tokens import Heads, LayerTokens
 
@@ -373,10 +373,10 @@ class Inside:
         self._advance(kept, hidden, cache, number)
         if self.method.prunes_caches and cache is not None:
             for layer in cache.layers[:number]:
+                whole = held(layer, left.shape[1], self.method.name)
                 index = kept.index.to(layer.keys.device)[:, None, :, None]
                 layer.keys, layer.values = (
-                    part.gather(2, index.expand(-1, part.shape[1], -1, part.shape[3]))
-                    for part in (layer.keys, layer.values)
+                    part.gather(2, index.expand(-1, part.shape[1], -1, part.shape[3])) for part in whole
                 )
         return hidden
 
@@ -420,8 +420,9 @@ class Inside:
         """Mask, from this layer on and for this step, the visual keys that the method does not choose."""
         inputs, rotary = self.inputs[number - 1]
         current = self._current(inputs.device)
-        keys = cache.layers[number - 1].keys  # [B, key-value heads, S, width]
-        mask = current.mask.clone()
+        mask = current.mask.clone()  # [B, S]
+        keys, _ = held(cache.layers[number - 1], mask.shape[1], self.method.name)
+        keys = keys.to(inputs.device)  # [B, key-value heads, S, width], from the host where it is offloaded
         module = self.adapter.attention_module(self.adapter.layers[number - 1])
         memory = self.prompt.memory
         for i, span in enumerate(self.prompt.spans):

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import functools
 import math
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmg_bench.models.adapter import Layout, UnsupportedModelError
+from mmg_bench.models.adapter import Layout, UnsupportedModelError, unwrapped
 from mmg_bench.models.llava_onevision import LlavaOnevision
 
 FAMILY = "llava_video"
@@ -53,7 +54,7 @@ class LlavaVideo(LlavaOnevision):
 
 def is_attached(model: Any) -> bool:
     """Whether `attach` was called on the model."""
-    return "get_video_features" in vars(model.model)
+    return "get_video_features" in vars(unwrapped(model).model)
 
 
 def attach(model: Any, processor: Any) -> None:
@@ -61,6 +62,7 @@ def attach(model: Any, processor: Any) -> None:
 
     Raises ValueError for a model that is not a converted LLaVA-Video.
     """
+    model = unwrapped(model)
     pool, inner = getattr(model.config, "mmg_pool", None), model.model
     if getattr(model.config, "mmg_family", None) != FAMILY or pool not in POOLS:
         raise ValueError(
@@ -70,13 +72,13 @@ def attach(model: Any, processor: Any) -> None:
     if is_attached(model):
         return
     height, width = _grid(model.config)
-    stock = inner.get_video_features
+    stock = type(inner).get_video_features
 
     @functools.wraps(stock)
-    def get_video_features(*args: Any, **kwargs: Any) -> Any:
-        outputs = stock(*args, **{**kwargs, "return_dict": True})
+    def get_video_features(self: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = stock(self, *args, **{**kwargs, "return_dict": True})
         rows = outputs.pooler_output[:, :-1].unflatten(1, (-1, width))  # [V, T * H, W, D], without the last newline
-        newline = inner.image_newline.to(rows).expand(*rows.shape[:2], 1, -1)
+        newline = self.image_newline.to(rows).expand(*rows.shape[:2], 1, -1)
         outputs.pooler_output = torch.cat([rows, newline], dim=2).flatten(1, 2)  # [V, T * H * (W + 1), D]
         return outputs
 
@@ -85,7 +87,7 @@ def attach(model: Any, processor: Any) -> None:
         text: str = processor.video_token * (frames * height * (width + 1))
         return text
 
-    inner.get_video_features = get_video_features
+    inner.get_video_features = MethodType(get_video_features, inner)  # a copy of the model gets its own
     processor.replace_video_token = replace_video_token
     if pool == "average":
         inner.apply_pooling = functools.partial(_average, _patches(model.config))

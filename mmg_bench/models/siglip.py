@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmg_bench.models.adapter import UnsupportedModelError, adapter_for
 from mmg_bench.models.hub import read_config
 
 TOWER_FIELDS = frozenset({"probe_attention", "frame_features", "joint_features"})
@@ -118,11 +119,15 @@ def attach(model: nn.Module, source: str, reader: Any = None, revision: str | No
 
     `source` is a hub id, of which `revision` names a commit, or a folder. From then on methods find `FIELDS` supplied
     for this model. `reader` is the language model's tokenizer (`processor.tokenizer`), needed for `joint_query` alone.
-    Raises ValueError when the checkpoint is not whole or of another width, OSError when it cannot be read.
+    Raises ValueError when the checkpoint is not whole or of another width, OSError when it cannot be read, and
+    UnsupportedModelError for a model of a family that none goes with.
     """
     from transformers import AutoTokenizer, SiglipModel
 
-    tower: Any = model.model.vision_tower  # type: ignore[union-attr]
+    adapter = adapter_for(model)
+    if not adapter.from_siglip:
+        raise UnsupportedModelError(f"{type(adapter.model).__name__} takes no SigLIP checkpoint beside it")
+    tower: Any = adapter.model.model.vision_tower
     siglip, info = SiglipModel.from_pretrained(source, revision=revision, dtype=tower.dtype, output_loading_info=True)
     if info["missing_keys"]:  # transformers would fill them with random numbers
         raise ValueError(
@@ -142,7 +147,7 @@ def attach(model: nn.Module, source: str, reader: Any = None, revision: str | No
         tokenizer=AutoTokenizer.from_pretrained(source, revision=revision),
         reader=reader,
     )
-    _ATTACHED[model] = attached
+    _ATTACHED[adapter.model] = attached
     return attached
 
 

@@ -20,6 +20,7 @@ from mmg_bench.models.hooks import Run, pruning
 from mmg_bench.models.kept import Kept
 from mmg_bench.models.small import SmallSpec, small_llava_onevision
 from mmg_bench.models.spec import EMBEDDED
+from mock_cuda import mock_cuda
 from prompts import prompt_inputs, random_video
 
 GREEDY = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
@@ -668,6 +669,51 @@ def test_what_wraps_a_model_is_looked_through(own: tuple[Any, Any], inputs: dict
             assert told(run) == reports
             with pytest.raises(RuntimeError, match="being pruned already"), method(model):
                 pass
+
+
+class Offloaded(DynamicCache):
+    """A cache whose layers wait on the host, as those of transformers do, which needs streams for it."""
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        layer: Any = self.layers[layer_idx]
+        layer.prefetch()
+        held = super().update(keys, values, layer_idx, *args, **kwargs)
+        layer.offload()
+        assert layer.keys.device.type == "cpu"
+        return held
+
+
+@pytest.mark.parametrize("name", ["mmg_vid", "fastv", "dycoke", "prunevid"])
+def test_a_cache_may_lie_on_the_host(own: tuple[Any, Any], inputs: dict[str, Tensor], name: str) -> None:
+    method = get_method(name, retention_ratio=0.3, **({"layer": 1} if name == "dycoke" else {}))
+    with method(own[0]):
+        expected = own[0].generate(**inputs, **GREEDY)
+    with mock_cuda():
+        model = copy.deepcopy(own[0]).to("cuda")
+        there = {key: value.to("cuda") for key, value in inputs.items()}
+        with method(model):
+            answers = model.generate(**there, **GREEDY, **{CACHE: Offloaded(config=model.config.text_config)})
+        assert torch.equal(answers.cpu(), expected)
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "llava_onevision"])
+def test_caches_of_other_kinds_are_served_or_refused(family: str) -> None:
+    torch.manual_seed(0)
+    model, processor = families.BUILDERS[family]()
+    inputs = families.prompts(family, processor, TEXTS[:1])
+    grows = r"a 2-D attention mask, and a cache that grows: leave cache_implementation"
+    for name in ("mmg_vid", "pact", "fastv"):
+        with get_method(name, retention_ratio=0.3)(model) as run:
+            model.generate(**inputs, **GREEDY, cache_implementation="quantized", cache_config={"backend": "fp8"})
+            (video,) = run.report
+            assert len(video.left) < video.total_tokens
+            with pytest.raises(ValueError, match=grows):
+                model.generate(**inputs, **GREEDY, cache_implementation="static")
+    looks = r"{} looks into the cache, and Fp8QuantizedLayer does not hold keys as they are: leave cache_implementation"
+    for name in ("dycoke", "prunevid"):
+        options = {"layer": 1} if name == "dycoke" else {}
+        with get_method(name, **options)(model), pytest.raises(ValueError, match=looks.format(name)):
+            model.generate(**inputs, **GREEDY, cache_implementation="quantized", cache_config={"backend": "fp8"})
 
 
 @pytest.mark.slow

@@ -178,7 +178,7 @@ def test_a_model_that_is_not_attached_is_refused(llm: VideoLLM) -> None:
     model, processor = AutoModelForImageTextToText.from_pretrained(path), AutoProcessor.from_pretrained(path)
     with pytest.raises(UnsupportedModelError, match=r"llava_video.attach\(model, processor\) first"):
         adapter_for(model)
-    attach(model, processor)
+    attach(torch.compile(model), processor)  # what wraps it is looked through
     attach(model, processor)  # a second time changes nothing
     inputs = inputs_of(llm)
     with torch.no_grad():
@@ -186,6 +186,17 @@ def test_a_model_that_is_not_attached_is_refused(llm: VideoLLM) -> None:
     model.config.mmg_pool = "max"
     with pytest.raises(ValueError, match=r"config\.mmg_pool='max': not a LLaVA-Video"):
         attach(model, processor)
+
+
+def test_a_copy_goes_by_its_own_weights(llm: VideoLLM) -> None:
+    inner = copy.deepcopy(llm.model).model
+    assert is_attached(llm.model)
+    with torch.no_grad():
+        inner.image_newline.fill_(7.0)
+        inner.multi_modal_projector.linear_2.weight.zero_()
+        inner.multi_modal_projector.linear_2.bias.fill_(3.0)
+        features = inner.get_video_features(inputs_of(llm)["pixel_values_videos"]).pooler_output
+    assert features.unique().tolist() == [3.0, 7.0]
 
 
 def test_what_it_serves_is_known_before_it_is_loaded(llm: VideoLLM) -> None:

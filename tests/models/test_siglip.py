@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import re
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+import families
 from mmg_bench.cells import make_cell
 from mmg_bench.measure.memory import PeakMemory, memory_values, weight_bytes
 from mmg_bench.measure.workload import Workload, prefill
@@ -180,6 +182,15 @@ def test_a_question_that_fills_its_windows_has_no_more_of_them(
     monkeypatch.setattr(siglip.Siglip, "question", lambda self, ids: "")
     query = replace(attached, tokenizer=Tokenizer()).joint_query(ids)
     torch.testing.assert_close(query, original.get_text_features(ids.view(2, WINDOW)).pooler_output)
+
+
+def test_it_goes_with_what_a_wrapper_holds(tiny: tuple[Any, Any], source: Path) -> None:
+    wrapped = torch.compile(copy.deepcopy(tiny[0]))
+    parts = siglip.attach(wrapped, str(source))
+    assert siglip.attached(adapter_for(wrapped).model) is parts
+    assert adapter_for(wrapped).supplies >= siglip.FIELDS
+    with pytest.raises(UnsupportedModelError, match=r"^Qwen2VLForConditionalGeneration takes no SigLIP checkpoint"):
+        siglip.attach(families.qwen2_vl()[0], str(source))
 
 
 @pytest.mark.parametrize("method", [FastVID(0.25), CDPruner(0.25)], ids=lambda m: m.name)
