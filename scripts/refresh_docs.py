@@ -21,8 +21,9 @@ from mmg_bench.benchmarks.embedded.dataset import video_file
 from mmg_bench.benchmarks.video import read_frames
 from mmg_bench.commands.show import show
 from mmg_bench.report import figures
-from mmg_bench.report.accuracy import WITHIN
+from mmg_bench.report.accuracy import leading
 from mmg_bench.report.answers import ALL
+from mmg_bench.report.leading import WITHIN
 from mmg_bench.report.overlay import contact_sheet
 from mmg_bench.report.rows import DENSE, read_rows
 from mmg_bench.report.table import named
@@ -51,11 +52,12 @@ def compact_table(rows: pd.DataFrame) -> str:
     seen = overall[overall.metric == "retention_layer_mean"].set_index(["method", "retention_ratio"]).value
     dense = overall[(overall.method == DENSE) & (overall.metric == "accuracy")].iloc[0]
     ratios = sorted({r for _, r in kept.index if r < 1}, reverse=True)
-    methods = [m for m in dict.fromkeys(m for m, _ in kept.index) if m != DENSE]
+    methods, lead = [m for m in dict.fromkeys(m for m, _ in kept.index) if m != DENSE], leading(rows)
     lines = [
         f"Percent of dense accuracy kept, with its paired 95 % interval; {dense.model} model, {dense.frames} frames,",
         f"{dense.n} questions; dense answers {dense.value:.1f} % [{dense.ci_low:.1f}, {dense.ci_high:.1f}] right.",
         "Behind @, where it is not R: the share of the visual tokens that a layer sees, on average.",
+        "In bold: what keeps most of those that keep to R, and what the questions cannot tell from it.",
         "",
         "| | " + " | ".join(f"R = {100 * r:g} %" for r in ratios) + " |",
         "|:--" + "|--:" * len(ratios) + "|",
@@ -68,6 +70,7 @@ def compact_table(rows: pd.DataFrame) -> str:
             f"{text} @ {100 * share:.0f} %" if text != "–" and abs(share - r) > WITHIN else text
             for text, share, r in zip(texts, shares, ratios, strict=True)
         ]
+        texts = [f"**{text}**" if (method, r) in lead else text for text, r in zip(texts, ratios, strict=True)]
         name = f"**{method}**" if method == "mmg_vid" else named(method)
         lines.append(f"| {name} | " + " | ".join(texts) + " |")
     return "\n".join(lines)

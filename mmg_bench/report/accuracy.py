@@ -13,10 +13,12 @@ import numpy as np
 import pandas as pd
 
 from mmg_bench.report.answers import ALL, AVERAGE, NO_BENCHMARK, Key, Sources
+from mmg_bench.report.leading import competes, leaders
 from mmg_bench.report.needed import KEPT, Needed, tokens_needed
 from mmg_bench.report.published import published as published_numbers
 from mmg_bench.report.rows import (
     DENSE,
+    FROM_BEST,
     OVER,
     ResultRow,
     as_tuples,
@@ -36,7 +38,6 @@ from mmg_bench.report.table import (
     few_rounds,
     flops_of_dense,
     frames_told,
-    is_control,
     mean_lines,
     measured_line,
     named,
@@ -49,8 +50,6 @@ from mmg_bench.report.table import (
     with_interval,
 )
 
-WITHIN = 0.005
-"""How far the mean share of tokens that layers see may lie from the retention ratio and still count as it."""
 _MARKS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ"
 
 
@@ -82,6 +81,23 @@ def layout(
         table = _Layout(part, provenance, cited, questions).table()
         tables += [table, *_lost_by_pooled(table.title, part), *_tokens_needed(table.title, part)]
     return tables
+
+
+def leading(rows: pd.DataFrame) -> set[Key]:
+    """(method, retention ratio) of all that nothing tells from who leads at their ratio (`leaders`).
+
+    That is who keeps as much, and those whose accuracy less the leader's has 0 in its paired interval.
+    """
+    main = [row for row in as_tuples(headline(rows)) if row.method != DENSE]
+
+    def of(metric: str) -> dict[Key, ResultRow]:
+        return {(row.method, row.retention_ratio): row for row in main if row.metric == metric}
+
+    kept = {key: row.value for key, row in of("accuracy_kept_percent").items()}
+    seen = {key: row.value for key, row in of("retention_layer_mean").items()}
+    best = {ratio: kept[leader] for ratio, leader in leaders(kept, seen).items()}
+    near = {key for key, row in of(FROM_BEST).items() if row.ci_high >= 0}
+    return {k for k, value in kept.items() if competes(k, seen.get(k)) and (k in near or value == best.get(k[1]))}
 
 
 class _Notes:
@@ -166,8 +182,8 @@ class _Layout:
             scores += [*((b, b, ALL) for b in self.benchmarks), ("Avg.", AVERAGE, ALL)]
         for name, benchmark, skill in scores:
             columns[name] = {cell: Entry(self._score(benchmark, skill, *cell)) for cell in self.cells}
-        best = self._best()
-        columns["Kept % [95 % CI]"] = {cell: Entry(self._kept(*cell), cell in best) for cell in self.cells}
+        lead = leading(self.rows)
+        columns["Kept % [95 % CI]"] = {cell: Entry(self._kept(*cell), cell in lead) for cell in self.cells}
         over = [(f"Over {label} [95 % CI]", partial(self._over, metric)) for metric, label in self.others.items()]
         texts: Sequence[tuple[str, Callable[[str, float], str]]] = (
             ("Lost / won", self._flips),
@@ -236,16 +252,6 @@ class _Layout:
             return self._none(self.by_key.get((self.main, ALL, method, ratio, "accuracy"))) + cited
         return (f"{row.value:.1f}" if method == DENSE else with_interval(row, 1)) + cited
 
-    def _best(self) -> set[Key]:
-        """The highest percent kept of each block among cells that keep to its ratio, controls and dense apart."""
-        kept = {
-            (m, r): row.value
-            for m, r in self.cells
-            if m != DENSE and not is_control(m) and (row := self._row("accuracy_kept_percent", m, r)) is not None
-            if (seen := self._row("retention_layer_mean", m, r)) is None or seen.value <= r + WITHIN
-        }
-        return {(m, r) for (m, r), v in kept.items() if v == max(w for (_, s), w in kept.items() if s == r)}
-
     def _flips(self, method: str, ratio: float) -> str:
         lost, won = (self._row(f"flips_{which}", method, ratio) for which in ("lost", "won"))
         return NONE if lost is None or won is None or method == DENSE else f"{lost.value:.0f} / {won.value:.0f}"
@@ -309,10 +315,12 @@ class _Layout:
         lines += [measured_line(key, self.provenance) for key in keys]
         lines += [few for row in self.whole for few in too_few(row.benchmark, self._videos(row))]
         if self.benchmarks:
+            compared = (self.rows.metric == FROM_BEST).any()
+            told_apart = "; and what the questions do not tell from it (paired interval)" if compared else ""
             lines += [
                 "Accuracy and percent kept: in percent, over the questions that were answered; intervals are paired "
                 "with dense, from a bootstrap over videos. In bold, the most kept in a block by methods whose layers "
-                "see no more than R, controls aside",
+                f"see no more than R, controls aside{told_apart}",
                 "Lost / won: questions that dense answered better than the method, and worse; p: of as uneven a split",
             ]
         if self.others:

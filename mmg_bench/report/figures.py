@@ -13,12 +13,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mmg_bench.options import check_number, check_text
-from mmg_bench.report.accuracy import WITHIN
 from mmg_bench.report.answers import ALL, AVERAGE, NO_BENCHMARK
 from mmg_bench.report.labels import label_among, label_meant
+from mmg_bench.report.leading import WITHIN, is_control
 from mmg_bench.report.needed import KEPT, RATIOS, tokens_needed
 from mmg_bench.report.rows import DENSE, OVER, headline
-from mmg_bench.report.table import is_control
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -28,10 +28,12 @@ from mmg_bench.report.answers import (
     NO_BENCHMARK,
     Answers,
     Cells,
+    Key,
     answers_by_cell,
     lost_questions,
     over_benchmarks,
 )
+from mmg_bench.report.leading import leaders
 from mmg_bench.report.statistics import USUAL, Bootstrap, Estimate, accuracy, compare
 from mmg_bench.runner.records import Record
 
@@ -67,7 +69,8 @@ COLUMNS = ResultRow._fields
 _DTYPES = {str: "str", int: "int64", float: "float64"}
 _TYPES = {name: _DTYPES[kind] for name, kind in get_type_hints(ResultRow).items()}
 METRICS = (
-    *("accuracy", "accuracy_kept_percent", "flips_lost", "flips_won", "p_mcnemar", "accuracy_lost_by_pooled", "videos"),
+    *("accuracy", "accuracy_kept_percent", "flips_lost", "flips_won", "p_mcnemar", "points_from_best"),
+    *("accuracy_lost_by_pooled", "videos"),
     *("decode_ms", "preprocess_ms", "encode_ms", "prune_ms", "prefill_ms", "decode_token_ms", "ttft_ms", "e2e_ms"),
     *("tokens_per_second", "prefill_speedup", "ttft_speedup", "e2e_speedup", "retention_layer_mean"),
     *("prefill_roofline_ms", "decode_roofline_ms", "prefill_over_roofline", "decode_over_roofline"),
@@ -76,6 +79,8 @@ METRICS = (
     *("gram_ms", "gram_ratio", "frames_growth"),
 )
 DENSE = "dense"
+FROM_BEST = "points_from_best"
+"""The metric that compares accuracy with that of whoever leads at the same ratio."""
 OVER = "points_over "
 """How a metric begins that compares accuracy with another method's at the same ratio; behind it stands its label."""
 
@@ -134,6 +139,8 @@ def result_rows(
     skill); those that failed are counted in `n_errors`. With several benchmarks, rows of benchmark `average` hold the
     unweighted mean over them, for cells that ran on all. Where `pooled` is among the cells,
     `accuracy_lost_by_pooled` is the accuracy on the questions that dense answers better than it at the same ratio.
+    Where several methods share a ratio, `points_from_best` compares each with the one that keeps most of dense there
+    (`leading.leaders`).
 
     Raises ValueError when dense is missing, when the questions of a cell are not those of dense, and when two cells
     would share a row.
@@ -147,14 +154,19 @@ def result_rows(
         if len(by_benchmark) > 1:
             by_benchmark[AVERAGE] = over_benchmarks(by_benchmark)
         for benchmark, cells in by_benchmark.items():
+            found: dict[Key, list[tuple[str, str, Estimate]]] = {}
             for (method, ratio), cell in cells.items():
-                where = _Where(model, frames, benchmark, method, ratio)
-                realised[where] = _mean(r.realised_tokens for r in cell.records)
-                provenance = ";".join(sorted({r.provenance for r in cell.records}))
                 others = {o: cells[o, ratio] for o in against if o != method and (o, ratio) in cells}
                 pooled = cells.get(("pooled", ratio))
                 statistics = _statistics(cell, cells[DENSE, 1.0], pooled, others, over_skills, cost, bootstrap)
-                for skill, metric, estimate in statistics:
+                found[method, ratio] = list(statistics)
+            for key, estimate in _from_best(cells, found, over_skills, bootstrap):
+                found[key].append((ALL, FROM_BEST, estimate))
+            for (method, ratio), estimates in found.items():
+                where, answered = _Where(model, frames, benchmark, method, ratio), cells[method, ratio].records
+                realised[where] = _mean(r.realised_tokens for r in answered)
+                provenance = ";".join(sorted({r.provenance for r in answered}))
+                for skill, metric, estimate in estimates:
                     rows.append(_row(where, skill, metric, estimate, realised[where], "measured", provenance))
     for m in measurements:
         where = _Where(m.model, m.frames, m.benchmark, m.method, m.retention_ratio)
@@ -332,6 +344,28 @@ def _statistics(
         for skill in sorted({r.skill for r in cell.records}):
             part = cell.of_skill(skill)
             yield skill, "accuracy", accuracy(part.scores, part.videos, bootstrap=bootstrap)
+
+
+def _from_best(
+    cells: Cells,
+    found: Mapping[Key, Sequence[tuple[str, str, Estimate]]],
+    over_skills: Collection[str],
+    bootstrap: Bootstrap,
+) -> Iterator[tuple[Key, Estimate]]:
+    """Of each cell but dense and the leaders: its accuracy less that of the cell that leads at its ratio, in points.
+
+    found: (skill, metric, estimate) of each cell.
+    """
+
+    def values(wanted: str) -> dict[Key, float]:
+        pruned = ((key, each) for key, each in found.items() if key[0] != DENSE)
+        return {key: e.value for key, each in pruned for skill, metric, e in each if (skill, metric) == (ALL, wanted)}
+
+    best = leaders(values("accuracy_kept_percent"), values("retention_layer_mean"))
+    for key, cell in cells.items():
+        if key[0] != DENSE and (leader := best.get(key[1], key)) != key:
+            groups = cell.benchmarks, cell.subgroups(over_skills)
+            yield key, compare(cell.scores, cells[leader].scores, cell.videos, *groups, bootstrap=bootstrap).difference
 
 
 def _mean(values: Iterable[float | None]) -> float:

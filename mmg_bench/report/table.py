@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from mmg_bench.models.spec import TOLD_IF_SET
 from mmg_bench.report.answers import Key, Sources
+from mmg_bench.report.leading import is_control
 from mmg_bench.report.rows import DENSE, ResultRow
 
 if TYPE_CHECKING:
     import pandas as pd
 
-CONTROLS = frozenset({"random", "uniform", "pooled", "fewer_frames"})
-"""Methods that show what a budget is worth without any idea behind it."""
 STEADY = 1.5
 """How far the 95th percentile of dense's own prefill may lie above the 5th on a machine that times can be told of."""
 FEW_VIDEOS = 20
@@ -60,11 +59,6 @@ class Table:
     columns: tuple[str, ...]
     blocks: tuple[Block, ...]
     footnotes: tuple[str, ...]
-
-
-def is_control(method: str) -> bool:
-    """Whether the method behind a label such as `random` or `random(positions=contiguous)` is a control."""
-    return method.split("(")[0] in CONTROLS
 
 
 def named(method: str) -> str:

@@ -7,10 +7,11 @@ import pytest
 from mmg_bench.commands.publish import publish
 from mmg_bench.measure.flops import TextGeometry
 from mmg_bench.measure.latency import LatencySettings
-from mmg_bench.report.accuracy import layout
+from mmg_bench.report.accuracy import layout, leading
+from mmg_bench.report.leading import is_control
 from mmg_bench.report.published import COLUMNS
 from mmg_bench.report.rows import Measurement, pending_rows, result_rows
-from mmg_bench.report.table import _USUAL, is_control, print_tables, to_markdown
+from mmg_bench.report.table import _USUAL, print_tables, to_markdown
 from mmg_bench.runner.provenance import read, write
 
 GEOMETRY = TextGeometry(layers=4, hidden=64, intermediate=128, kv_width=32)
@@ -24,7 +25,7 @@ SNAPSHOT = """\
 - Intervals on bench are narrower than what is known: they rest on 6 videos, fewer than 20
 - Accuracy and percent kept: in percent, over the questions that were answered; intervals are paired with dense, \
 from a bootstrap over videos. In bold, the most kept in a block by methods whose layers see no more than R, controls \
-aside
+aside; and what the questions do not tell from it (paired interval)
 - Lost / won: questions that dense answered better than the method, and worse; p: of as uneven a split
 - FLOPs: multiply-adds of the language model's prefill over visual tokens (`flops_gqa`)
 - Prefill speed-up: pruning and prefill against those of dense, 20 rounds
@@ -180,6 +181,33 @@ def test_who_keeps_more_than_the_ratio_is_never_the_best(make, provenance):
     text = to_markdown(layout(rows_of(records, geometries={"toy": GEOMETRY}), provenance, NOTHING))
     assert "**" not in line(text, "floored")["Kept % [95 % CI]"]
     assert line(text, "honest")["Kept % [95 % CI]"].startswith("**75.0")
+
+
+def test_what_the_questions_do_not_tell_from_the_best_is_in_bold_too(make, provenance):
+    outcomes = {
+        "best": "1" * 39 + "0",
+        "near": "1" * 36 + "0011",  # best has two more, and one less: in resamples, either is ahead
+        "same": "0" + "1" * 39,
+        "behind": "1001" * 10,
+        "random": "1" * 40,
+        "floored": "1" * 40,
+    }
+    records = [*make("dense", 1.0, "1" * 40)]
+    for name, answers in outcomes.items():
+        tokens = 20 if name == "floored" else 16  # of 64
+        records += [replace(record, realised_tokens=tokens) for record in make(name, 0.25, answers)]
+    records += make("best", 0.5, "1" * 20 + "0" * 20) + make("behind", 0.5, "1" * 40)  # each ratio has its own best
+    rows = rows_of(records, geometries={"toy": GEOMETRY})
+    lead = {("best", 0.25), ("near", 0.25), ("same", 0.25), ("behind", 0.5)}
+    assert leading(rows) == lead
+    (table,) = layout(rows, provenance, NOTHING)
+    column = table.columns.index("Kept % [95 % CI]")
+    bold = {(block.title, line[0].text) for block in table.blocks for line in block.lines if line[column].bold}
+    assert bold == {(f"R = {100 * ratio:g} %", name) for name, ratio in lead}
+    assert any("the questions do not tell from it" in text for text in table.header)
+    alone = rows[rows.metric != "points_from_best"]  # as of older rows
+    assert leading(alone) == {("best", 0.25), ("same", 0.25), ("behind", 0.5)}
+    assert not any("do not tell" in text for table in layout(alone, provenance, NOTHING) for text in table.header)
 
 
 def test_variants_of_controls_are_controls():

@@ -93,6 +93,36 @@ def test_the_average_over_benchmarks_is_compared_as_well(make):
     assert gains == {"long": 25, "short": -50, "average": -12.5}
 
 
+def test_methods_are_compared_with_the_best_of_their_ratio(make):
+    records = [
+        *make("dense", 1.0, "1" * 12),
+        *make("a", 0.25, "1" * 8 + "0" * 4),
+        *make("b", 0.25, "1" * 6 + "0" * 6),
+        *make("c", 0.25, "x" * 4 + "1" * 4 + "0" * 4),
+        *make("random", 0.25, "1" * 12),
+        *make("b", 0.5, "1" * 6 + "0" * 6),
+    ]
+    rows = result_rows(records)
+    found = {(r.method, r.retention_ratio): r for r in as_tuples(rows[rows.metric == "points_from_best"])}
+    assert {key: row.value for key, row in found.items()} == {
+        ("b", 0.25): pytest.approx(-100 * 2 / 12),
+        ("c", 0.25): 0,  # of the questions that both answered
+        ("random", 0.25): pytest.approx(100 * 4 / 12),
+    }
+    assert found["b", 0.25].ci_low < found["b", 0.25].value < found["b", 0.25].ci_high <= 0
+    assert (found["c", 0.25].n, found["c", 0.25].n_errors) == (8, 4)
+
+
+def test_the_best_of_several_benchmarks_is_that_of_their_average(make):
+    records = []
+    for benchmark, a, b in (("short", "1111", "1110"), ("long", "1000", "1110")):
+        for name, ratio, answers in (("dense", 1.0, "1111"), ("a", 0.5, a), ("b", 0.5, b)):
+            records += make(name, ratio, answers, benchmark=benchmark)
+    rows = result_rows(records)
+    found = {(r.benchmark, r.method): r.value for r in as_tuples(rows[rows.metric == "points_from_best"])}
+    assert found == {("short", "b"): -25, ("long", "a"): -50, ("average", "a"): -12.5}
+
+
 def test_questions_lost_by_pooled_are_those_that_dense_answers_better(make):
     records = [
         *make("dense", 1.0, "11111100x1"),
