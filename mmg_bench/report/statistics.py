@@ -39,9 +39,7 @@ class Bootstrap:
 
     def sums(self, per_video: FloatArray) -> FloatArray:
         """`[V, K]` sums of each video -> `[n_boot, K]` sums over V videos drawn with replacement."""
-        draws = _draws(len(per_video), self.n_boot, self.seed)
-        rows = max(1, _CHUNK // len(per_video))
-        return np.concatenate([draws[i : i + rows] @ per_video for i in range(0, self.n_boot, rows)])
+        return _sums(per_video.tobytes(), len(per_video), self.n_boot, self.seed)
 
     def interval(self, samples: FloatArray) -> tuple[float, float]:
         """Lowest and highest of the middle 95 % of the resamples in which the quantity is defined."""
@@ -55,6 +53,16 @@ class Bootstrap:
 
 USUAL = Bootstrap()
 """As every command makes them."""
+
+
+@lru_cache(maxsize=512)  # a cell has an accuracy, and is compared with dense, with the best and with others
+def _sums(per_video: bytes, videos: int, n_boot: int, seed: int) -> FloatArray:
+    """`[n_boot, K]`: see `Bootstrap.sums`."""
+    values = np.frombuffer(per_video).reshape(videos, -1)
+    draws, rows = _draws(videos, n_boot, seed), max(1, _CHUNK // videos)
+    sums = np.concatenate([draws[i : i + rows] @ values for i in range(0, n_boot, rows)])
+    sums.flags.writeable = False
+    return sums
 
 
 @lru_cache(maxsize=64)  # cells share benchmarks, skills and lost questions: as many numbers of videos as these are
@@ -216,8 +224,8 @@ def _group_means(
         return sums.reshape(len(video_names), pairs.shape[1])
 
     blocks = [per_video(np.ones(len(order))), *(per_video(s[order]) for s in scores)]
-    stacked = np.concatenate(blocks, axis=1)  # [V, (1 + C) * P]
-    sums = np.concatenate([stacked.sum(axis=0, keepdims=True), bootstrap.sums(stacked)])
+    # [1 + n_boot, (1 + C) * P]
+    sums = np.hstack([np.concatenate([block.sum(axis=0, keepdims=True), bootstrap.sums(block)]) for block in blocks])
     of_group = [np.unique(video[order][group[order] == g]) for g in range(len(group_names))]
     if min(map(len, of_group)) < 2:  # one video does not show how far videos differ: no interval
         sums[1:] = np.nan
