@@ -42,6 +42,12 @@ def latency_settings(config: Mapping[str, Any]) -> LatencySettings:
 def cell(config: Mapping[str, Any], retention_ratio: float, positions: Any = None) -> Cell:
     """The cell of a method's configuration (`name`, and its parameters)."""
     values = dict(config)
+    for option in ("retention_ratio", "positions"):
+        if option in values:
+            raise ValueError(
+                f"method.{option}={values[option]!r}: it is no option of a method, but of the command: give "
+                f"{option}=... there, or, in a table, in the method's entry"
+            )
     return make_cell(values.pop("name"), retention_ratio, positions, **values)
 
 

@@ -52,15 +52,18 @@ def _folders(folder: Path) -> list[Path]:
 def _missing_shards(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A note where a folder lacks the records of a shard: how many there are, its commands tell, or their numbers.
 
-    A command without shards leaves records.jsonl, and answers what shards left: then none is missed.
+    A command without shards answers what shards left: then only its own workers' may be.
     """
     numbers = {
         int(n) for file in folder.glob("records-*.jsonl") if (n := file.stem.removeprefix("records-")).isdecimal()
     }
     if not numbers or (folder / "records.jsonl").exists():
         return []
-    commands = " ".join(str(entry.get("command")) for entry in entries.values())
-    count = max([max(numbers) + 1, *map(int, re.findall(r"\bshard\.count=(\d+)", commands))])
+    commands = [str(entry.get("command")) for entry in entries.values()]
+    whole = [command for command in commands if "shard.count=" not in command]
+    shares = r"\bworkers=(\d+)" if whole else r"\bshard\.count=(\d+)"
+    told = [int(count) for count in re.findall(shares, " ".join(whole or commands))]
+    count = max([*told, 0 if whole else max(numbers) + 1])
     missing = sorted(set(range(count)) - numbers)
     if not missing:
         return []

@@ -31,9 +31,10 @@ from mmg_bench.options import check_folder, check_text
 from mmg_bench.report.accuracy import layout
 from mmg_bench.report.labels import label_among, label_meant
 from mmg_bench.report.rows import DENSE, Measurement, result_rows
+from mmg_bench.report.table import over_skills
 from mmg_bench.runner import provenance
 from mmg_bench.runner.claims import Claim, claimed
-from mmg_bench.runner.evaluate import Shard, collect, evaluate
+from mmg_bench.runner.evaluate import Shard, collect, evaluate, key_of
 from mmg_bench.runner.records import Record
 from mmg_bench.runner.workers import in_processes, workers_for
 
@@ -83,8 +84,6 @@ class Outcome:
     geometry: TextGeometry
     questions: dict[str, int]
     """How many each benchmark has, `limit` apart."""
-    over_skills: set[str]
-    """Benchmarks whose accuracy is the mean over their skills."""
     records: list[Record]
     measurements: list[Measurement]
     sources: dict[str, Any]
@@ -253,7 +252,6 @@ def _carry_out(job: Job) -> Iterator[Outcome]:
         weights=llm.weights,
         geometry=TextGeometry.from_config(llm.model.config.get_text_config()),
         questions={b.spec.name: b.whole for b in benchmarks if b.whole is not None},
-        over_skills={b.spec.name for b in benchmarks if b.spec.average == "skills"},
         records=records,
         measurements=[],
         sources=sources,
@@ -270,7 +268,8 @@ def _answer(job: Job, llm: VideoLLM, benchmarks: Sequence[Benchmark]) -> tuple[l
     records: list[Record] = []
     sources: dict[str, Any] = {}
     for benchmark, config, folder in zip(benchmarks, job.benchmarks, job.folders, strict=True):
-        key = provenance.register(folder, provenance.describe(_settings(job, llm, benchmark, config), llm.device))
+        entry = provenance.describe(_settings(job, llm, benchmark, config), llm.device)
+        key = provenance.register(folder, entry, (key_of(cell, llm, benchmark) for cell in job.cells))
         kept = collect(llm, benchmark, job.cells, folder)
         provenance.check_explains(folder, {r.provenance for r in kept})  # now, not when all are answered
         print(
@@ -347,22 +346,22 @@ def _first_of(names: Sequence[str]) -> str:
 def _report(outcomes: Sequence[Outcome], *, shown: bool) -> None:
     """Write the rows of jobs that share a folder, and show their tables."""
     jobs = [outcome.job for outcome in outcomes]
+    sources: dict[str, Any] = {}
+    whole: dict[str, int] = {}
+    for outcome in outcomes:
+        sources |= outcome.sources
+        whole |= outcome.questions
     rows = result_rows(
         [record for outcome in outcomes for record in outcome.records],
         table=jobs[0].table,
         weights={outcome.job.model.name: outcome.weights for outcome in outcomes},
         methods=list(dict.fromkeys(cell.label for job in jobs for cell in job.cells)),
         benchmarks=list(dict.fromkeys(benchmark["name"] for job in jobs for benchmark in job.benchmarks)),
-        over_skills=set[str]().union(*(outcome.over_skills for outcome in outcomes)),
+        over_skills=over_skills(sources),
         against=jobs[0].against,
         measurements=[measurement for outcome in outcomes for measurement in outcome.measurements],
         geometries={outcome.job.model.name: outcome.geometry for outcome in outcomes},
     )
-    sources: dict[str, Any] = {}
-    whole: dict[str, int] = {}
-    for outcome in outcomes:
-        sources |= outcome.sources
-        whole |= outcome.questions
     publish(rows, sources, jobs[0].results, partial(layout, whole=whole), shown=shown)
 
 

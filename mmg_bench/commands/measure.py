@@ -28,7 +28,7 @@ from mmg_bench.measure.roofline import measure_ceilings
 from mmg_bench.measure.workload import PIXELS, Workload, random_prompt, video_file
 from mmg_bench.models.checking import ModelError, check_method, check_model
 from mmg_bench.models.geometry import is_named
-from mmg_bench.models.loading import VideoLLM
+from mmg_bench.models.loading import VideoLLM, settings_of
 from mmg_bench.models.spec import ModelSpec
 from mmg_bench.options import check_folder, check_number, check_path, check_text, check_whole
 from mmg_bench.report.answers import ALL, NO_BENCHMARK
@@ -241,6 +241,7 @@ def _entry(job: Job, unit: Unit) -> dict[str, Any]:
     """What decides the numbers of a unit, and the machine: known before the model is loaded."""
     settings = {
         "model": unit.model.described(),
+        "settings": settings_of(unit.model),
         "batch_size": unit.batch,
         "video": _video(job.video),
         "text_tokens": job.text_tokens,

@@ -12,7 +12,7 @@ from mmg_bench import config as cfg
 from mmg_bench.files import written_whole
 from mmg_bench.options import check_folder
 from mmg_bench.report.rows import provenance_keys, write_rows
-from mmg_bench.report.table import Table, print_tables, to_markdown
+from mmg_bench.report.table import Table, last_of_benchmarks, print_tables, to_markdown
 from mmg_bench.runner import provenance
 
 
@@ -43,9 +43,12 @@ def publish(
 ) -> None:
     """Write rows.csv, table.md and provenance.json, and print the table where it is to be shown."""
     tables = layout(rows, sources)  # before anything is written: it raises where rows lack their source, or are none
-    entries = {key: sources[key] for key in sorted(provenance_keys(rows))}
-    if not entries.items() <= provenance.read(folder).items():  # a folder of records has more, and keeps it
-        provenance.write(folder, entries)
+    entries = {key: sources[key] for key in {*provenance_keys(rows), *last_of_benchmarks(sources).values()}}
+    if any(folder.glob("records*.jsonl")):  # which have more, and keep it
+        provenance.add(folder, entries)
+    else:
+        cells = provenance.CELLS
+        provenance.write(folder, {k: {f: v for f, v in entry.items() if f != cells} for k, entry in entries.items()})
     write_rows(rows, folder / "rows.csv")
     with written_whole(folder / "table.md") as file:
         file.write_text(to_markdown(tables), encoding="utf-8")

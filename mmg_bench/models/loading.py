@@ -78,14 +78,8 @@ class VideoLLM:
 
     @cached_property
     def settings(self) -> str | None:
-        """Digest of what else lies in a checkpoint folder and decides answers: configuration, templates, tokenizer.
-
-        None for a hub model, all of which its revision identifies, and for one that is built by its name.
-        """
-        folder = folder_of(self.spec.path)
-        if folder is None or is_named(self.spec):
-            return None
-        return digest_of(sorted(file for file in folder.iterdir() if file.suffix in _SETTINGS))
+        """`settings_of` this model."""
+        return settings_of(self.spec)
 
     def prepare(self, needs: Collection[str]) -> None:
         """Load what the fields in `needs` take beyond the model: the SigLIP checkpoint, where the spec names one.
@@ -173,6 +167,17 @@ class VideoLLM:
         for stop in [until] if isinstance(until, str) else until:
             text = text.split(stop)[0] if stop else text
         return text.strip()
+
+
+def settings_of(spec: ModelSpec) -> str | None:
+    """Digest of what else lies in a checkpoint folder and decides answers: configuration, templates, tokenizer.
+
+    None for a hub model, all of which its revision identifies, and for one that is built by its name.
+    """
+    folder = folder_of(spec.path)
+    if folder is None or not folder.is_dir() or is_named(spec):
+        return None
+    return digest_of(sorted(file for file in folder.iterdir() if file.suffix in _SETTINGS))
 
 
 def _refuse_what_is_no_number(ids: Tensor, logits: Tensor) -> Tensor:

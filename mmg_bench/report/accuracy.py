@@ -325,7 +325,7 @@ class _Layout:
             ]
         if self.others:
             lines.append("Over ...: accuracy in points over that method's at the same ratio, intervals paired with it")
-        lines += mean_lines(over_skills(self.provenance[key] for key in keys))
+        lines += mean_lines([name for name in over_skills(self.provenance) if name in self.benchmarks])
         if self.prunes_inside:
             lines.append(
                 "Tokens: visual tokens that enter layer 0; layer mean: share of all that a layer sees, on average"

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from mmg_bench.runner.provenance import CELLS, last_date
 from mmg_bench.runner.records import Record
 
 ALL = "all"
@@ -87,6 +88,10 @@ def newest(records: Iterable[Record], provenance: Sources) -> tuple[list[Record]
     """
     cells: dict[Label, dict[str, list[Record]]] = defaultdict(dict)
     lost: set[str] = set()
+    wanted: dict[str, str] = {}  # key of a cell -> when it was last asked for
+    for entry in provenance.values():
+        for cell in entry.get(CELLS, ()):
+            wanted[cell] = max(wanted.get(cell, ""), last_date(entry))
     for r in records:
         cells[Label.of(r)].setdefault(r.cell, []).append(r)
         lost |= {r.provenance} - provenance.keys()
@@ -99,8 +104,9 @@ def newest(records: Iterable[Record], provenance: Sources) -> tuple[list[Record]
     notes: dict[Label, str] = {}
     for label, versions in cells.items():
         numbered = enumerate(versions.values())
-        # its last date: old code put back counts again, and the same command answers nothing anew
-        date, _, found = max((max(_last_date(provenance[r.provenance]) for r in v), i, v) for i, v in numbered)
+        # its last date: old code or settings put back count again, and no command answers anything anew
+        dated = (([last_date(provenance[r.provenance]) for r in v], i, v) for i, v in numbered)
+        date, _, found = max((max([*dates, wanted.get(v[0].cell, "")]), i, v) for dates, i, v in dated)
         kept += {r.question: r for r in sorted(found, key=lambda r: seen[r.provenance])}.values()
         if len(versions) > 1:
             notes[label] = f"in {len(versions)} versions of its code or settings: the newest counts, of {date}"
@@ -112,11 +118,6 @@ def date_of(entry: Mapping[str, Any]) -> str:
     return str(entry.get("date"))
 
 
-def _last_date(entry: Mapping[str, Any]) -> str:
-    """When the command of a provenance entry was last given, with the same code."""
-    return str(entry.get("last_date") or date_of(entry))
-
-
 def last_seen(provenance: Sources) -> dict[str, str]:
     """For each entry, when its benchmark last had the very questions that it had then.
 
@@ -126,7 +127,7 @@ def last_seen(provenance: Sources) -> dict[str, str]:
     last: dict[str, str] = {}
     data = {key: entry.get("data") or key for key, entry in provenance.items()}
     for key, entry in provenance.items():
-        last[data[key]] = max(last.get(data[key], ""), _last_date(entry))
+        last[data[key]] = max(last.get(data[key], ""), last_date(entry))
     return {key: last[data[key]] for key in provenance}
 
 

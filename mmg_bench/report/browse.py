@@ -74,7 +74,7 @@ def _part(
     entries = [provenance[key] for key in {r.provenance for r in records}]
     return {
         "title": f"{model}, {benchmark}, {frames_told(frames, entries)}",
-        "by_skill": benchmark in over_skills(entries),
+        "by_skill": benchmark in over_skills(provenance),
         "measured": [measured_line(key, provenance) for key in dict.fromkeys(r.provenance for r in records)],
         "cells": [[named(m), ratio] for m, ratio in cells],
         "texts": list(texts),

@@ -11,8 +11,9 @@ from typing import Any
 from mmg_bench.report.answers import Answers, Sources, date_of, last_seen
 from mmg_bench.runner.records import Record
 
-_WHERE = ("device", "device_map", "path", "revision", "siglip", "siglip_revision")
-"""Settings of where a model runs and comes from: what its weights are is compared apart."""
+_APART = ("device", "device_map", "path", "revision", "siglip", "siglip_revision", "average")
+"""Settings of where a model runs and comes from, for what its weights are is compared apart; and of how accuracy is
+averaged, for which the last command counts."""
 
 
 @dataclass(frozen=True)
@@ -185,5 +186,5 @@ def _settings(entry: Mapping[str, Any]) -> dict[str, Any]:
     """What of a provenance entry decides answers, but for weights, versions and machine."""
     flat = {name: entry.get(name) for name in ("settings", "dtype", "attention")}
     for section in ("model", "benchmark"):
-        flat |= {f"{section}.{name}": value for name, value in entry.get(section, {}).items() if name not in _WHERE}
+        flat |= {f"{section}.{name}": value for name, value in entry.get(section, {}).items() if name not in _APART}
     return flat

@@ -125,7 +125,7 @@ def _table(
     lost: Mapping[str, Collection[str]],
 ) -> Table:
     keys = sorted({key for pair in pairs for key in pair.sources})
-    means = over_skills(provenance[key] for key in keys)
+    means = [name for name in over_skills(provenance) if name in {pair.benchmark for pair in pairs}]
     blocks = []
     if len(pairs) > 1:
         one = Answers(tuple(r for pair in pairs for r in pair.one.records))

@@ -16,6 +16,7 @@ from mmg_bench.models.spec import TOLD_IF_SET
 from mmg_bench.report.answers import Key, Sources
 from mmg_bench.report.leading import is_control
 from mmg_bench.report.rows import DENSE, ResultRow
+from mmg_bench.runner.provenance import last_date
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -205,11 +206,19 @@ def frames_told(frames: int, entries: Iterable[Mapping[str, Any]]) -> str:
     return f"{' or '.join(f'{fps:g}' for fps in sorted(rates))} frames a second, {frames} at most"
 
 
-def over_skills(entries: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Benchmarks whose accuracy is, by their configuration in provenance entries, the mean over their skills."""
-    facts = (entry.get("benchmark") for entry in entries)
-    found = [b["name"] for b in facts if isinstance(b, Mapping) and b.get("average") == "skills"]
-    return list(dict.fromkeys(found))
+def last_of_benchmarks(provenance: Sources) -> dict[str, str]:
+    """Benchmark -> key of the entry whose command was given last: it says how accuracy is averaged, of any answers."""
+    last: dict[str, str] = {}
+    for key, entry in sorted(provenance.items(), key=lambda item: last_date(item[1])):
+        if isinstance(benchmark := entry.get("benchmark"), Mapping):
+            last[str(benchmark.get("name"))] = key
+    return last
+
+
+def over_skills(provenance: Sources) -> list[str]:
+    """Benchmarks whose accuracy is the mean over their skills, as they were last asked for."""
+    last = last_of_benchmarks(provenance).items()
+    return [name for name, key in last if provenance[key]["benchmark"].get("average") == "skills"]
 
 
 def mean_lines(benchmarks: Sequence[str]) -> list[str]:

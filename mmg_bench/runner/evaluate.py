@@ -60,7 +60,7 @@ def evaluate(
     shard = shard or Shard()
     run = _Pass(llm, benchmark, provenance)
     name = f"records-{shard.index}.jsonl" if shard.count > 1 else "records.jsonl"
-    keys = {_key_of(cell, llm, benchmark): cell for cell in cells}
+    keys = {key_of(cell, llm, benchmark): cell for cell in cells}
     done = {r.key for r in read_records(folder) if r.error is None}
     videos = [(video, list(group)) for video, group in itertools.groupby(benchmark.questions, key=lambda q: q.video)]
     todo: list[tuple[str, Work]] = []
@@ -80,12 +80,12 @@ def evaluate(
 
 def collect(llm: VideoLLM, benchmark: Benchmark, cells: Sequence[Cell], folder: Path) -> list[Record]:
     """The records in `folder` of the cells and questions asked for."""
-    keys = [_key_of(cell, llm, benchmark) for cell in cells]
+    keys = [key_of(cell, llm, benchmark) for cell in cells]
     wanted = {(key, q.id, q.digest) for key, q in itertools.product(keys, benchmark.questions)}
     return [r for r in read_records(folder) if r.key in wanted]
 
 
-def _key_of(cell: Cell, llm: VideoLLM, benchmark: Benchmark) -> str:
+def key_of(cell: Cell, llm: VideoLLM, benchmark: Benchmark) -> str:
     """The key of a cell's records: of all that decides its answers but the question."""
     return cell.key(
         model=llm.spec.name,

@@ -9,7 +9,8 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     import torch
 
 PACKAGES = ("mmg-bench", "torch", "torchvision", "transformers", "lmms-eval", "decord", "numpy")
+CELLS = "cells"
+"""Field of an entry beside records: keys of the cells that its command last asked for, answered by itself or before."""
 COMMIT = "MMG_BENCH_COMMIT"
 """Environment variable that names the commit where the code is a copy without its history."""
 
@@ -50,22 +53,45 @@ def describe(settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
     }
 
 
-def register(folder: Path, entry: dict[str, Any]) -> str:
-    """Add an entry to `folder`/provenance.json and return its key.
+def register(folder: Path, entry: dict[str, Any], cells: Iterable[str] = ()) -> str:
+    """Add an entry to `folder`/provenance.json and return its key. `cells`: see `CELLS`.
 
     Entries that differ only in the date, or in which share of the work the command takes, become one, with the first
-    date as `date` and the last as `last_date`.
+    date as `date`, the last as `last_date`, and the last command that takes all of the work, if there is one.
     """
     words = str(entry.get("command", "")).split()
     command = " ".join(word for word in words if not word.startswith(("shard.", "workers=")))
     key = key_of({**entry, "command": command}, apart=("date",))
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".provenance.lock").open("w") as lock, locked(lock):  # shards register side by side
+    with _alone(folder):
         entries = read(folder)
         if key in entries:
-            entry = {**entries[key], "last_date": entry.get("date")}
+            whole = {} if any(word.startswith("shard.") for word in words) else {"command": entry.get("command")}
+            entry = {**entries[key], **whole, "last_date": entry.get("date")}
+        if wanted := sorted(set(cells)):
+            entry = {**entry, CELLS: wanted}
         write(folder, {**entries, key: entry})
     return key
+
+
+def add(folder: Path, entries: dict[str, Any]) -> None:
+    """Put entries beside those that `folder`/provenance.json has. Of two with one key the later one stays."""
+    with _alone(folder):
+        there = read(folder)
+        later = {k: entry for k, entry in entries.items() if k not in there or last_date(entry) >= last_date(there[k])}
+        write(folder, {**there, **later})
+
+
+def last_date(entry: Mapping[str, Any]) -> str:
+    """When the command of an entry was last given, with the same code."""
+    return str(entry.get("last_date") or entry.get("date"))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """While nobody else changes `folder`/provenance.json: shards, and commands of one folder, run side by side."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".provenance.lock").open("w") as lock, locked(lock):
+        yield
 
 
 def key_of(entry: dict[str, Any], apart: Sequence[str] = ("date", "command")) -> str:

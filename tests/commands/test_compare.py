@@ -236,6 +236,7 @@ def test_of_a_method_with_several_labels_the_nearest_is_meant(
         (["records-0.jsonl", "records-1.jsonl"], "run shard.count=2 shard.index=0", None),
         (["records-0.jsonl", "records.jsonl"], "run shard.count=2 shard.index=0", None),
         (["records.jsonl"], "run", None),
+        (["records-0.jsonl", "records-1.jsonl", "records-3.jsonl"], "run", None),  # workers, however many
     ],
 )
 def test_a_missing_shard_is_told(

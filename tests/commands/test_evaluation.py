@@ -13,12 +13,15 @@ import torch
 
 import families
 from mmg_bench.commands import evaluation
+from mmg_bench.commands.answered import read_answered
+from mmg_bench.commands.compare import compare
 from mmg_bench.config import composed, sweep
 from mmg_bench.measure import latency
 from mmg_bench.models.checking import ModelError
 from mmg_bench.models.spec import EMBEDDED
-from mmg_bench.report.answers import AVERAGE
+from mmg_bench.report.answers import AVERAGE, newest
 from mmg_bench.report.rows import provenance_keys, read_rows
+from mmg_bench.runner import provenance
 from mmg_bench.runner.claims import ClaimedError
 
 
@@ -95,6 +98,36 @@ def test_several_benchmarks_in_a_folder_have_their_average(tmp_path: Path) -> No
     rows = read_rows(tmp_path / "rows.csv")
     assert set(rows.benchmark) == {"one", "two", AVERAGE}
     assert "| Avg. |" in (tmp_path / "table.md").read_text()
+
+
+def test_the_last_command_says_which_answers_count_and_how(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Answers in single precision, in half, and the first again with another method: those are asked for last."""
+    days = iter(range(1, 9))
+    described = provenance.describe
+    monkeypatch.setattr(
+        provenance, "describe", lambda *settings: {**described(*settings), "date": f"2026-01-0{next(days)}"}
+    )
+    folder = [f"output_dir={tmp_path}", "limit=9", "model.frames=4", "workers=1"]
+    for options in ([], ["model.dtype=bfloat16"], ["method=random,uniform", "benchmark.average=skills"]):
+        assert run(*folder, *options) == 0
+    (table,) = (tmp_path / "table.md").read_text().split("\n| dense")[1:]
+    entries = json.loads((tmp_path / "provenance.json").read_text())
+    assert [len(entries[key]["cells"]) for key in sorted(entries, key=lambda key: entries[key]["date"])] == [2, 2, 3]
+    found = read_answered(tmp_path)
+    records, notes = newest(found.records, found.sources)
+    assert {found.sources[r.provenance]["dtype"] for r in records} == {"float32"}
+    assert len(notes) == 2
+    capsys.readouterr()
+    assert compare(["random", "uniform"], composed("compare", [f"output_dir={tmp_path}"])) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "the mean over the skills" in shown
+    rows = read_rows(tmp_path / "rows.csv")
+    means = rows[(rows.metric == "accuracy") & (rows.skill == "all")].set_index("method").value
+    for method in ("random", "uniform"):
+        assert f" {means[method]:.1f} " in shown
+        assert f" {means[method]:.1f} " in table
 
 
 def stop(monkeypatch: pytest.MonkeyPatch, step: str, frames: int, fault: type[BaseException]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from mmg_bench.measure.flops import TextGeometry, flops_4nd2, flops_gqa
 from mmg_bench.methods.mmg_vid import MMGVid
 from mmg_bench.methods.random import Random
 from mmg_bench.models.loading import VideoLLM
-from mmg_bench.report.rows import read_rows
+from mmg_bench.report.rows import provenance_keys, read_rows
+from mmg_bench.runner import provenance
 from mmg_bench.runner.claims import ClaimedError
 
 QUICK = ["measure.repeats=2", "measure.warmup=0", "measure.new_tokens=2", "text_tokens=12", "video=random"]
@@ -201,6 +203,26 @@ def test_another_video_of_that_name_is_measured_anew(tiny_folder: Path, tmp_path
         entries.append(entry["video"])
     assert all(entry.startswith("clip.mp4@") for entry in entries)
     assert entries[0] != entries[1]
+
+
+def test_a_folder_of_another_model_is_measured_anew(tiny_folder: Path, tmp_path: Path) -> None:
+    folder, found = tmp_path / "model", []
+    shutil.copytree(tiny_folder, folder)
+    for layers in (1, 1, 2):
+        config = json.loads((folder / "config.json").read_text())
+        config["text_config"] |= {"num_hidden_layers": layers, "layer_types": ["full_attention"] * layers}
+        (folder / "config.json").write_text(json.dumps(config))
+        found.append(value(run(folder, tmp_path / "out", "weights=random"), "dense", "weights_bytes"))
+    assert found[0] == found[1] < found[2]
+    lines = (tmp_path / "out" / measure.DONE).read_text().splitlines()
+    assert len(lines) == 2
+
+
+def test_the_records_of_a_folder_can_still_be_explained(tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").touch()
+    provenance.write(tmp_path, {"answers": {"date": "2026-01-01"}})
+    rows = run(tiny_folder, tmp_path, "frames=2")
+    assert set(provenance.read(tmp_path)) == {"answers", *provenance_keys(rows)}
 
 
 def test_a_video_of_few_frames_is_told(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

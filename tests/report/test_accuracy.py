@@ -249,13 +249,30 @@ def test_each_model_has_its_own_table(make, provenance):
 
 
 def test_a_folder_of_records_keeps_where_all_of_them_come_from(toy, provenance, tmp_path):
-    both = {**provenance, "key2": {"command": "earlier"}}
-    write(tmp_path, both)
-    publish(rows_of(toy), both, tmp_path, layout, shown=False)
-    assert read(tmp_path) == both
-    write(tmp_path, {"key2": both["key2"]})  # of an earlier table in this place
-    publish(rows_of(toy), both, tmp_path, layout, shown=False)
+    wanted = {"key1": {**provenance["key1"], "cells": ["a"]}}  # as records have it
+    there = {**wanted, "key2": {"command": "earlier"}}
+    (tmp_path / "records-0.jsonl").touch()
+    write(tmp_path, there)
+    for sources in (there, wanted):  # as known, and as before another command came
+        publish(rows_of(toy), sources, tmp_path, layout, shown=False)
+        assert read(tmp_path) == there
+    (tmp_path / "records-0.jsonl").unlink()
+    write(tmp_path, {"key2": there["key2"]})  # of an earlier table in this place
+    publish(rows_of(toy), there, tmp_path, layout, shown=False)
     assert read(tmp_path) == provenance
+
+
+def test_how_the_last_command_averages_is_told_though_it_answered_nothing(toy, provenance, tmp_path):
+    sources = dict(provenance)
+    for key, date, average in (("key1", "2026-01-02", "questions"), ("key2", "2026-01-03", "skills")):
+        facts = {"benchmark": {"name": "bench", "average": average}, "date": date}
+        sources[key] = {**provenance["key1"], **facts}
+        publish(rows_of(toy), sources, tmp_path, layout, shown=False)
+        assert ("the mean over the skills" in (tmp_path / "table.md").read_text()) == (average == "skills")
+    assert read(tmp_path) == sources  # from which the table can be laid out anew
+    sources["key1"]["last_date"] = "2026-01-04"
+    publish(rows_of(toy), sources, tmp_path, layout, shown=False)
+    assert "the mean over the skills" not in (tmp_path / "table.md").read_text()
 
 
 def test_what_cannot_be_shown_takes_the_place_of_nothing(toy, provenance, tmp_path):

@@ -72,7 +72,11 @@ def test_of_code_that_was_put_back_the_old_answers_count(make):
     records = [*answered("old"), *answered("new")]
     sources = {"old": {"date": "2026-01-01"}, "new": {"date": "2026-01-02"}}
     assert [r.cell for r in newest(records, sources)[0]] == ["new"]
-    back = {**sources, "old": {"date": "2026-01-01", "last_date": "2026-01-03"}}
-    (kept,), (note,) = (newest(records, back)[0], newest(records, back)[1].values())
-    assert kept.cell == "old"
-    assert note == "in 2 versions of its code or settings: the newest counts, of 2026-01-03"
+    again = {"old": {"date": "2026-01-01", "last_date": "2026-01-03"}}
+    other = {"more": {"date": "2026-01-03", "cells": ["old", "another"]}}  # of a command that asks for more
+    for back in ({**sources, **again}, {**sources, **other}):
+        (kept,), (note,) = (newest(records, back)[0], newest(records, back)[1].values())
+        assert kept.cell == "old"
+        assert note == "in 2 versions of its code or settings: the newest counts, of 2026-01-03"
+    forth = {**sources, **other, "new": {"date": "2026-01-02", "last_date": "2026-01-04", "cells": ["new"]}}
+    assert [r.cell for r in newest(records, forth)[0]] == ["new"]

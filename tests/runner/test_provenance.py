@@ -33,6 +33,28 @@ def test_shards_are_one_way_of_measuring(tmp_path: Path) -> None:
     commands = [f"mmg-bench run method=a shard.index={i} shard.count=2" for i in range(2)]
     keys = {provenance.register(tmp_path, {**ENTRY, "command": command}) for command in [*commands, ENTRY["command"]]}
     assert len(keys) == len(provenance.read(tmp_path)) == 1
+    (entry,) = provenance.read(tmp_path).values()
+    assert entry["command"] == ENTRY["command"]  # which does all of it, whatever came first or last
+    for command in (commands[0], f"{ENTRY['command']} workers=2", commands[1]):
+        provenance.register(tmp_path, {**ENTRY, "command": command})
+    (entry,) = provenance.read(tmp_path).values()
+    assert entry["command"] == f"{ENTRY['command']} workers=2"
+
+
+def test_cells_are_those_that_the_last_command_asked_for(tmp_path: Path) -> None:
+    key = provenance.register(tmp_path, ENTRY, ["b", "a", "b"])
+    assert provenance.read(tmp_path)[key] == {**ENTRY, "cells": ["a", "b"]}
+    assert provenance.register(tmp_path, {**ENTRY, "date": "tomorrow"}, iter(["c"])) == key
+    assert provenance.read(tmp_path)[key] == {**ENTRY, "last_date": "tomorrow", "cells": ["c"]}
+
+
+def test_entries_are_put_beside_others_unless_they_are_older(tmp_path: Path) -> None:
+    provenance.write(tmp_path, {"a": {"date": "2"}, "b": {"date": "1", "last_date": "3", "said": "there"}})
+    provenance.add(tmp_path, {"b": {"date": "1", "last_date": "2"}, "c": {"date": "1"}})
+    expected = {"a": {"date": "2"}, "b": {"date": "1", "last_date": "3", "said": "there"}, "c": {"date": "1"}}
+    assert provenance.read(tmp_path) == expected
+    provenance.add(tmp_path, {"b": {"date": "3", "said": "again"}})
+    assert provenance.read(tmp_path) == {**expected, "b": {"date": "3", "said": "again"}}
 
 
 def _register(folder: Path, number: int) -> None:
