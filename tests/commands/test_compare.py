@@ -187,6 +187,9 @@ def test_each_side_may_have_its_own_ratio_and_frames(
         ("mmg_vid", ["mmg_vid(tau=0.95)", "mmg_vid(knn=7.0, positions=original, channels=all)", "mmg_vid()"]),
         ("mmg_vid(tau=0.9)", ["mmg_vid(k=0.50, tau=0.9)"]),
         ("holitom(inner=False)", ["holitom(inner=false, tau=0.8)", "holitom(inner=FALSE)"]),
+        ("mmg_vid(tau=1)", ["mmg_vid(tau=1.00)", "mmg_vid(tau=1e0, k=0.5)"]),
+        ("gone(tau=1.0)", ["gone(tau=1)"]),  # nobody registers it
+        ("chain(before=mmg_vid(tau=0.9), inside=fastv)", ["chain(before=mmg_vid(tau=0.90), inside=fastv)"]),
         ("mmg_vid(tau=0.95, k=1)", ["mmg_vid(k=1,tau=0.95)"]),  # its default was another when that ran
     ],
 )
