@@ -205,7 +205,7 @@ def test_a_label_as_a_table_prints_it(
         [*records("m(a=[1, 4], b=[3, 2])", 0.25, "00"), *records("dense", 1.0, "11"), *records(known, 0.25, "10")],
     )
     provenance.write(tmp_path, {"key": {}})
-    (_, block) = table_by_ratio("", (), [("dense", 1.0), (known, 0.25)], {}, ()).blocks
+    (_, block) = table_by_ratio("", (), [("dense", 1.0), (known, 0.25)], [], ()).blocks
     printed = block.lines[0][0].text
     for label in (known, printed, *given):
         assert called(monkeypatch, label, "dense", f"output_dir={tmp_path}") == 0
