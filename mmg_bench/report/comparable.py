@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Collection, Iterable, Mapping
@@ -34,6 +35,12 @@ class Pair:
     def sources(self) -> list[str]:
         """Keys into provenance."""
         return [*self.one.sources, *self.other.sources]
+
+    @property
+    def videos(self) -> int:
+        """How many videos the comparison rests on: those of questions that both answered."""
+        answered = zip(self.one.videos, self.one.scores, self.other.scores, strict=True)
+        return len({video for video, *scores in answered if not any(map(math.isnan, scores))})
 
 
 def check_pair(pair: Pair, provenance: Sources, apart: Collection[str]) -> None:

@@ -32,13 +32,15 @@ def test_values_by_hand(toy, provenance):
 
 
 def test_intervals_over_few_videos_are_told_of(make, provenance):
-    def header(videos):
-        records = [*make("ours", 0.25, "11" * videos), *make("random", 0.25, "10" * videos)]
+    def header(videos, failed=0):
+        ours = make("ours", 0.25, "11" * videos + "xx" * failed)
+        records = [*ours, *make("random", 0.25, "10" * (videos + failed))]
         (table,) = pair_tables(records, provenance, OURS, RANDOM, bootstrap=FAST)
         return table.header
 
     few = "Intervals on bench are narrower than what is known: they rest on 19 videos, fewer than 20"
     assert few in header(19)
+    assert few in header(19, failed=10)
     assert not any("narrower" in line for line in header(20))
 
 
