@@ -94,7 +94,7 @@ def _on_questions(pair: Pair, provenance: Sources, records: Iterable[Record]) ->
             "here; run both again in one command, into a new output_dir"
         ]
     known = {r.question for r in records if r.benchmark == pair.benchmark and r.provenance not in others}
-    return _missing(pair, provenance, len(known))
+    return _missing(pair, provenance, max(len(known), provenance[last].get("questions") or 0))
 
 
 def _changed(entry: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
