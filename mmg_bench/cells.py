@@ -8,7 +8,7 @@ import inspect
 import json
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib.util import resolve_name
 from pathlib import Path
@@ -17,7 +17,10 @@ from typing import Any
 from mmg_bench.files import digest_of
 from mmg_bench.methods import base
 from mmg_bench.methods.base import Method, Positions
-from mmg_bench.methods.registry import at_ratio, get_method, plug_ins, write_label
+from mmg_bench.methods.registry import at_ratio, get_method, method_class, plug_ins, write_label
+
+_FLOATS = (float, float | None, "float", "float | None")
+"""Types of fields that hold a float, as dataclasses know them: as texts where annotations are not evaluated."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,13 @@ class Cell:
     def label(self) -> str:
         """Name for tables: the method's, with every parameter that is not at its default (the ratio apart)."""
         own = {} if self.positions == self.method.positions else {"positions": self.positions}
-        return write_label(self.method.name, self.method.changed | own)
+        return write_label(self.method.name, self._changed | own)
+
+    @property
+    def _changed(self) -> dict[str, Any]:
+        """Parameters that are not at their defaults; whole numbers stand without a point, as kept answers have them."""
+        changed = self.method.changed.items()
+        return {name: int(v) if isinstance(v, float) and v.is_integer() else v for name, v in changed}
 
     def __str__(self) -> str:
         return at_ratio(self.label, self.method.retention_ratio)
@@ -42,7 +51,7 @@ class Cell:
         content = {
             "method": self.method.name,
             "code": "+".join(code_of(type(part)) for part in (self.method, *self.method.parts)),
-            "parameters": asdict(self.method),
+            "parameters": asdict(self.method) | self._changed,
             "positions": self.positions,
             **context,
         }
@@ -138,10 +147,23 @@ def _hashable(parameter: str, value: Any) -> Any:
     return tuple(_hashable(parameter, item) for item in value) if isinstance(value, list | tuple) else value
 
 
+def _one_spelling(number: Any) -> Any:
+    """A number as the float that all its spellings share: 1 is 1.0, and what a sweep makes of 0.1 + 2 * 0.1 is 0.3.
+
+    Anything else stays as it is: the method refuses it.
+    """
+    return float(f"{number:.12g}") if isinstance(number, int | float) and not isinstance(number, bool) else number
+
+
 def make_cell(name: str, retention_ratio: float, positions: Positions | None = None, **parameters: Any) -> Cell:
-    """Build a cell by the method's name. dense has no ratio but 1. Raises ValueError for anything out of range."""
-    ratio = 1.0 if name == "dense" else retention_ratio
+    """Build a cell by the method's name. dense has no ratio but 1. Raises ValueError for anything out of range.
+
+    However a number is spelt, it makes the same cell.
+    """
+    ratio = 1.0 if name == "dense" else _one_spelling(retention_ratio)
+    floats = {f.name for f in fields(method_class(name)) if f.type in _FLOATS}
     given = {parameter: _hashable(f"{name}.{parameter}", value) for parameter, value in parameters.items()}
+    given |= {parameter: _one_spelling(given[parameter]) for parameter in floats & given.keys()}
     method = get_method(name, retention_ratio=ratio, **given)
     if positions not in (None, "original", "contiguous"):
         raise ValueError(f"positions={positions!r}: choose original, contiguous or null (the method's own)")

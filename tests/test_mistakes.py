@@ -116,6 +116,8 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         ("run shard=2", "shard=2: give shard.index and shard.count"),
         ("run model.path=null", "model.path=None: it must be a text"),
         ("run benchmark.name=null", "benchmark.name=None: it must be a text"),
+        ("run benchmark.name=average", "benchmark.name='average': rows use that name; choose another"),
+        ("run benchmark.name=-", "benchmark.name='-': rows use that name; choose another"),
         ("run benchmark.include_path=/nope", "benchmark.include_path='/nope': no such folder"),
         ("run benchmark.include_path=7", "benchmark.include_path=7: it must be a text"),
         ("run benchmark.video=null", "benchmark.video=None: it must be a text"),

@@ -17,6 +17,7 @@ from typing import Any
 
 from mmg_bench.benchmarks.task_faults import BenchmarkError, is_local, told, unreadable, why_not_loaded
 from mmg_bench.options import check_path, check_text, check_whole
+from mmg_bench.report.answers import ALL, AVERAGE, NO_BENCHMARK
 
 SCORE_FIELDS = ("score", "correct", "rating")
 """Where tasks whose `process_results` gives more than a number put the score."""
@@ -55,6 +56,8 @@ class BenchmarkSpec:
 
     def __post_init__(self) -> None:
         check_text("benchmark.name", self.name)
+        if self.name in (AVERAGE, NO_BENCHMARK):
+            raise ValueError(f"benchmark.name={self.name!r}: rows use that name; choose another")
         for option, column in self.columns.items():
             check_text(option, column)
         if self.questions is not None:
@@ -132,6 +135,11 @@ class Benchmark:
             raise BenchmarkError(
                 f"benchmark {self.spec.name!r} has several questions with one id, such as {repeated[0]!r}: set "
                 "benchmark.question=null to number them"
+            )
+        if called := next((q for q in found if q.skill == ALL), None):
+            raise BenchmarkError(
+                f"benchmark {self.spec.name!r}: question {called.id!r} has the skill {ALL!r}; rows use that name for "
+                "all skills together: give the skill another"
             )
         order = {video: number for number, video in reversed(list(enumerate(q.video for q in found)))}
         found.sort(key=lambda q: order[q.video])

@@ -393,6 +393,7 @@ def _settings(job: Job, llm: VideoLLM, benchmark: Benchmark, config: dict[str, A
         "attention": llm.model.config._attn_implementation,
         "benchmark": config,
         "data": benchmark.digest,
+        "questions": benchmark.whole,
         "limit": job.limit,
     }
 

@@ -173,17 +173,18 @@ class _Layout:
         columns = self._columns()  # which makes the notes
         return table_by_ratio(title, self._header(), self.cells, columns, self.notes.lines)
 
-    def _columns(self) -> dict[str, Column]:
-        columns: dict[str, Column] = {}
+    def _columns(self) -> list[Column]:
         scores = [(skill, self.benchmarks[0], skill) for skill in self.skills]
         if len(self.benchmarks) == 1:
             scores.append(("All" if self.skills else self.benchmarks[0], self.benchmarks[0], ALL))
         elif self.benchmarks:
             scores += [*((b, b, ALL) for b in self.benchmarks), ("Avg.", AVERAGE, ALL)]
-        for name, benchmark, skill in scores:
-            columns[name] = {cell: Entry(self._score(benchmark, skill, *cell)) for cell in self.cells}
+        columns: list[Column] = [
+            (name, {cell: Entry(self._score(benchmark, skill, *cell)) for cell in self.cells})
+            for name, benchmark, skill in scores
+        ]
         lead = leading(self.rows)
-        columns["Kept % [95 % CI]"] = {cell: Entry(self._kept(*cell), cell in lead) for cell in self.cells}
+        columns.append(("Kept % [95 % CI]", {cell: Entry(self._kept(*cell), cell in lead) for cell in self.cells}))
         over = [(f"Over {label} [95 % CI]", partial(self._over, metric)) for metric, label in self.others.items()]
         texts: Sequence[tuple[str, Callable[[str, float], str]]] = (
             ("Lost / won", self._flips),
@@ -193,12 +194,9 @@ class _Layout:
             *([("Layer mean", self._layer_mean)] if self.prunes_inside else []),
             ("FLOPs (of dense)", self._flops),
             ("Prefill speed-up [95 % CI]", self._speedup),
+            *([("Errors", self._errors)] if (self.rows.n_errors > 0).any() else []),
         )
-        for name, text in texts:
-            columns[name] = {cell: Entry(text(*cell)) for cell in self.cells}
-        if (self.rows.n_errors > 0).any():
-            columns["Errors"] = {cell: Entry(self._errors(*cell)) for cell in self.cells}
-        return columns
+        return columns + [(name, {cell: Entry(text(*cell)) for cell in self.cells}) for name, text in texts]
 
     def _row(self, metric: str, method: str, ratio: float, *others: str) -> ResultRow | None:
         """The row of a metric on the main benchmark, or else on none, or on one of `others`; None without a value."""

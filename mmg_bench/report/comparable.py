@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Collection, Iterable, Mapping
@@ -35,6 +36,12 @@ class Pair:
     def sources(self) -> list[str]:
         """Keys into provenance."""
         return [*self.one.sources, *self.other.sources]
+
+    @property
+    def videos(self) -> int:
+        """How many videos the comparison rests on: those of questions that both answered."""
+        answered = zip(self.one.videos, self.one.scores, self.other.scores, strict=True)
+        return len({video for video, *scores in answered if not any(map(math.isnan, scores))})
 
 
 def check_pair(pair: Pair, provenance: Sources, apart: Collection[str]) -> None:
@@ -88,7 +95,7 @@ def _on_questions(pair: Pair, provenance: Sources, records: Iterable[Record]) ->
             "here; run both again in one command, into a new output_dir"
         ]
     known = {r.question for r in records if r.benchmark == pair.benchmark and r.provenance not in others}
-    return _missing(pair, provenance, len(known))
+    return _missing(pair, provenance, max(len(known), provenance[last].get("questions") or 0))
 
 
 def _changed(entry: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -74,7 +74,7 @@ class _Group:
         header = (f"Weights: {weights}. Not yet measured: no machine for it was at hand",)
         return Table(title, header, ("Method", "R", "Prefill ms"), (Block("", lines),), ())
 
-    def _columns(self) -> dict[str, Column]:
+    def _columns(self) -> list[Column]:
         texts: dict[str, Callable[[Key], str]] = {
             "Tokens": self._tokens,
             "Layer mean": self._layer_mean,
@@ -95,7 +95,7 @@ class _Group:
             "Peak": lambda c: self._bytes(c, "peak_memory_bytes"),
             "Energy J": lambda c: self._number(c, "prefill_energy_joules"),
         }
-        return {name: {cell: Entry(text(cell)) for cell in self.cells} for name, text in texts.items()}
+        return [(name, {cell: Entry(text(cell)) for cell in self.cells}) for name, text in texts.items()]
 
     def _row(self, cell: Key, metric: str) -> ResultRow | None:
         """The row of a metric, if it has a value."""

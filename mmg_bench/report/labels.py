@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import Any
 
 from mmg_bench.methods.registry import read_label, without_defaults
 from mmg_bench.options import meant
 
 _WRITTEN = re.compile(r"[^()=,]+(\((\w+=.+)?\))?(\(control\))?")
 """A label, without blanks."""
+_Reading = Callable[[str], tuple[str, dict[str, str]]]
 
 
 def label_among(given: str, known: Collection[str]) -> str | None:
     """Which of the `known` labels is given: as a table prints it, parameters in any order, blanks anywhere.
 
-    Parameters of a registered method may also stand there at their defaults, which no table prints. Raises ValueError
-    for what is no label.
+    Numbers may be spelt in other ways (`tau=0.90`), and parameters of a registered method may stand there at their
+    defaults, which no table prints. Raises ValueError for what is no label.
     """
     if given in known:
         return given
@@ -26,7 +28,22 @@ def label_among(given: str, known: Collection[str]) -> str | None:
             "all in quotes, such as 'mmg_vid(tau=0.9, positions=contiguous)'"
         )
     readings = (read_label, without_defaults)  # the second imports torch
-    return next((label for read in readings for label in known if read(label) == read(given)), None)
+    return next((label for by in readings for label in known if _said(label, by) == _said(given, by)), None)
+
+
+def _said(label: str, by: _Reading) -> tuple[str, dict[str, Any]]:
+    """What a label says `by` a reading, its numbers as such."""
+    name, parameters = by(label)
+    return name, {parameter: _value(text, by) for parameter, text in parameters.items()}
+
+
+def _value(text: str, by: _Reading) -> Any:
+    if "=" in text:  # a label itself
+        return _said(text, by)
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def label_meant(given: str, known: Collection[str]) -> str:

@@ -143,7 +143,7 @@ def _table(
     meaning = (
         MEANING if lost_by is None else (*MEANING, f"Lost by: questions that dense answered better than {lost_by}")
     )
-    few = [line for pair in pairs for line in too_few(pair.benchmark, len(set(pair.one.videos)))]
+    few = [line for pair in pairs for line in too_few(pair.benchmark, pair.videos)]
     header = (*(measured_line(key, provenance) for key in keys), *few, *meaning, *mean_lines(means))
     return Table(title, header, COLUMNS, tuple(blocks), tuple(notes))
 

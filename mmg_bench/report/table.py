@@ -39,7 +39,8 @@ class Entry:
     bold: bool = False
 
 
-Column = Mapping[Key, Entry]
+Column = tuple[str, Mapping[Key, Entry]]
+"""A column's name, which others may have too (a skill may be called `Tokens`), and its entries."""
 
 
 @dataclass(frozen=True)
@@ -68,24 +69,24 @@ def named(method: str) -> str:
 
 
 def table_by_ratio(
-    title: str, header: tuple[str, ...], cells: Sequence[Key], columns: Mapping[str, Column], footnotes: tuple[str, ...]
+    title: str, header: tuple[str, ...], cells: Sequence[Key], columns: Iterable[Column], footnotes: tuple[str, ...]
 ) -> Table:
     """The table of `cells`, a line each: dense on top, then a block for each ratio.
 
-    columns: column name -> its entries; the methods' names come before. Those without any value are left out.
+    columns: the methods' names come before them. Those without any value are left out.
     """
 
     def block(cell: Key) -> float:
         return math.inf if cell[0] == DENSE else cell[1]
 
     names = {cell: Entry(named(cell[0])) for cell in cells}
-    filled = {name: column for name, column in columns.items() if any(e.text != NONE for e in column.values())}
-    shown = {"Method": names, **filled}
+    filled = [(name, column) for name, column in columns if any(e.text != NONE for e in column.values())]
+    shown = [("Method", names), *filled]
     blocks = []
     for ratio, found in groupby(sorted(cells, key=block, reverse=True), key=block):
-        lines = tuple(tuple(column[cell] for column in shown.values()) for cell in found)
+        lines = tuple(tuple(column[cell] for _, column in shown) for cell in found)
         blocks.append(Block("" if ratio == math.inf else f"R = {100 * ratio:.4g} %", lines))
-    return Table(title, header, tuple(shown), tuple(blocks), footnotes)
+    return Table(title, header, tuple(name for name, _ in shown), tuple(blocks), footnotes)
 
 
 def to_markdown(tables: Sequence[Table]) -> str:

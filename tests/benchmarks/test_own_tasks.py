@@ -144,6 +144,11 @@ def test_a_fault_in_the_data(changed: tuple[str, str, str], fault: str) -> None:
     assert re.fullmatch(rf"the data of task 'mine' cannot be loaded \({fault}\): {remedy}", said())
 
 
+def test_a_skill_whose_name_rows_use() -> None:
+    change((QUESTIONS, '"direction"', '"all"'))
+    assert said().startswith("benchmark 'mine': question 'second-2' has the skill 'all'; rows use that name for all ")
+
+
 def test_questions_that_are_not_there() -> None:
     Path(QUESTIONS).unlink()
     assert "FileNotFoundError: Unable to find" in said()

@@ -187,6 +187,9 @@ def test_each_side_may_have_its_own_ratio_and_frames(
         ("mmg_vid", ["mmg_vid(tau=0.95)", "mmg_vid(knn=7.0, positions=original, channels=all)", "mmg_vid()"]),
         ("mmg_vid(tau=0.9)", ["mmg_vid(k=0.50, tau=0.9)"]),
         ("holitom(inner=False)", ["holitom(inner=false, tau=0.8)", "holitom(inner=FALSE)"]),
+        ("mmg_vid(tau=1)", ["mmg_vid(tau=1.00)", "mmg_vid(tau=1e0, k=0.5)"]),
+        ("gone(tau=1.0)", ["gone(tau=1)"]),  # nobody registers it
+        ("chain(before=mmg_vid(tau=0.9), inside=fastv)", ["chain(before=mmg_vid(tau=0.90), inside=fastv)"]),
         ("mmg_vid(tau=0.95, k=1)", ["mmg_vid(k=1,tau=0.95)"]),  # its default was another when that ran
     ],
 )
@@ -202,7 +205,7 @@ def test_a_label_as_a_table_prints_it(
         [*records("m(a=[1, 4], b=[3, 2])", 0.25, "00"), *records("dense", 1.0, "11"), *records(known, 0.25, "10")],
     )
     provenance.write(tmp_path, {"key": {}})
-    (_, block) = table_by_ratio("", (), [("dense", 1.0), (known, 0.25)], {}, ()).blocks
+    (_, block) = table_by_ratio("", (), [("dense", 1.0), (known, 0.25)], [], ()).blocks
     printed = block.lines[0][0].text
     for label in (known, printed, *given):
         assert called(monkeypatch, label, "dense", f"output_dir={tmp_path}") == 0

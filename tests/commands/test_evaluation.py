@@ -303,3 +303,7 @@ def test_a_table_of_the_first_questions_says_so(tmp_path: Path, capsys: pytest.C
         for text in ((folder / "table.md").read_text(), capsys.readouterr().out):
             assert title in text
             assert f"; embedded (first {limit} of 382 questions on 1 video)" in text
+    for folder, limit in (("some", 3), ("of_all", 2)):
+        assert compare(["random", "dense"], composed("compare", [f"output_dir={tmp_path / folder}"])) == 0
+        said = f"Of the 382 questions of embedded, both were asked only the first {limit} (limit={limit})"
+        assert said in capsys.readouterr().out

@@ -150,6 +150,22 @@ def test_several_benchmarks_are_columns_with_their_average(make, provenance):
     assert "FLOPs (of dense)" not in ours
 
 
+def test_a_skill_or_benchmark_called_like_a_column_takes_no_place_of_it(make, provenance):
+    def answers(**options):
+        return [*make("dense", 1.0, "1111", **options), *make("ours", 0.5, "1000", **options)]
+
+    def columns(records):
+        (table,) = layout(rows_of(records), provenance, NOTHING)
+        return [*zip(table.columns, (entry.text for entry in table.blocks[1].lines[0]), strict=True)]
+
+    usual = [("Method", "ours"), ("Tokens", "32"), ("All", "25.0"), ("Kept % [95 % CI]", "25.0 [0.0, 50.0]")]
+    for name, _ in usual:
+        found = columns(answers(skills=(name, "order")))
+        assert {*usual, (name, "50.0"), ("order", "0.0")} < {*found}
+    found = columns([*answers(benchmark="Avg."), *answers(benchmark="Method")])
+    assert [name for name, _ in found[:4]] == ["Method", "Avg.", "Method", "Avg."]
+
+
 def test_dense_that_contradicts_a_publication_is_flagged(make, provenance):
     rows = rows_of(make("dense", 1.0, "10" * 10))  # each video 50 %: the interval is [50, 50]
     text = to_markdown(layout(rows, provenance, cited(("dense", 1.0, "bench", 64.9, "A paper", ""))))

@@ -32,13 +32,15 @@ def test_values_by_hand(toy, provenance):
 
 
 def test_intervals_over_few_videos_are_told_of(make, provenance):
-    def header(videos):
-        records = [*make("ours", 0.25, "11" * videos), *make("random", 0.25, "10" * videos)]
+    def header(videos, failed=0):
+        ours = make("ours", 0.25, "11" * videos + "xx" * failed)
+        records = [*ours, *make("random", 0.25, "10" * (videos + failed))]
         (table,) = pair_tables(records, provenance, OURS, RANDOM, bootstrap=FAST)
         return table.header
 
     few = "Intervals on bench are narrower than what is known: they rest on 19 videos, fewer than 20"
     assert few in header(19)
+    assert few in header(19, failed=10)
     assert not any("narrower" in line for line in header(20))
 
 
@@ -293,6 +295,8 @@ def test_where_each_was_asked_what_the_other_was_not_no_command_goes_on(make, pr
             "",
             "Of the 9 questions of bench, both were asked only the first 4",
         ),
+        ({"questions": 9, "limit": 4}, "", "Of the 9 questions of bench, both were asked only the first 4 (limit=4)"),
+        ({"questions": 4, "limit": 4}, "", None),
         ({"limit": 4}, "11110", "Of the 5 questions of bench, both were asked only the first 4 (limit=4)"),
         (
             {"benchmark": {"questions": 9}, "command": "mmg-bench run shard.index=0 shard.count=2"},
@@ -310,7 +314,7 @@ def test_where_each_was_asked_what_the_other_was_not_no_command_goes_on(make, pr
     ],
 )
 def test_a_part_of_the_questions_is_said_to_be_one(make, provenance, facts, others, note):
-    """What tells: the benchmark's configuration, the limit, and what other methods of the folder were asked."""
+    """What tells: the benchmark's configuration, how many it had, the limit, and what others of the folder were asked."""
     provenance["key1"] |= facts
     records = [*make("ours", 0.25, "1111"), *make("random", 0.25, "110x"), *make("other", 0.5, others, frames=16)]
     (table,) = pair_tables(records, provenance, OURS, RANDOM, bootstrap=FAST)
@@ -334,6 +338,16 @@ def test_questions_that_were_taken_out_are_not_missed(make, provenance):
     # of other limits, data always differ: those of the whole tell what there is
     (table,) = pair_tables(records, {"key1": old, "key2": {**new, "limit": 4}}, OURS, RANDOM, bootstrap=FAST)
     assert table.footnotes[-1] == "Of the 6 questions of bench, both were asked only the first 4 (limit=4)"
+
+
+def test_how_many_there_were_before_some_were_taken_out_counts_no_more(make, provenance):
+    """First some of six are tried; two of the others are deleted, and all are asked."""
+    tried = {**provenance["key1"], "data": "tried", "limit": 2, "questions": 6}
+    whole = {**tried, "data": "whole", "limit": None, "questions": 4, "date": "2026-01-03"}
+    records = [*make("ours", 0.25, "1111"), *make("random", 0.25, "1100")]
+    records = [dataclasses.replace(r, provenance="key1" if r.question < "q02" else "key2") for r in records]
+    (table,) = pair_tables(records, {"key1": tried, "key2": whole}, OURS, RANDOM, bootstrap=FAST)
+    assert table.footnotes == ()
 
 
 def test_answers_to_questions_of_yesterday_are_told(make, provenance):
