@@ -18,11 +18,11 @@ from PIL import Image
 
 from mmg_bench import config as cfg
 from mmg_bench.benchmarks.embedded.dataset import video_file
+from mmg_bench.benchmarks.reserved import ALL
 from mmg_bench.benchmarks.video import read_frames
 from mmg_bench.commands.show import show
 from mmg_bench.report import figures
 from mmg_bench.report.accuracy import leading
-from mmg_bench.report.answers import ALL
 from mmg_bench.report.leading import WITHIN
 from mmg_bench.report.overlay import contact_sheet
 from mmg_bench.report.rows import DENSE, read_rows

@@ -15,9 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mmg_bench.benchmarks.reserved import ALL, AVERAGE, NO_BENCHMARK
 from mmg_bench.benchmarks.task_faults import BenchmarkError, is_local, told, unreadable, why_not_loaded
 from mmg_bench.options import check_path, check_text, check_whole
-from mmg_bench.report.answers import ALL, AVERAGE, NO_BENCHMARK
 
 SCORE_FIELDS = ("score", "correct", "rating")
 """Where tasks whose `process_results` gives more than a number put the score."""

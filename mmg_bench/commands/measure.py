@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from mmg_bench import config as cfg
 from mmg_bench import specs
+from mmg_bench.benchmarks.reserved import ALL, NO_BENCHMARK
 from mmg_bench.benchmarks.video import VideoError, pictures, read_clip
 from mmg_bench.cells import Cell, codes_of, described_plug_ins, needs_of
 from mmg_bench.commands.profiles import choose, named
@@ -31,7 +32,6 @@ from mmg_bench.models.geometry import is_named
 from mmg_bench.models.loading import VideoLLM, settings_of
 from mmg_bench.models.spec import ModelSpec
 from mmg_bench.options import check_folder, check_number, check_path, check_text, check_whole
-from mmg_bench.report.answers import ALL, NO_BENCHMARK
 from mmg_bench.report.efficiency import cell_key, efficiency_layout
 from mmg_bench.report.rows import Measurement, pending_rows, result_rows
 from mmg_bench.runner import provenance

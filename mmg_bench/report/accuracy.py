@@ -12,7 +12,8 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from mmg_bench.report.answers import ALL, AVERAGE, NO_BENCHMARK, Key, Sources
+from mmg_bench.benchmarks.reserved import ALL, AVERAGE, NO_BENCHMARK
+from mmg_bench.report.answers import Key, Sources
 from mmg_bench.report.leading import competes, leaders
 from mmg_bench.report.needed import KEPT, Needed, tokens_needed
 from mmg_bench.report.published import published as published_numbers

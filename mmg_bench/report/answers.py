@@ -8,15 +8,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from mmg_bench.benchmarks.reserved import ALL, AVERAGE, NO_BENCHMARK
 from mmg_bench.runner.provenance import CELLS, last_date
 from mmg_bench.runner.records import Record
-
-ALL = "all"
-"""In place of a skill: all questions."""
-AVERAGE = "average"
-"""In place of a benchmark: the unweighted mean of several."""
-NO_BENCHMARK = "-"
-"""In place of a benchmark: none, as of latency at a given geometry."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from mmg_bench.report.answers import ALL, Key, Sources
+from mmg_bench.benchmarks.reserved import ALL
+from mmg_bench.report.answers import Key, Sources
 from mmg_bench.report.rows import DENSE, ResultRow, as_tuples, measured_over_pending, provenance_keys, prunes_inside
 from mmg_bench.report.table import (
     FLAG,

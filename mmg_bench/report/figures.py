@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mmg_bench.benchmarks.reserved import ALL, AVERAGE, NO_BENCHMARK
 from mmg_bench.options import check_number, check_text
-from mmg_bench.report.answers import ALL, AVERAGE, NO_BENCHMARK
 from mmg_bench.report.labels import label_among, label_meant
 from mmg_bench.report.leading import WITHIN, is_control
 from mmg_bench.report.needed import KEPT, RATIOS, tokens_needed

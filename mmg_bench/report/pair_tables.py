@@ -6,7 +6,8 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from mmg_bench.report.answers import ALL, AVERAGE, Answers, Label, Sources, answers_by_label, lost_questions, newest
+from mmg_bench.benchmarks.reserved import ALL, AVERAGE
+from mmg_bench.report.answers import Answers, Label, Sources, answers_by_label, lost_questions, newest
 from mmg_bench.report.comparable import Pair, check_pair, notes_on
 from mmg_bench.report.pairs import Match, Side, matches, why_apart
 from mmg_bench.report.rows import DENSE

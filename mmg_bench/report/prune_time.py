@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from mmg_bench.benchmarks.reserved import ALL, NO_BENCHMARK
 from mmg_bench.measure.clock import quantiles
 from mmg_bench.measure.prune_time import GRAM, PruneTimes
-from mmg_bench.report.answers import ALL, NO_BENCHMARK, Sources
+from mmg_bench.report.answers import Sources
 from mmg_bench.report.rows import ResultRow, as_tuples, provenance_keys, to_frame
 from mmg_bench.report.table import NONE, Block, Entry, Table, measured_line, with_interval
 

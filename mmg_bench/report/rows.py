@@ -20,19 +20,10 @@ from typing import Any, NamedTuple, get_type_hints
 import numpy as np
 import pandas as pd
 
+from mmg_bench.benchmarks.reserved import ALL, AVERAGE, NO_BENCHMARK
 from mmg_bench.files import written_whole
 from mmg_bench.measure.flops import TextGeometry, flops_4nd2, flops_gqa, layer_counts
-from mmg_bench.report.answers import (
-    ALL,
-    AVERAGE,
-    NO_BENCHMARK,
-    Answers,
-    Cells,
-    Key,
-    answers_by_cell,
-    lost_questions,
-    over_benchmarks,
-)
+from mmg_bench.report.answers import Answers, Cells, Key, answers_by_cell, lost_questions, over_benchmarks
 from mmg_bench.report.leading import leaders
 from mmg_bench.report.statistics import USUAL, Bootstrap, Estimate, accuracy, compare
 from mmg_bench.runner.records import Record

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import families
+from mmg_bench.benchmarks.reserved import AVERAGE
 from mmg_bench.commands import evaluation
 from mmg_bench.commands.answered import read_answered
 from mmg_bench.commands.compare import compare
@@ -19,7 +20,7 @@ from mmg_bench.config import composed, sweep
 from mmg_bench.measure import latency
 from mmg_bench.models.checking import ModelError
 from mmg_bench.models.spec import EMBEDDED
-from mmg_bench.report.answers import AVERAGE, newest
+from mmg_bench.report.answers import newest
 from mmg_bench.report.rows import provenance_keys, read_rows
 from mmg_bench.runner import provenance
 from mmg_bench.runner.claims import ClaimedError

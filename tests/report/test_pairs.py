@@ -314,7 +314,7 @@ def test_where_each_was_asked_what_the_other_was_not_no_command_goes_on(make, pr
     ],
 )
 def test_a_part_of_the_questions_is_said_to_be_one(make, provenance, facts, others, note):
-    """What tells: the benchmark's configuration, how many it had, the limit, and what others of the folder were asked."""
+    """What tells: the benchmark's configuration, how many it had, the limit, and what others were asked."""
     provenance["key1"] |= facts
     records = [*make("ours", 0.25, "1111"), *make("random", 0.25, "110x"), *make("other", 0.5, others, frames=16)]
     (table,) = pair_tables(records, provenance, OURS, RANDOM, bootstrap=FAST)
