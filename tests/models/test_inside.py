@@ -599,6 +599,25 @@ def test_each_video_of_a_beam_goes_on_from_its_own_memory() -> None:
     assert {to: int(memory) for to, memory in prompt.memory.items()} == {0: 0, 1: 1, 2: 0, 3: 1}
 
 
+def test_what_was_said_is_known_while_each_call_tells_it() -> None:
+    prompt = Prompt(0, None, [], said=torch.tensor([[1, 2, 3]]))
+    prompt.hear(torch.tensor([[4, 5]]), 3)
+    assert prompt.holds(torch.tensor([[2, 3, 4, 5]]), 1)
+    prompt.hear(torch.tensor([[6]]), 4)  # in place of the last, which was cropped
+    assert prompt.holds(torch.tensor([[3, 4, 6]] * 2), 2)
+    assert not prompt.holds(torch.tensor([[3, 4, 6], [3, 4, 5]]), 2)
+    two = torch.tensor([[7], [8]])
+    prompt.hear(two, 5)  # to copies of it
+    assert prompt.holds(two, 5)
+    assert not prompt.holds(torch.tensor([[7], [7]]), 5)
+    assert not prompt.holds(two[:1], 5)
+    for ids, before in ((None, 6), (two, 7), (two[:1], 6)):
+        other = copy.copy(prompt)
+        other.hear(ids, before)
+        other.hear(two, before + 1)
+        assert not other.holds(two, before + 1)
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [("fastv", {"layer": 2}), ("dycoke", {"layer": 2}), ("framefusion", {"similarity_lower_bound": 0.4})],

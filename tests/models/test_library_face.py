@@ -224,6 +224,10 @@ def test_what_the_cache_holds_may_come_again_by_hand(family: str) -> None:
         for given in ways if family == "llava_onevision" else ways[:1]:
             again = model(input_ids=ids[:, past:], past_key_values=copy.deepcopy(cache), **given).logits
             torch.testing.assert_close(again, expected, atol=2e-4, rtol=2e-3)
+        embeds = model.get_input_embeddings()(new)
+        torch.testing.assert_close(model(inputs_embeds=embeds, past_key_values=cache).logits, expected)
+        with pytest.raises(ValueError, match=r"neither follow on .* nor repeat it"):  # no longer known
+            model(input_ids=ids[:, past:], past_key_values=cache)
 
 
 def test_new_text_may_begin_as_the_cache_ends(own: tuple[Any, Any]) -> None:
@@ -291,6 +295,18 @@ def test_a_pruned_cache_belongs_to_its_context(own: tuple[Any, Any], inputs: dic
         model(input_ids=torch.tensor([[5], [5]]), past_key_values=cache)
 
 
+def test_positions_of_a_callers_own_stay_whatever_the_model_saw_since() -> None:
+    torch.manual_seed(0)
+    model, processor = families.qwen2_5_vl()
+    inputs = families.prompts("qwen2_5_vl", processor, TEXTS[:1])
+    step = {"input_ids": torch.tensor([[5, 6]]), "position_ids": torch.tensor([[[40, 41]], [[42, 43]], [[44, 45]]])}
+    with torch.no_grad(), get_method("random", retention_ratio=0.3)(model):
+        cache = model(**inputs, use_cache=True).past_key_values
+        expected = model(**step, past_key_values=copy.deepcopy(cache)).logits
+        model.generate(input_ids=torch.tensor([[5, 6, 7]]), **GREEDY)
+        assert torch.equal(model(**step, past_key_values=cache).logits, expected)
+
+
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "internvl"])
 def test_text_that_follows_may_hold_any_token(family: str) -> None:
     """Prompt lookup proposes what stood behind the same words of the prompt, placeholders too."""
@@ -305,9 +321,10 @@ def test_text_that_follows_may_hold_any_token(family: str) -> None:
     step = {"input_ids": torch.tensor([[5, video, 6]]), "position_ids": ids}
     with torch.no_grad(), get_method("random", retention_ratio=0.3)(model):
         cache = model(**inputs, use_cache=True).past_key_values
-        model(**step, past_key_values=cache)
-        cache = model(**inputs, use_cache=True).past_key_values
-        for other in ({**step, "position_ids": ids - 1}, {"input_ids": step["input_ids"][:, :2]}):
+        model(**step, past_key_values=copy.deepcopy(cache))
+        drafted, out_of_place = {"logits_to_keep": 3}, {**step, "position_ids": ids - 1}
+        model(input_ids=step["input_ids"], **drafted, past_key_values=copy.deepcopy(cache))
+        for other in (out_of_place, {**out_of_place, **drafted}, {"input_ids": step["input_ids"][:, :2]}):
             with pytest.raises(ValueError, match="neither follow on what the cache of the pruned prompt holds nor rep"):
                 model(**other, past_key_values=cache)
 
