@@ -418,6 +418,7 @@ class _Splice:
     def finish(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """After the multimodal module, also one that failed before it came to the language model."""
         self.call = self.ids = None
+        self.shown = self.unnumbered = self.counted = False
         if _has_pixels(kwargs):
             self.captured.forget()
         if self.within is None:

@@ -454,6 +454,22 @@ def test_a_call_that_failed_is_forgotten(
         assert isinstance(model.model.language_model(inputs_embeds=words, return_dict=False), tuple)
 
 
+def test_what_follows_may_go_to_the_language_model_itself(own: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
+    """Nothing of an earlier call of the model, which numbered its own tokens, is taken for it."""
+    model, _ = own
+    new, length = torch.tensor([[5, 6], [7, 8]]), inputs["input_ids"].shape[1]
+    given = {"inputs_embeds": model.get_input_embeddings()(new), "position_ids": torch.arange(length, length + 2)[None]}
+    with torch.no_grad(), get_method("random", retention_ratio=0.3)(model):
+        cache = model(input_ids=inputs["input_ids"], pixel_values_videos=inputs["pixel_values_videos"]).past_key_values
+        aside = copy.deepcopy(cache)
+        expected = model(input_ids=new, past_key_values=cache).logits
+        hidden = model.model.language_model(**given, **{CACHE: aside}).last_hidden_state
+        torch.testing.assert_close(model.lm_head(hidden), expected)
+        ids = torch.cat([inputs["input_ids"], new, new], dim=1)
+        with pytest.raises(ValueError, match=r"neither follow on .* nor repeat it"):  # what was said is not known now
+            model(input_ids=ids[:, aside.get_seq_length() :], past_key_values=aside)
+
+
 @pytest.mark.parametrize("then", [None, Dense()])
 def test_a_cache_that_is_emptied_is_as_new(own: tuple[Any, Any], inputs: dict[str, Tensor], then: Any) -> None:
     model, _ = own
