@@ -614,6 +614,7 @@ def test_what_was_said_is_known_while_each_call_tells_it() -> None:
     for ids, before in ((None, 6), (two, 7), (two[:1], 6)):
         other = copy.copy(prompt)
         other.hear(ids, before)
+        assert not other.holds(two, 5)  # nothing is known any more
         other.hear(two, before + 1)
         assert not other.holds(two, before + 1)
 
