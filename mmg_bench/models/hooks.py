@@ -397,7 +397,7 @@ class _Splice:
     def _of_prompt(self, ids: Tensor, prompt: Prompt) -> Tensor:
         """Position ids as the model counts them on behind this prompt, also where it saw another one since."""
         last = self.adapter.deltas
-        if self.shown:
+        if self.shown and ids.shape[:-2] == (4,):  # as `generate` counts anew for it; by hand, it is counted on
             prompt.deltas = last
         # where they are neither counted by the model nor by `generate`, they are the caller's own
         counted = self.unnumbered or ids.shape[:-2] in ((1,), (4,))

@@ -295,6 +295,19 @@ def test_a_pruned_cache_belongs_to_its_context(own: tuple[Any, Any], inputs: dic
         model(input_ids=torch.tensor([[5], [5]]), past_key_values=cache)
 
 
+def test_an_image_by_hand_stands_behind_its_prompt_whatever_the_model_saw_since() -> None:
+    torch.manual_seed(0)
+    model, processor = families.qwen2_5_vl()
+    inputs = families.prompts("qwen2_5_vl", processor, TEXTS[:1])
+    image = families.prompts("qwen2_5_vl", processor, TEXTS[1:], videos_each=0, image=True)
+    del image["attention_mask"]
+    with torch.no_grad(), get_method("random", retention_ratio=0.3)(model):
+        cache = model(**inputs, use_cache=True).past_key_values
+        expected = model(**image, past_key_values=copy.deepcopy(cache)).logits
+        model.generate(input_ids=torch.tensor([[5, 6, 7]]), **GREEDY)
+        assert torch.equal(model(**image, past_key_values=cache).logits, expected)
+
+
 def test_positions_of_a_callers_own_stay_whatever_the_model_saw_since() -> None:
     torch.manual_seed(0)
     model, processor = families.qwen2_5_vl()
