@@ -602,16 +602,17 @@ def test_each_video_of_a_beam_goes_on_from_its_own_memory() -> None:
 def test_what_was_said_is_known_while_each_call_tells_it() -> None:
     prompt = Prompt(0, None, [], said=torch.tensor([[1, 2, 3]]))
     prompt.hear(torch.tensor([[4, 5]]), 3)
-    assert prompt.holds(torch.tensor([[2, 3, 4, 5]]), 1)
+    assert prompt.holds(torch.tensor([[2, 3, 4]]), 1)
     prompt.hear(torch.tensor([[6]]), 4)  # in place of the last, which was cropped
     assert prompt.holds(torch.tensor([[3, 4, 6]] * 2), 2)
     assert not prompt.holds(torch.tensor([[3, 4, 6], [3, 4, 5]]), 2)
     two = torch.tensor([[7], [8]])
-    prompt.hear(two, 5)  # to copies of it
-    assert prompt.holds(two, 5)
+    for column in (5, 6):  # to copies of it
+        prompt.hear(two, column)
+    assert prompt.holds(two.repeat(1, 2), 5)
     assert not prompt.holds(torch.tensor([[7], [7]]), 5)
     assert not prompt.holds(two[:1], 5)
-    for ids, before in ((None, 6), (two, 7), (two[:1], 6)):
+    for ids, before in ((None, 7), (two, 8), (two[:1], 7)):
         other = copy.copy(prompt)
         other.hear(ids, before)
         assert not other.holds(two, 5)  # nothing is known any more
