@@ -401,7 +401,7 @@ class _Splice:
     def _of_prompt(self, ids: Tensor, prompt: Prompt) -> Tensor:
         """Position ids as the model counts them on behind this prompt, also where it saw another one since."""
         last = self.adapter.deltas
-        if self.shown:
+        if self.shown and ids.shape[:-2] == (4,):  # as `generate` counts anew for it; by hand, it is counted on
             prompt.deltas = last
         # where they are neither counted by the model nor by `generate`, they are the caller's own
         counted = self.unnumbered or ids.shape[:-2] in ((1,), (4,))
@@ -422,6 +422,7 @@ class _Splice:
     def finish(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """After the multimodal module, also one that failed before it came to the language model."""
         self.call = self.ids = None
+        self.shown = self.unnumbered = self.counted = False
         if _has_pixels(kwargs):
             self.captured.forget()
         if self.within is None:

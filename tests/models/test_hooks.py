@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from mmg_bench.contract import ContractError
 from mmg_bench.methods.base import Method
@@ -142,6 +143,24 @@ def test_pixels_are_let_go_once_their_prompt_is_pruned(tiny: tuple[Any, Any], in
         assert held() is None
 
 
+@pytest.mark.parametrize("kind", ["video", "image"])
+def test_what_went_through_a_tower_is_let_go_once_its_prompt_is_pruned(tiny: tuple[Any, Any], kind: str) -> None:
+    """Of an image, too, it is recorded."""
+    model, processor = tiny
+    turn = {"role": "user", "content": [{"type": kind}, {"type": "text", "text": QUESTION}]}
+    prompt = processor.apply_chat_template([turn], add_generation_prompt=True)
+    shown = {"videos": [random_video(6)]} if kind == "video" else {"images": [random_video(1)[0]]}
+    inputs = processor(text=prompt, **shown, return_tensors="pt")
+    seen: list[StorageWeakRef] = []
+    handle = model.model.vision_tower.encoder.layers[-1].register_forward_pre_hook(
+        lambda module, args: seen.append(StorageWeakRef(args[0].untyped_storage()))
+    )
+    with VisionZip(retention_ratio=0.25)(model), torch.inference_mode():
+        model(**inputs)
+        assert [one.expired() for one in seen] == [True]
+    handle.remove()
+
+
 @pytest.mark.usefixtures("_threads")
 @pytest.mark.parametrize("positions", ["original", "contiguous"])
 @pytest.mark.parametrize("ratio", [0.05, 0.25, 0.7])
@@ -176,7 +195,12 @@ def test_a_bare_forward_needs_no_mask(tiny: tuple[Any, Any], inputs: dict[str, t
     with Random(retention_ratio=0.25)(model, positions=positions):
         with_mask = model(**inputs, use_cache=False).logits
         without = model(**bare, use_cache=False).logits
+        ids = torch.arange(7, 7 + inputs["input_ids"].shape[1])[None]  # only their differences count
+        elsewhere = model(**bare, position_ids=ids, use_cache=False).logits
+        given = model.model(bare.pop("input_ids"), **bare, use_cache=False).last_hidden_state
     torch.testing.assert_close(without, with_mask)
+    torch.testing.assert_close(elsewhere, with_mask, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(model.lm_head(given), with_mask)
 
 
 def test_decoding_by_hand_continues_at_the_right_position(

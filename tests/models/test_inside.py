@@ -24,6 +24,7 @@ from mmg_bench.models.adapter import UnsupportedModelError
 from mmg_bench.models.attention import softmax_weights
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.inside import Prompt, Span, weighed
+from mmg_bench.models.kept import Kept
 from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens, keep
 from prompts import prompt_inputs, random_video
 
@@ -597,6 +598,35 @@ def test_each_video_of_a_beam_goes_on_from_its_own_memory() -> None:
     assert {to: int(memory) for to, memory in prompt.memory.items()} == {0: 2, 2: 0, 3: 1}
     prompt.reorder_cache(torch.tensor([1, 1]))
     assert {to: int(memory) for to, memory in prompt.memory.items()} == {0: 0, 1: 1, 2: 0, 3: 1}
+
+
+def test_a_prompt_is_cropped_by_as_much_at_each_stage() -> None:
+    first = Kept.of(torch.tensor([[True, False, True, True, True]]), [4], contiguous=False)
+    second = Kept.of(torch.tensor([[False, True, True, True]]), [3], contiguous=False)
+    prompt = Prompt(0, None, [], stages=[first, second])
+    prompt.crop(4)
+    assert [stage.whole for stage in prompt.stages] == [4, 3]
+
+
+def test_what_was_said_is_known_while_each_call_tells_it() -> None:
+    prompt = Prompt(0, None, [], said=torch.tensor([[1, 2, 3]]))
+    prompt.hear(torch.tensor([[4, 5]]), 3)
+    assert prompt.holds(torch.tensor([[2, 3, 4]]), 1)
+    prompt.hear(torch.tensor([[6]]), 4)  # in place of the last, which was cropped
+    assert prompt.holds(torch.tensor([[3, 4, 6]] * 2), 2)
+    assert not prompt.holds(torch.tensor([[3, 4, 6], [3, 4, 5]]), 2)
+    two = torch.tensor([[7], [8]])
+    for column in (5, 6):  # to copies of it
+        prompt.hear(two, column)
+    assert prompt.holds(two.repeat(1, 2), 5)
+    assert not prompt.holds(torch.tensor([[7], [7]]), 5)
+    assert not prompt.holds(two[:1], 5)
+    for ids, before in ((None, 7), (two, 8), (two[:1], 7)):
+        other = copy.copy(prompt)
+        other.hear(ids, before)
+        assert not other.holds(two, 5)  # nothing is known any more
+        other.hear(two, before + 1)
+        assert not other.holds(two, before + 1)
 
 
 @pytest.mark.parametrize(

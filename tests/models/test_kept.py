@@ -20,8 +20,10 @@ def test_multimodal_ids_close_the_numbers_that_no_axis_uses() -> None:
     kept = Kept.of(left, left.sum(1).tolist(), contiguous=True)
     kept, closed = kept.numbered(ids, kept.mask(torch.ones(1, 7, dtype=torch.long)))
     assert closed[:, 0].tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 3, 3, 4, 5], [0, 1, 1, 2, 4, 5], [0, 1, 1, 2, 4, 5]]
-    # the next token continues each axis
-    assert kept.later(torch.tensor([[[7]], [[12]], [[12]], [[12]]])).flatten().tolist() == [6, 6, 6, 6]
+    # the next token continues each axis, also where it comes without the text's count
+    later = torch.tensor([[[7]], [[12]], [[12]], [[12]]])
+    assert kept.later(later).flatten().tolist() == [6, 6, 6, 6]
+    assert kept.later(later[1:]).flatten().tolist() == [6, 6, 6]
 
 
 def test_original_ids_stay() -> None:

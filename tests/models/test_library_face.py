@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndByte
 import families
 from mmg_bench.methods.dense import Dense
 from mmg_bench.methods.registry import get_method
-from mmg_bench.models.adapter import adapter_for, fresh
+from mmg_bench.models.adapter import Adapter, adapter_for, fresh
 from mmg_bench.models.caches import CACHE
 from mmg_bench.models.hooks import Run, pruning
 from mmg_bench.models.kept import Kept
@@ -209,6 +209,28 @@ def test_a_second_turn_of_copies(family: str) -> None:
             assert torch.equal(model.generate(**whole, **words)[0], ours[row])
 
 
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl", "exaone4_5"])
+def test_what_the_cache_holds_may_come_again_by_hand(family: str) -> None:
+    torch.manual_seed(0)
+    model, processor = getattr(families, family)()
+    one = families.prompts(family, processor, TEXTS[:1])
+    new = torch.tensor([[5, 6]])
+    ids = torch.cat([one["input_ids"], new], dim=1)
+    with torch.no_grad(), get_method("random", retention_ratio=0.3)(model):
+        cache = model(**one, use_cache=True).past_key_values
+        past = cache.get_seq_length()
+        expected = model(input_ids=new, past_key_values=copy.deepcopy(cache)).logits
+        # stock code that counts on by deltas numbers a whole mask anew, and fails by itself
+        ways = [{}, {"attention_mask": torch.ones_like(ids)}, {"position_ids": torch.arange(past, ids.shape[1])[None]}]
+        for given in ways if family == "llava_onevision" else ways[:1]:
+            again = model(input_ids=ids[:, past:], past_key_values=copy.deepcopy(cache), **given).logits
+            torch.testing.assert_close(again, expected, atol=2e-4, rtol=2e-3)
+        embeds = model.get_input_embeddings()(new)
+        torch.testing.assert_close(model(inputs_embeds=embeds, past_key_values=cache).logits, expected)
+        with pytest.raises(ValueError, match=r"neither follow on .* nor repeat it"):  # no longer known
+            model(input_ids=ids[:, past:], past_key_values=cache)
+
+
 def test_new_text_may_begin_as_the_cache_ends(own: tuple[Any, Any]) -> None:
     model, processor = own
     one = prompt_inputs(processor, TEXTS[:1], [[random_video(6, 1)]])
@@ -217,18 +239,39 @@ def test_new_text_may_begin_as_the_cache_ends(own: tuple[Any, Any]) -> None:
         removed = one["input_ids"].shape[1] - cache.get_seq_length()
         new = one["input_ids"][:, -removed:].repeat(1, 2)
         assert 0 < removed < 5
+        past = cache.get_seq_length()
+        again = {"input_ids": new, "position_ids": torch.arange(past, past + 2 * removed)[None]}
+        assert model(**again, past_key_values=copy.deepcopy(cache)).logits.shape[1] == removed
         assert model(input_ids=new, past_key_values=cache).logits.shape[1] == 2 * removed
 
 
-def test_text_that_comes_again_alone_is_refused(own: tuple[Any, Any]) -> None:
+def test_text_that_comes_again_alone_or_out_of_place_is_refused(own: tuple[Any, Any]) -> None:
     model, processor = own
     one = prompt_inputs(processor, TEXTS[:1], [[random_video(6, 1)]])
     with torch.no_grad(), get_method("random", retention_ratio=0.3)(model):
         cache = model(**one, use_cache=True).past_key_values
         past = cache.get_seq_length()
-        again = {"input_ids": one["input_ids"][:, past : past + 3], "position_ids": torch.arange(past, past + 3)[None]}
-        with pytest.raises(ValueError, match=r"neither follow on .* nor repeat it"):
-            model(**again, past_key_values=cache)
+        ids = torch.cat([one["input_ids"], torch.tensor([[5, 6]])], dim=1)[:, past:]
+        embeds = model.get_input_embeddings()(ids)  # of which it is not known
+        for again, first in (
+            *(({"input_ids": ids[:, :width]}, past) for width in (3, ids.shape[1] - 2)),
+            ({"input_ids": ids}, past + 1),
+            ({"inputs_embeds": embeds}, past),
+        ):
+            places = first + torch.arange(next(iter(again.values())).shape[1])[None]
+            with pytest.raises(ValueError, match=r"neither follow on .* nor repeat it"):
+                model(**again, position_ids=places, past_key_values=cache)
+
+
+def test_a_single_token_is_not_asked_for_its_position(own: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step would wait for the GPU."""
+    model, processor = own
+    one = prompt_inputs(processor, TEXTS[:1], [[random_video(6, 1)]])
+    step = {"input_ids": torch.tensor([[5]]), "position_ids": torch.tensor([[one["input_ids"].shape[1]]])}
+    with torch.no_grad(), get_method("random", retention_ratio=0.3)(model):
+        cache = model(**one, use_cache=True).past_key_values
+        monkeypatch.delattr(Adapter, "column")
+        model(**step, past_key_values=cache)
 
 
 def test_what_was_said_is_known_though_its_tensor_is_used_again(own: tuple[Any, Any]) -> None:
@@ -253,6 +296,31 @@ def test_a_pruned_cache_belongs_to_its_context(own: tuple[Any, Any], inputs: dic
         model(input_ids=torch.tensor([[5], [5]]), past_key_values=cache)
 
 
+def test_an_image_by_hand_stands_behind_its_prompt_whatever_the_model_saw_since() -> None:
+    torch.manual_seed(0)
+    model, processor = families.qwen2_5_vl()
+    inputs = families.prompts("qwen2_5_vl", processor, TEXTS[:1])
+    image = families.prompts("qwen2_5_vl", processor, TEXTS[1:], videos_each=0, image=True)
+    del image["attention_mask"]
+    with torch.no_grad(), get_method("random", retention_ratio=0.3)(model):
+        cache = model(**inputs, use_cache=True).past_key_values
+        expected = model(**image, past_key_values=copy.deepcopy(cache)).logits
+        model.generate(input_ids=torch.tensor([[5, 6, 7]]), **GREEDY)
+        assert torch.equal(model(**image, past_key_values=cache).logits, expected)
+
+
+def test_positions_of_a_callers_own_stay_whatever_the_model_saw_since() -> None:
+    torch.manual_seed(0)
+    model, processor = families.qwen2_5_vl()
+    inputs = families.prompts("qwen2_5_vl", processor, TEXTS[:1])
+    step = {"input_ids": torch.tensor([[5, 6]]), "position_ids": torch.tensor([[[40, 41]], [[42, 43]], [[44, 45]]])}
+    with torch.no_grad(), get_method("random", retention_ratio=0.3)(model):
+        cache = model(**inputs, use_cache=True).past_key_values
+        expected = model(**step, past_key_values=copy.deepcopy(cache)).logits
+        model.generate(input_ids=torch.tensor([[5, 6, 7]]), **GREEDY)
+        assert torch.equal(model(**step, past_key_values=cache).logits, expected)
+
+
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "internvl"])
 def test_text_that_follows_may_hold_any_token(family: str) -> None:
     """Prompt lookup proposes what stood behind the same words of the prompt, placeholders too."""
@@ -267,10 +335,12 @@ def test_text_that_follows_may_hold_any_token(family: str) -> None:
     step = {"input_ids": torch.tensor([[5, video, 6]]), "position_ids": ids}
     with torch.no_grad(), get_method("random", retention_ratio=0.3)(model):
         cache = model(**inputs, use_cache=True).past_key_values
-        model(**step, past_key_values=cache)
-        cache = model(**inputs, use_cache=True).past_key_values
-        with pytest.raises(ValueError, match="neither follow on what the cache of the pruned prompt holds nor repeat"):
-            model(**{**step, "position_ids": ids - 1}, past_key_values=cache)
+        model(**step, past_key_values=copy.deepcopy(cache))
+        drafted, out_of_place = {"logits_to_keep": 3}, {**step, "position_ids": ids - 1}
+        model(input_ids=step["input_ids"], **drafted, past_key_values=copy.deepcopy(cache))
+        for other in (out_of_place, {**out_of_place, **drafted}, {"input_ids": step["input_ids"][:, :2]}):
+            with pytest.raises(ValueError, match="neither follow on what the cache of the pruned prompt holds nor rep"):
+                model(**other, past_key_values=cache)
 
 
 @pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl"])
@@ -396,6 +466,22 @@ def test_a_call_that_failed_is_forgotten(
         model.model.language_model(inputs_embeds=words[:, :1], **{CACHE: getattr(after, CACHE)})
         assert getattr(after, CACHE).get_seq_length() == 10
         assert isinstance(model.model.language_model(inputs_embeds=words, return_dict=False), tuple)
+
+
+def test_what_follows_may_go_to_the_language_model_itself(own: tuple[Any, Any], inputs: dict[str, Tensor]) -> None:
+    """Nothing of an earlier call of the model, which numbered its own tokens, is taken for it."""
+    model, _ = own
+    new, length = torch.tensor([[5, 6], [7, 8]]), inputs["input_ids"].shape[1]
+    given = {"inputs_embeds": model.get_input_embeddings()(new), "position_ids": torch.arange(length, length + 2)[None]}
+    with torch.no_grad(), get_method("random", retention_ratio=0.3)(model):
+        cache = model(input_ids=inputs["input_ids"], pixel_values_videos=inputs["pixel_values_videos"]).past_key_values
+        aside = copy.deepcopy(cache)
+        expected = model(input_ids=new, past_key_values=cache).logits
+        hidden = model.model.language_model(**given, **{CACHE: aside}).last_hidden_state
+        torch.testing.assert_close(model.lm_head(hidden), expected)
+        ids = torch.cat([inputs["input_ids"], new, new], dim=1)
+        with pytest.raises(ValueError, match=r"neither follow on .* nor repeat it"):  # what was said is not known now
+            model(input_ids=ids[:, aside.get_seq_length() :], past_key_values=aside)
 
 
 @pytest.mark.parametrize("then", [None, Dense()])

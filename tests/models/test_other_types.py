@@ -86,6 +86,16 @@ def test_what_the_general_adapter_would_not_narrow_is_named() -> None:
         model(**inputs, **beside)
 
 
+def test_position_ids_tell_the_column_that_they_begin_with() -> None:
+    """As `generate` counts on behind a cache, and as it does anew, with the text's count in front."""
+    model = SimpleNamespace(model=SimpleNamespace(rope_deltas=torch.tensor([[-3]])))
+    adapter, ids = Scatter(model), torch.tensor([[7, 8]])
+    ways = (ids, ids[None], torch.stack([ids, *(ids + 5,) * 3]), ids.expand(3, 1, 2))
+    assert [adapter.column(way) for way in ways] == [7, 10, 7, None]
+    model.model.rope_deltas = None
+    assert adapter.column(ids[None]) is None
+
+
 def test_tokens_that_the_processor_has_dropped_are_named() -> None:
     torch.manual_seed(0)
     model, processor = families.video_llama_3()
