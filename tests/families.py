@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from mmg_bench.models.adapter import adapter_for
@@ -526,6 +526,14 @@ OF_TEXT = ("input_ids", "attention_mask", "mm_token_type_ids")
 def text_of(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """What goes with videos that were encoded before."""
     return {key: inputs[key] for key in OF_TEXT if key in inputs}
+
+
+def typed(inputs: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
+    """Which of the `ids` of a second turn are visual, where the family's processor says so: those of the first one."""
+    if "mm_token_type_ids" not in inputs:
+        return {}
+    first = inputs["mm_token_type_ids"]
+    return {"mm_token_type_ids": nn.functional.pad(first, (0, ids.shape[1] - first.shape[1]))}
 
 
 def pixels_of(inputs: dict[str, Tensor]) -> dict[str, Tensor]:

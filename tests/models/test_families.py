@@ -527,15 +527,6 @@ def second_turn(inputs: dict[str, Tensor], first: Any) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def typed(inputs: dict[str, Tensor], turn: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Which tokens of a second turn are visual, where the family's processor says so: those of the first one."""
-    if "mm_token_type_ids" not in inputs:
-        return {}
-    types = torch.zeros_like(turn["input_ids"])
-    types[:, : inputs["input_ids"].shape[1]] = inputs["mm_token_type_ids"]
-    return {"mm_token_type_ids": types}
-
-
 @pytest.mark.parametrize("positions", get_args(Positions))
 @pytest.mark.parametrize("questions", [[QUESTION], [QUESTION, "How many times does it flash?"]])
 def test_a_second_turn_is_as_the_whole_conversation(
@@ -556,7 +547,7 @@ def test_a_second_turn_is_as_the_whole_conversation(
         assert getattr(cache, _PROMPT).holds(third, 0)
         # the model counts positions on from what it saw last, and stock code anew where it is told of old videos
         model.generate(input_ids=torch.tensor([[5, 6, 7]]), **GREEDY)
-        types = typed(inputs, turn)
+        types = families.typed(inputs, turn["input_ids"])
         ways = ({}, types) if types else ({},)
         later = [logits(model, {**turn, **way}, past_key_values=copy.deepcopy(again)) for way in ways]
         expected = logits(model, {**inputs, **turn, **types})
@@ -575,7 +566,7 @@ def test_an_image_may_come_in_the_second_turn(family: tuple[str, Any, Any], inpu
         first = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
         ids = torch.cat([first.sequences, image["input_ids"]], dim=1)
         turn = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        types = typed(inputs, turn)
+        types = families.typed(inputs, turn["input_ids"])
         if types:
             types["mm_token_type_ids"][:, first.sequences.shape[1] :] = image["mm_token_type_ids"]
         turn |= types | {key: value for key, value in image.items() if key not in families.OF_TEXT}

@@ -202,10 +202,7 @@ def test_a_second_turn_of_copies(family: str) -> None:
         ours = model.generate(input_ids=torch.cat(both, dim=1), past_key_values=cache, **words)
         for row, end in enumerate(both[1]):
             ids = torch.cat([first.sequences, end[None]], dim=1)
-            whole = {**one, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
-            if "mm_token_type_ids" in one:
-                added = ids.shape[1] - one["input_ids"].shape[1]
-                whole["mm_token_type_ids"] = torch.nn.functional.pad(one["mm_token_type_ids"], (0, added))
+            whole = {**one, "input_ids": ids, "attention_mask": torch.ones_like(ids), **families.typed(one, ids)}
             assert torch.equal(model.generate(**whole, **words)[0], ours[row])
 
 
