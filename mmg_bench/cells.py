@@ -8,7 +8,7 @@ import inspect
 import json
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from importlib.util import resolve_name
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 from mmg_bench.files import digest_of
 from mmg_bench.methods import base
 from mmg_bench.methods.base import Method, Positions
-from mmg_bench.methods.registry import at_ratio, get_method, method_class, plug_ins, write_label
+from mmg_bench.methods.registry import at_ratio, get_method, plug_ins, write_label
 
 _FLOATS = (float, float | None, "float", "float | None")
 """Types of fields that hold a float, as dataclasses know them: as texts where annotations are not evaluated."""
@@ -148,10 +148,7 @@ def _hashable(parameter: str, value: Any) -> Any:
 
 
 def _one_spelling(number: Any) -> Any:
-    """A number as the float that all its spellings share: 1 is 1.0, and what a sweep makes of 0.1 + 2 * 0.1 is 0.3.
-
-    Anything else stays as it is: the method refuses it.
-    """
+    """A number as the float that all its spellings share: 1 is 1.0, and what a sweep makes of 0.1 + 2 * 0.1 is 0.3."""
     return float(f"{number:.12g}") if isinstance(number, int | float) and not isinstance(number, bool) else number
 
 
@@ -160,11 +157,11 @@ def make_cell(name: str, retention_ratio: float, positions: Positions | None = N
 
     However a number is spelt, it makes the same cell.
     """
-    ratio = 1.0 if name == "dense" else _one_spelling(retention_ratio)
-    floats = {f.name for f in fields(method_class(name)) if f.type in _FLOATS}
+    ratio = 1.0 if name == "dense" else retention_ratio
     given = {parameter: _hashable(f"{name}.{parameter}", value) for parameter, value in parameters.items()}
-    given |= {parameter: _one_spelling(given[parameter]) for parameter in floats & given.keys()}
-    method = get_method(name, retention_ratio=ratio, **given)
+    method = get_method(name, retention_ratio=ratio, **given)  # an error names what was given as it was
+    floats = {f.name for f in fields(method) if f.type in _FLOATS} & {"retention_ratio", *given}
+    method = replace(method, **{parameter: _one_spelling(getattr(method, parameter)) for parameter in floats})
     if positions not in (None, "original", "contiguous"):
         raise ValueError(f"positions={positions!r}: choose original, contiguous or null (the method's own)")
     return Cell(method, positions or method.positions)

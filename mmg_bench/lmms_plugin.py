@@ -92,6 +92,8 @@ class MMGBench(lmms):
             visuals = doc_to_visual(self.task_dict[task][split][doc_id])
         except MISSING as missing:
             raise BenchmarkError(f"{_name(request)}: {missing}") from None
+        except Exception as error:
+            raise RuntimeError(f"{_name(request)}: {type(error).__name__}: {error}") from error
         return single_video(visuals, _name(request))
 
     def _answers(self, path: Path, requests: list[Any]) -> Iterable[str]:

@@ -142,6 +142,9 @@ def test_a_fault_ends_the_evaluation_with_the_questions_name(
     monkeypatch.setattr(dataset, "video_file", damaged)
     with pytest.raises(RuntimeError, match=rf"question 0 of task '{TASK}' \(.*test-0000.mp4\): VideoError: .*decoded"):
         ask(ARGS, limit=2)
+    monkeypatch.setattr(dataset, "video_file", {}.__getitem__)  # a fault in the task's own code
+    with pytest.raises(RuntimeError, match=rf"^question 0 of task '{TASK}': KeyError: 'test-0000.mp4'"):
+        ask(ARGS, limit=2)
 
 
 def test_a_missing_video_ends_the_evaluation_before_the_first_answer(

@@ -24,6 +24,8 @@ SCORE_FIELDS = ("score", "correct", "rating")
 ANSWER_FIELDS = (("pred_answer", "answer"), ("parsed_pred", "answer"), ("pred", "ground_truth"), ("pred", "answer"))
 """Where those that give no score put the parsed answer and the right one."""
 AVERAGES = ("questions", "skills")
+REASONING = '[["<think>", "</think>"], ["<analysis>", "</analysis>"]]'
+"""Between what lmms-eval's command, unless told otherwise, takes a text for reasoning, which is not scored."""
 MISSING = (SystemExit, FileNotFoundError)
 """What tasks raise for one video that is not there: several call sys.exit."""
 
@@ -185,6 +187,14 @@ class Benchmark:
             raise BenchmarkError(f"{what}: {told(error, self.spec.code)}") from error
         if not isinstance(prompt, str):
             raise BenchmarkError(f"{what}: doc_to_text gave {prompt!r}, which is no text")
+        for key in ("doc_to_text", "doc_to_target"):
+            if _says_none(getattr(task.config, key), doc):
+                raise BenchmarkError(
+                    f"{what}: {key} says a column that has no value there: give it one (in a csv file, NA and None are "
+                    "none, too)"
+                )
+        if target is None:
+            raise BenchmarkError(f"{what}: doc_to_target gave None: an answer cannot be right")
         return prompt, str(target)
 
     def video_path(self, question: Question) -> Path:
@@ -220,13 +230,10 @@ class Benchmark:
         """The task's own score of a generated text, in 0..1, by its own filters and `process_results`."""
         task = self._tasks[question.task]
         what = f"question {question.id!r} of task {question.task!r}"
+        doc = task.eval_docs_no_media[question.doc_id]
         with _same_guesses(f"{question.task}/{question.doc_id}"):
-            answers: Any = [[text]]
-            for step in task._filters[0].filters:
-                answers = step.apply(answers, task.task_docs)
-            doc = task.eval_docs_no_media[question.doc_id]
             try:
-                results = _once(type(task).process_results)(task, doc, list(answers))
+                results = _once(type(task).process_results)(task, doc, _read_answer(task, doc, text))
             except Exception as error:
                 raise BenchmarkError(f"{what}: {told(error, self.spec.code)}") from error
         metrics = [m["metric"] for m in task.config.metric_list]
@@ -236,6 +243,44 @@ class Benchmark:
             if metric in results:
                 return _as_score(results[metric], f"metric {metric!r} of {what}")
         raise BenchmarkError(f"{what} returned {sorted(results)} and none of its metrics {metrics}")
+
+
+def _read_answer(task: Any, doc: dict[str, Any], text: str) -> list[Any]:
+    """What a task scores of a generated text, as lmms-eval has it: filtered, and without what is marked as reasoning.
+
+    Filters get every answer with its document, which some look into.
+    """
+    from lmms_eval.api.reasoning import parse_reasoning_tags_config, strip_reasoning_tags
+    from lmms_eval.filters.transformation import StripThinkingFilter
+
+    tags = parse_reasoning_tags_config(REASONING, task.config.reasoning_tags)
+    before = [StripThinkingFilter()] if tags is None and task.config.auto_strip_thinking else []
+    answers: Any = [[text]]
+    for step in (*before, *task._filters[0].filters):
+        answers = step.apply(answers, [doc])
+
+    def stripped(answer: Any) -> Any:
+        return strip_reasoning_tags(answer, tags) if isinstance(answer, str) and tags is not None else answer
+
+    return [[stripped(a) for a in answer] if isinstance(answer, list) else stripped(answer) for answer in answers]
+
+
+def _says_none(template: Any, doc: Mapping[str, Any]) -> bool:
+    """Whether a text of a task's configuration, a column or a template, has the value of a column that has none."""
+    from lmms_eval.utils import env
+
+    if not isinstance(template, str):
+        return False
+    if template in doc:
+        return doc[template] is None
+    said: list[Any] = []
+
+    def note(value: Any) -> Any:
+        said.append(value)
+        return value
+
+    env.overlay(finalize=note).from_string(template).render(**doc)
+    return any(value is None for value in said)
 
 
 def single_video(visuals: Any, who: str) -> Path:
@@ -316,6 +361,7 @@ def _load_tasks(spec: BenchmarkSpec) -> dict[str, Any]:
             code = Path(file).parent if own is None else spec.code
             raise BenchmarkError(why_not_loaded(name, error, settings, code, own)) from error
         _check_one_answer(name, task)
+        _check_metrics(name, task)
         if spec.include_path is not None:
             _check_columns(name, task)
         tasks[name] = task
@@ -385,6 +431,15 @@ def _check_one_answer(name: str, task: Any) -> None:
             raise BenchmarkError(
                 f"task {name!r} has {key}={value!r}: only tasks that generate one answer, without examples, can be run"
             )
+
+
+def _check_metrics(name: str, task: Any) -> None:
+    """Raise BenchmarkError where nothing says which of a task's results is the score."""
+    if not task.config.metric_list:
+        raise BenchmarkError(
+            f"task {name!r} has no metric_list: name in its yaml file what scores, such as `metric_list: [{{metric: "
+            "exact_match}]`"
+        )
 
 
 def _check_columns(name: str, task: Any) -> None:

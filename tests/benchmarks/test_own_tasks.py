@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mmg_bench.benchmarks.lmms import Benchmark, BenchmarkError, BenchmarkSpec
+from mmg_bench.benchmarks.lmms import REASONING, Benchmark, BenchmarkError, BenchmarkSpec
 from mmg_bench.benchmarks.task_faults import bad_json, is_local, why_not_loaded
 from test_your_own_videos import FILES
 
@@ -142,6 +143,83 @@ def test_a_fault_in_the_data(changed: tuple[str, str, str], fault: str) -> None:
     change(changed)
     remedy = r"correct dataset_path or dataset_kwargs in mine/task\.yaml, or the files that they name"
     assert re.fullmatch(rf"the data of task 'mine' cannot be loaded \({fault}\): {remedy}", said())
+
+
+@pytest.mark.parametrize(("column", "key"), [("question", "doc_to_text"), ("answer", "doc_to_target")])
+@pytest.mark.parametrize("left_out", [True, False])
+def test_a_question_that_lacks_what_it_is_made_of(column: str, key: str, left_out: bool) -> None:
+    lines = [json.loads(line) for line in Path(QUESTIONS).read_text().splitlines()]
+    (lines[1].pop if left_out else lambda name: lines[1].update({name: None}))(column)
+    Path(QUESTIONS).write_text("\n".join(map(json.dumps, lines)))
+    says = f"question 'first-2' of task 'mine': {key} says a column that has no value there: give it one"
+    assert said().startswith(says)
+    if column == "answer":
+        change((TASK, "doc_to_target: answer", 'doc_to_target: "{{answer}}"'))
+        assert said().startswith(says)
+        change((TASK, 'doc_to_target: "{{answer}}"', "doc_to_target: !function utils.own"))
+        change((UTILS, HERE, f"{HERE}def own(doc):\n    return doc['answer']\n"))
+        assert said() == "question 'first-2' of task 'mine': doc_to_target gave None: an answer cannot be right"
+
+
+def test_a_column_without_a_value_that_no_text_says_is_none_missed() -> None:
+    lines = [json.loads(line) for line in Path(QUESTIONS).read_text().splitlines()]
+    Path(QUESTIONS).write_text("\n".join(json.dumps({**line, "hint": None}) for line in lines))
+    change((TASK, "{{question}}", "{% if hint %}{{hint}} {% endif %}{{question}}"))
+    assert len(mine().questions) == len(lines)
+
+
+def test_a_task_without_its_metric() -> None:
+    text = Path(TASK).read_text()
+    Path(TASK).write_text(text[: text.index("metric_list:")])
+    assert said().startswith("task 'mine' has no metric_list: name in its yaml file what scores, such as `metric_list:")
+
+
+FILTERS = """\
+filter_list:
+  - name: choice
+    filter:
+      - {function: multi_choice_regex, regex_pattern: '[(][A-Z][)]', ignore_case: true, ignore_punctuation: true}
+      - {function: take_first}
+metric_list:"""
+
+
+def test_filters_see_the_document_of_their_answer() -> None:
+    """As lmms-eval's own `multi_choice_regex` does, which looks for the text of a choice in an answer."""
+    choices = [["blue", "red"], ["3", "2", "1"], ["left", "right"]]
+    lines = [json.loads(line) for line in Path(QUESTIONS).read_text().splitlines()]
+    choices = [choices[number % len(choices)] for number in range(len(lines))]
+    told = [line | {"choices": found, "answer": "(b)"} for line, found in zip(lines, choices, strict=True)]
+    Path(QUESTIONS).write_text("\n".join(map(json.dumps, told)))
+    change((TASK, "metric_list:", FILTERS))
+    benchmark = mine()
+    for question, found in zip(benchmark.questions, choices, strict=True):
+        scores = [benchmark.score(question, f"It is {text}.") for text in found]
+        assert scores == [float(number == 1) for number in range(len(found))]
+
+
+@pytest.mark.parametrize(
+    ("settings", "scores"),
+    [
+        ("", (1, 1, 0)),
+        ("reasoning_tags: none\n", (0, 0, 0)),
+        ("reasoning_tags: none\nauto_strip_thinking: true\n", (1, 0, 1)),
+        ('reasoning_tags: [["<thinking>", "</thinking>"]]\n', (0, 0, 1)),
+    ],
+)
+def test_what_is_marked_as_reasoning_is_not_scored(settings: str, scores: tuple[int, ...]) -> None:
+    change((TASK, "metric_list:", f"{settings}metric_list:"))
+    benchmark = mine()
+    question = benchmark.questions[0]
+    tags = ("think", "analysis", "thinking")
+    answers = [f"<{tag}>It may be red, or not.</{tag}> {question.target}" for tag in tags]
+    assert tuple(benchmark.score(question, answer) for answer in answers) == scores
+
+
+def test_reasoning_is_marked_as_lmms_evals_command_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmms_eval.__main__ import parse_eval_args
+
+    monkeypatch.setattr(sys, "argv", ["lmms-eval"])
+    assert parse_eval_args()[1].reasoning_tags == REASONING
 
 
 def test_a_skill_whose_name_rows_use() -> None:
