@@ -107,8 +107,11 @@ def _remedy(path: Path) -> str:
 
 
 def pictures(folder: Path) -> list[Path]:
-    """The pictures in a folder, in the order of their names, in which numbers count as such: 9.png before 10.png."""
-    found = (p for p in folder.iterdir() if p.suffix.lower() in PICTURES)
+    """The pictures in a folder, in the order of their names, in which numbers count as such: 9.png before 10.png.
+
+    Hidden files are none (macOS writes a `._1.png` beside 1.png), nor are folders.
+    """
+    found = (p for p in folder.iterdir() if p.suffix.lower() in PICTURES and p.name[0] != "." and not p.is_dir())
     return sorted(found, key=lambda p: [int(part) if i % 2 else part for i, part in enumerate(_NUMBER.split(p.name))])
 
 
@@ -127,15 +130,23 @@ def _sampled(count: int, frames: int) -> list[int]:
     return np.linspace(0, count - 1, frames).astype(int).tolist()
 
 
-def _read_pictures(folder: Path, frames: int, fps: float | None) -> Clip:
-    from PIL import Image
+def _read_picture(path: Path) -> NDArray[np.uint8]:
+    """`[H, W, 3]`, turned as its camera says, like a video."""
+    from PIL import Image, ImageOps
 
+    picture = ImageOps.exif_transpose(Image.open(path))
+    if picture.mode.startswith("I"):  # 16 bits of grey, of which `convert` makes white; of colours it takes the upper 8
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    return np.asarray(picture.convert("RGB"))
+
+
+def _read_pictures(folder: Path, frames: int, fps: float | None) -> Clip:
     names = pictures(folder)
     if not names:
         raise VideoError(f"{folder}: the folder holds no picture ({', '.join(PICTURES)})")
     indices = _sampled(len(names), _number(folder, frames, fps, len(names), PICTURES_FPS))
     try:
-        pixels = np.stack([np.asarray(Image.open(names[i]).convert("RGB")) for i in indices])
+        pixels = np.stack([_read_picture(names[i]) for i in indices])
     except (OSError, ValueError) as error:  # damaged, or of several sizes
         raise VideoError(
             f"{folder}: cannot be read as one video ({error}): its pictures must be whole, and of one size"

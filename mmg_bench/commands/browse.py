@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from omegaconf import DictConfig
 
@@ -102,19 +102,23 @@ def _asked(benchmark: Benchmark, records: Collection[Record], beside: Path) -> d
         if (question.id, question.digest) in answered:
             which = (question.task, question.video)
             if which not in videos:
-                address = _video(benchmark, question, beside)
-                videos[which] = address, _pictures(beside.resolve() / unquote(address)) if address else []
+                videos[which] = _video(benchmark, question, beside)
             found[benchmark.spec.name, question.id] = Asked(question.prompt, *videos[which])
     return found
 
 
-def _video(benchmark: Benchmark, question: Question, beside: Path) -> str | None:
-    """The address of a question's video, for a page in the folder `beside`; None where it is not on this machine."""
+def _video(benchmark: Benchmark, question: Question, beside: Path) -> tuple[str | None, list[str]]:
+    """The address of a question's video, and those of its pictures; None, and no pictures, where it is not here.
+
+    For a page in the folder `beside`, which may be still to be made: nothing is looked for by way of it.
+    """
     try:
         path = benchmark.video_path(question)
     except ValueError:
-        return None
-    return quote(os.path.relpath(path.resolve(), beside.resolve())) if path.exists() else None
+        return None, []
+    if not path.exists():
+        return None, []
+    return quote(os.path.relpath(path.resolve(), beside.resolve())), _pictures(path)
 
 
 def _pictures(video: Path) -> list[str]:

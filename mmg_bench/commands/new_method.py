@@ -103,6 +103,8 @@ FILES = {
 
 _WORDS = frozenset({"all", "null", "true", "false", "yes", "no", "on", "off", "inf", "nan"})
 """Words that are no names: the first to `mmg-bench bench-methods`, the others to options or in YAML."""
+_IMPORTED = frozenset(re.findall(r"\w+", " ".join(re.findall(r"^from \S+ import (.*)", METHOD + TEST, re.MULTILINE))))
+"""Names that a method's own files import, which its class would hide."""
 
 
 def new_method(name: str, checkout: Path) -> list[Path]:
@@ -119,6 +121,10 @@ def new_method(name: str, checkout: Path) -> list[Path]:
         raise ValueError(
             f"method name {name!r}: commands and files read this word as another value: choose another name"
         )
+    cls = "".join(part.capitalize() for part in name.split("_"))
+    if keyword.iskeyword(cls) or cls in _IMPORTED:
+        what = "a word of Python" if keyword.iskeyword(cls) else "which its files import from elsewhere"
+        raise ValueError(f"method name {name!r}: its class would be called {cls}, {what}: choose another name")
     if name in method_names():
         raise ValueError(f"method name {name!r} is taken; the registered methods are: {', '.join(method_names())}")
     if not all((checkout / Path(path).parent).is_dir() for path in FILES):
@@ -126,7 +132,7 @@ def new_method(name: str, checkout: Path) -> list[Path]:
     paths = {checkout / path.format(name=name): text for path, text in FILES.items()}
     if there := [str(path) for path in paths if path.exists()]:
         raise ValueError(f"{', '.join(there)}: there already; move it away or choose another name")
-    words = {"name": name, "cls": "".join(part.capitalize() for part in name.split("_")), "title": name}
+    words = {"name": name, "cls": cls, "title": name}
     for path, text in paths.items():
         path.write_text(text.format(**words), encoding="utf-8")
     return list(paths)

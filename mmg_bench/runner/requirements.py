@@ -21,6 +21,7 @@ from mmg_bench.models.hub import not_cached
 from mmg_bench.models.siglip import FIELDS
 from mmg_bench.models.siglip import lacks as siglip_lacks
 from mmg_bench.models.spec import ModelSpec, folder_of
+from mmg_bench.options import check_path
 
 SHOWN = 3  # missing files that are named
 EMBEDDED = ("mmg_embedded",)
@@ -204,22 +205,26 @@ def _data(spec: BenchmarkSpec, config: Mapping[str, Any]) -> Check:
     what = f"data of {spec.name}"
     if spec.tasks == EMBEDDED:  # made where they are not there
         return Check(what)
-    if config.get("dataset") is None:  # a benchmark of one's own, which nothing can fetch
-        correct = "correct benchmark.tasks, benchmark.include_path, or the task's files"
-        complete = "put them where the task's doc_to_visual says"
-    else:
+    correct = "correct benchmark.tasks, benchmark.include_path, or the task's files"
+    complete = "put them where the task's doc_to_visual says"
+    dataset, below = config.get("dataset"), config.get("videos")
+    if dataset is not None:  # else a benchmark of one's own, which nothing can fetch
+        try:
+            videos = None if below is None else _hf_home() / check_path("benchmark.videos", below)
+            absent = [] if spec.data is not None or _has_annotations(dataset) else ["its annotations"]
+        except ValueError as error:  # no folder, or no id of a data set
+            return Check(what, str(error).splitlines()[0], "correct benchmark.videos or benchmark.dataset, or set null")
         fetch = (
             f"while online: hf auth login, then mmg-bench run benchmark={spec.name} limit=1, which fetches and unpacks "
-            f"{config['dataset']} ({_size(config.get('download_gb'))})"
+            f"{dataset} ({_size(config.get('download_gb'))})"
         )
-        videos = _hf_home() / config["videos"]
-        absent = [] if spec.data is not None or _has_annotations(config["dataset"]) else ["its annotations"]
-        if not videos.is_dir() or not any(videos.iterdir()):
-            absent.append(f"its videos below {videos}")
+        if videos is not None:
+            if not videos.is_dir() or not any(videos.iterdir()):
+                absent.append(f"its videos below {videos}")
+            correct = f"move {videos} away, then, {fetch}"
+            complete = f"copy them into {videos}; or move it away, then, {fetch}"
         if absent:
             return Check(what, f"{' and '.join(absent)} are not there", fetch)
-        correct = f"move {videos} away, then, {fetch}"
-        complete = f"copy them into {videos}; or move it away, then, {fetch}"
     try:
         benchmark = Benchmark(spec)
         count, lost = len(benchmark.questions), benchmark.missing_videos()
@@ -235,14 +240,22 @@ def _hf_home() -> Path:
 
 
 def _has_annotations(dataset: str) -> bool:
-    """Whether a hub data set was downloaded, or loaded from there, before."""
+    """Whether a hub data set was downloaded, or loaded from there, before. ValueError: no such id."""
     from huggingface_hub import constants
+    from huggingface_hub.utils import validate_repo_id
 
-    owner, name = dataset.split("/")
-    downloaded = Path(constants.HF_HUB_CACHE) / f"datasets--{owner}--{name}" / "snapshots"
+    validate_repo_id(dataset)
+    owner, _, name = dataset.rpartition("/")  # the hub's oldest have no owner
+    downloaded = Path(constants.HF_HUB_CACHE) / f"datasets--{dataset.replace('/', '--')}" / "snapshots"
     loaded = Path(os.environ.get("HF_DATASETS_CACHE", _hf_home() / "datasets"))
-    names = {folder.name.replace("_", "").lower() for folder in loaded.glob(f"{owner}___*")}  # in its own spelling
-    return downloaded.is_dir() or f"{owner}{name}".replace("_", "").lower() in names
+    before = f"{owner}___" if owner else ""
+    names = {_alike(folder.name.removeprefix(before)) for folder in loaded.glob(f"{before}*")}
+    return downloaded.is_dir() or _alike(name) in names
+
+
+def _alike(name: str) -> str:
+    """A data set's name, however spelt: folders of loaded ones have a spelling of their own."""
+    return name.replace("_", "").lower()
 
 
 def _disk(wanted: Sequence[float | None]) -> Iterator[Check]:

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 from decord import VideoReader
-from PIL import Image
+from PIL import ExifTags, Image
 
 from mmg_bench.benchmarks.embedded import dataset
 from mmg_bench.benchmarks.embedded.questions import COUNTS, SKILLS, all_questions, sample_questions, vocabulary
@@ -254,4 +254,23 @@ def test_numbers_of_pictures_count_as_such(tmp_path: Path) -> None:
     names = ["0001.jpg", "2.png", "9.png", "10.PNG", "a2b1.png", "a2b03.png", "a10.png", "b.png"]
     for name in [*names, "notes.txt"]:
         (tmp_path / name).touch()
+    (tmp_path / "._2.png").touch()
+    (tmp_path / "3.png").mkdir()
     assert [path.name for path in pictures(tmp_path)] == names
+
+
+def test_pictures_are_turned_as_their_camera_says(tmp_path: Path) -> None:
+    upright = Image.new("RGB", (64, 32), "white")
+    upright.paste((0, 0, 255), (0, 0, 16, 32))
+    sideways, turned = upright.transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6  # its first row is shown at the right
+    upright.save(tmp_path / "1.png")
+    sideways.save(tmp_path / "2.jpg", exif=turned, quality=100, subsampling=0)
+    first, second = read_frames(tmp_path, 2).astype(int)
+    assert np.abs(first - second).max() < 8
+
+
+def test_grey_pictures_of_16_bits(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 2**16 - 1, 64, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(ramp).save(tmp_path / "1.png")
+    assert (read_frames(tmp_path, 1)[0] == (ramp // 256)[..., None]).all()

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote
 
@@ -13,7 +14,8 @@ import pytest
 
 import record_files
 from command_line import given
-from mmg_bench.commands.browse import _pictures, _video
+from mmg_bench.commands.browse import _asked, _pictures, _video
+from mmg_bench.report.browse import Asked
 from mmg_bench.runner import provenance
 from mmg_bench.runner.records import Record, read_records
 
@@ -73,8 +75,8 @@ def test_addresses_of_videos(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "100 %#.mp4").touch()
     there: Any = Named()
-    assert _video(there, "100 %#.mp4", tmp_path / "pages") == "../videos/100%20%25%23.mp4"  # type: ignore[arg-type]
-    assert _video(there, "no.mp4", tmp_path) is None  # type: ignore[arg-type]
+    assert _video(there, "100 %#.mp4", tmp_path / "pages") == ("../videos/100%20%25%23.mp4", [])  # type: ignore[arg-type]
+    assert _video(there, "no.mp4", tmp_path) == (None, [])  # type: ignore[arg-type]
 
 
 def test_some_pictures_of_a_video_that_is_a_folder_of_them(tmp_path: Path) -> None:
@@ -85,6 +87,21 @@ def test_some_pictures_of_a_video_that_is_a_folder_of_them(tmp_path: Path) -> No
     assert _pictures(tmp_path) == [f"{number}%20%23.JPG" for number in (1, 4, 7, 10, 13)]
     (tmp_path / "empty").mkdir()
     assert _pictures(tmp_path / "empty") == _pictures(tmp_path / "0.txt") == []
+
+
+def test_pictures_for_a_page_in_a_folder_still_to_be_made(tmp_path: Path) -> None:
+    class Made:
+        spec = SimpleNamespace(name="bench")
+        questions = (SimpleNamespace(task="t", video="a b", id="q", digest="", prompt="?"),)
+
+        def video_path(self, question: Any) -> Path:
+            return tmp_path / question.video
+
+    (tmp_path / "a b").mkdir()
+    (tmp_path / "a b" / "1.png").touch()
+    there: Any = Made()
+    found = _asked(there, [record("q", "2026-01-01", 1.0)], tmp_path / "to be" / "made")
+    assert found == {("bench", "q"): Asked("?", "../../a%20b", ["1.png"])}
 
 
 def record(question: str, date: str, score: float) -> Record:

@@ -312,6 +312,32 @@ def test_annotations_that_were_loaded_before_are_recognised(name: str, home: Pat
     assert not requirements._has_annotations(f"owner/{name}2")
 
 
+def test_a_data_set_without_an_owner(home: Path) -> None:
+    assert not requirements._has_annotations("squad")
+    (home / "datasets" / "owner___squad").mkdir(parents=True)
+    assert not requirements._has_annotations("squad")
+    (home / "datasets" / "squad").mkdir()
+    assert requirements._has_annotations("squad")
+    assert not requirements._has_annotations("glue")
+    (home / "hub" / "datasets--glue" / "snapshots").mkdir(parents=True)
+    assert requirements._has_annotations("glue")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"videos": None}, "its annotations are not there\n      -> while online: "),
+        ({"dataset": "squad"}, "its annotations and its videos below .* are not there\n.* unpacks squad "),
+        ({"dataset": "a/b/c"}, "Repo id must be .*'a/b/c'.*\n      -> correct benchmark.videos or benchmark.dataset"),
+        ({"dataset": 5}, "Repo id must be a string"),
+        ({"videos": 5}, "benchmark.videos=5: it must be a text\n      -> correct benchmark.videos or"),
+    ],
+)
+def test_where_a_data_set_lies_may_be_said_in_part_or_wrongly(home: Path, changes: dict[str, Any], says: str) -> None:
+    (line, *_) = missing(load("model", "embedded"), of("videomme", **changes))
+    assert re.match(f"data of videomme: {says}", line)
+
+
 def test_data_is_counted_by_the_tasks_own_code(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = shutil.copytree(made / "home", tmp_path / "home")
     monkeypatch.setenv("HF_HOME", str(home))
@@ -319,7 +345,11 @@ def test_data_is_counted_by_the_tasks_own_code(made: Path, tmp_path: Path, monke
     assert str(checks(embedded, of("videomme", questions=6, **here))[-1]) == "data of videomme: 6 questions"
     (line, *_) = missing(embedded, of("videomme", **here))
     assert "has 6 questions here, not 2700: the data is incomplete" in line
+    videos_anywhere = of("videomme", questions=6, videos=None, **here)
+    assert str(checks(embedded, videos_anywhere)[-1]) == "data of videomme: 6 questions"
     (home / "videomme" / "data" / "clip1.mp4").unlink()
+    (line, *_) = missing(embedded, videos_anywhere)
+    assert line.endswith("videos missing: clip1\n      -> put them where the task's doc_to_visual says")
     (line, *_) = missing(embedded, of("videomme", questions=6, **here))
     assert line.startswith("data of videomme: 6 questions: videos missing: clip1\n      -> copy them into ")
 
