@@ -92,11 +92,10 @@ def accuracy_vs_tokens(rows: pd.DataFrame, *, methods: Collection[str] | None = 
         line = pruned[pruned.method == method]
         axes.fill_between(line.share, line.ci_low, line.ci_high, color=style["color"], alpha=0.2, lw=0)
         axes.plot(line.share, line.value, **{**style, "markersize": 3.5, "lw": 1.5})
-        axes.set_title(textwrap.fill(method, 34, break_long_words=False), fontsize=7, loc="left")
+        axes.set_title(textwrap.fill(method, 34), fontsize=7, loc="left")
     _log_scale(panels[0])
-    figure.supxlabel("visual tokens that a layer sees on average, %", fontsize=9)
     figure.supylabel("accuracy, %", fontsize=9)
-    figure.suptitle(_title(accuracy), x=0.01, ha="left", fontsize=10)
+    _finish_panels(figure, accuracy, "visual tokens that a layer sees on average, %")
     return figure
 
 
@@ -239,10 +238,9 @@ def points_over(rows: pd.DataFrame, reference: str) -> Figure:
         axes.set_title(f"R = {100 * ratio:g} %", fontsize=9, loc="left")
     panels[0].set_yticks(range(len(methods)), methods, fontsize=7)
     panels[0].invert_yaxis()
-    figure.supxlabel(f"points of accuracy over {label}", fontsize=9)
-    figure.suptitle(_title(gains), x=0.01, ha="left", fontsize=10)
     columns = min(len(ratios), _IN_A_ROW)
     figure.set_size_inches(2.4 + 1.6 * columns, (0.17 * len(methods) + 0.6) * math.ceil(len(ratios) / columns) + 0.6)
+    _finish_panels(figure, gains, f"points of accuracy over {label}")
     return figure
 
 
@@ -421,7 +419,8 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
 
     columns = min(count, _IN_A_ROW)
     rows = math.ceil(count / columns)
-    figure = NewFigure(figsize=(1.9 * columns + 0.4, 1.5 * rows + 0.8), layout="constrained")
+    width = 1.9 * max(columns, 2) + 0.4  # of one alone the title and the label below need more than it does
+    figure = NewFigure(figsize=(width, 1.5 * rows + 0.8), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten().tolist()
     for axes in panels:
         axes.grid(alpha=0.25, lw=0.5)
@@ -440,9 +439,37 @@ def _title(rows: pd.DataFrame) -> str:
 
 def _finish(figure: Figure, axes: Axes, rows: pd.DataFrame, lines: int = 0) -> None:
     """Title, legend and a size that holds it; `lines`: how many methods are named beside the axes, if any are."""
-    axes.set_title(_title(rows), loc="left", fontsize=10)
-    entries = len(axes.get_legend_handles_labels()[0])
+    handles, labels = axes.get_legend_handles_labels()
+    labels = [textwrap.fill(label, 48) for label in labels]  # longer ones would leave the axes no room
+    entries = "\n".join(labels).count("\n") + 1
     figure.set_figheight(max(4.2, 0.18 * entries + 0.3, 0.2 * lines + 0.9))  # inches: of a line of the legend 0.18
     if lines:
         figure.set_figwidth(8.4)
-    figure.legend(loc="outside right center", frameon=False, fontsize=8)
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
+    _without_mathematics(figure)
+    figure.draw_without_rendering()  # the layout, which says where the axes begin, and the title with them
+    room = (1 - axes.get_position().x0) * figure.get_figwidth()
+    axes.set_title(_folded(_title(rows), room, 10), loc="left", fontsize=10)
+
+
+def _finish_panels(figure: Figure, rows: pd.DataFrame, label: str) -> None:
+    """Title, label below all panels, and the height that their lines need more than one each."""
+    width = figure.get_figwidth() - 0.2
+    title, label = _folded(_title(rows), width, 10), _folded(label, width, 9)
+    figure.supxlabel(label, fontsize=9)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    figure.set_figheight(figure.get_figheight() + 0.16 * f"{title}{label}".count("\n"))
+    _without_mathematics(figure)
+
+
+def _folded(text: str, inches: float, size: float) -> str:
+    """A text of that font size in lines that are no longer, but have 20 letters; a long name is broken."""
+    return textwrap.fill(text, max(20, int(inches / (0.7 * size / 72))))  # a letter, capitals among them, is 0.7 wide
+
+
+def _without_mathematics(figure: Figure) -> None:
+    """Draw each `$` of a name as it is: matplotlib takes two for the ends of a formula."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)

@@ -4,6 +4,7 @@ import sys
 
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from mmg_bench.report.figures import (
     accuracy_vs_retention,
@@ -93,6 +94,41 @@ def test_a_panel_a_method_over_what_layers_see(rows):
         accuracy_vs_tokens(rows[rows.metric == "accuracy"])
 
 
+def test_long_names_stay_in_the_picture_and_dollars_in_names(rows):
+    main = headline(rows)
+    seen = main[main.metric == "accuracy"].assign(metric="retention_layer_mean")
+    seen["value"] = seen.retention_ratio
+    own = "ours(an_option=of_a_$long$_name, another_one=of_a_name_that_is_longer_still)"
+    model = "a-model-of-a-$long$-name_" + "finetuned_on_mine_" * 4
+    rows = pd.concat([rows, seen]).replace({"method": {"ours": own}}).assign(model=model)
+    for figure in (
+        accuracy_vs_tokens(rows, methods=[own]),
+        accuracy_vs_retention(rows),
+        accuracy_vs_speedup(rows),
+        kept_by_method(rows),
+    ):
+        figure.draw_without_rendering()
+        box = figure.get_tightbbox()
+        width, height = figure.get_size_inches()
+        assert 0 <= box.x0 < box.x1 <= width
+        assert 0 <= box.y0 < box.y1 <= height
+        assert figure.axes[0].get_position().width > 0.2
+        named = [text for text in figure.findobj(Text) if "$" in text.get_text()]
+        assert len(named) >= 2  # the title and the method
+        assert not any(text.get_parse_math() for text in named)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_title_and_label_of_few_panels_stay_in_the_picture(rows, count):
+    main = headline(rows)
+    copies = [main[main.method == "ours"].assign(method=f"ours {n}") for n in range(count)]
+    rows = pd.concat([*copies, *(copy.assign(metric="retention_layer_mean", value=0.3) for copy in copies)])
+    figure = accuracy_vs_tokens(rows.drop_duplicates(["method", "retention_ratio", "metric"]))
+    figure.draw_without_rendering()
+    box = figure.get_tightbbox()
+    assert 0 <= box.x0 < box.x1 <= figure.get_figwidth()
+
+
 def test_rows_that_do_not_go_together_are_refused(rows, make):
     draw = (accuracy_vs_retention, accuracy_vs_tokens, accuracy_vs_speedup, kept_by_method)
     other = rows.assign(weights="finetuned")
@@ -143,7 +179,7 @@ def test_labels_are_read_as_compare_reads_them(make):
     rows = result_rows(records, table="t", weights={"toy": "w"}, against=[full], bootstrap=Bootstrap(30))
     given = "ours (positions=contiguous,tau=0.9)"
     assert [*lines(accuracy_vs_retention(rows, methods=[given], bands=[given]))][1:] == [full]
-    assert points_over(rows, given).get_supxlabel() == f"points of accuracy over {full}"
+    assert points_over(rows, given).get_supxlabel().replace("\n", " ") == f"points of accuracy over {full}"
     names = kept_by_method(rows, highlight=[given]).axes[0].get_yticklabels()
     assert {name.get_text(): name.get_fontweight() for name in names}[full] == "bold"
 
