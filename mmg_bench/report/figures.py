@@ -428,6 +428,8 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
         axes.tick_params(labelsize=7)
     for axes in panels[count:]:
         axes.remove()
+    for axes in panels[count - columns : count]:  # the lowest of each column, also where the last row ends before it
+        axes.tick_params(labelbottom=True)
     return figure, panels[:count]
 
 

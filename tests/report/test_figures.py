@@ -118,8 +118,8 @@ def test_long_names_stay_in_the_picture_and_dollars_in_names(rows):
         assert not any(text.get_parse_math() for text in named)
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_title_and_label_of_few_panels_stay_in_the_picture(rows, count):
+@pytest.mark.parametrize("count", [1, 2, 5, 7])
+def test_title_and_label_of_panels_stay_in_the_picture_and_each_column_has_its_scale(rows, count):
     main = headline(rows)
     copies = [main[main.method == "ours"].assign(method=f"ours {n}") for n in range(count)]
     rows = pd.concat([*copies, *(copy.assign(metric="retention_layer_mean", value=0.3) for copy in copies)])
@@ -127,6 +127,8 @@ def test_title_and_label_of_few_panels_stay_in_the_picture(rows, count):
     figure.draw_without_rendering()
     box = figure.get_tightbbox()
     assert 0 <= box.x0 < box.x1 <= figure.get_figwidth()
+    lowest = figure.axes[-min(count, 5) :]
+    assert all(any(label.get_visible() for label in axes.get_xticklabels()) for axes in lowest)
 
 
 def test_rows_that_do_not_go_together_are_refused(rows, make):
