@@ -6,6 +6,7 @@ import ast
 import hashlib
 import inspect
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -149,7 +150,10 @@ def _hashable(parameter: str, value: Any) -> Any:
 
 def _one_spelling(number: Any) -> Any:
     """A number as the float that all its spellings share: 1 is 1.0, and what a sweep makes of 0.1 + 2 * 0.1 is 0.3."""
-    return float(f"{number:.12g}") if isinstance(number, int | float) and not isinstance(number, bool) else number
+    if not isinstance(number, int | float) or isinstance(number, bool):
+        return number
+    short = float(f"{number:.12g}")
+    return short if abs(short - number) <= 8 * math.ulp(short) else float(number)  # 1 / 3 has more digits by itself
 
 
 def make_cell(name: str, retention_ratio: float, positions: Positions | None = None, **parameters: Any) -> Cell:

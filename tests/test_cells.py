@@ -38,6 +38,13 @@ def test_one_number_in_several_spellings(name: str, spellings: list[dict[str, fl
     assert {repr(cell.method) for cell in cells} == {repr(cells[0].method)}
 
 
+@pytest.mark.parametrize("ratio", [1 / 3, 0.1 + 1e-9, 0.123456789012345])
+def test_a_ratio_of_many_digits_keeps_them(ratio: float) -> None:
+    cell = make_cell("random", ratio)
+    assert cell.method.retention_ratio == ratio
+    assert cell.key() == key_of(get_method("random", retention_ratio=ratio))
+
+
 def key_of(method: Method) -> str:
     """The key of a cell when numbers were hashed as somebody had written them."""
     content = {

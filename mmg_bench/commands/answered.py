@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmg_bench.runner import provenance
+from mmg_bench.runner.provenance import ASKED
 from mmg_bench.runner.records import Record, read_records
 
 
@@ -52,18 +53,19 @@ def _folders(folder: Path) -> list[Path]:
 def _missing_shards(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A note where a folder lacks the records of a shard: how many there are, its commands tell, or their numbers.
 
-    A command without shards answers what shards left: then only its own workers' may be.
+    A command without shards answers what shards left of the cells that it asks for: then only its own workers' may be.
     """
     numbers = {
         int(n) for file in folder.glob("records-*.jsonl") if (n := file.stem.removeprefix("records-")).isdecimal()
     }
     if not numbers or (folder / "records.jsonl").exists():
         return []
-    commands = [str(entry.get("command")) for entry in entries.values()]
-    whole = [command for command in commands if "shard.count=" not in command]
-    shares = r"\bworkers=(\d+)" if whole else r"\bshard\.count=(\d+)"
-    told = [int(count) for count in re.findall(shares, " ".join(whole or commands))]
-    count = max([*told, 0 if whole else max(numbers) + 1])
+    whole = [entry for entry in entries.values() if "shard.count=" not in str(entry.get("command"))]
+    answered = {cell for entry in whole for cell in entry.get(ASKED, ())}
+    parts = [e for e in entries.values() if e not in whole and not (whole and set(e.get(ASKED, ())) <= answered)]
+    shares = r"\bshard\.count=(\d+)" if parts or not whole else r"\bworkers=(\d+)"
+    commands = " ".join(str(entry.get("command")) for entry in parts or whole)
+    count = max([*map(int, re.findall(shares, commands)), max(numbers) + 1 if parts else 0])
     missing = sorted(set(range(count)) - numbers)
     if not missing:
         return []

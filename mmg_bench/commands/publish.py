@@ -47,8 +47,8 @@ def publish(
     if any(folder.glob("records*.jsonl")):  # which have more, and keep it
         provenance.add(folder, entries)
     else:
-        cells = provenance.CELLS
-        provenance.write(folder, {k: {f: v for f, v in entry.items() if f != cells} for k, entry in entries.items()})
+        asked = provenance.ASKED
+        provenance.write(folder, {k: {f: v for f, v in entry.items() if f != asked} for k, entry in entries.items()})
     write_rows(rows, folder / "rows.csv")
     with written_whole(folder / "table.md") as file:
         file.write_text(to_markdown(tables), encoding="utf-8")

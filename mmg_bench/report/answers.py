@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mmg_bench.benchmarks.reserved import ALL, AVERAGE, NO_BENCHMARK
-from mmg_bench.runner.provenance import CELLS, last_date
+from mmg_bench.runner.provenance import ASKED, last_date
 from mmg_bench.runner.records import Record
 
 
@@ -84,7 +84,7 @@ def newest(records: Iterable[Record], provenance: Sources) -> tuple[list[Record]
     lost: set[str] = set()
     wanted: dict[str, str] = {}  # key of a cell -> when it was last asked for
     for entry in provenance.values():
-        for cell in entry.get(CELLS, ()):
+        for cell in entry.get(ASKED, ()):
             wanted[cell] = max(wanted.get(cell, ""), last_date(entry))
     for r in records:
         cells[Label.of(r)].setdefault(r.cell, []).append(r)
@@ -99,12 +99,17 @@ def newest(records: Iterable[Record], provenance: Sources) -> tuple[list[Record]
     for label, versions in cells.items():
         numbered = enumerate(versions.values())
         # its last date: old code or settings put back count again, and no command answers anything anew
-        dated = (([last_date(provenance[r.provenance]) for r in v], i, v) for i, v in numbered)
+        dated = (([_date_of(r, provenance[r.provenance]) for r in v], i, v) for i, v in numbered)
         date, _, found = max((max([*dates, wanted.get(v[0].cell, "")]), i, v) for dates, i, v in dated)
         kept += {r.question: r for r in sorted(found, key=lambda r: seen[r.provenance])}.values()
         if len(versions) > 1:
             notes[label] = f"in {len(versions)} versions of its code or settings: the newest counts, of {date}"
     return kept, notes
+
+
+def _date_of(r: Record, entry: Mapping[str, Any]) -> str:
+    """When a record was last asked for, as far as its own entry tells: its last command may be of another version."""
+    return last_date(entry) if r.cell in entry.get(ASKED, (r.cell,)) else date_of(entry)
 
 
 def date_of(entry: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 PACKAGES = ("mmg-bench", "torch", "torchvision", "transformers", "lmms-eval", "decord", "numpy")
-CELLS = "cells"
+ASKED = "asked"
 """Field of an entry beside records: keys of the cells that its command last asked for, answered by itself or before."""
 COMMIT = "MMG_BENCH_COMMIT"
 """Environment variable that names the commit where the code is a copy without its history."""
@@ -54,7 +54,7 @@ def describe(settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def register(folder: Path, entry: dict[str, Any], cells: Iterable[str] = ()) -> str:
-    """Add an entry to `folder`/provenance.json and return its key. `cells`: see `CELLS`.
+    """Add an entry to `folder`/provenance.json and return its key. `cells`: see `ASKED`.
 
     Entries that differ only in the date, or in which share of the work the command takes, become one, with the first
     date as `date`, the last as `last_date`, and the last command that takes all of the work, if there is one.
@@ -68,7 +68,7 @@ def register(folder: Path, entry: dict[str, Any], cells: Iterable[str] = ()) -> 
             whole = {} if any(word.startswith("shard.") for word in words) else {"command": entry.get("command")}
             entry = {**entries[key], **whole, "last_date": entry.get("date")}
         if wanted := sorted(set(cells)):
-            entry = {**entry, CELLS: wanted}
+            entry = {**entry, ASKED: wanted}
         write(folder, {**entries, key: entry})
     return key
 

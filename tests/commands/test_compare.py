@@ -10,6 +10,7 @@ import pytest
 
 import command_line
 import record_files
+from mmg_bench.commands.answered import read_answered
 from mmg_bench.report.table import table_by_ratio
 from mmg_bench.runner import provenance
 from mmg_bench.runner.records import Record
@@ -261,6 +262,21 @@ def test_a_missing_shard_is_told(
     assert (
         "no records of" not in shown if note is None else f"{tmp_path} {note}: its questions" in " ".join(shown.split())
     )
+
+
+@pytest.mark.parametrize(("whole", "missed"), [(["dense", "other"], True), (["dense", "ours"], False)])
+def test_a_command_without_shards_answers_what_shards_left_of_its_own_cells(
+    whole: list[str], missed: bool, tmp_path: Path
+) -> None:
+    for number in range(3):
+        record_files.append(tmp_path / f"records-{number}.jsonl", records(LONG, 0.25, "1100"))
+    entries = {
+        "part": {"command": "mmg-bench run shard.count=4 shard.index=0", "asked": ["dense", "ours"]},
+        "whole": {"command": "mmg-bench run workers=2", "asked": whole},
+    }
+    provenance.write(tmp_path, entries)
+    notes = read_answered(tmp_path).notes
+    assert [("shard.index=3 of shard.count=4" in note) for note in notes] == [True] * missed
 
 
 def test_what_only_tells(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

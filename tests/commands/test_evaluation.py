@@ -115,7 +115,7 @@ def test_the_last_command_says_which_answers_count_and_how(
         assert run(*folder, *options) == 0
     (table,) = (tmp_path / "table.md").read_text().split("\n| dense")[1:]
     entries = json.loads((tmp_path / "provenance.json").read_text())
-    assert [len(entries[key]["cells"]) for key in sorted(entries, key=lambda key: entries[key]["date"])] == [2, 2, 3]
+    assert [len(entries[key]["asked"]) for key in sorted(entries, key=lambda key: entries[key]["date"])] == [2, 2, 3]
     found = read_answered(tmp_path)
     records, notes = newest(found.records, found.sources)
     assert {found.sources[r.provenance]["dtype"] for r in records} == {"float32"}

@@ -73,10 +73,13 @@ def test_of_code_that_was_put_back_the_old_answers_count(make):
     sources = {"old": {"date": "2026-01-01"}, "new": {"date": "2026-01-02"}}
     assert [r.cell for r in newest(records, sources)[0]] == ["new"]
     again = {"old": {"date": "2026-01-01", "last_date": "2026-01-03"}}
-    other = {"more": {"date": "2026-01-03", "cells": ["old", "another"]}}  # of a command that asks for more
+    other = {"more": {"date": "2026-01-03", "asked": ["old", "another"]}}  # of a command that asks for more
     for back in ({**sources, **again}, {**sources, **other}):
         (kept,), (note,) = (newest(records, back)[0], newest(records, back)[1].values())
         assert kept.cell == "old"
         assert note == "in 2 versions of its code or settings: the newest counts, of 2026-01-03"
-    forth = {**sources, **other, "new": {"date": "2026-01-02", "last_date": "2026-01-04", "cells": ["new"]}}
+    one = [dataclasses.replace(r, provenance="one") for r in records]  # where the commit does not tell them apart
+    shared = {"one": {"date": "2026-01-01", "last_date": "2026-01-03", "asked": ["old"]}}
+    assert [r.cell for r in newest(one, shared)[0]] == ["old"]
+    forth = {**sources, **other, "new": {"date": "2026-01-02", "last_date": "2026-01-04", "asked": ["new"]}}
     assert [r.cell for r in newest(records, forth)[0]] == ["new"]

@@ -43,9 +43,9 @@ def test_shards_are_one_way_of_measuring(tmp_path: Path) -> None:
 
 def test_cells_are_those_that_the_last_command_asked_for(tmp_path: Path) -> None:
     key = provenance.register(tmp_path, ENTRY, ["b", "a", "b"])
-    assert provenance.read(tmp_path)[key] == {**ENTRY, "cells": ["a", "b"]}
+    assert provenance.read(tmp_path)[key] == {**ENTRY, "asked": ["a", "b"]}
     assert provenance.register(tmp_path, {**ENTRY, "date": "tomorrow"}, iter(["c"])) == key
-    assert provenance.read(tmp_path)[key] == {**ENTRY, "last_date": "tomorrow", "cells": ["c"]}
+    assert provenance.read(tmp_path)[key] == {**ENTRY, "last_date": "tomorrow", "asked": ["c"]}
 
 
 def test_entries_are_put_beside_others_unless_they_are_older(tmp_path: Path) -> None:
