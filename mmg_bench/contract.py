@@ -18,7 +18,7 @@ from torch import Tensor
 from mmg_bench.faults import told
 from mmg_bench.methods.base import Method
 from mmg_bench.mock_gpu import CPU, MockGpu
-from mmg_bench.tokens import OPTIONAL_FIELDS, Heads, LayerTokens, PrunedTokens, Selection, VideoTokens
+from mmg_bench.tokens import OPTIONAL_FIELDS, Heads, Keys, LayerTokens, PrunedTokens, Selection, VideoTokens
 
 Build = Callable[[float], Method]
 """A method at a retention ratio."""
@@ -467,6 +467,24 @@ class RandomAttention:
         size, visual = self.tokens + 3, torch.arange(self.tokens, device=self.device) + 3
         queries, keys = (torch.randn(heads, size, 8, generator=g).to(self.device) for heads in (4, 2))
         return Heads(queries, keys, visual, keys[:, visual].flip(-1))
+
+    def keys(self) -> Keys:
+        """2 heads of 8: of 3 tokens of text, the video's, and the text behind it."""
+        places = torch.arange(3, 3 + self.tokens + self.text, device=self.device)
+        visual, text = places.split([self.tokens, self.text])
+        return Keys(self._vectors(2, seed=3), visual, text)
+
+    def queries(self) -> Tensor:
+        """4 heads that go with these."""
+        return self._vectors(4, seed=4)
+
+    def _vectors(self, heads: int, seed: int) -> Tensor:
+        g = torch.Generator().manual_seed(seed)
+        return torch.randn(heads, 3 + self.tokens + self.text, 8, generator=g).to(self.device)
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """Divided by the root of the mean square."""
+        return torch.nn.functional.rms_norm(hidden, hidden.shape[-1:])
 
 
 def stages(method: Method, tokens: VideoTokens) -> Iterator[tuple[LayerTokens, Selection]]:

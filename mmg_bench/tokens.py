@@ -168,6 +168,17 @@ class Heads(NamedTuple):
     """`[key-value heads, n, d]`: their keys, behind it."""
 
 
+class Keys(NamedTuple):
+    """Keys that a layer's attention compared, behind the rotary embedding: of a whole prompt, P tokens, float32."""
+
+    keys: Tensor
+    """`[key-value heads, P, d]`."""
+    visual: Tensor
+    """`[n]` int64: which of the P are the video's."""
+    text: Tensor
+    """`[L]` int64: which are those of the text behind it."""
+
+
 class Attention(Protocol):
     """Attention of the text behind a video to the visual tokens that are left, recomputed for the rows asked for."""
 
@@ -185,6 +196,18 @@ class Attention(Protocol):
 
     def heads(self) -> Heads:
         """Queries and keys of the layer that prunes."""
+
+    def keys(self) -> Keys:
+        """Keys of the layer before the one that prunes."""
+
+    def queries(self) -> Tensor:
+        """What that layer compared with its `keys`: `[heads, P, d]` float32, scaled as the softmax takes the products.
+
+        Each of the P tokens saw itself and those before it.
+        """
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """Hidden states `[..., D]` behind the norm that the language model ends with."""
 
 
 @dataclass(frozen=True)

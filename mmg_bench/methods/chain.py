@@ -55,7 +55,7 @@ class Chain(Method):
     before: str = field(default="mmg_vid", metadata={"labelled": True})
     """A method that prunes before the language model, and does nothing inside it (of those that do: `inner=false`)."""
     inside: str = field(default="fastv", metadata={"labelled": True})
-    """A method that prunes only inside it: fastv, pact, pdrop, sparsevlm, v2drop."""
+    """A method that prunes only inside it: dart, fastv, pact, pdrop, sparsevlm, v2drop."""
     inside_ratio: float = 0.5
     """`retention_ratio` of `inside`, by its own meaning, of the tokens that enter."""
 

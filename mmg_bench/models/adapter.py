@@ -127,6 +127,12 @@ class Adapter(ABC):
             )
         return layer.self_attn
 
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm behind the last decoder layer."""
+        norm: nn.Module = self.language_model.norm
+        return norm
+
     def normalised(self, layer: Any, hidden: Tensor) -> Tensor:
         """What the attention of a decoder layer gets of the layer's input `[S, D]`."""
         normalised: Tensor = layer.input_layernorm(hidden)

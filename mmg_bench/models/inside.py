@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -31,7 +32,7 @@ from mmg_bench.models.adapter import Adapter
 from mmg_bench.models.attention import LayerAttention, rotate, softmax_weights
 from mmg_bench.models.caches import CACHE, cache_of, held
 from mmg_bench.models.kept import Kept
-from mmg_bench.tokens import Heads, LayerTokens
+from mmg_bench.tokens import Heads, Keys, LayerTokens
 
 Part = TypeVar("Part", "Span", "Flow", Kept)
 
@@ -457,23 +458,31 @@ class _Attend:
     def __call__(
         self, rows: Tensor | None = None, *, own: bool = False, rotary: bool = True, causal: bool = True
     ) -> Tensor:
-        adapter, span = self.inside.adapter, self.span
-        if own and self.inside.method.before_mlp:
-            raise ValueError(f"{self.inside.method.name}: before an MLP, the next layer's own attention is not known")
-        layer = adapter.layers[self.number if own else self.number - 1]
-        if own:
-            hidden, embeddings = adapter.normalised(layer, self.hidden), self.rotary
-        else:
-            if self.number - 1 not in self.inside.inputs:
-                raise unhooked(self.inside.method)
-            inputs, whole = self.inside.inputs[self.number - 1]
-            hidden, embeddings = inputs[span.row], adapter.rows(whole, span.row)
-        last, device = len(hidden) - 1, hidden.device  # of the layer that it is of
+        span = self.span
+        attention = self._own() if own else self._before()
+        last, device = len(attention.hidden) - 1, attention.hidden.device  # of the layer that it is of
         where = torch.full((1,), last, device=device) if rows is None else span.text[rows].to(device)
-        module = adapter.attention_module(layer)
-        attention = LayerAttention(module, hidden, embeddings, self.real.to(device), adapter.interleaved)
         weights = attention.weights(where, rotary=rotary, causal=causal)  # [heads, R, S]
         return weights[..., span.columns.to(device)].to(self.hidden.device)
+
+    def _own(self) -> LayerAttention:
+        """Of the layer that prunes."""
+        adapter = self.inside.adapter
+        if self.inside.method.before_mlp:
+            raise ValueError(f"{self.inside.method.name}: before an MLP, the next layer's own attention is not known")
+        layer = adapter.layers[self.number]
+        hidden = adapter.normalised(layer, self.hidden)
+        return LayerAttention(adapter.attention_module(layer), hidden, self.rotary, self.real, adapter.interleaved)
+
+    def _before(self) -> LayerAttention:
+        """Of the layer before."""
+        adapter, number = self.inside.adapter, self.number - 1
+        if number not in self.inside.inputs:
+            raise unhooked(self.inside.method)
+        inputs, whole = self.inside.inputs[number]
+        hidden, rotary = inputs[self.span.row], adapter.rows(whole, self.span.row)
+        module, real = adapter.attention_module(adapter.layers[number]), self.real.to(hidden.device)
+        return LayerAttention(module, hidden, rotary, real, adapter.interleaved)
 
     def heads(self) -> Heads:
         """See `tokens.Attention`."""
@@ -481,7 +490,7 @@ class _Attend:
         if self.inside.method.before_mlp:
             raise ValueError(f"{self.inside.method.name}: before an MLP, the next layer's heads are not known")
         layer = adapter.layers[self.number]
-        first, end = int(self.real.int().argmax()), int(span.columns[-1]) + 1
+        first, end = self.first, int(span.columns[-1]) + 1
         module, whole = adapter.attention_module(layer), slice(first, end)
         hidden = adapter.normalised(layer, self.hidden[whole])
         rotary = self.rotary[0][whole], self.rotary[1][whole]
@@ -491,6 +500,28 @@ class _Attend:
         queries, keys = attention.queries(everything, rotary=False), attention.keys(rotary=False)
         place = rotary[0][visual], rotary[1][visual]
         return Heads(queries, keys, visual, rotate(keys[:, visual], place, adapter.interleaved))
+
+    def keys(self) -> Keys:
+        """See `tokens.Attention`."""
+        keys, device = self._before().keys(), self.hidden.device
+        return Keys(keys[:, self.first :].to(device), self.span.columns - self.first, self.span.text - self.first)
+
+    def queries(self) -> Tensor:
+        """See `tokens.Attention`."""
+        attention = self._before()
+        rows = torch.arange(self.first, len(attention.hidden), device=attention.hidden.device)
+        return (attention.queries(rows) * attention.module.scaling).to(self.hidden.device)
+
+    @cached_property
+    def first(self) -> int:
+        """The column of the prompt's first token, behind its padding."""
+        return int(self.real.int().argmax())
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """See `tokens.Attention`."""
+        norm = self.inside.adapter.final_norm
+        made: Tensor = norm(hidden.to(_device(norm) or hidden.device))
+        return made.to(hidden.device)
 
     def phases(self) -> tuple[Tensor, Tensor]:
         """See `tokens.Attention`."""

@@ -1,0 +1,121 @@
+"""AIM: merge similar tokens of each frame, then drop inside the language model what its attention leads to least."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mmg_bench.methods._inside import layers_at, most_attended
+from mmg_bench.methods._merge import frame_groups, in_raster_order
+from mmg_bench.methods.base import Method, Positions, check_flag, check_range
+from mmg_bench.methods.tome import Merging, merge_once, unmerged
+from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens
+
+OFFICIAL_LAYERS, OFFICIAL_DEPTH = (14, 22), 28
+
+
+def merge_to(features: Tensor, target: int) -> Merging:
+    """Merge every frame of `features [T, N, D]` down to `target` >= 1 tokens, at most half of them in a round.
+
+    As ToMe does, but that merged tokens count as one in the next round, so that means are of tokens and not of patches.
+    """
+    state = unmerged(features)
+    while (count := state.tokens.shape[1]) > target:
+        state = merge_once(state._replace(sizes=torch.ones_like(state.sizes)), min(count - target, count // 2))
+    return state
+
+
+def importance(queries: Tensor, keys: Tensor, tau: float, iters: int) -> Tensor:
+    """PageRank of tokens by a layer's attention, root of the mean of its squares over heads: `[P]` float32.
+
+    Each head's rank starts even, and is passed on `iters` times by the causal softmax of its products over `tau`.
+    `queries [heads, P, d]`, scaled; `keys [key-value heads, P, d]`.
+    """
+    size = keys.shape[1]
+    later = torch.ones(size, size, dtype=torch.bool, device=keys.device).triu_(1)
+    squares = torch.zeros(size, device=keys.device)
+    for query, key in zip(queries.unflatten(0, (len(keys), -1)), keys, strict=True):  # of all heads the memory is large
+        votes = (query @ key.mT / tau).masked_fill_(later, -torch.inf).softmax(-1)  # [queries of the key, P, P]
+        rank = votes.new_full((len(query), 1, size), 1 / size)
+        for _ in range(iters):
+            rank = rank @ votes
+        squares += rank.square().sum((0, 1))
+    return (squares / len(queries)).sqrt()
+
+
+@dataclass(frozen=True)
+class AIM(Method):
+    """AIM (Zhong et al., ICCV 2025): adaptive inference by token merging and pruning.
+
+    Idea: before the language model, merge the most similar tokens of each frame, round by round. Inside it, from the
+    middle on, layer after layer leaves an eighth less of the tokens, those on which a PageRank over the layer's whole
+    attention comes to rest, until no layer needs any.
+
+    Source: arXiv 2412.03248; LaVi-Lab/AIM edc24e9 (`llava/model/token_merge.py`, `get_importance` and
+    `Qwen2Model.forward` in its transformers). Parameters: see the fields, with the official values.
+    `retention_ratio` is what the merging leaves (officially 25 %); `inner` switches the pruning off. Frame budgets are
+    B/T tokens, remainder to the earliest frames.
+    Quirks kept: in later rounds odd and even refer to the merged sequence, and a mean counts as one token.
+    Deviations: tokens enter in raster order of the merging targets (officially unmerged ones first); dropped tokens are
+    gone (officially masked: as queries they still pass rank on); one token is left where officially none is.
+    """
+
+    inner: bool = True
+    """Whether to prune inside the language model too."""
+    l1: int | None = None
+    """The last layer that sees all tokens: officially 14 of 28. None: at the same share of the model's depth."""
+    l2: int | None = None
+    """The first layer that sees one alone: officially 22 of 28. None: at the same share of the depth."""
+    tau_imp: float = 0.1
+    """Temperature of the attention that passes rank on."""
+    iters: int = 5
+    """How many times it is passed on."""
+
+    name: ClassVar[str] = "aim"
+    positions: ClassVar[Positions] = "contiguous"
+    inside_positions: ClassVar[Positions] = "original"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_flag(self, "inner")
+        for field in ("l1", "l2"):
+            if getattr(self, field) is not None:
+                check_range(self, field, 0, 10_000, integer=True)
+        check_range(self, "tau_imp", 0, 1_000, low_open=True)
+        check_range(self, "iters", 1, 1_000, integer=True)
+
+    def select(self, tokens: VideoTokens) -> PrunedTokens:
+        flat = torch.arange(tokens.total, device=tokens.features.device).view(tokens.frames, -1)  # [T, N]
+        features, positions = [], []
+        for run, count in frame_groups(self.budget(tokens), tokens.frames):
+            merged = merge_to(tokens.features[run], count)
+            features.append(merged.tokens.flatten(0, 1))
+            positions.append(flat[run].gather(1, merged.anchors).flatten())
+        return in_raster_order(torch.cat(features), torch.cat(positions), tokens.features)
+
+    def bounds(self, depth: int) -> tuple[int, int]:
+        """`l1` and `l2` in a model of `depth` layers. Raises ValueError unless 0 <= l1 < l2 < depth."""
+        scaled = layers_at(OFFICIAL_LAYERS, OFFICIAL_DEPTH, depth) if None in (self.l1, self.l2) else (0, 0)
+        first, last = (own if own is not None else usual for own, usual in zip((self.l1, self.l2), scaled, strict=True))
+        if not first < last < depth:
+            raise ValueError(f"AIM.l1={first}, l2={last}: l1 must be below l2, and l2 below the model's {depth} layers")
+        return first, last
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        """Every one behind l1 up to l2."""
+        if not self.inner:
+            return ()
+        first, last = self.bounds(depth)
+        return tuple(range(first + 1, last + 1))
+
+    def select_inside(self, tokens: LayerTokens) -> Selection:
+        entered = len(tokens.features) if tokens.state is None else tokens.state
+        first, last = self.bounds(tokens.depth)
+        share = (last - first - 1 - tokens.stage) / (last - first)
+        keys = tokens.attention.keys()
+        rank = importance(tokens.attention.queries(), keys.keys, self.tau_imp, self.iters)
+        left = most_attended(rank[keys.visual], max(1, int(round(entered * share, 9))))
+        return Selection(left, state=entered)

@@ -1,0 +1,97 @@
+"""DART: around a few pivots, keep the visual tokens that are least like them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mmg_bench.methods._inside import InsideMethod, check_layer
+from mmg_bench.methods._merge import unit
+from mmg_bench.methods._ops import descending, positions_of, top_mask
+from mmg_bench.methods.base import Positions, check_range
+from mmg_bench.tokens import Keys, LayerTokens, Selection
+
+
+def pivots(keys: Keys, of_video: int, of_text: int) -> tuple[Tensor, Tensor]:
+    """The tokens whose keys are longest (L1, over all heads), the longest first: indices into the n and into the L.
+
+    As many of the video's and of the text behind it, or all where there are fewer.
+    """
+    length = keys.keys.abs().sum((0, 2))  # [P]
+    return descending(length[keys.visual])[:of_video], descending(length[keys.text])[:of_text]
+
+
+def in_turn(visual: list[int], text: list[int]) -> list[int]:
+    """The order in which pivots choose: numbers into visual and text ones, given their places in the prompt.
+
+    Officially that in which a Python set lists them, which is neither that of the prompt nor that of their keys.
+    """
+    number = {place: i for i, place in enumerate([*visual, *text])}
+    return [number[place] for place in set([*visual, *text])]  # noqa: C405  a set of a list is filled in its order
+
+
+def least_alike(similarity: Tensor, taken: Tensor, count: int) -> Tensor:
+    """Each row of `similarity [p, n]` in turn takes the `count` least similar tokens that are left: bool `[n]`.
+
+    `taken [n]` bool: those that are gone before the first, and stay marked.
+    """
+    chosen = taken
+    many = torch.full((), count, device=similarity.device)
+    for row in -similarity:
+        chosen = chosen | top_mask(row.masked_fill(chosen, -torch.inf), many)
+    return chosen
+
+
+@dataclass(frozen=True)
+class DART(InsideMethod):
+    """DART (Wen et al., EMNLP 2025): duplication matters more than importance.
+
+    Idea: tokens that resemble each other say the same, however important they are. Early in the language model, choose
+    a few pivots, visual and text tokens with the longest keys, and let each keep the visual tokens that are least like
+    it; no attention is looked at.
+
+    Source: arXiv 2502.11494; ZichenWen1/DART 5a19452 (`DART.get_retained_image_token` of its Qwen2-VL and Qwen2.5-VL).
+    Published for images; all tokens of a video count as one here. Parameters: see the fields. `retention_ratio` is what
+    is left from the layer on, but for rounding: the visual pivots, and of each pivot int(n * R / pivots).
+    Quirk kept: pivots choose in the order in which a Python set lists their places in the prompt.
+    Deviations: float32 whatever the model's dtype; equal scores by the lower index; where fewer tokens are there than
+    pivots ask for (officially an error), all are taken.
+    """
+
+    layer: int = 2
+    """Layer before which tokens are dropped (K); keys and hidden states are of the layer before."""
+    pivot_image_token: int = 4
+    """Visual tokens among the pivots, which all stay; at least 1."""
+    pivot_text_token: int = 4
+    """Tokens of the text behind the video among them."""
+
+    name: ClassVar[str] = "dart"
+    positions: ClassVar[Positions] = "original"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "layer", 1, 10_000, integer=True)
+        check_range(self, "pivot_image_token", 1, 10_000, integer=True)
+        check_range(self, "pivot_text_token", 0, 10_000, integer=True)
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        return (check_layer(self, "layer", depth),)
+
+    def select_inside(self, tokens: LayerTokens) -> Selection:
+        keys, attention, n = tokens.attention.keys(), tokens.attention, len(tokens.features)
+        visual, text = pivots(keys, self.pivot_image_token, self.pivot_text_token)
+        places = keys.visual[visual].tolist(), keys.text[text].tolist()
+        # as one would write it: 0.7 * 1.1 is a little less than 0.77
+        count = int(round(n * self.retention_ratio, 9) / (self.pivot_image_token + self.pivot_text_token))
+
+        states = attention.final_norm(torch.cat([tokens.features, tokens.text[text]]).detach())
+        direction = unit(states)  # [n + text pivots, D]
+        order = torch.cat([visual, n + torch.arange(len(text), device=text.device)])[in_turn(*places)]
+        similarity = direction[order] @ direction[:n].mT  # [pivots, n]
+        taken = torch.zeros(n, dtype=torch.bool, device=visual.device).index_fill(0, visual, True)
+        kept = least_alike(similarity, taken, count)
+        left = min(n, len(visual) + count * len(order))
+        return Selection(positions_of(kept, left))
