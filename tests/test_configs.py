@@ -179,6 +179,8 @@ def test_a_method_is_answered_anew_when_what_it_imports_changes(monkeypatch: pyt
         "_temporal_dpc_triton.py": {"mmg_vid", "dpc_knn"},  # imported in a function; dpc_knn shares code with mmg_vid
         "mmg_vid.py": {"mmg_vid", "dpc_knn"},
         "_inside.py": {
+            "aim",
+            "dart",
             "fastv",
             "pact",
             "pdrop",
@@ -192,6 +194,7 @@ def test_a_method_is_answered_anew_when_what_it_imports_changes(monkeypatch: pyt
             "chain",
         },
         "fastv.py": {"fastv"},
+        "tome.py": {"tome", "aim"},
         "registry.py": {"chain"},  # which finds its parts by it
     }
     for changed, expected in users.items():

@@ -17,14 +17,16 @@ from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens
 OFFICIAL_LAYERS, OFFICIAL_DEPTH = (14, 22), 28
 
 
-def merge_to(features: Tensor, target: int) -> Merging:
-    """Merge every frame of `features [T, N, D]` down to `target` >= 1 tokens, at most half of them in a round.
+def merge_round(state: Merging, r: int) -> Merging:
+    """A round of ToMe in which all tokens count as one, also those that were merged before: r fewer in every frame."""
+    return merge_once(state._replace(sizes=torch.ones_like(state.sizes)), r)
 
-    As ToMe does, but that merged tokens count as one in the next round, so that means are of tokens and not of patches.
-    """
+
+def merge_to(features: Tensor, target: int) -> Merging:
+    """Merge every frame of `features [T, N, D]` down to `target` >= 1 tokens, at most half of them in a round."""
     state = unmerged(features)
     while (count := state.tokens.shape[1]) > target:
-        state = merge_once(state._replace(sizes=torch.ones_like(state.sizes)), min(count - target, count // 2))
+        state = merge_round(state, min(count - target, count // 2))
     return state
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmg_bench.methods._inside import InsideMethod
-from mmg_bench.tokens import Heads, LayerTokens, Selection
+from mmg_bench.tokens import Heads, Keys, LayerTokens, Selection
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,10 @@ class Probe(InsideMethod):
     seen: list[dict[str, Tensor]] = field(default_factory=list, compare=False)
     heads: list[Heads] = field(default_factory=list, compare=False)
     phases: list[tuple[Tensor, Tensor]] = field(default_factory=list, compare=False)
+    compared: list[tuple[Tensor, Keys]] = field(default_factory=list, compare=False)
+    """Queries and keys of the layer before."""
+    normed: list[tuple[Tensor, Tensor]] = field(default_factory=list, compare=False)
+    """Hidden states, and what the final norm makes of them."""
 
     def layers(self, depth: int) -> tuple[int, ...]:
         return (2, 3)
@@ -28,6 +32,8 @@ class Probe(InsideMethod):
         rows = torch.arange(len(tokens.text))
         self.heads.append(tokens.attention.heads())
         self.phases.append(tokens.attention.phases())
+        self.compared.append((tokens.attention.queries(), tokens.attention.keys()))
+        self.normed.append((tokens.features, tokens.attention.final_norm(tokens.features)))
         self.seen.append(
             {
                 "last": tokens.attention(),

@@ -32,7 +32,7 @@ def answered(model: Any, inputs: dict[str, Tensor], method: Any, **options: Any)
 
 
 @pytest.mark.parametrize(
-    "inside", ["fastv", "fastv(layer=3)", "pact", "pdrop", "sparsevlm", "sparsevlm(version=2)", "v2drop"]
+    "inside", ["dart", "fastv", "fastv(layer=3)", "pact", "pdrop", "sparsevlm", "sparsevlm(version=2)", "v2drop"]
 )
 def test_behind_what_keeps_all_a_method_does_what_it_does_alone(
     deep: tuple[Any, Any], inputs: dict[str, Tensor], inside: str
@@ -113,7 +113,7 @@ def test_it_is_what_its_parts_are() -> None:
         ({"before": "dycoke"}, r"switch that off, as in 'dycoke\(inner=false\)'"),
         (
             {"inside": "mmg_vid"},
-            "chain.inside='mmg_vid': mmg_vid does not prune inside .*: fastv, pact, pdrop, sparsevlm, v2drop",
+            "chain.inside='mmg_vid': mmg_vid does not prune inside .*: dart, fastv, pact, pdrop, sparsevlm, v2drop",
         ),
         ({"inside": "holitom"}, "holitom does not prune inside the language model alone"),
         ({"before": "mmgvid"}, "chain.before='mmgvid': unknown method 'mmgvid'; did you mean mmg_vid"),

@@ -137,6 +137,13 @@ def test_rows_are_those_of_eager_attention(deep: tuple[Any, Any], inputs: dict[s
         assert not torch.allclose(seen["plain"], seen["all"], atol=1e-3)
         heads = probe.heads[stage]  # up to the last visual token
         assert heads.queries.shape[1] == heads.keys.shape[1] == int(heads.visual[-1]) + 1
+        queries, keys = probe.compared[stage]
+        whole = softmax_weights(queries, keys.keys, torch.ones(queries.shape[1], len(queries[0])).tril().bool(), 1)
+        torch.testing.assert_close(whole, eager[layer - 1][0], atol=1e-6, rtol=1e-4)
+        assert torch.equal(keys.visual, visual)
+        assert torch.equal(keys.text, behind)
+        hidden, normed = probe.normed[stage]
+        assert torch.equal(normed, model.model.language_model.norm(hidden))
 
 
 def test_rows_of_a_padded_prompt_are_those_of_it_alone(deep: tuple[Any, Any]) -> None:
@@ -155,6 +162,10 @@ def test_rows_of_a_padded_prompt_are_those_of_it_alone(deep: tuple[Any, Any]) ->
         (*parts, keys), (*own, of_own) = together.heads[2 * stage + padded], alone.heads[stage]
         for part, same in [*zip(parts, own, strict=True), (keys @ keys.mT, of_own @ of_own.mT)]:
             torch.testing.assert_close(part, same, atol=1e-4, rtol=1e-4)  # positions count from the first column
+        (queries, keys), (own, of_own) = together.compared[2 * stage + padded], alone.compared[stage]
+        torch.testing.assert_close(queries[:4:2] @ keys.keys.mT, own[:4:2] @ of_own.keys.mT, atol=1e-4, rtol=1e-4)
+        assert torch.equal(keys.visual, of_own.visual)
+        assert torch.equal(keys.text, of_own.text)
 
 
 def test_rows_without_rotary_embedding_and_mask_are_those_by_hand() -> None:
