@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmg_bench.methods._inside import InsideMethod, check_layer
 from mmg_bench.methods._merge import unit
-from mmg_bench.methods._ops import descending, positions_of, top_mask
+from mmg_bench.methods._ops import descending, positions_of
 from mmg_bench.methods.base import Positions, check_range
 from mmg_bench.tokens import Keys, LayerTokens, Selection
 
@@ -38,10 +38,10 @@ def least_alike(similarity: Tensor, taken: Tensor, count: int) -> Tensor:
 
     `taken [n]` bool: those that are gone before the first, and stay marked.
     """
-    chosen = taken
-    many = torch.full((), count, device=similarity.device)
-    for row in -similarity:
-        chosen = chosen | top_mask(row.masked_fill(chosen, -torch.inf), many)
+    chosen = taken.clone()
+    for ranked in descending(-similarity):
+        gone = chosen[ranked]
+        chosen[ranked] = gone | ((~gone).cumsum(0) <= count)
     return chosen
 
 
