@@ -18,7 +18,7 @@ from typing import Any
 from mmg_bench.files import digest_of
 from mmg_bench.methods import base
 from mmg_bench.methods.base import Method, Positions
-from mmg_bench.methods.registry import at_ratio, get_method, plug_ins, write_label
+from mmg_bench.methods.registry import at_ratio, get_method, plug_ins, spelt, write_label
 
 _FLOATS = (float, float | None, "float", "float | None")
 """Types of fields that hold a float, as dataclasses know them: as texts where annotations are not evaluated."""
@@ -40,9 +40,8 @@ class Cell:
 
     @property
     def _changed(self) -> dict[str, Any]:
-        """Parameters that are not at their defaults; whole numbers stand without a point, as kept answers have them."""
-        changed = self.method.changed.items()
-        return {name: int(v) if isinstance(v, float) and v.is_integer() else v for name, v in changed}
+        """Parameters that are not at their defaults, in one spelling."""
+        return {name: spelt(value) for name, value in self.method.changed.items()}
 
     def __str__(self) -> str:
         return at_ratio(self.label, self.method.retention_ratio)

@@ -60,8 +60,13 @@ def read_label(label: str) -> tuple[str, dict[str, str]]:
 
 def write_label(name: str, parameters: Mapping[str, Any]) -> str:
     """The label of a method with these parameters, as tables print it."""
-    inside = ", ".join(f"{parameter}={value}" for parameter, value in parameters.items())
+    inside = ", ".join(f"{parameter}={spelt(value)}" for parameter, value in parameters.items())
     return f"{name}({inside})" if inside else name
+
+
+def spelt(value: Any) -> Any:
+    """A parameter's value in its one spelling: whole numbers without a point, as kept answers have them."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def at_ratio(label: str, retention_ratio: float) -> str:

@@ -177,6 +177,12 @@ def test_a_part_has_one_name_however_it_is_spelt(spelling: str) -> None:
     assert label_among(f"chain(before={spelling.strip().strip(chr(39))}, inside=fastv)", [one.label]) == one.label
 
 
+def test_a_number_in_a_part_has_one_spelling() -> None:
+    one, other = (make_cell("chain", 0.25, before=f"mmg_vid(tau={tau})", inside="pact(share=1.0)") for tau in (1, 1.0))
+    assert one.label == "chain(before=mmg_vid(tau=1), inside=pact(share=1))"
+    assert (other.label, other.key(), other.method) == (one.label, one.key(), one.method)
+
+
 def test_labels_of_other_position_ids_are_other_methods() -> None:
     own, original = (make_cell("chain", 0.25, p, before="visionzip").label for p in (None, "original"))
     assert label_among(original, [own]) is None
