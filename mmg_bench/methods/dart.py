@@ -57,8 +57,8 @@ class DART(InsideMethod):
     Published for images; all tokens of a video count as one here. Parameters: see the fields. `retention_ratio` is what
     is left from the layer on, but for rounding: the visual pivots, and of each pivot int(n * R / pivots).
     Quirk kept: pivots choose in the order in which a Python set lists their places in the prompt.
-    Deviations: float32 whatever the model's dtype; equal scores by the lower index; where fewer tokens are there than
-    pivots ask for (officially an error), all are taken.
+    Deviations: float32 whatever the model's dtype; equal scores by the lower index; with fewer tokens than pivots, or
+    than these ask for (officially errors), there are fewer pivots, or all are taken.
     """
 
     layer: int = 2
@@ -85,7 +85,7 @@ class DART(InsideMethod):
         visual, text = pivots(keys, self.pivot_image_token, self.pivot_text_token)
         places = keys.visual[visual].tolist(), keys.text[text].tolist()
         # as one would write it: 0.7 * 1.1 is a little less than 0.77
-        count = int(round(n * self.retention_ratio, 9) / (self.pivot_image_token + self.pivot_text_token))
+        count = int(round(n * self.retention_ratio, 9) / (len(visual) + len(text)))
 
         states = attention.final_norm(torch.cat([tokens.features, tokens.text[text]]).detach())
         direction = unit(states)  # [n + text pivots, D]

@@ -91,6 +91,8 @@ def test_the_ratio_is_of_the_tokens_that_are_there():
 
 
 def test_no_more_pivots_than_tokens():
+    """And those that there are take the more."""
+    assert len(_kept([20.0 * i for i in range(12)], [1] * 14, [0, 90], DART(0.5, pivot_image_token=1))) == 1 + 3 * 2
     assert _kept([0, 90], [1, 1, 1], [0], DART(0.5)) == [0, 1]
     assert _kept([0, 90, 180], [1, 1, 1, 1], [0], DART(0.5, pivot_image_token=2)) == [0, 1]
 
