@@ -100,8 +100,9 @@ class AIM(Method):
 
     def bounds(self, depth: int) -> tuple[int, int]:
         """`l1` and `l2` in a model of `depth` layers. Raises ValueError unless 0 <= l1 < l2 < depth."""
-        scaled = layers_at(OFFICIAL_LAYERS, OFFICIAL_DEPTH, depth) if None in (self.l1, self.l2) else (0, 0)
-        first, last = (own if own is not None else usual for own, usual in zip((self.l1, self.l2), scaled, strict=True))
+        usual = layers_at(OFFICIAL_LAYERS, OFFICIAL_DEPTH, depth) if None in (self.l1, self.l2) else (0, 0)
+        first = usual[0] if self.l1 is None else self.l1
+        last = usual[1] if self.l2 is None else self.l2
         if not first < last < depth:
             raise ValueError(f"AIM.l1={first}, l2={last}: l1 must be below l2, and l2 below the model's {depth} layers")
         return first, last
