@@ -190,6 +190,7 @@ def test_a_method_is_answered_anew_when_what_it_imports_changes(monkeypatch: pyt
             "framefusion",
             "holitom",
             "prunevid",
+            "random",
             "v2drop",
             "chain",
         },

@@ -6,9 +6,17 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
+from mmg_bench.methods._inside import check_layer
 from mmg_bench.methods.base import Method, check_range
-from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
+from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens, keep
+
+
+def draw(count: int, total: int, seed: int, device: torch.device) -> Tensor:
+    """`count` of `total` indices, without replacement: ascending int64. Those of a smaller count are among them."""
+    drawn = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    return drawn[:count].sort().values.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -17,17 +25,37 @@ class Random(Method):
 
     The draw depends on T * N and `seed` alone: not on the content, the device or the global random state. With one
     seed, the tokens of a smaller retention ratio are among those of a larger one.
+
+    With a `layer` they are drawn inside the language model, before that layer, as fastv drops its tokens: the control
+    of methods that prune there. `retention_ratio` is then what is left from the layer on; all enter those before.
     """
 
     seed: int = 0
     """Of the generator made for each video; >= 0."""
+    layer: int | None = None
+    """Layer of the language model before which they are drawn; None: before the model."""
 
     name: ClassVar[str] = "random"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "seed", 0, 2**63 - 1, integer=True)
+        if self.layer is not None:
+            check_range(self, "layer", 1, 10_000, integer=True)
+
+    @property
+    def exact(self) -> bool:  # type: ignore[override]
+        """Before the model."""
+        return self.layer is None
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
-        drawn = torch.randperm(tokens.total, generator=torch.Generator().manual_seed(self.seed))
-        return keep(tokens, drawn[: self.budget(tokens)].to(tokens.features.device, non_blocking=True))
+        count = self.budget(tokens) if self.layer is None else tokens.total
+        return keep(tokens, draw(count, tokens.total, self.seed, tokens.features.device))
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        return () if self.layer is None else (check_layer(self, "layer", depth),)
+
+    def select_inside(self, tokens: LayerTokens) -> Selection:
+        n = len(tokens.features)
+        count = max(1, round(self.retention_ratio * n))
+        return Selection(draw(count, n, self.seed, tokens.features.device))

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmg_bench.contract import stages
 from mmg_bench.methods.fewer_frames import FewerFrames
 from mmg_bench.methods.pooled import Pooled, cells
 from mmg_bench.methods.random import Random
@@ -46,6 +49,24 @@ def test_random_seed_is_checked():
     for seed in (-1, 1.5, True):
         with pytest.raises(ValueError, match=r"Random.seed=.*an integer in \[0, "):
             Random(0.5, seed=seed)
+
+
+def test_random_inside_the_model_draws_the_same():
+    tokens = video(4, (5, 5), 8)
+    tokens = replace(tokens, query=torch.ones(1, 8))
+    for ratio in (0.01, 0.3, 1.0):
+        method = Random(ratio, seed=3, layer=2)
+        ((before, chosen),) = stages(method, tokens)
+        assert len(before.features) == 100
+        assert torch.equal(chosen.index, Random(ratio, seed=3).prune(tokens).positions)
+    assert not Random(layer=2).exact
+    assert Random(layer=2).layers(4) == (2,)
+    assert Random().exact
+    assert Random().layers(4) == ()
+    with pytest.raises(ValueError, match=r"Random\.layer=4: it must be an integer in \[1, 3\]"):
+        Random(layer=4).layers(4)
+    with pytest.raises(ValueError, match=r"Random\.layer=0"):
+        Random(layer=0)
 
 
 # ---- uniform ----------------------------------------------------------------------------------------------------

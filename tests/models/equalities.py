@@ -35,6 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     # by default it only prunes there: random weights make no tokens that resemble one another
     "framefusion(similarity_lower_bound=0.2)": {"name": "framefusion", "similarity_lower_bound": 0.2},
+    "random(layer=2)": {"name": "random", "layer": 2},
     # the only one to ask for the phases of rotary embeddings
     "sparsevlm(version=2)": {"name": "sparsevlm", "version": 2},
 }

@@ -276,6 +276,7 @@ def test_removing_equals_masking(
     model, _ = deep
     options: dict[str, dict[str, Any]] = {
         "flashvid": {option: value for option, value in VARIANTS["flashvid"].items() if option != "name"},
+        "random": {"layer": 2},
         "sparsevlm+": {"version": 2},
         "framefusion+": {"similarity_lower_bound": 0.4},  # at which it merges before all MLPs but the last
     }
