@@ -196,7 +196,10 @@ class Inside:
                 attention = self.adapter.attention_module(layer)
                 stack.callback(attention.register_forward_pre_hook(self._note(number), with_kwargs=True).remove)
             stack.callback(layer.register_forward_pre_hook(self._narrow(number), with_kwargs=True).remove)
-            stack.callback(layer.register_forward_hook(self._add(number)).remove)
+            if number:  # before all others, which are to see what enters the layer
+                stack.callback(layer.register_forward_pre_hook(self._add(number - 1), prepend=True).remove)
+            if number == len(self.adapter.layers) - 1:
+                stack.callback(layer.register_forward_hook(self._add_last).remove)
             if self.method.before_mlp and number + 1 in self.at:
                 norm, mlp = self.adapter.mlp(layer)
                 stack.callback(norm.register_forward_pre_hook(self._split(number + 1)).remove)
@@ -308,14 +311,25 @@ class Inside:
         return output if left is None else left
 
     def _add(self, number: int) -> Any:
-        """Forward hook of a decoder layer: add what the language model would have added behind it."""
+        """Forward pre-hook of the layer behind layer `number`: add what the language model would have added there.
 
-        def hook(module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            if number >= len(self.additions):
-                return None
-            return output + self.additions[number].to(output.device, output.dtype)
+        Not in a hook of layer `number` itself: what others see it put out, as hidden states, is without that.
+        """
+
+        def hook(module: Any, args: tuple[Any, ...]) -> Any:
+            return (self._added(number, args[0]), *args[1:]) if self.additions else None
 
         return hook
+
+    def _add_last(self, module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Forward hook of the last decoder layer: the same, where no layer is behind."""
+        return self._added(len(self.adapter.layers) - 1, output)
+
+    def _added(self, number: int, hidden: Tensor) -> Tensor:
+        """What layer `number` put out, `[B, K, D]`, with what the language model would have added behind it."""
+        if number >= len(self.additions):
+            return hidden
+        return hidden + self.additions[number].to(hidden.device, hidden.dtype)
 
     def _prune(self, number: int, hidden: Tensor, cache: Any) -> Tensor:
         """Prune every video before layer `number`, or the MLP before it: the hidden states `[B, K, D]` that go on."""
