@@ -34,7 +34,7 @@ from mmg_bench.methods.base import Method, Positions, check_choice
 from mmg_bench.models import siglip
 from mmg_bench.models.adapter import Adapter, Capture, Layout, UnsupportedModelError, adapter_for
 from mmg_bench.models.caches import CACHE, cache_of, is_static
-from mmg_bench.models.inside import Inside, Prompt, Span, unhooked
+from mmg_bench.models.inside import Inside, Prompt, Span, textless, unhooked
 from mmg_bench.models.kept import Kept
 from mmg_bench.models.places import Place, Row, places, shifted
 from mmg_bench.tokens import QUESTION_FIELDS, PrunedTokens, VideoTokens
@@ -511,7 +511,9 @@ class _Splice:
             features = embeds[place.row, body].unflatten(0, (frames, -1))
             tokens = self.captured.video(features, (grid[0], grid[1]), place.first)
         if "query" in method.needs:
-            tokens = replace(tokens, query=embeds[place.row, place.text(embeds.device)])
+            if not len(query := embeds[place.row, place.text(embeds.device)]):
+                raise textless(method)
+            tokens = replace(tokens, query=query)
         elapsed = Elapsed(embeds.device)
         if "joint_query" in method.needs and (source := siglip.attached(self.adapter.model)) is not None:
             query = source.joint_query(ids[place.row, place.end :])

@@ -157,6 +157,14 @@ def unhooked(method: Method) -> RuntimeError:
     )
 
 
+def textless(method: Method) -> ValueError:
+    """The error for a prompt that ends with a video, where a method reads what follows."""
+    return ValueError(
+        f"{method.name} reads the text behind a video, and a prompt has none there: put the question behind the video, "
+        "or choose a method that does without, such as mmg_vid"
+    )
+
+
 class Inside:
     """The hooks on the decoder layers, and what one prompt and its decoding share."""
 
@@ -473,6 +481,8 @@ class _Attend:
         self, rows: Tensor | None = None, *, own: bool = False, rotary: bool = True, causal: bool = True
     ) -> Tensor:
         span = self.span
+        if rows is not None and not len(span.text):
+            raise textless(self.inside.method)
         attention = self._own() if own else self._before()
         last, device = len(attention.hidden) - 1, attention.hidden.device  # of the layer that it is of
         where = torch.full((1,), last, device=device) if rows is None else span.text[rows].to(device)
