@@ -32,7 +32,7 @@ from mmg_bench.models.adapter import Adapter
 from mmg_bench.models.attention import LayerAttention, rotate, softmax_weights
 from mmg_bench.models.caches import CACHE, cache_of, held
 from mmg_bench.models.kept import Kept
-from mmg_bench.tokens import Heads, Keys, LayerTokens
+from mmg_bench.tokens import Heads, Keys, LayerTokens, Selection
 
 Part = TypeVar("Part", "Span", "Flow", Kept)
 
@@ -367,7 +367,7 @@ class Inside:
                 attend,
                 span.state,
             )
-            chosen = self.method.prune_inside(tokens)
+            chosen = _chosen(self.method, tokens)
             self.look_over(check_selection(self.method, tokens, chosen))
             positions = span.positions[chosen.index]
             self.report(span.video, number, positions)
@@ -462,6 +462,12 @@ class Inside:
                 mask[span.row, span.columns[chosen]] = shown
         changed = self._sent(replace(current, mask=mask), hidden.device)
         self.flow = self._flow(changed, hidden, cache, number)
+
+
+@torch.compiler.disable
+def _chosen(method: Method, tokens: LayerTokens) -> Selection:
+    """What a method leaves. Where torch.compile traces it, a set of numbers (dart's) would have another order."""
+    return method.prune_inside(tokens)
 
 
 def _device(layer: nn.Module) -> torch.device | None:

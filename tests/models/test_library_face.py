@@ -851,3 +851,23 @@ def test_a_compiled_language_model_is_pruned_alike(own: tuple[Any, Any], inputs:
         for layer in layers:
             layer._compiled_call_impl = None
         torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dart", "aim", "sparsevlm"])
+def test_compiled_layers_choose_alike(name: str) -> None:
+    torch.manual_seed(0)
+    model, processor = families.qwen2_5_vl()
+    inputs = families.prompts("qwen2_5_vl", processor, TEXTS[:1])
+    method = get_method(name, retention_ratio=0.4, **({"l1": 0, "l2": 2} if name == "aim" else {}))
+    with torch.no_grad(), method(model) as run:
+        model(**inputs)
+        expected = run.report[0].left.tolist()
+    for layer in adapter_for(model).layers:
+        layer.compile(backend="eager")
+    try:
+        with torch.no_grad(), method(model) as run:
+            model(**inputs)
+            assert run.report[0].left.tolist() == expected
+    finally:
+        torch.compiler.reset()
