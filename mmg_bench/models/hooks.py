@@ -208,6 +208,7 @@ class _Splice:
         self.within: int | None = None  # the thread in which the call of the whole model is under way,
         self.brought: Any = None  # the encoded videos that it came with,
         self.labelled = False  # whether it came with labels,
+        self.indexed = False  # whether it asks for logits of certain columns,
         self.drafted = False  # and whether it asks for logits of several tokens at the end, as for drafted ones
         self.prefilled: Prompt | None = None  # in the forward call under way
         self.reached = False  # whether a call with videos came to the language model
@@ -233,7 +234,7 @@ class _Splice:
         self.within, self.labelled, self.reached = thread, kwargs.get("labels") is not None, False
         self.brought = self.adapter.encoded(kwargs)
         wanted = kwargs.get("logits_to_keep", 0)
-        self.drafted = isinstance(wanted, int) and wanted > 1
+        self.indexed, self.drafted = isinstance(wanted, Tensor), isinstance(wanted, int) and wanted > 1
 
     def locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the multimodal module: note where the visual tokens are, if the call holds videos."""
@@ -293,6 +294,11 @@ class _Splice:
             raise ValueError(
                 "labels do not fit a pruned prompt: leave them out, and compare the last of the logits with the "
                 "text behind the video"
+            )
+        if self.indexed and (kept is not None or self.inside.at):
+            raise ValueError(
+                "logits_to_keep names columns of a prompt, which move when it is pruned: give it a number, of the last "
+                "logits, or none"
             )
         if kept is not None or self.inside.needed:
             said, deltas = call["input_ids"], self.adapter.deltas
@@ -433,7 +439,7 @@ class _Splice:
         if self.within != threading.get_ident():  # a call that was refused
             return
         self.within, self.brought = None, None
-        self.labelled = self.drafted = False
+        self.labelled = self.indexed = self.drafted = False
         self._read_faults()
         if output is not None and self.adapter.holds_videos(kwargs) and not (self.reached and self.inside.reached):
             raise unhooked(self.run.method)
