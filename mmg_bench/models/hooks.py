@@ -173,6 +173,12 @@ def _has_pixels(kwargs: dict[str, Any]) -> bool:
     return any(kwargs.get(pixels) is not None for pixels in ("pixel_values", "pixel_values_videos"))
 
 
+@torch.compiler.disable
+def _selected(method: Method, tokens: VideoTokens) -> PrunedTokens:
+    """What a method leaves: as it is written, also where torch.compile traces what calls it, which fails in some."""
+    return method.prune(tokens)
+
+
 def _release(model: nn.Module) -> None:
     with _LOCK:
         _ACTIVE.discard(model)
@@ -524,7 +530,7 @@ class _Splice:
         if "joint_query" in method.needs and (source := siglip.attached(self.adapter.model)) is not None:
             query = source.joint_query(ids[place.row, place.end :])
             tokens = replace(tokens, joint_query=query.to(embeds.device))
-        pruned = method.prune(tokens)
+        pruned = _selected(method, tokens)
         elapsed.stop()
         check_kind(method, tokens, pruned)
         untouched = len(pruned) == tokens.total and pruned.features.data_ptr() == tokens.features.data_ptr()

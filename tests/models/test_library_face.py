@@ -871,3 +871,19 @@ def test_compiled_layers_choose_alike(name: str) -> None:
             assert run.report[0].left.tolist() == expected
     finally:
         torch.compiler.reset()
+
+
+@pytest.mark.slow
+def test_a_method_is_not_compiled_with_the_language_model() -> None:
+    torch.manual_seed(0)
+    model, processor = families.qwen2_5_vl()
+    inputs = families.prompts("qwen2_5_vl", processor, TEXTS[:1])
+    method = get_method("sttm", retention_ratio=0.4)
+    with torch.no_grad(), method(model):
+        expected = model(**inputs).logits
+    adapter_for(model).language_model.compile(backend="eager")
+    try:
+        with torch.no_grad(), method(model):
+            torch.testing.assert_close(model(**inputs).logits, expected)
+    finally:
+        torch.compiler.reset()
