@@ -34,7 +34,7 @@ from mmg_bench.methods.base import Method, Positions, check_choice
 from mmg_bench.models import siglip
 from mmg_bench.models.adapter import Adapter, Capture, Layout, UnsupportedModelError, adapter_for
 from mmg_bench.models.caches import CACHE, cache_of, is_static
-from mmg_bench.models.inside import Inside, Prompt, Span, unhooked
+from mmg_bench.models.inside import Inside, Prompt, Span, textless, unhooked
 from mmg_bench.models.kept import Kept
 from mmg_bench.models.places import Place, Row, places, shifted
 from mmg_bench.tokens import QUESTION_FIELDS, PrunedTokens, VideoTokens
@@ -173,6 +173,12 @@ def _has_pixels(kwargs: dict[str, Any]) -> bool:
     return any(kwargs.get(pixels) is not None for pixels in ("pixel_values", "pixel_values_videos"))
 
 
+@torch.compiler.disable
+def _selected(method: Method, tokens: VideoTokens) -> PrunedTokens:
+    """What a method leaves: as it is written, also where torch.compile traces what calls it, which fails in some."""
+    return method.prune(tokens)
+
+
 def _release(model: nn.Module) -> None:
     with _LOCK:
         _ACTIVE.discard(model)
@@ -208,6 +214,7 @@ class _Splice:
         self.within: int | None = None  # the thread in which the call of the whole model is under way,
         self.brought: Any = None  # the encoded videos that it came with,
         self.labelled = False  # whether it came with labels,
+        self.indexed = False  # whether it asks for logits of certain columns,
         self.drafted = False  # and whether it asks for logits of several tokens at the end, as for drafted ones
         self.prefilled: Prompt | None = None  # in the forward call under way
         self.reached = False  # whether a call with videos came to the language model
@@ -233,7 +240,7 @@ class _Splice:
         self.within, self.labelled, self.reached = thread, kwargs.get("labels") is not None, False
         self.brought = self.adapter.encoded(kwargs)
         wanted = kwargs.get("logits_to_keep", 0)
-        self.drafted = isinstance(wanted, int) and wanted > 1
+        self.indexed, self.drafted = isinstance(wanted, Tensor), isinstance(wanted, int) and wanted > 1
 
     def locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the multimodal module: note where the visual tokens are, if the call holds videos."""
@@ -293,6 +300,11 @@ class _Splice:
             raise ValueError(
                 "labels do not fit a pruned prompt: leave them out, and compare the last of the logits with the "
                 "text behind the video"
+            )
+        if self.indexed and (kept is not None or self.inside.at):
+            raise ValueError(
+                "logits_to_keep names columns of a prompt, which move when it is pruned: give it a number, of the last "
+                "logits, or none"
             )
         if kept is not None or self.inside.needed:
             said, deltas = call["input_ids"], self.adapter.deltas
@@ -433,7 +445,7 @@ class _Splice:
         if self.within != threading.get_ident():  # a call that was refused
             return
         self.within, self.brought = None, None
-        self.labelled = self.drafted = False
+        self.labelled = self.indexed = self.drafted = False
         self._read_faults()
         if output is not None and self.adapter.holds_videos(kwargs) and not (self.reached and self.inside.reached):
             raise unhooked(self.run.method)
@@ -511,12 +523,14 @@ class _Splice:
             features = embeds[place.row, body].unflatten(0, (frames, -1))
             tokens = self.captured.video(features, (grid[0], grid[1]), place.first)
         if "query" in method.needs:
-            tokens = replace(tokens, query=embeds[place.row, place.text(embeds.device)])
+            if not len(query := embeds[place.row, place.text(embeds.device)]):
+                raise textless(method)
+            tokens = replace(tokens, query=query)
         elapsed = Elapsed(embeds.device)
         if "joint_query" in method.needs and (source := siglip.attached(self.adapter.model)) is not None:
             query = source.joint_query(ids[place.row, place.end :])
             tokens = replace(tokens, joint_query=query.to(embeds.device))
-        pruned = method.prune(tokens)
+        pruned = _selected(method, tokens)
         elapsed.stop()
         check_kind(method, tokens, pruned)
         untouched = len(pruned) == tokens.total and pruned.features.data_ptr() == tokens.features.data_ptr()

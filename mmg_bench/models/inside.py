@@ -32,7 +32,7 @@ from mmg_bench.models.adapter import Adapter
 from mmg_bench.models.attention import LayerAttention, rotate, softmax_weights
 from mmg_bench.models.caches import CACHE, cache_of, held
 from mmg_bench.models.kept import Kept
-from mmg_bench.tokens import Heads, Keys, LayerTokens
+from mmg_bench.tokens import Heads, Keys, LayerTokens, Selection
 
 Part = TypeVar("Part", "Span", "Flow", Kept)
 
@@ -157,6 +157,14 @@ def unhooked(method: Method) -> RuntimeError:
     )
 
 
+def textless(method: Method) -> ValueError:
+    """The error for a prompt that ends with a video, where a method reads what follows."""
+    return ValueError(
+        f"{method.name} reads the text behind a video, and a prompt has none there: put the question behind the video, "
+        "or choose a method that does without, such as mmg_vid"
+    )
+
+
 class Inside:
     """The hooks on the decoder layers, and what one prompt and its decoding share."""
 
@@ -196,7 +204,10 @@ class Inside:
                 attention = self.adapter.attention_module(layer)
                 stack.callback(attention.register_forward_pre_hook(self._note(number), with_kwargs=True).remove)
             stack.callback(layer.register_forward_pre_hook(self._narrow(number), with_kwargs=True).remove)
-            stack.callback(layer.register_forward_hook(self._add(number)).remove)
+            if number:  # before all others, which are to see what enters the layer
+                stack.callback(layer.register_forward_pre_hook(self._add(number - 1), prepend=True).remove)
+            if number == len(self.adapter.layers) - 1:
+                stack.callback(layer.register_forward_hook(self._add_last).remove)
             if self.method.before_mlp and number + 1 in self.at:
                 norm, mlp = self.adapter.mlp(layer)
                 stack.callback(norm.register_forward_pre_hook(self._split(number + 1)).remove)
@@ -308,14 +319,25 @@ class Inside:
         return output if left is None else left
 
     def _add(self, number: int) -> Any:
-        """Forward hook of a decoder layer: add what the language model would have added behind it."""
+        """Forward pre-hook of the layer behind layer `number`: add what the language model would have added there.
 
-        def hook(module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            if number >= len(self.additions):
-                return None
-            return output + self.additions[number].to(output.device, output.dtype)
+        Not in a hook of layer `number` itself: what others see it put out, as hidden states, is without that.
+        """
+
+        def hook(module: Any, args: tuple[Any, ...]) -> Any:
+            return (self._added(number, args[0]), *args[1:]) if self.additions else None
 
         return hook
+
+    def _add_last(self, module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Forward hook of the last decoder layer: the same, where no layer is behind."""
+        return self._added(len(self.adapter.layers) - 1, output)
+
+    def _added(self, number: int, hidden: Tensor) -> Tensor:
+        """What layer `number` put out, `[B, K, D]`, with what the language model would have added behind it."""
+        if number >= len(self.additions):
+            return hidden
+        return hidden + self.additions[number].to(hidden.device, hidden.dtype)
 
     def _prune(self, number: int, hidden: Tensor, cache: Any) -> Tensor:
         """Prune every video before layer `number`, or the MLP before it: the hidden states `[B, K, D]` that go on."""
@@ -345,7 +367,7 @@ class Inside:
                 attend,
                 span.state,
             )
-            chosen = self.method.prune_inside(tokens)
+            chosen = _chosen(self.method, tokens)
             self.look_over(check_selection(self.method, tokens, chosen))
             positions = span.positions[chosen.index]
             self.report(span.video, number, positions)
@@ -442,6 +464,12 @@ class Inside:
         self.flow = self._flow(changed, hidden, cache, number)
 
 
+@torch.compiler.disable
+def _chosen(method: Method, tokens: LayerTokens) -> Selection:
+    """What a method leaves. Where torch.compile traces it, a set of numbers (dart's) would have another order."""
+    return method.prune_inside(tokens)
+
+
 def _device(layer: nn.Module) -> torch.device | None:
     """Where a layer is; None where it comes in only when it is called."""
     return next((p.device for p in layer.parameters() if p.device.type != "meta"), None)
@@ -459,6 +487,8 @@ class _Attend:
         self, rows: Tensor | None = None, *, own: bool = False, rotary: bool = True, causal: bool = True
     ) -> Tensor:
         span = self.span
+        if rows is not None and not len(span.text):
+            raise textless(self.inside.method)
         attention = self._own() if own else self._before()
         last, device = len(attention.hidden) - 1, attention.hidden.device  # of the layer that it is of
         where = torch.full((1,), last, device=device) if rows is None else span.text[rows].to(device)

@@ -733,3 +733,21 @@ def test_pixels_are_limited_as_the_processor_counts_them(family: tuple[str, Any,
     assert 16 * most <= area(min_pixels=16 * most * of_least, max_pixels=64 * most * counted) <= 64 * most
     with pytest.raises(ModelError, match=r"^model.max_pixels=1: between \d+ and 1 there is nothing; set model.min_pix"):
         area(max_pixels=1)
+
+
+@pytest.mark.parametrize("name", ["random", "fastv"])
+def test_hidden_states_are_what_layers_put_out(name: str, family: tuple[str, Any, Any]) -> None:
+    """Whether transformers was asked for such before, and has set hooks for it, or is for the first time."""
+    torch.manual_seed(0)
+    model, processor = families.BUILDERS[family[0]]()
+    inputs, states = families.prompts(family[0], processor, [QUESTION]), []
+    if sequential(model) and prunes_inside(model, name):
+        pytest.skip("refused")
+    with torch.no_grad():
+        for _ in range(2):
+            with get_method(name, retention_ratio=0.5)(model):
+                states.append(model(**inputs, output_hidden_states=True).hidden_states)
+        stock = model(**inputs, output_hidden_states=True).hidden_states
+    assert all(map(torch.equal, *states))
+    if name == "fastv":  # layers 0 and 1 see everything
+        assert all(torch.allclose(state, other) for state, other in zip(states[0][:3], stock, strict=False))

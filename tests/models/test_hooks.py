@@ -599,12 +599,17 @@ def test_misuse_is_explained(tiny: tuple[Any, Any], inputs: dict[str, torch.Tens
         model(**inputs, labels=inputs["input_ids"])
     with Dense()(model):
         assert model(**inputs, labels=inputs["input_ids"]).loss.isfinite()
+        assert model(**inputs, logits_to_keep=torch.tensor([length - 1])).logits.shape[1] == 1
     for method in (FastV(), MMGVid()):
         with method(model):
             with pytest.raises(ValueError, match="labels do not fit"):
                 model(**inputs, labels=inputs["input_ids"])
             model(input_ids=inputs["input_ids"][:, -5:], labels=inputs["input_ids"][:, -5:])
             model.model(**inputs)  # without labels
+            with pytest.raises(ValueError, match=r"logits_to_keep names columns of a prompt, .*: give it a number"):
+                model(**inputs, logits_to_keep=torch.tensor([length - 1]))
+            model(input_ids=inputs["input_ids"][:, -5:], logits_to_keep=torch.tensor([4]))
+            assert model(**inputs, logits_to_keep=1).logits.shape[1] == 1
     for method in (FastV(), CDPruner(relevance="llm")):
         with method(model):  # what was asked of a call that failed is not asked of the next
             with pytest.raises(ValueError, match="logits of several tokens there were asked for"):

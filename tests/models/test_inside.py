@@ -732,3 +732,21 @@ def test_a_prompt_of_text_may_come_between_a_prefill_and_its_decoding(
             step = model(input_ids=token, attention_mask=mask, past_key_values=out.past_key_values, use_cache=True)
             seen.append(step.logits)
     assert torch.equal(*seen)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["fastv", "dart", "prunevid", "sparsevlm"])
+def test_a_video_may_be_the_end_of_a_prompt_where_no_text_is_read(
+    name: str, deep: tuple[Any, Any], inputs: dict[str, Tensor]
+) -> None:
+    model, _ = deep
+    end = int((inputs["input_ids"][0] == model.config.video_token_index).nonzero()[-1]) + 1
+    cut = {key: value[:, :end] if key in ("input_ids", "attention_mask") else value for key, value in inputs.items()}
+    with get_method(name, retention_ratio=0.5)(model) as run:
+        if name in ("fastv", "dart"):
+            assert model(**cut).logits.isfinite().all()
+            assert len(run.report[0].left) < run.report[0].total_tokens
+        else:
+            with pytest.raises(ValueError, match=f"{name} reads the text behind a video, .*: put the question behind"):
+                model(**cut)
+            assert model(**inputs).logits.isfinite().all()

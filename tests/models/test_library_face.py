@@ -851,3 +851,39 @@ def test_a_compiled_language_model_is_pruned_alike(own: tuple[Any, Any], inputs:
         for layer in layers:
             layer._compiled_call_impl = None
         torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dart", "aim", "sparsevlm"])
+def test_compiled_layers_choose_alike(name: str) -> None:
+    torch.manual_seed(0)
+    model, processor = families.qwen2_5_vl()
+    inputs = families.prompts("qwen2_5_vl", processor, TEXTS[:1])
+    method = get_method(name, retention_ratio=0.4, **({"l1": 0, "l2": 2} if name == "aim" else {}))
+    with torch.no_grad(), method(model) as run:
+        model(**inputs)
+        expected = run.report[0].left.tolist()
+    for layer in adapter_for(model).layers:
+        layer.compile(backend="eager")
+    try:
+        with torch.no_grad(), method(model) as run:
+            model(**inputs)
+            assert run.report[0].left.tolist() == expected
+    finally:
+        torch.compiler.reset()
+
+
+@pytest.mark.slow
+def test_a_method_is_not_compiled_with_the_language_model() -> None:
+    torch.manual_seed(0)
+    model, processor = families.qwen2_5_vl()
+    inputs = families.prompts("qwen2_5_vl", processor, TEXTS[:1])
+    method = get_method("sttm", retention_ratio=0.4)
+    with torch.no_grad(), method(model):
+        expected = model(**inputs).logits
+    adapter_for(model).language_model.compile(backend="eager")
+    try:
+        with torch.no_grad(), method(model):
+            torch.testing.assert_close(model(**inputs).logits, expected)
+    finally:
+        torch.compiler.reset()
