@@ -104,3 +104,9 @@ def test_what_rank_comes_to_rest_on_stays():
     lost = torch.ones(80, dtype=torch.bool).index_fill(0, chosen.index, False)
     assert lost.sum() == 10
     assert rank[lost].max() <= rank[chosen.index].min()
+
+
+def test_shares_are_as_one_would_write_them():
+    """Seven tenths of 90 are 63; in floating point they are a little less."""
+    left = [len(chosen.index) for _, chosen in stages(AIM(1.0, l1=10, l2=20), video(9, (2, 5)))]
+    assert left == [81, 72, 63, 54, 45, 36, 27, 18, 9, 1]
