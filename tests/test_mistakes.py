@@ -26,7 +26,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     [
         (
             "run method=mmgvid",
-            "no method is called 'mmgvid'; did you mean mmg_vid? choose one of: cdpruner, chain, dense",
+            "no method is called 'mmgvid'; did you mean mmg_vid? choose one of: aim, cdpruner, chain",
         ),
         ("run -m benchmark=embedded,vidomme", "no benchmark is called 'vidomme'; did you mean videomme? choose one of"),
         (

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from mmg_bench.methods._inside import layers_at, most_attended
-from mmg_bench.methods._merge import frame_groups, in_raster_order
 from mmg_bench.methods.base import Method, Positions, check_flag, check_range
-from mmg_bench.methods.tome import Merging, merge_once, unmerged
+from mmg_bench.methods.tome import Merging, merge_once, merged_frames, unmerged
 from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens
 
 OFFICIAL_LAYERS, OFFICIAL_DEPTH = (14, 22), 28
@@ -90,13 +89,7 @@ class AIM(Method):
         check_range(self, "iters", 1, 1_000, integer=True)
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
-        flat = torch.arange(tokens.total, device=tokens.features.device).view(tokens.frames, -1)  # [T, N]
-        features, positions = [], []
-        for run, count in frame_groups(self.budget(tokens), tokens.frames):
-            merged = merge_to(tokens.features[run], count)
-            features.append(merged.tokens.flatten(0, 1))
-            positions.append(flat[run].gather(1, merged.anchors).flatten())
-        return in_raster_order(torch.cat(features), torch.cat(positions), tokens.features)
+        return merged_frames(tokens, self.budget(tokens), merge_to)
 
     def bounds(self, depth: int) -> tuple[int, int]:
         """`l1` and `l2` in a model of `depth` layers. Raises ValueError unless 0 <= l1 < l2 < depth."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -78,6 +79,17 @@ def merge_to(features: Tensor, target: int) -> tuple[Merging, list[int]]:
     return state, rounds
 
 
+def merged_frames(tokens: VideoTokens, budget: int, merge: Callable[[Tensor, int], Merging]) -> PrunedTokens:
+    """`budget` tokens, shared evenly among the frames, of which `merge` makes so many each: in raster order."""
+    flat = torch.arange(tokens.total, device=tokens.features.device).view(tokens.frames, -1)  # [T, N]
+    features, positions = [], []
+    for run, count in frame_groups(budget, tokens.frames):
+        merged = merge(tokens.features[run], count)
+        features.append(merged.tokens.flatten(0, 1))
+        positions.append(flat[run].gather(1, merged.anchors).flatten())
+    return in_raster_order(torch.cat(features), torch.cat(positions), tokens.features)
+
+
 @dataclass(frozen=True)
 class ToMe(Method):
     """Token Merging (Bolya et al., ICLR 2023), applied to each frame's tokens before the language model.
@@ -98,10 +110,4 @@ class ToMe(Method):
     positions: ClassVar[Positions] = "contiguous"
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
-        flat = torch.arange(tokens.total, device=tokens.features.device).view(tokens.frames, -1)  # [T, N]
-        features, positions = [], []
-        for run, count in frame_groups(self.budget(tokens), tokens.frames):
-            merged, _ = merge_to(tokens.features[run], count)
-            features.append(merged.tokens.flatten(0, 1))
-            positions.append(flat[run].gather(1, merged.anchors).flatten())
-        return in_raster_order(torch.cat(features), torch.cat(positions), tokens.features)
+        return merged_frames(tokens, self.budget(tokens), lambda features, target: merge_to(features, target)[0])
