@@ -251,6 +251,11 @@ class Selection:
     step, add their logarithms to what attention scores them (proportional attention). None: one each."""
 
 
+def keep_all(tokens: VideoTokens) -> PrunedTokens:
+    """All tokens, not even copied."""
+    return PrunedTokens(tokens.flat, torch.arange(tokens.total, device=tokens.features.device))
+
+
 def keep(tokens: VideoTokens, positions: Tensor, **notes: Any) -> PrunedTokens:
     """Hard pruning: the tokens at flat `positions` (`[K]`, in any order), unchanged and in raster order."""
     positions = positions.sort().values

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from mmg_bench.methods._ops import descending
 from mmg_bench.methods.base import Method, check_range
-from mmg_bench.tokens import PrunedTokens, VideoTokens
+from mmg_bench.tokens import PrunedTokens, VideoTokens, keep_all
 
 
 class InsideMethod(Method):
@@ -19,7 +18,7 @@ class InsideMethod(Method):
     exact: ClassVar[bool] = False
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
-        return PrunedTokens(tokens.flat, torch.arange(tokens.total, device=tokens.features.device))
+        return keep_all(tokens)
 
 
 def layers_at(official: Sequence[int], official_depth: int, depth: int) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmg_bench.methods._inside import layers_at, most_attended
 from mmg_bench.methods.base import Method, Positions, check_flag, check_range
-from mmg_bench.methods.tome import Merging, merge_once, merged_frames, unmerged
+from mmg_bench.methods.tome import Merging, merge_once, merged_frames
 from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens
 
 OFFICIAL_LAYERS, OFFICIAL_DEPTH = (14, 22), 28
@@ -19,14 +19,6 @@ OFFICIAL_LAYERS, OFFICIAL_DEPTH = (14, 22), 28
 def merge_round(state: Merging, r: int) -> Merging:
     """A round of ToMe in which all tokens count as one, also those that were merged before: r fewer in every frame."""
     return merge_once(state._replace(sizes=torch.ones_like(state.sizes)), r)
-
-
-def merge_to(features: Tensor, target: int) -> Merging:
-    """Merge every frame of `features [T, N, D]` down to `target` >= 1 tokens, at most half of them in a round."""
-    state = unmerged(features)
-    while (count := state.tokens.shape[1]) > target:
-        state = merge_round(state, min(count - target, count // 2))
-    return state
 
 
 def importance(queries: Tensor, keys: Tensor, tau: float, iters: int) -> Tensor:
@@ -89,7 +81,7 @@ class AIM(Method):
         check_range(self, "iters", 1, 1_000, integer=True)
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
-        return merged_frames(tokens, self.budget(tokens), merge_to)
+        return merged_frames(tokens, self.budget(tokens), merge_round)
 
     def bounds(self, depth: int) -> tuple[int, int]:
         """`l1` and `l2` in a model of `depth` layers. Raises ValueError unless 0 <= l1 < l2 < depth."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from mmg_bench.methods.base import Method, check_range
-from mmg_bench.tokens import PrunedTokens, VideoTokens
+from mmg_bench.tokens import PrunedTokens, VideoTokens, keep_all
 
 
 @dataclass(frozen=True)
@@ -24,4 +22,4 @@ class Dense(Method):
         check_range(self, "retention_ratio", 1, 1)
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
-        return PrunedTokens(tokens.flat, torch.arange(tokens.total, device=tokens.features.device))
+        return keep_all(tokens)

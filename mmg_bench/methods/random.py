@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmg_bench.methods._inside import check_layer
 from mmg_bench.methods.base import Method, check_range
-from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens, keep
+from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens, keep, keep_all
 
 
 def draw(count: int, total: int, seed: int, device: torch.device) -> Tensor:
@@ -49,8 +49,9 @@ class Random(Method):
         return self.layer is None
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
-        count = self.budget(tokens) if self.layer is None else tokens.total
-        return keep(tokens, draw(count, tokens.total, self.seed, tokens.features.device))
+        if self.layer is not None:
+            return keep_all(tokens)
+        return keep(tokens, draw(self.budget(tokens), tokens.total, self.seed, tokens.features.device))
 
     def layers(self, depth: int) -> tuple[int, ...]:
         return () if self.layer is None else (check_layer(self, "layer", depth),)

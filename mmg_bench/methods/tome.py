@@ -28,6 +28,10 @@ class Merging(NamedTuple):
     """`[T, n]`: the input token that each row is the destination of."""
 
 
+Round = Callable[[Merging, int], Merging]
+"""One round of merging: r tokens fewer in every frame."""
+
+
 def unmerged(features: Tensor) -> Merging:
     """The start: every token of `features [T, N, D]` on its own."""
     index = torch.arange(features.shape[1], device=features.device).repeat(len(features), 1)
@@ -69,22 +73,22 @@ def merge_once(state: Merging, r: int) -> Merging:
     return Merging(tokens, sizes.squeeze(-1).long(), row.gather(1, state.assign), anchors)
 
 
-def merge_to(features: Tensor, target: int) -> tuple[Merging, list[int]]:
+def merge_to(features: Tensor, target: int, once: Round = merge_once) -> tuple[Merging, list[int]]:
     """Merge every frame of `features [T, N, D]` down to `target` >= 1 tokens; also the tokens removed each round."""
     state = unmerged(features)
     rounds: list[int] = []
     while (count := state.tokens.shape[1]) > target:
         rounds.append(min(count - target, count // 2))
-        state = merge_once(state, rounds[-1])
+        state = once(state, rounds[-1])
     return state, rounds
 
 
-def merged_frames(tokens: VideoTokens, budget: int, merge: Callable[[Tensor, int], Merging]) -> PrunedTokens:
-    """`budget` tokens, shared evenly among the frames, of which `merge` makes so many each: in raster order."""
+def merged_frames(tokens: VideoTokens, budget: int, once: Round = merge_once) -> PrunedTokens:
+    """Frames merged to `budget` tokens in all, shared evenly, which stand in raster order."""
     flat = torch.arange(tokens.total, device=tokens.features.device).view(tokens.frames, -1)  # [T, N]
     features, positions = [], []
     for run, count in frame_groups(budget, tokens.frames):
-        merged = merge(tokens.features[run], count)
+        merged, _ = merge_to(tokens.features[run], count, once)
         features.append(merged.tokens.flatten(0, 1))
         positions.append(flat[run].gather(1, merged.anchors).flatten())
     return in_raster_order(torch.cat(features), torch.cat(positions), tokens.features)
@@ -110,4 +114,4 @@ class ToMe(Method):
     positions: ClassVar[Positions] = "contiguous"
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
-        return merged_frames(tokens, self.budget(tokens), lambda features, target: merge_to(features, target)[0])
+        return merged_frames(tokens, self.budget(tokens))

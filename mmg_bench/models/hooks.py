@@ -34,7 +34,7 @@ from mmg_bench.methods.base import Method, Positions, check_choice
 from mmg_bench.models import siglip
 from mmg_bench.models.adapter import Adapter, Capture, Layout, UnsupportedModelError, adapter_for
 from mmg_bench.models.caches import CACHE, cache_of, is_static
-from mmg_bench.models.inside import Inside, Prompt, Span, textless, unhooked
+from mmg_bench.models.inside import Inside, Prompt, Span, textless, unhooked, untraced
 from mmg_bench.models.kept import Kept
 from mmg_bench.models.places import Place, Row, places, shifted
 from mmg_bench.tokens import QUESTION_FIELDS, PrunedTokens, VideoTokens
@@ -171,12 +171,6 @@ def _opened(
 def _has_pixels(kwargs: dict[str, Any]) -> bool:
     """Whether a call with these arguments encodes images or videos itself."""
     return any(kwargs.get(pixels) is not None for pixels in ("pixel_values", "pixel_values_videos"))
-
-
-@torch.compiler.disable
-def _selected(method: Method, tokens: VideoTokens) -> PrunedTokens:
-    """What a method leaves: as it is written, also where torch.compile traces what calls it, which fails in some."""
-    return method.prune(tokens)
 
 
 def _release(model: nn.Module) -> None:
@@ -530,7 +524,7 @@ class _Splice:
         if "joint_query" in method.needs and (source := siglip.attached(self.adapter.model)) is not None:
             query = source.joint_query(ids[place.row, place.end :])
             tokens = replace(tokens, joint_query=query.to(embeds.device))
-        pruned = _selected(method, tokens)
+        pruned = untraced(method.prune, tokens)
         elapsed.stop()
         check_kind(method, tokens, pruned)
         untouched = len(pruned) == tokens.total and pruned.features.data_ptr() == tokens.features.data_ptr()

@@ -32,9 +32,11 @@ from mmg_bench.models.adapter import Adapter
 from mmg_bench.models.attention import LayerAttention, rotate, softmax_weights
 from mmg_bench.models.caches import CACHE, cache_of, held
 from mmg_bench.models.kept import Kept
-from mmg_bench.tokens import Heads, Keys, LayerTokens, Selection
+from mmg_bench.tokens import Heads, Keys, LayerTokens
 
 Part = TypeVar("Part", "Span", "Flow", Kept)
+Given = TypeVar("Given")
+Left = TypeVar("Left")
 
 
 @dataclass(frozen=True)
@@ -367,7 +369,7 @@ class Inside:
                 attend,
                 span.state,
             )
-            chosen = _chosen(self.method, tokens)
+            chosen = untraced(self.method.prune_inside, tokens)
             self.look_over(check_selection(self.method, tokens, chosen))
             positions = span.positions[chosen.index]
             self.report(span.video, number, positions)
@@ -465,9 +467,12 @@ class Inside:
 
 
 @torch.compiler.disable
-def _chosen(method: Method, tokens: LayerTokens) -> Selection:
-    """What a method leaves. Where torch.compile traces it, a set of numbers (dart's) would have another order."""
-    return method.prune_inside(tokens)
+def untraced(prune: Callable[[Given], Left], tokens: Given) -> Left:
+    """What a method leaves, as it is written, also where torch.compile traces what calls it.
+
+    There some fail (sttm), and a set of numbers has another order (dart's).
+    """
+    return prune(tokens)
 
 
 def _device(layer: nn.Module) -> torch.device | None:
@@ -489,20 +494,21 @@ class _Attend:
         span = self.span
         if rows is not None and not len(span.text):
             raise textless(self.inside.method)
-        attention = self._own() if own else self._before()
+        attention = self._own("own attention is") if own else self._before()
         last, device = len(attention.hidden) - 1, attention.hidden.device  # of the layer that it is of
         where = torch.full((1,), last, device=device) if rows is None else span.text[rows].to(device)
         weights = attention.weights(where, rotary=rotary, causal=causal)  # [heads, R, S]
         return weights[..., span.columns.to(device)].to(self.hidden.device)
 
-    def _own(self) -> LayerAttention:
-        """Of the layer that prunes."""
+    def _own(self, what: str, columns: slice = slice(None)) -> LayerAttention:
+        """Of the layer that prunes, in these columns; `what` is asked of it, for an error."""
         adapter = self.inside.adapter
         if self.inside.method.before_mlp:
-            raise ValueError(f"{self.inside.method.name}: before an MLP, the next layer's own attention is not known")
+            raise ValueError(f"{self.inside.method.name}: before an MLP, the next layer's {what} not known")
         layer = adapter.layers[self.number]
-        hidden = adapter.normalised(layer, self.hidden)
-        return LayerAttention(adapter.attention_module(layer), hidden, self.rotary, self.real, adapter.interleaved)
+        hidden = adapter.normalised(layer, self.hidden[columns])
+        rotary = self.rotary[0][columns], self.rotary[1][columns]
+        return LayerAttention(adapter.attention_module(layer), hidden, rotary, self.real[columns], adapter.interleaved)
 
     def _before(self) -> LayerAttention:
         """Of the layer before."""
@@ -516,20 +522,13 @@ class _Attend:
 
     def heads(self) -> Heads:
         """See `tokens.Attention`."""
-        adapter, span = self.inside.adapter, self.span
-        if self.inside.method.before_mlp:
-            raise ValueError(f"{self.inside.method.name}: before an MLP, the next layer's heads are not known")
-        layer = adapter.layers[self.number]
-        first, end = self.first, int(span.columns[-1]) + 1
-        module, whole = adapter.attention_module(layer), slice(first, end)
-        hidden = adapter.normalised(layer, self.hidden[whole])
-        rotary = self.rotary[0][whole], self.rotary[1][whole]
-        attention = LayerAttention(module, hidden, rotary, self.real[whole], adapter.interleaved)
-        everything = torch.arange(len(hidden), device=hidden.device)
-        visual = span.columns - first
+        first, columns = self.first, self.span.columns
+        attention = self._own("heads are", slice(first, int(columns[-1]) + 1))
+        everything = torch.arange(len(attention.hidden), device=columns.device)
+        visual = columns - first
         queries, keys = attention.queries(everything, rotary=False), attention.keys(rotary=False)
-        place = rotary[0][visual], rotary[1][visual]
-        return Heads(queries, keys, visual, rotate(keys[:, visual], place, adapter.interleaved))
+        place = attention.rotary[0][visual], attention.rotary[1][visual]
+        return Heads(queries, keys, visual, rotate(keys[:, visual], place, attention.interleaved))
 
     def keys(self) -> Keys:
         """See `tokens.Attention`."""

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from mmg_bench.contract import stages, video
-from mmg_bench.methods.aim import AIM, importance, merge_to
+from mmg_bench.methods.aim import AIM, importance, merge_round
 from mmg_bench.methods.registry import get_method
-from mmg_bench.methods.tome import merge_to as merge_by_size
+from mmg_bench.methods.tome import merge_to
 
 
 def normal(*shape: int) -> Tensor:
@@ -34,10 +34,10 @@ def test_importance_as_by_hand():
 def test_merged_tokens_count_as_one():
     """Three equal tokens and a fourth beside them: the mean of the last merge is halfway, not three quarters."""
     x = torch.tensor([[[1.0, 0], [1.0, 0.02], [1.0, 0], [0.6, 0.8]]])
-    one = merge_to(x, 1)
+    one, _ = merge_to(x, 1, merge_round)
     assert one.assign.unique().tolist() == [0]
     torch.testing.assert_close(one.tokens[0, 0], torch.tensor([0.8, 0.4 + 0.02 / 6]))
-    torch.testing.assert_close(merge_by_size(x, 1)[0].tokens[0, 0], x[0].mean(0))
+    torch.testing.assert_close(merge_to(x, 1)[0].tokens[0, 0], x[0].mean(0))
 
 
 def test_of_few_frames_it_is_tome_until_something_is_merged_twice():

@@ -57,6 +57,7 @@ def test_random_inside_the_model_draws_the_same():
     for ratio in (0.01, 0.3, 1.0):
         method = Random(ratio, seed=3, layer=2)
         ((before, chosen),) = stages(method, tokens)
+        assert before.features.data_ptr() == tokens.features.data_ptr()  # what enters is no copy
         assert len(before.features) == 100
         assert torch.equal(chosen.index, Random(ratio, seed=3).prune(tokens).positions)
     assert not Random(layer=2).exact
