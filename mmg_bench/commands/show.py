@@ -21,8 +21,9 @@ from mmg_bench.faults import told
 from mmg_bench.files import written_whole
 from mmg_bench.measure.workload import video_file
 from mmg_bench.models.checking import check_method, check_model
-from mmg_bench.models.hooks import VideoReport, pruning
+from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import VideoLLM
+from mmg_bench.models.run import VideoReport
 from mmg_bench.options import check_folder, check_path, check_text, check_whole
 from mmg_bench.report.overlay import Pictures, contact_sheet, kept_overlay
 

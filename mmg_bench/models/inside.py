@@ -15,113 +15,29 @@ border between two packed sequences.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from transformers.masking_utils import create_causal_mask
 
 from mmg_bench.contract import Faults, check_selection
 from mmg_bench.methods.base import Method, Positions
 from mmg_bench.models.adapter import Adapter
-from mmg_bench.models.attention import LayerAttention, rotate, softmax_weights
+from mmg_bench.models.attend import Attend, device_of, unhooked
+from mmg_bench.models.attention import LayerAttention, softmax_weights
 from mmg_bench.models.caches import CACHE, cache_of, held
 from mmg_bench.models.kept import Kept
-from mmg_bench.tokens import Heads, Keys, LayerTokens
+from mmg_bench.models.prompt import Prompt, Span, moved
+from mmg_bench.tokens import LayerTokens
 
-Part = TypeVar("Part", "Span", "Flow", Kept)
+Part = TypeVar("Part", Span, "Flow", Kept)
 Given = TypeVar("Given")
 Left = TypeVar("Left")
-
-
-@dataclass(frozen=True)
-class Span:
-    """Where one video's visual tokens stand in a row of the sequence that goes through the layers."""
-
-    row: int
-    video: int
-    """Its number in the report; copies of a prompt share theirs."""
-    columns: Tensor
-    """`[n]` int64: where its n tokens stand, ascending; text may stand between them."""
-    text: Tensor
-    """`[L]` int64: where the text stands that follows it, without what is of other videos and images."""
-    positions: Tensor
-    """`[n]`: flat raster indices of the n tokens."""
-    total: int
-    """T * N."""
-    state: Any
-
-
-@dataclass
-class Prompt:
-    """What decoding has to know of a prompt whose videos were pruned: goes with the prompt's cache, in copies too."""
-
-    context: int
-    """Number of the context in which it was prefilled."""
-    kept: Kept | None
-    """What layer 0 saw of it; None: all."""
-    spans: list[Span]
-    stages: list[Kept] = field(default_factory=list)
-    """What was left of that at each stage inside the language model."""
-    memory: dict[int, Tensor] = field(default_factory=dict)
-    """Span -> what `select_keys` handed on."""
-    rows: int = 1
-    """How many prompts it is of."""
-    said: Tensor | None = None
-    """`[B, n]` ids of all that went in so far, also of what is not left of it; None where they are not known."""
-    deltas: Tensor | None = None
-    """`Adapter.deltas` that go with it: the model has those of the prompt that it saw last."""
-
-    def hear(self, ids: Tensor | None, before: int) -> None:
-        """Note the `ids` of a call, `[B, q]`, behind `before` columns."""
-        said, self.said = self.said, None
-        if ids is not None and said is not None and said.shape[1] >= before and len(said) in (1, len(ids)):
-            self.said = torch.cat([said[:, :before].to(ids.device).expand(len(ids), -1), ids], dim=1)
-
-    def holds(self, ids: Tensor, start: int) -> bool:
-        """Whether `ids` `[B, q]` are those that went in as its columns from `start` on, in each copy of a prompt."""
-        if self.said is None or len(self.said) not in (1, len(ids)):
-            return False
-        said = self.said[:, start : start + ids.shape[1]].to(ids.device)
-        return torch.equal(said.expand(len(ids), -1), ids)
-
-    def crop(self, past: int) -> None:
-        """Cut off the end: `past` columns of what layer 0 saw are left, and later layers lose as many."""
-        whole = self.kept.index.shape[1] if self.kept is not None else self.stages[0].whole if self.stages else past
-        if (cut := whole - past) <= 0:
-            return
-        if self.kept is not None:
-            self.kept = self.kept.cropped(past)
-        self.stages = [stage.cropped(stage.index.shape[1] - cut) for stage in self.stages]
-
-    def reorder_cache(self, rows: Tensor) -> None:
-        """Go on, in each row, from what was row `rows[b]`: beam search lets some beams go and doubles others."""
-        of_row: dict[int, list[int]] = {}
-        for number, span in enumerate(self.spans):
-            of_row.setdefault(span.row, []).append(number)
-        before = self.memory
-        self.memory = {
-            to: before[source]
-            for row, parent in enumerate(rows.tolist())
-            for to, source in zip(of_row.get(row, ()), of_row.get(parent, ()), strict=True)
-            if source in before
-        }
-
-
-def moved(spans: Sequence[Span], left: Tensor, counts: Sequence[int]) -> list[Span]:
-    """The same videos in the sequence that `Kept.of(left, counts)` makes; their own columns are all `left`."""
-    number = left.cumsum(1) - 1  # [B, S] columns that are left, before here
-    padding = [max(counts) - count for count in counts]
-
-    def to(row: int, columns: Tensor) -> Tensor:
-        return number[row, columns] + padding[row]
-
-    return [replace(span, columns=to(span.row, span.columns), text=to(span.row, span.text)) for span in spans]
 
 
 def weighed(causal: Tensor | None, weights: Tensor, hidden: Tensor) -> Tensor:
@@ -151,22 +67,6 @@ class Flow:
     weights: Tensor | None = None  # [B, columns seen] what is added to attention scores of each; None: nothing
 
 
-def unhooked(method: Method) -> RuntimeError:
-    """The error for a model that was called, and did not call its hooks."""
-    return RuntimeError(
-        f"{method.name}: not all hooks ran, as where torch.compile goes on with what it traced before they were set: "
-        "call torch.compiler.reset() before the context is opened"
-    )
-
-
-def textless(method: Method) -> ValueError:
-    """The error for a prompt that ends with a video, where a method reads what follows."""
-    return ValueError(
-        f"{method.name} reads the text behind a video, and a prompt has none there: put the question behind the video, "
-        "or choose a method that does without, such as mmg_vid"
-    )
-
-
 class Inside:
     """The hooks on the decoder layers, and what one prompt and its decoding share."""
 
@@ -186,7 +86,7 @@ class Inside:
         self.contiguous = (method.inside_positions or positions) == "contiguous"
         self.at, self.key_layer = adapter.stages(method)
         self.needed = bool(self.at) or self.key_layer is not None  # whether the method does anything here
-        places = {place for layer in adapter.layers if (place := _device(layer))} if self.needed else set()
+        places = {place for layer in adapter.layers if (place := device_of(layer))} if self.needed else set()
         self.spread = len(places) > 1  # on several devices
         self.prompt = Prompt(0, None, [])  # of the forward call under way
         self.base: Flow | None = None  # of the forward call under way: before the first stage,
@@ -269,7 +169,7 @@ class Inside:
                 return None
             self.reached = True
             hidden, cache = args[0], cache_of(kwargs)
-            if self.spread and (place := _device(module)):
+            if self.spread and (place := device_of(module)):
                 hidden = hidden.to(place)
             if self.base.rotary is None:
                 self.base = replace(self.base, rotary=kwargs.get("position_embeddings"))
@@ -357,7 +257,8 @@ class Inside:
                 after.append(span)
                 continue
             row = hidden[span.row]
-            attend = _Attend(self, number, span, current.mask, row, current.rotary)
+            before = self.inputs.get(number - 1)
+            attend = Attend(self.adapter, self.method, number, span, row, current.mask, current.rotary, before)
             tokens = LayerTokens(
                 row[span.columns],
                 self.entered[span.row, span.columns.to(self.entered.device)].to(hidden.device),
@@ -473,88 +374,3 @@ def untraced(prune: Callable[[Given], Left], tokens: Given) -> Left:
     There some fail (sttm), and a set of numbers has another order (dart's).
     """
     return prune(tokens)
-
-
-def _device(layer: nn.Module) -> torch.device | None:
-    """Where a layer is; None where it comes in only when it is called."""
-    return next((p.device for p in layer.parameters() if p.device.type != "meta"), None)
-
-
-class _Attend:
-    """`tokens.Attention` of one video before one layer."""
-
-    def __init__(self, inside: Inside, number: int, span: Span, mask: Tensor, hidden: Tensor, rotary: Any) -> None:
-        self.inside, self.number, self.span, self.hidden = inside, number, span, hidden
-        self.real = mask[span.row, : len(hidden)].bool()
-        self.rotary = inside.adapter.rows(rotary, span.row)
-
-    def __call__(
-        self, rows: Tensor | None = None, *, own: bool = False, rotary: bool = True, causal: bool = True
-    ) -> Tensor:
-        span = self.span
-        if rows is not None and not len(span.text):
-            raise textless(self.inside.method)
-        attention = self._own("own attention is") if own else self._before()
-        last, device = len(attention.hidden) - 1, attention.hidden.device  # of the layer that it is of
-        where = torch.full((1,), last, device=device) if rows is None else span.text[rows].to(device)
-        weights = attention.weights(where, rotary=rotary, causal=causal)  # [heads, R, S]
-        return weights[..., span.columns.to(device)].to(self.hidden.device)
-
-    def _own(self, what: str, columns: slice = slice(None)) -> LayerAttention:
-        """Of the layer that prunes, in these columns; `what` is asked of it, for an error."""
-        adapter = self.inside.adapter
-        if self.inside.method.before_mlp:
-            raise ValueError(f"{self.inside.method.name}: before an MLP, the next layer's {what} not known")
-        layer = adapter.layers[self.number]
-        hidden = adapter.normalised(layer, self.hidden[columns])
-        rotary = self.rotary[0][columns], self.rotary[1][columns]
-        return LayerAttention(adapter.attention_module(layer), hidden, rotary, self.real[columns], adapter.interleaved)
-
-    def _before(self) -> LayerAttention:
-        """Of the layer before."""
-        adapter, number = self.inside.adapter, self.number - 1
-        if number not in self.inside.inputs:
-            raise unhooked(self.inside.method)
-        inputs, whole = self.inside.inputs[number]
-        hidden, rotary = inputs[self.span.row], adapter.rows(whole, self.span.row)
-        module, real = adapter.attention_module(adapter.layers[number]), self.real.to(hidden.device)
-        return LayerAttention(module, hidden, rotary, real, adapter.interleaved)
-
-    def heads(self) -> Heads:
-        """See `tokens.Attention`."""
-        first, columns = self.first, self.span.columns
-        attention = self._own("heads are", slice(first, int(columns[-1]) + 1))
-        everything = torch.arange(len(attention.hidden), device=columns.device)
-        visual = columns - first
-        queries, keys = attention.queries(everything, rotary=False), attention.keys(rotary=False)
-        place = attention.rotary[0][visual], attention.rotary[1][visual]
-        return Heads(queries, keys, visual, rotate(keys[:, visual], place, attention.interleaved))
-
-    def keys(self) -> Keys:
-        """See `tokens.Attention`."""
-        keys, device = self._before().keys(), self.hidden.device
-        return Keys(keys[:, self.first :].to(device), self.span.columns - self.first, self.span.text - self.first)
-
-    def queries(self) -> Tensor:
-        """See `tokens.Attention`."""
-        attention = self._before()
-        rows = torch.arange(self.first, len(attention.hidden), device=attention.hidden.device)
-        return (attention.queries(rows) * attention.module.scaling).to(self.hidden.device)
-
-    @cached_property
-    def first(self) -> int:
-        """The column of the prompt's first token, behind its padding."""
-        return int(self.real.int().argmax())
-
-    def final_norm(self, hidden: Tensor) -> Tensor:
-        """See `tokens.Attention`."""
-        norm = self.inside.adapter.final_norm
-        made: Tensor = norm(hidden.to(_device(norm) or hidden.device))
-        return made.to(hidden.device)
-
-    def phases(self) -> tuple[Tensor, Tensor]:
-        """See `tokens.Attention`."""
-        width = self.rotary[0].shape[-1]
-        ones = torch.ones(len(self.hidden), width, device=self.hidden.device)
-        ones = rotate(ones, self.rotary, self.inside.adapter.interleaved)
-        return ones[self.span.text], ones[self.span.columns]

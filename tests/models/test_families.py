@@ -27,10 +27,11 @@ from mmg_bench.models.adapter import FAMILIES, UnsupportedModelError, adapter_fo
 from mmg_bench.models.caches import CACHE
 from mmg_bench.models.checking import ModelError
 from mmg_bench.models.framed import FrameCapture
-from mmg_bench.models.hooks import _PROMPT, pruning
+from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.places import places
 from mmg_bench.models.spec import ModelSpec
+from mmg_bench.models.splice import PROMPT
 from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
 
 STEPS = 4
@@ -544,7 +545,7 @@ def test_a_second_turn_is_as_the_whole_conversation(
         ours = logits(model, turn, past_key_values=cache)
         assert run.report == told
         third = torch.cat([turn["input_ids"], ours[:-1].argmax(-1).T], dim=1)
-        assert getattr(cache, _PROMPT).holds(third, 0)
+        assert getattr(cache, PROMPT).holds(third, 0)
         # the model counts positions on from what it saw last, and stock code anew where it is told of old videos
         model.generate(input_ids=torch.tensor([[5, 6, 7]]), **GREEDY)
         types = families.typed(inputs, turn["input_ids"])

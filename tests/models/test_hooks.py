@@ -23,7 +23,8 @@ from mmg_bench.methods.mmg_vid import MMGVid
 from mmg_bench.methods.random import Random
 from mmg_bench.methods.visionzip import VisionZip
 from mmg_bench.models.adapter import UnsupportedModelError, adapter_for
-from mmg_bench.models.hooks import _Splice, pruning
+from mmg_bench.models.hooks import pruning
+from mmg_bench.models.splice import Splice
 from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
 from prompts import prompt_inputs, random_video
 
@@ -392,7 +393,7 @@ def test_of_a_gpu_faults_are_read_behind_its_work(
     tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Put off here as there; what was pruned once for all prompts is then pruned again."""
-    monkeypatch.setattr(_Splice, "_look_over", lambda splice, faults: splice.faults.append(faults))
+    monkeypatch.setattr(Splice, "_look_over", lambda splice, faults: splice.faults.append(faults))
     seen: list[torch.Tensor] = []
     tokens, encoded = adapter_for(tiny[0]).encode(inputs, set())
     text = {k: inputs[k] for k in ("input_ids", "attention_mask")}

@@ -23,8 +23,9 @@ from mmg_bench.methods.registry import get_method, method_class, method_names
 from mmg_bench.models.adapter import UnsupportedModelError
 from mmg_bench.models.attention import softmax_weights
 from mmg_bench.models.hooks import pruning
-from mmg_bench.models.inside import Prompt, Span, weighed
+from mmg_bench.models.inside import weighed
 from mmg_bench.models.kept import Kept
+from mmg_bench.models.prompt import Prompt, Span
 from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens, keep
 from prompts import prompt_inputs, random_video
 

@@ -16,8 +16,9 @@ from mmg_bench.methods.dense import Dense
 from mmg_bench.methods.registry import get_method
 from mmg_bench.models.adapter import Adapter, adapter_for, fresh
 from mmg_bench.models.caches import CACHE
-from mmg_bench.models.hooks import Run, pruning
+from mmg_bench.models.hooks import pruning
 from mmg_bench.models.kept import Kept
+from mmg_bench.models.run import Run
 from mmg_bench.models.small import SmallSpec, small_llava_onevision
 from mmg_bench.models.spec import EMBEDDED
 from mock_cuda import mock_cuda
@@ -226,6 +227,43 @@ def test_what_the_cache_holds_may_come_again_by_hand(family: str) -> None:
         torch.testing.assert_close(model(inputs_embeds=embeds, past_key_values=cache).logits, expected)
         with pytest.raises(ValueError, match=r"neither follow on .* nor repeat it"):  # no longer known
             model(input_ids=ids[:, past:], past_key_values=cache)
+
+
+def test_what_was_said_goes_on_with_its_beam(own: tuple[Any, Any]) -> None:
+    model, processor = own
+    inputs = prompt_inputs(processor, TEXTS[:1] * 2, [[random_video(6, 1)]] * 2)
+    said, new = torch.tensor([[7], [8]]), torch.tensor([[5, 6], [9, 3]])
+    with torch.no_grad(), get_method("random", retention_ratio=0.3)(model):
+        cache = model(**inputs, use_cache=True).past_key_values
+        model(input_ids=said, past_key_values=cache)
+        cache.reorder_cache(torch.tensor([1, 0]))
+        expected = model(input_ids=new, past_key_values=copy.deepcopy(cache)).logits
+        ids = torch.cat([inputs["input_ids"], said.flip(0), new], dim=1)[:, cache.get_seq_length() :]
+        again = model(input_ids=ids, past_key_values=cache).logits
+    torch.testing.assert_close(again, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_columns_of_what_comes_again_have_no_logits(own: tuple[Any, Any]) -> None:
+    model, processor = own
+    one = prompt_inputs(processor, TEXTS[:1], [[random_video(6, 1)]])
+    ids = torch.cat([one["input_ids"], torch.tensor([[5, 6]])], dim=1)
+    with torch.no_grad(), get_method("random", retention_ratio=0.3)(model):
+        cache = model(**one, use_cache=True).past_key_values
+        again, last = ids[:, cache.get_seq_length() :], torch.tensor([-1])
+        with pytest.raises(ValueError, match=r"logits_to_keep names columns of a prompt, .*: give it a number"):
+            model(input_ids=again, past_key_values=copy.deepcopy(cache), logits_to_keep=last)
+        assert model(input_ids=again[:, -2:], past_key_values=cache, logits_to_keep=last).logits.shape[1] == 1
+
+
+def test_drafted_tokens_in_a_second_turn_are_named(own: tuple[Any, Any]) -> None:
+    model, processor = own
+    one = prompt_inputs(processor, TEXTS[:1], [[random_video(6, 1)]])
+    draft = copy.deepcopy(model)
+    with get_method("random", retention_ratio=0.3)(model):
+        first = model.generate(**one, **GREEDY, return_dict_in_generate=True)
+        ids = torch.cat([first.sequences, one["input_ids"][:, -4:]], dim=1)
+        with pytest.raises(ValueError, match=r"nor repeat it: .*, without drafted tokens \(assistant_model"):
+            model.generate(input_ids=ids, past_key_values=first.past_key_values, assistant_model=draft, **GREEDY)
 
 
 def test_new_text_may_begin_as_the_cache_ends(own: tuple[Any, Any]) -> None:

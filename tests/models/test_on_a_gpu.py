@@ -170,7 +170,7 @@ def test_pruning_gives_a_gpu_little_to_do_and_lets_it_go_on(name: str) -> None:
             return kernels - stock[0], sorted((Counter(waits) - Counter(stock[1])).elements())
 
         stock = prefill()
-        the_ids = re.compile(r"hooks\.py:\d+ copy$")  # which the host reads, to find the videos
+        the_ids = re.compile(r"splice\.py:\d+ copy$")  # which the host reads, to find the videos
         most = {"llava_onevision": (14, 10), "qwen2_5_vl": (26, 11), "qwen3_vl": (39, 24)}[name]
         for positions, allowed in zip(("contiguous", "original"), most, strict=True):
             kernels, waits = beyond("random", positions)
@@ -180,4 +180,4 @@ def test_pruning_gives_a_gpu_little_to_do_and_lets_it_go_on(name: str) -> None:
             kernels, waits = beyond("pdrop", positions)
             assert kernels <= 380, kernels
             # what may be wrong with each of three choices is read when the GPU has all its work
-            assert [wait.split(":")[0] for wait in waits] == ["contract.py"] * 3 + ["hooks.py"]
+            assert [wait.split(":")[0] for wait in waits] == ["contract.py"] * 3 + ["splice.py"]

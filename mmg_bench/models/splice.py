@@ -1,0 +1,404 @@
+"""The hooks' own work (`hooks.py` says which they are): a prompt is pruned, and what follows it is made to fit."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+from mmg_bench.contract import ContractError, Faults, check_kind, check_values
+from mmg_bench.elapsed import Elapsed
+from mmg_bench.models import siglip
+from mmg_bench.models.adapter import Adapter, Capture, Layout
+from mmg_bench.models.attend import textless, unhooked
+from mmg_bench.models.caches import CACHE, cache_of, is_static
+from mmg_bench.models.inside import Inside, untraced
+from mmg_bench.models.kept import Kept
+from mmg_bench.models.places import Place, Row, places, shifted
+from mmg_bench.models.prompt import Prompt, Span
+from mmg_bench.models.run import Run, VideoReport
+from mmg_bench.tokens import QUESTION_FIELDS, PrunedTokens, VideoTokens
+
+_NUMBERS = itertools.count()  # of contexts
+PROMPT = "mmg_bench_prompt"
+"""Attribute of a cache: the `Prompt` that it is of."""
+_Outcome = tuple[PrunedTokens, Elapsed, bool]  # what is left, the time, and whether it is all there was, untouched
+_WHOLE = "pass the whole conversation at once, with its videos and no cache, or the new tokens alone, step by step"
+
+
+def _has_pixels(kwargs: dict[str, Any]) -> bool:
+    """Whether a call with these arguments encodes images or videos itself."""
+    return any(kwargs.get(pixels) is not None for pixels in ("pixel_values", "pixel_values_videos"))
+
+
+def _reorder_cache(layers: Sequence[Any], prompt: Prompt, rows: Tensor) -> None:
+    """`reorder_cache` of a cache with these layers, and of what goes with it. Beam search calls it."""
+    for part in (*layers, prompt):
+        part.reorder_cache(rows)
+
+
+def _forget(cache: Any) -> None:
+    """Take from a cache what went with it, if it is one."""
+    if isinstance(cache, Cache):
+        for name in (PROMPT, "reorder_cache"):
+            vars(cache).pop(name, None)
+
+
+class Splice:
+    """The hooks and what they share."""
+
+    def __init__(self, adapter: Adapter, run: Run, encoded: Sequence[VideoTokens] | None, captured: Capture) -> None:
+        self.adapter, self.run, self.encoded, self.captured = adapter, run, encoded, captured
+        self.inside = Inside(adapter, run.method, run.positions, self._note_stage, self._look_over)
+        self.faults: list[Faults] = []  # what is still to be looked over of this call
+        self.pruned: dict[int, _Outcome] = {}  # of `encoded`, for methods that ignore the question
+        self.call: dict[str, Any] | None = None  # arguments of a call with videos, its `input_ids` on the host
+        self.ids: Tensor | None = None  # `[B, S]` of the call under way, if it has any
+        self.shown = False  # whether it brings images or videos
+        self.unnumbered = False  # whether the model itself makes the position ids,
+        self.counted = False  # and from the length of its cache, for want of a mask
+        self.number = next(_NUMBERS)  # of this context
+        self.within: int | None = None  # the thread in which the call of the whole model is under way,
+        self.brought: Any = None  # the encoded videos that it came with,
+        self.labelled = False  # whether it came with labels,
+        self.indexed = False  # whether it asks for logits of certain columns,
+        self.drafted = False  # and whether it asks for logits of several tokens at the end, as for drafted ones
+        self.prefilled: Prompt | None = None  # in the forward call under way
+        self.reached = False  # whether a call with videos came to the language model
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise RuntimeError(
+            f"a copy of a model inside a context of {self.run.method.name} would keep its hooks for good: leave the "
+            "context before you copy the model"
+        )
+
+    def note_purpose(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the whole model: labels have the prompt's length, logits that of what is left of it.
+
+        Assisted decoding lets drafted tokens follow on the prompt in the same call. Where layers are spread over
+        devices, what comes to the multimodal module is a copy.
+        """
+        thread = threading.get_ident()
+        if self.within not in (None, thread):  # calls would take what is noted here for their own
+            raise RuntimeError(
+                "a model that is being pruned was called from two threads at once: let one wait (or open the context "
+                "again, where a call was interrupted)"
+            )
+        self.within, self.labelled, self.reached = thread, kwargs.get("labels") is not None, False
+        self.brought = self.adapter.encoded(kwargs)
+        wanted = kwargs.get("logits_to_keep", 0)
+        self.indexed, self.drafted = isinstance(wanted, Tensor), isinstance(wanted, int) and wanted > 1
+
+    def locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the multimodal module: note where the visual tokens are, if the call holds videos."""
+        self.call = None
+        mask = kwargs.get("attention_mask")
+        self.unnumbered = kwargs.get("position_ids") is None
+        self.counted = self.unnumbered and mask is None
+        self.ids = ids = args[0] if args else kwargs.get("input_ids")
+        self.shown = _has_pixels(kwargs) or bool(kwargs.get("mm_encoder_outputs"))
+        if not self.adapter.holds_videos(kwargs):
+            return
+        if ids is None:
+            raise ValueError(
+                "a prompt with videos was passed as inputs_embeds: pass input_ids, which tell visual tokens"
+            )
+        spread = hasattr(self.adapter.model, "hf_device_map")
+        self.captured.claim(self.brought if self.within is not None else self.adapter.encoded(kwargs), copied=spread)
+        # A GPU has done little yet that this has to wait for. From here on, all that is not in tensors is known.
+        self.call = {**kwargs, "input_ids": ids.to("cpu", copy=True)}
+        if self.drafted and (self.inside.at or self.run.method.needs & QUESTION_FIELDS):
+            raise self._undraftable("looks at the end of the prompt, and logits of several tokens there were asked for")
+        self._check_steps()
+        looks_at_text = self.inside.needed or self.run.method.needs & QUESTION_FIELDS
+        if looks_at_text and isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask[:, -1].all()):
+            raise ValueError(
+                f"{self.run.method.name} looks at the end of the text, and a prompt is padded there: pad prompts on "
+                "the left (processor.tokenizer.padding_side)"
+            )
+
+    def cut(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Before the language model: prune at prefill, and follow up at each decoding step."""
+        embeds, cache = kwargs["inputs_embeds"], cache_of(kwargs)
+        past = cache.get_seq_length() if cache is not None else 0
+        prompt: Prompt | None = None
+        self.prefilled, self.reached = None, self.call is not None
+        if not past:
+            _forget(cache)  # it was emptied to be used again
+        if self.call is not None:
+            prompt, embeds = self._prefill(embeds, self.call, past)
+        elif past:
+            prompt = self._resume(cache, past, embeds)
+        else:  # a prompt without videos
+            self.run.report, self.run.prompt_tokens = [], embeds.shape[1]
+        if prompt is None:
+            self.inside.stop()
+            return None
+        return args, self._narrow(kwargs, prompt, embeds, past)
+
+    def _prefill(self, embeds: Tensor, call: dict[str, Any], past: int) -> tuple[Prompt | None, Tensor]:
+        """Prune a prompt `[B, S, D]`: what decoding has to know of it, if anything, and its embeddings `[B, K, D]`."""
+        if past:
+            raise ValueError(f"a prompt with videos came with a filled cache: {_WHOLE}")
+        kept, embeds, spans = self._prune(embeds, call)
+        if self.labelled and (kept is not None or self.inside.at):
+            raise ValueError(
+                "labels do not fit a pruned prompt: leave them out, and compare the last of the logits with the "
+                "text behind the video"
+            )
+        if kept is not None or self.inside.at:
+            self._check_columns()
+        if kept is not None or self.inside.needed:
+            said, deltas = call["input_ids"], self.adapter.deltas
+            self.prefilled = Prompt(self.number, kept, spans, rows=len(embeds), said=said, deltas=deltas)
+        return self.prefilled, embeds
+
+    def _resume(self, cache: Any, past: int, embeds: Tensor) -> Prompt | None:
+        """The pruned prompt whose cache this is, of `past` columns, which `embeds` follow; None if it is another's."""
+        prompt: Prompt | None = getattr(cache, PROMPT, None)
+        if prompt is None:
+            return None
+        if prompt.context != self.number:
+            raise ValueError("the cache is of a prompt that was pruned in another context: go on with it there")
+        # what is left of a single prompt holds for each of its copies; what steps of it attended to does not
+        rows = len(embeds)
+        if rows != prompt.rows and (prompt.rows > 1 or self.inside.key_layer is not None):
+            raise ValueError(
+                f"the cache of {prompt.rows} pruned prompts came with {rows} rows: repeat or select prompts before "
+                "the first call, not in the cache"
+            )
+        self._check_steps()
+        self.inside.settle(prompt, embeds.device)
+        prompt.crop(past)
+        return prompt
+
+    def _check_columns(self) -> None:
+        """Raise ValueError where the call asks for logits of certain columns, which are others by now."""
+        if self.indexed:
+            raise ValueError(
+                "logits_to_keep names columns of a prompt, which move when it is pruned: give it a number, of the last "
+                "logits, or none"
+            )
+
+    def _check_steps(self) -> None:
+        """Raise ValueError where a method that hides keys step by step is given several steps to check at once."""
+        if self.drafted and self.inside.key_layer is not None:
+            raise self._undraftable("hides keys by what each step attends to, and logits of several were asked for")
+
+    def _undraftable(self, why: str) -> ValueError:
+        return ValueError(
+            f"{self.run.method.name} {why}, as assisted decoding does for drafted ones: leave out assistant_model and "
+            "prompt_lookup_num_tokens, and logits_to_keep above 1"
+        )
+
+    def _narrow(self, kwargs: dict[str, Any], prompt: Prompt, embeds: Tensor, past: int) -> dict[str, Any]:
+        """The language model's arguments for what is left: `embeds`, and the mask and position ids that go with them.
+
+        Of the prompt, or behind `past` columns of what is left of it.
+        """
+        mask, ids = kwargs.get("attention_mask"), kwargs.get("position_ids")
+        unlike = mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2)
+        if unlike or is_static(cache_of(kwargs)):
+            raise ValueError(
+                "pruning needs a 2-D attention mask, and a cache that grows: leave cache_implementation and custom "
+                "masks unset"
+            )
+        batch, width = kwargs["inputs_embeds"].shape[:2]
+        removed = prompt.kept.removed if prompt.kept is not None and past else 0
+        behind = past + removed  # columns before this call, had none been removed
+        again = removed if past and self._repeats(prompt, past, behind, width, mask, ids) else 0
+        if again:
+            self._check_columns()
+        if past:
+            embeds, width, removed = embeds[:, again:], width - again, removed - again
+            ids = None if ids is None else self._of_prompt(ids[..., again:], prompt)
+            prompt.hear(None if self.ids is None else self.ids[:, again:], behind)
+        if mask is None:  # without one, transformers takes a jump in position ids for a border between sequences
+            mask = torch.ones(batch, behind + width, dtype=torch.long, device=embeds.device)
+        if ids is None:
+            ids = torch.arange(behind, behind + width, device=embeds.device)[None]
+        elif self.counted or (self.unnumbered and ids.dim() == 2):  # EXAONE 4.5 does not look at its mask
+            ids = ids + removed
+        mask, ids = mask.to(embeds.device), ids.to(embeds.device)
+        ids = ids.expand(*ids.shape[:-2], batch, -1)
+        kwargs, additions = self.adapter.additions(kwargs, None if past else prompt.kept)
+        additions = [added[:, again:] for added in additions]
+        if prompt.kept is not None:
+            mask = prompt.kept.mask(mask)
+            if past:
+                ids = prompt.kept.later(ids)
+            else:
+                prompt.kept, ids = prompt.kept.numbered(ids, mask)
+        self.inside.begin(prompt, mask, ids, additions, prefill=not past)
+        return {**kwargs, "inputs_embeds": embeds, "attention_mask": mask, "position_ids": ids}
+
+    def _repeats(
+        self, prompt: Prompt, past: int, behind: int, width: int, mask: Tensor | None, ids: Tensor | None
+    ) -> bool:
+        """Whether the first of `width` columns are in the cache already, whose `past` stand for `behind`.
+
+        `generate`, given a cache and all ids so far, feeds those behind the cache's length: in a second turn, what the
+        cache is shorter by comes again. Raises ValueError where columns say that they follow elsewhere.
+        """
+        first: int | None = None  # of the whole prompt's columns, if they say so
+        if mask is not None:
+            first = mask.shape[1] - width
+        elif ids is not None and not self.unnumbered and width > 1:
+            # not counted from the cache; nor of one token, which would cost a GPU a wait each
+            first = self.adapter.column(ids)
+        removed = behind - past
+        if first == behind or (first is None and not (width > 1 and removed and self._has_placeholders())):
+            return False
+        possible = first in (None, past) and width > removed
+        if possible and self.ids is not None and prompt.holds(self.ids[:, :removed], past):
+            return True
+        if first is None and (self.drafted or self.shown):
+            return False
+        drafted = ", without drafted tokens (assistant_model, prompt_lookup_num_tokens)" if self.drafted else ""
+        raise ValueError(
+            f"these tokens neither follow on what the cache of the pruned prompt holds nor repeat it: {_WHOLE}{drafted}"
+        )
+
+    def _has_placeholders(self) -> bool:
+        """Whether a call holds some of a video, as one does that repeats the end of a prompt. A GPU is waited for."""
+        return self.ids is not None and bool((self.ids == self.adapter.video_token_id).any())
+
+    def _of_prompt(self, ids: Tensor, prompt: Prompt) -> Tensor:
+        """Position ids as the model counts them on behind this prompt, also where it saw another one since."""
+        last = self.adapter.deltas
+        if self.shown and ids.shape[:-2] == (4,):  # as `generate` counts anew for it; by hand, it is counted on
+            prompt.deltas = last
+        # where they are neither counted by the model nor by `generate`, they are the caller's own
+        counted = self.unnumbered or ids.shape[:-2] in ((1,), (4,))
+        if prompt.deltas is last or prompt.deltas is None or last is None or not counted or ids.dim() == 2:
+            return ids
+        return torch.cat([ids[:-3], ids[-3:] + (prompt.deltas - last).to(ids.device)])
+
+    def remember(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """After the language model: let a prefilled prompt go with its cache."""
+        if self.prefilled is None:
+            return
+        if (cache := getattr(output, CACHE)) is not None:
+            setattr(cache, PROMPT, self.prefilled)
+            # not bound to the cache, which would then hold itself
+            cache.reorder_cache = partial(_reorder_cache, cache.layers, self.prefilled)
+        self.prefilled = None
+
+    def finish(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """After the multimodal module, also one that failed before it came to the language model."""
+        self.call = self.ids = None
+        self.shown = self.unnumbered = self.counted = False
+        if _has_pixels(kwargs):
+            self.captured.forget()
+        if self.within is None:
+            self._read_faults()
+
+    def conclude(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """After the whole model, also one that failed: a GPU has all its work by now, and may be waited for."""
+        if self.within != threading.get_ident():  # a call that was refused
+            return
+        self.within, self.brought = None, None
+        self.labelled = self.indexed = self.drafted = False
+        self._read_faults()
+        if output is not None and self.adapter.holds_videos(kwargs) and not (self.reached and self.inside.reached):
+            raise unhooked(self.run.method)
+
+    def _read_faults(self) -> None:
+        faults, self.faults = self.faults, []
+        try:
+            for fault in faults:
+                fault.raise_any()
+        except ContractError:
+            self.pruned.clear()
+            raise
+
+    def _look_over(self, faults: Faults) -> None:
+        """At once, or of a GPU when it has all its work."""
+        if faults.right.is_cuda:
+            self.faults.append(faults)
+        else:
+            faults.raise_any()
+
+    def _note_stage(self, video: int, layer: int, left: Tensor) -> None:
+        report = self.run.report[video]
+        if layer not in dict(report.stages):  # not of another copy
+            self.run.report[video] = replace(report, left=left, stages=(*report.stages, (layer, len(left))))
+
+    def _prune(self, embeds: Tensor, call: dict[str, Any]) -> tuple[Kept | None, Tensor, list[Span]]:
+        """Prune every video of a prompt `[B, S, D]`: what is left, its embeddings `[B, K, D]`, and its videos in them.
+
+        Where all tokens stay as they were, `None` and the very same embeddings: dense is exactly the stock model.
+        """
+        ids = call["input_ids"]
+        rows = [Row(ids.shape[1], embeds.device) for _ in ids]
+        self.run.report, whole = [], True
+        for place in places(ids, self.adapter, self._layouts(call)):
+            body = place.body(embeds.device)
+            pruned, elapsed, untouched = self._pruned(place, body, embeds, ids)
+            whole = whole and untouched
+            if place.video == len(self.run.report):  # its first copy
+                where, notes = pruned.positions, dict(pruned.notes)
+                report = VideoReport(place.total, len(pruned), place.layout, where, where, elapsed, notes)
+                self.run.report.append(report)
+            rows[place.row].add(place, body, pruned)
+        width = max(row.finish() for row in rows)
+        self.run.prompt_tokens = width
+        if not whole:
+            kept = Kept.rows([row.left for row in rows], ids.shape[1], self.run.positions == "contiguous")
+            embeds = kept.gather(embeds)
+        spans = []
+        for number, row in enumerate(rows):
+            padding = width - row.length
+            for place, columns, pruned in row.videos:
+                if not whole:
+                    embeds[number, shifted(columns, padding)] = pruned.features.to(embeds.dtype)
+                if self.inside.needed:
+                    columns = row.whole[columns] if isinstance(columns, slice) else columns
+                    columns, text = columns + padding, row.text(place) + padding
+                    spans.append(Span(number, place.video, columns, text, pruned.positions, place.total, pruned.state))
+        return None if whole else kept, embeds, spans
+
+    def _layouts(self, call: dict[str, Any]) -> list[Layout]:
+        """Of the videos that were encoded for a call, in order."""
+        if self.encoded is not None:
+            return [(tokens.frames, *tokens.grid) for tokens in self.encoded]
+        return self.adapter.layouts(call, self.captured)
+
+    def _pruned(self, place: Place, body: slice | Tensor, embeds: Tensor, ids: Tensor) -> _Outcome:
+        """Prune one video, whose tokens are columns `body` of prompts `[B, S, D]` with `ids` `[B, S]` on the host."""
+        method, video = self.run.method, place.video
+        if video in self.pruned:
+            return self.pruned[video]
+        if self.encoded is not None:
+            tokens = self.encoded[video].to(embeds.device)
+        else:
+            frames, *grid = place.layout
+            features = embeds[place.row, body].unflatten(0, (frames, -1))
+            tokens = self.captured.video(features, (grid[0], grid[1]), place.first)
+        if "query" in method.needs:
+            if not len(query := embeds[place.row, place.text(embeds.device)]):
+                raise textless(method)
+            tokens = replace(tokens, query=query)
+        elapsed = Elapsed(embeds.device)
+        if "joint_query" in method.needs and (source := siglip.attached(self.adapter.model)) is not None:
+            query = source.joint_query(ids[place.row, place.end :])
+            tokens = replace(tokens, joint_query=query.to(embeds.device))
+        pruned = untraced(method.prune, tokens)
+        elapsed.stop()
+        check_kind(method, tokens, pruned)
+        untouched = len(pruned) == tokens.total and pruned.features.data_ptr() == tokens.features.data_ptr()
+        if not untouched:
+            self._look_over(check_values(method, tokens, pruned))
+        outcome = pruned, elapsed, untouched
+        if self.encoded is not None and not method.needs & QUESTION_FIELDS:
+            self.pruned[video] = outcome
+        return outcome
