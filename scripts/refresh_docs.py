@@ -56,8 +56,8 @@ def compact_table(rows: pd.DataFrame) -> str:
     lines = [
         f"Percent of dense accuracy kept, with its paired 95 % interval; {dense.model} model, {dense.frames} frames,",
         f"{dense.n} questions; dense answers {dense.value:.1f} % [{dense.ci_low:.1f}, {dense.ci_high:.1f}] right.",
-        "Behind @, where it is not R: the share of the visual tokens that a layer sees, on average.",
-        "In bold: what keeps most of those that keep to R, and what the questions cannot tell from it.",
+        "After @, where it differs from R: the share of visual tokens that a layer sees, averaged over the layers.",
+        "Bold: the best of the methods that stay within R, and those not distinguishable from it.",
         "",
         "| | " + " | ".join(f"R = {100 * r:g} %" for r in ratios) + " |",
         "|:--" + "|--:" * len(ratios) + "|",

@@ -150,12 +150,12 @@ class _Layout:
         lacking = accuracy[accuracy.benchmark.isin(self.no_mean) & (accuracy.skill != ALL) & accuracy.value.isna()]
         for benchmark, part in lacking.groupby("benchmark", sort=False):
             skills = ", ".join(part.skill.unique())
-            self.notes.flags.append(f"{benchmark}: no mean over the skills, for every question of {skills} failed")
+            self.notes.flags.append(f"{benchmark}: no mean over the skills, because every question of {skills} failed")
         for row in self.whole:
             if row.value == 0:
                 self.notes.flags.append(
-                    f"{row.benchmark}: dense answers no question right, so that nothing can be kept: read its answers "
-                    "(`mmg-bench browse`); the model's weights, or its way to answer, are not what the task wants"
+                    f"{row.benchmark}: dense answers no question right, so there is nothing to keep. Read its answers "
+                    "(`mmg-bench browse`): the weights are wrong, or answers are not in the form that the task scores"
                 )
         self.notes.flags += unsteady(self._row("prefill_ms", DENSE, 1.0, *self.benchmarks)) + few_rounds(rows)
 
@@ -315,26 +315,29 @@ class _Layout:
         lines += [few for row in self.whole for few in too_few(row.benchmark, self._videos(row))]
         if self.benchmarks:
             compared = (self.rows.metric == FROM_BEST).any()
-            told_apart = "; and what the questions do not tell from it (paired interval)" if compared else ""
+            level = ", and those whose paired difference from it has 0 in its interval" if compared else ""
             lines += [
-                "Accuracy and percent kept: in percent, over the questions that were answered; intervals are paired "
-                "with dense, from a bootstrap over videos. In bold, the most kept in a block by methods whose layers "
-                f"see no more than R, controls aside{told_apart}",
-                "Lost / won: questions that dense answered better than the method, and worse; p: of as uneven a split",
+                "Accuracy: percent of the answered questions. Kept: percent of dense's accuracy, with a 95 % interval "
+                "paired with dense, from a bootstrap over videos. Bold: the best of each block among methods (no "
+                f"controls) whose layers see at most R on average{level}",
+                "Lost / won: questions that dense answered better / worse than the method; p: McNemar's test",
             ]
         if self.others:
-            lines.append("Over ...: accuracy in points over that method's at the same ratio, intervals paired with it")
+            lines.append("Over ...: accuracy less that method's at the same ratio, in points, with a paired interval")
         lines += mean_lines([name for name in over_skills(self.provenance) if name in self.benchmarks])
         if self.prunes_inside:
             lines.append(
-                "Tokens: visual tokens that enter layer 0; layer mean: share of all that a layer sees, on average"
+                "Tokens: visual tokens that enter layer 0. Layer mean: the share of visual tokens that a layer sees, "
+                "averaged over the layers"
             )
         if self._row("flops_gqa", DENSE, 1.0) is not None:
             lines.append("FLOPs: multiply-adds of the language model's prefill over visual tokens (`flops_gqa`)")
         timed = self._row("prefill_speedup", DENSE, 1.0, *self.benchmarks)
         if timed is not None:
             where = "" if timed.benchmark in (self.main, NO_BENCHMARK) else f", on {timed.benchmark}"
-            lines.append(f"Prefill speed-up: pruning and prefill against those of dense, {timed.n} rounds{where}")
+            lines.append(
+                f"Prefill speed-up: dense's prefill time over that of pruning + prefill, {timed.n} rounds{where}"
+            )
         if len(self.published):
             lines.append("In parentheses: published numbers")
         return tuple(lines)
@@ -359,7 +362,7 @@ def _lost_by_pooled(title: str, rows: pd.DataFrame) -> list[Table]:
     header = (
         "Accuracy in percent, with its 95 % interval, on the questions that dense answers better than pooled at this "
         "R: those that plain downsampling loses (VTC-Bench, arXiv 2510.07143)",
-        "Of right and wrong answers dense has 100 there, and pooled 0; of several benchmarks, the mean over them",
+        "Of right and wrong answers dense has 100 there and pooled 0, by construction; several benchmarks: their mean",
     )
     names = ("Method", *(f"R = {100 * ratio:.4g} % ({count} questions)" for ratio, count in asked.items()))
     return [Table(f"{title}: questions lost by pooled", header, names, (Block("", lines),), ())]
@@ -378,9 +381,9 @@ def _tokens_needed(title: str, rows: pd.DataFrame) -> list[Table]:
 
     lines = tuple((Entry(named(method)), *map(entry, each)) for method, each in found.items())
     header = (
-        "Share of the visual tokens that a layer sees, on average, at which the percentage kept of dense's accuracy "
-        "first falls below the one named: between the ratios above by a straight line; ≤ and >: not within them",
-        "In brackets: where the upper and the lower end of that percentage's 95 % interval do, within those ratios",
+        "The layer mean (average share of visual tokens that a layer sees) at which the percentage of dense's accuracy "
+        "kept first falls below the one named, interpolated linearly between the ratios above; ≤ and >: outside them",
+        "In brackets: the same for the upper and the lower end of that percentage's 95 % interval",
     )
     names = ("Method", *(f"{percent:g} % kept" for percent in KEPT))
     return [Table(f"{title}: tokens needed", header, names, (Block("", lines),), ())]

@@ -72,7 +72,7 @@ class _Group:
             (Entry(method), Entry(f"{', '.join(found)} %"), Entry("pending")) for method, found in ratios.items()
         )
         weights = ", ".join(self.rows.weights.unique())
-        header = (f"Weights: {weights}. Not yet measured: no machine for it was at hand",)
+        header = (f"Weights: {weights}. Not yet measured: no such machine has been available",)
         return Table(title, header, ("Method", "R", "Prefill ms"), (Block("", lines),), ())
 
     def _columns(self) -> list[Column]:
@@ -166,8 +166,8 @@ class _Group:
                 lines.append(f"Input: {video}, a prompt of {text} random words")
             if (engine := facts.get("latency", {}).get("engine", "stock")) != "stock":
                 lines.append(
-                    f"Prefill by measure.engine={engine}, but stock for methods that prune inside the language model: "
-                    "their dense is faster than their own"
+                    f"Prefill by measure.engine={engine}; methods that prune inside the language model run the stock "
+                    "forward, against a dense that the engine makes faster"
                 )
             if ceilings := facts.get("ceilings"):
                 lines.append(
@@ -177,9 +177,9 @@ class _Group:
         repeats = int(self.rows.n.max())
         lines.append(
             f"Times: medians of {repeats} rounds, dense and every cell in each. Three speed-ups, with 95 % intervals: "
-            "prefill (pruning + prefill), TTFT (+ encoding), E2E (everything); FLOPs: multiply-adds (`flops_gqa`); "
-            "of roofline: time over the least possible; prefill ratio: dense over the cell, without pruning, and what "
-            "it would be at the roofline (docs/measuring.md)"
+            "prefill (pruning + prefill), TTFT (+ encoding), E2E (everything). FLOPs: multiply-adds (`flops_gqa`). "
+            "Of roofline: time over the least possible. Prefill ratio: dense over the cell, without pruning; in "
+            "parentheses, the same at the roofline (docs/measuring.md)"
         )
         return tuple(lines)
 

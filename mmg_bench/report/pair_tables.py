@@ -28,7 +28,7 @@ from mmg_bench.runner.records import Record
 
 COLUMNS = ("", "Questions", "Failed", "A", "B", "A − B [95 % CI]", "p (McNemar)", "Only A", "Only B")
 MEANING = (
-    "A, B: accuracy in percent over the questions that both answered; failed: left out, as one of them failed there",
+    "A, B: accuracy in percent over the questions that both answered. Failed: left out, because one of them failed",
     "A − B: in points, with a paired interval from a bootstrap over videos; p: exact two-sided McNemar test",
     "Only A, only B: questions that only one got right (where scores are graded, that it answered better)",
 )
@@ -142,7 +142,9 @@ def _table(
             lines += [_line(s, pair.one.of_skill(s), pair.other.of_skill(s), (), bootstrap) for s in skills]
         blocks.append(Block(pair.benchmark, tuple(lines)))
     meaning = (
-        MEANING if lost_by is None else (*MEANING, f"Lost by: questions that dense answered better than {lost_by}")
+        MEANING
+        if lost_by is None
+        else (*MEANING, f"Lost by: the questions that dense answered better than {lost_by} did")
     )
     few = [line for pair in pairs for line in too_few(pair.benchmark, pair.videos)]
     header = (*(measured_line(key, provenance) for key in keys), *few, *meaning, *mean_lines(means))

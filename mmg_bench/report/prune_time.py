@@ -93,7 +93,9 @@ def prune_time_table(rows: pd.DataFrame, provenance: Sources) -> Table:
     cited, note = [], []
     if (rows.source == "cited").any():
         cited = [f"Cited, ms (A100, {CITED_FRAMES} frames)"]
-        note = ["Cited: overhead of the official code on an A100 as its paper or a peer reports it; not measured here"]
+        note = [
+            "Cited: overhead of the official code on an A100, as reported by its paper or a peer; not measured here"
+        ]
 
     def text(name: str, t: int, metric: str, digits: int = 2, source: str = "measured") -> str:
         row = found.get((name, t, metric, source))
@@ -121,10 +123,10 @@ def prune_time_table(rows: pd.DataFrame, provenance: Sources) -> Table:
         title=f"{TABLE}: {rows.model.iloc[0]}, R = {100 * rows.retention_ratio.iloc[0]:g} %",
         header=(
             *(measured_line(key, provenance) for key in keys),
-            "Milliseconds of `prune`, median over the rounds [5th, 95th percentile]; all methods once a round; "
+            "Milliseconds of `prune`: median over the rounds [5th, 95th percentile], every method once a round; "
             + ("CUDA events" if on_gpu else f"`perf_counter`, {run['threads']} threads"),
-            "× Gram: over the one batched product of every frame with itself (float32) in the same round; "
-            + (f"linear growth is {frames[-1] / frames[0]:g}" if growth else "one number of frames: no growth"),
+            "× Gram: over one batched product of every frame with itself (float32), timed in the same round"
+            + (f"; linear growth is {frames[-1] / frames[0]:g}" if growth else ""),
             *note,
         ),
         columns=(

@@ -147,7 +147,7 @@ def unsteady(dense: ResultRow | None) -> list[str]:
         return []
     return [
         f"dense's own prefill took from {three_digits(dense.ci_low)} to {three_digits(dense.ci_high)} ms (5th to 95th "
-        "percentile): this machine was busy with other things, and no speed-up here is to be believed"
+        "percentile): the machine was busy with other work, so do not trust the speed-ups here"
     ]
 
 
@@ -158,8 +158,8 @@ def few_rounds(rows: pd.DataFrame) -> list[str]:
     if shown.empty or (rounds := int(shown.n.min())) >= FEW_ROUNDS:
         return []
     return [
-        f"{rounds} rounds are few: intervals of speed-ups, and percentiles of times in rows.csv, mean little below "
-        f"{FEW_ROUNDS}; set measure.repeats higher (20 is usual)"
+        f"only {rounds} rounds: below {FEW_ROUNDS}, intervals of speed-ups and percentiles of times in rows.csv mean "
+        "little; set measure.repeats higher (20 is usual)"
     ]
 
 
@@ -172,10 +172,7 @@ def too_few(benchmark: str, videos: int) -> list[str]:
     """A line that says so where a benchmark has so few videos that intervals over them say too much; 0: not known."""
     if not 0 < videos < FEW_VIDEOS:
         return []
-    return [
-        f"Intervals on {benchmark} are narrower than what is known: they rest on {count_videos(videos)}, "
-        f"fewer than {FEW_VIDEOS}"
-    ]
+    return [f"Intervals on {benchmark} are too narrow: they rest on {count_videos(videos)}, fewer than {FEW_VIDEOS}"]
 
 
 _USUAL = {"engine": "stock", "sdpa": "auto"}
@@ -226,7 +223,7 @@ def mean_lines(benchmarks: Sequence[str]) -> list[str]:
     """What is said of benchmarks whose accuracy is the mean over their skills; nothing of none."""
     if not benchmarks:
         return []
-    return [f"Accuracy on {', '.join(benchmarks)}: the mean over the skills, as its own scoring takes it"]
+    return [f"Accuracy on {', '.join(benchmarks)}: the mean over the skills, as in the benchmark's own scoring"]
 
 
 def p_value(p: float) -> str:

@@ -22,13 +22,13 @@ SNAPSHOT = """\
 
 - Model: toy, weights: trained; 8 frames; bench (12 questions on 6 videos)
 - Measured (key1): a CPU, float32, sdpa, 2026-01-02, commit abc123; reproduce with `mmg-bench table toy`
-- Intervals on bench are narrower than what is known: they rest on 6 videos, fewer than 20
-- Accuracy and percent kept: in percent, over the questions that were answered; intervals are paired with dense, \
-from a bootstrap over videos. In bold, the most kept in a block by methods whose layers see no more than R, controls \
-aside; and what the questions do not tell from it (paired interval)
-- Lost / won: questions that dense answered better than the method, and worse; p: of as uneven a split
+- Intervals on bench are too narrow: they rest on 6 videos, fewer than 20
+- Accuracy: percent of the answered questions. Kept: percent of dense's accuracy, with a 95 % interval paired with \
+dense, from a bootstrap over videos. Bold: the best of each block among methods (no controls) whose layers see at most \
+R on average, and those whose paired difference from it has 0 in its interval
+- Lost / won: questions that dense answered better / worse than the method; p: McNemar's test
 - FLOPs: multiply-adds of the language model's prefill over visual tokens (`flops_gqa`)
-- Prefill speed-up: pruning and prefill against those of dense, 20 rounds
+- Prefill speed-up: dense's prefill time over that of pruning + prefill, 20 rounds
 - In parentheses: published numbers
 
 | Method | colour | order | All | Kept % [95 % CI] | Lost / won | p (McNemar) | Tokens | FLOPs (of dense) | \
@@ -121,7 +121,7 @@ def test_gains_over_another_method_are_a_column(toy, provenance):
     assert (
         line(text, "random (control)")["Over random [95 % CI]"] == line(text, "dense")["Over random [95 % CI]"] == "–"
     )
-    assert "- Over ...: accuracy in points over that method's at the same ratio" in text
+    assert "- Over ...: accuracy less that method's at the same ratio, in points" in text
     assert "Over" not in to_markdown(layout(rows_of(toy), provenance, NOTHING))
 
 
@@ -220,10 +220,10 @@ def test_what_the_questions_do_not_tell_from_the_best_is_in_bold_too(make, prove
     column = table.columns.index("Kept % [95 % CI]")
     bold = {(block.title, line[0].text) for block in table.blocks for line in block.lines if line[column].bold}
     assert bold == {(f"R = {100 * ratio:g} %", name) for name, ratio in lead}
-    assert any("the questions do not tell from it" in text for text in table.header)
+    assert any("whose paired difference from it has 0 in its interval" in text for text in table.header)
     alone = rows[rows.metric != "points_from_best"]  # as of older rows
     assert leading(alone) == {("best", 0.25), ("same", 0.25), ("behind", 0.5)}
-    assert not any("do not tell" in text for table in layout(alone, provenance, NOTHING) for text in table.header)
+    assert not any("paired difference" in text for table in layout(alone, provenance, NOTHING) for text in table.header)
 
 
 def test_variants_of_controls_are_controls():
@@ -343,11 +343,11 @@ def test_a_machine_that_was_busy_is_flagged(toy, provenance, slowest, said):
 def test_speedups_of_few_rounds_are_flagged(toy, provenance, rounds, said):
     speed = [Measurement("toy", "bench", 8, "ours", 0.25, "prefill_speedup", 2.5, 2.4, 2.6, rounds, "key1")]
     (table,) = layout(rows_of(toy, measurements=speed), provenance, NOTHING)
-    assert any(note.startswith(f"⚠ {rounds} rounds are few") for note in table.footnotes) == said
+    assert any(note.startswith(f"⚠ only {rounds} rounds: below 10") for note in table.footnotes) == said
 
 
 def test_a_model_that_answers_nothing_right_is_flagged(make, provenance):
-    note = "⚠ bench: dense answers no question right, so that nothing can be kept: read its answers"
+    note = "⚠ bench: dense answers no question right, so there is nothing to keep. Read its answers"
     for right, said in (("0000", True), ("0100", False)):
         rows = rows_of([*make("dense", 1.0, right), *make("ours", 0.5, "0000")])
         (table,) = layout(rows, provenance, NOTHING)
@@ -369,7 +369,7 @@ def test_a_mean_that_a_skill_without_answers_denies_is_flagged(make, provenance)
         *make("ours", 0.5, "x10x10", benchmark="macro", skills=skills),
     ]
     others = [*make("dense", 1.0, "11", benchmark="plain"), *make("ours", 0.5, "10", benchmark="plain")]
-    note = "- ⚠ macro: no mean over the skills, for every question of colour failed"
+    note = "- ⚠ macro: no mean over the skills, because every question of colour failed"
     text = to_markdown(layout(rows_of(records, over_skills=["macro"]), provenance, NOTHING))
     shown = line(text, "ours")
     assert (shown["order"], shown["All"], shown["Kept % [95 % CI]"]) == ("50.0", "⚠", "⚠")
@@ -401,14 +401,14 @@ def test_intervals_over_few_videos_are_told_of(make, provenance, videos, said):
     records = [*make("dense", 1.0, "10" * videos + failed), *make("ours", 0.5, "10" * videos + failed)]
     (table,) = layout(rows_of(records), provenance, NOTHING)
     assert table.header[0].endswith(f"on {videos} video{'s' * (videos > 1)})")
-    assert any(line.startswith("Intervals on bench are narrower") for line in table.header) == said
+    assert any(line.startswith("Intervals on bench are too narrow") for line in table.header) == said
 
 
 def test_rows_that_do_not_say_how_many_videos_there_were_make_a_table(toy, provenance):
     rows = rows_of(toy)
     (table,) = layout(rows[rows.metric != "videos"], provenance, NOTHING)
     assert table.header[0].endswith("; bench (12 questions)")
-    assert not any("narrower" in line for line in table.header)
+    assert not any("too narrow" in line for line in table.header)
 
 
 def test_of_several_benchmarks_each_has_its_first_questions(make, provenance):

@@ -33,8 +33,9 @@ SNAPSHOT = """\
 - Input: generated, a prompt of 64 random words
 - Ceilings of this run: 400 T multiply-adds/s, 4300 GB/s
 - Times: medians of 20 rounds, dense and every cell in each. Three speed-ups, with 95 % intervals: prefill (pruning + \
-prefill), TTFT (+ encoding), E2E (everything); FLOPs: multiply-adds (`flops_gqa`); of roofline: time over the least \
-possible; prefill ratio: dense over the cell, without pruning, and what it would be at the roofline (docs/measuring.md)
+prefill), TTFT (+ encoding), E2E (everything). FLOPs: multiply-adds (`flops_gqa`). Of roofline: time over the least \
+possible. Prefill ratio: dense over the cell, without pruning; in parentheses, the same at the roofline \
+(docs/measuring.md)
 
 | Method | Tokens | FLOPs (of dense) | Prune ms (of dense prefill) | Prefill ms | Prefill ratio (of least work) \
 | of roofline | Prefill speed-up | KV cache |
@@ -49,7 +50,7 @@ possible; prefill ratio: dense over the cell, without pruning, and what it would
 
 ## efficiency: later, 64 frames
 
-- Weights: random. Not yet measured: no machine for it was at hand
+- Weights: random. Not yet measured: no such machine has been available
 
 | Method | R | Prefill ms |
 |:--|--:|--:|
@@ -117,13 +118,13 @@ def test_markdown() -> None:
 @pytest.mark.parametrize("rounds", [2, 9, 10])
 def test_intervals_of_few_rounds_say_so(rounds: int) -> None:
     says = (
-        f"- {FLAG} {rounds} rounds are few: intervals of speed-ups, and percentiles of times in rows.csv, mean little "
-        "below 10; set measure.repeats higher (20 is usual)\n"
+        f"- {FLAG} only {rounds} rounds: below 10, intervals of speed-ups and percentiles of times in rows.csv mean "
+        "little; set measure.repeats higher (20 is usual)\n"
     )
     few = [dataclasses.replace(m, n=rounds) if m.n == 20 else m for m in measured()]
     assert (says in table_of(few)) == (rounds < 10)
     without = [m for m in few if not m.metric.endswith("_speedup")]  # dense alone, or all others failed
-    assert "rounds are few" not in table_of(without)
+    assert f"only {rounds} rounds" not in table_of(without)
 
 
 def test_what_was_measured_is_not_pending() -> None:
@@ -171,7 +172,10 @@ def test_the_engine_is_told() -> None:
     rows = result_rows([], table="efficiency", weights={"big": "random"}, measurements=measured())
     for engine, told in (("stock", False), ("graphs", True)):
         (table,) = efficiency_layout(rows, {"key": {**PROVENANCE["key"], "latency": {"engine": engine}}})
-        assert any(line.startswith("Prefill by measure.engine=graphs, but stock for") for line in table.header) == told
+        assert (
+            any(line.startswith("Prefill by measure.engine=graphs; methods that prune inside") for line in table.header)
+            == told
+        )
         assert any("attention" in line or ", measure.engine=graphs, commit" in line for line in table.header) == told
     (table,) = efficiency_layout(rows, {"key": {**PROVENANCE["key"], "latency": {"sdpa": "cudnn"}}})
     assert ", measure.sdpa=cudnn, commit" in table.header[1]
