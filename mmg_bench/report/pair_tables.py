@@ -142,9 +142,7 @@ def _table(
             lines += [_line(s, pair.one.of_skill(s), pair.other.of_skill(s), (), bootstrap) for s in skills]
         blocks.append(Block(pair.benchmark, tuple(lines)))
     meaning = (
-        MEANING
-        if lost_by is None
-        else (*MEANING, f"Lost by: the questions that dense answered better than {lost_by} did")
+        MEANING if lost_by is None else (*MEANING, f"Lost by: questions that dense answered better than {lost_by}")
     )
     few = [line for pair in pairs for line in too_few(pair.benchmark, pair.videos)]
     header = (*(measured_line(key, provenance) for key in keys), *few, *meaning, *mean_lines(means))
