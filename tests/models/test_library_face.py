@@ -892,7 +892,11 @@ def test_a_compiled_language_model_is_pruned_alike(own: tuple[Any, Any], inputs:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dart", "aim", "sparsevlm"])
+@pytest.mark.parametrize(
+    "name",
+    ["aim", "dart", "dycoke", "fastv", "flashvid", "framefusion", "holitom", "pact", "pdrop", "prunevid"]
+    + ["sparsevlm", "v2drop"],
+)
 def test_compiled_layers_choose_alike(name: str) -> None:
     torch.manual_seed(0)
     model, processor = families.qwen2_5_vl()
