@@ -19,15 +19,15 @@ mmg-bench: training-free visual-token pruning for video LLMs, measured
 
   mmg-bench run [options]      answer a benchmark with one model and one or several methods
   mmg-bench table [options]    make a whole table, such as Table 1 of the MMG-Vid paper
-  mmg-bench compare A B        say what one method gains over another in a finished run, question by question
-  mmg-bench browse [options]   write a page to look through every question with what each method answered
-  mmg-bench show [options]     draw what methods keep of a video, and say what the model then answers
-  mmg-bench measure [options]  speed, memory and FLOPs of one model, beside dense; needs no weights and no benchmark
-  mmg-bench doctor [options]   say what a run or a table needs and this machine lacks, and how to get it
-  mmg-bench methods [NAME]     list the pruning methods and their parameters, or say what one of them does
+  mmg-bench compare A B        compare two methods of a finished run question by question, with a paired interval
+  mmg-bench browse [options]   write an HTML page that shows every question and what each method answered
+  mmg-bench show [options]     draw the tokens that methods keep of a video, and print what the model then answers
+  mmg-bench measure [options]  measure speed, memory and FLOPs of one model against dense, also with random weights
+  mmg-bench doctor [options]   check what this machine lacks for a run or a table, and say how to get it
+  mmg-bench methods [NAME]     list the pruning methods and their parameters, or describe one of them
   mmg-bench bench-methods      time the methods themselves, without a model
   mmg-bench new-method NAME    write the file, config, test and docs page of a new method into this checkout
-  mmg-bench check-method NAME  hold a method, also one of another package, to what every method must do
+  mmg-bench check-method NAME  check that a method, also one from another package, meets the contract of methods
 
 Options are Hydra overrides; `mmg-bench run --help` explains each and lists the choices of each group.
 
@@ -45,8 +45,8 @@ Options are Hydra overrides; `mmg-bench run --help` explains each and lists the 
   mmg-bench doctor model=llava_onevision_7b benchmark=videomme
   mmg-bench methods fastvid
 
-An interrupted command goes on where it stopped when it is given again. The exit status is 1 when any answer or
-measurement failed or the doctor misses something, and 2 when the command could not be carried out.
+Run an interrupted command again to resume where it stopped. The exit status is 1 if an answer or a measurement failed
+or doctor found something missing, and 2 if the command could not be carried out.
 """
 
 
@@ -57,7 +57,7 @@ mmg-bench doctor [option=value]: what this machine lacks, and how to get it. Not
   mmg-bench doctor table=efficiency profile=gpu             any option of `mmg-bench table`
   mmg-bench doctor model=llava_onevision_7b method=fastvid  any option of `mmg-bench run`
 
-The exit status is 0 when everything is there (of a table: for one profile), and 1 otherwise.
+The exit status is 0 if nothing is missing (for a table: in at least one profile), and 1 otherwise.
 """
 _HELP_FLAGS = {"-h", "--help"}
 _ONLY_OF_RUN = re.compile(r"\+*(model|benchmark|method(\.\w+)?|retention_ratio|positions|shard)(\.\w+)?=")
@@ -276,8 +276,8 @@ def _configured(name: str, arguments: list[str], task: Callable[[list[Any]], int
         print()
         if sweeps:
             print("-m     take several values of an option, such as retention_ratio=0.1,0.25")
-            print("       of methods, one alone takes an option so: method.<name>.<option>=value")
-        print("--cfg  print what all options come to, and do nothing else")
+            print("       set an option of one of several methods with method.<name>.<option>=value")
+        print("--cfg  print the composed options, and do nothing else")
         return 0
     if "--cfg" in flags and "job" in overrides:  # Hydra's own way to ask for it
         overrides.remove("job")

@@ -360,7 +360,7 @@ def test_a_folder_that_is_not_served_is_named_before_it_is_loaded(
         ("doctor --cfg model.path=/x", "  path: /x"),
         ("table --cfg model.embedded.frames=8 model.embedded.frames=4", "model:\n  embedded:\n    frames: 4\n"),
         ("measure -h", "-m     take several values of an option"),
-        ("show -h", "one alone takes an option so: method.<name>.<option>=value"),
+        ("show -h", "an option of one of several methods with method.<name>.<option>=value"),
         ("bench-methods --help", "frames: [32, 128]"),
         ("doctor --help", "what this machine lacks"),
         ("new-method --help", "in the root of a checkout"),

@@ -291,7 +291,7 @@ def _time(
     """Times and speed-ups of every cell on the first question that all could answer; their provenance; who failed."""
     question = _question_to_time(benchmark, records)
     if question is None:
-        print("nothing is timed: no question has an answer in every cell")
+        print("nothing is timed, because no question has an answer in every cell")
         return [], {}, ()
     how = {"latency": asdict(settings), "timed": question.id}
     entry = provenance.describe({**_settings(job, llm, benchmark, job.benchmarks[0]), **how}, llm.device)

@@ -209,7 +209,9 @@ def _do(job: Job) -> int:
     whole = _rows(job, [done[key] for key in plans if key in done])
     publish(*whole, job.folder if failed else job.results, efficiency_layout)
     if faults:
-        print(f"{listed(faults)}\n{len(faults)} cells were not measured, or not whole; the same command tries again.")
+        print(
+            f"{listed(faults)}\n{len(faults)} cells were not measured, or only in part; the same command tries again."
+        )
     return failed
 
 
@@ -280,7 +282,7 @@ def _check_video(given: str, frames: Collection[int]) -> None:
         except VideoError as error:
             raise VideoError(f"video={given!r}: {str(error).removeprefix(f'{path}: ')}") from error
         if whole < count:
-            print(f"video={given!r} has {whole} frames: of {count}, some are the same", flush=True)
+            print(f"video={given!r} has {whole} frames: some of the {count} sampled ones are the same", flush=True)
 
 
 def _measure_model(job: Job, todo: list[tuple[str, Unit, dict[str, Any]]]) -> Iterator[dict[str, Any]]:

@@ -38,14 +38,14 @@ def choose(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     profiles, spec, wanted = named(config), config["table"], config["profile"]
     if wanted != "auto":
         _check_device(wanted, profiles[wanted])
-        print(f"Profile {wanted}: asked for.", flush=True)
+        print(f"Profile {wanted}, as requested.", flush=True)
         return wanted, profiles[wanted]
     for name, profile in profiles.items():
         missing = [check for check in checks(config, profile) if check.missing is not None]
         if not missing:
-            print(f"Profile {name} ({what(profile)}) runs: everything it needs is at hand.\n", flush=True)
+            print(f"Profile {name} ({what(profile)}) runs: everything it needs is here.\n", flush=True)
             return name, profile
-        print(f"Profile {name} ({what(profile)}) is passed over. Missing here:", *missing, sep="\n  - ")
+        print(f"Profile {name} ({what(profile)}) is skipped. Missing here:", *missing, sep="\n  - ")
         again = [word for word in shlex.split(provenance.command()) if not word.startswith("profile=")]
         print(f"  Then:  {shlex.join([*again, f'profile={name}'])}\n", flush=True)
     raise ValueError(f"no profile of table {spec['name']!r} can run here; what each lacks is listed above")

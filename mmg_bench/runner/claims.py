@@ -26,7 +26,9 @@ from mmg_bench.runner.evaluate import Shard
 _GUARD = ".claims.lock"
 """Locked while claims are looked through and a new one is made, so that of two equal ones one comes first."""
 
-_NO_LOCKS = "its file system has no locks: two commands that do the same there are not told so, so start one at a time"
+_NO_LOCKS = (
+    "its file system has no locks, so two commands that do the same work there go unnoticed: start one at a time"
+)
 
 
 class ClaimedError(RuntimeError):

@@ -894,8 +894,20 @@ def test_a_compiled_language_model_is_pruned_alike(own: tuple[Any, Any], inputs:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["aim", "dart", "dycoke", "fastv", "flashvid", "framefusion", "holitom", "pact", "pdrop", "prunevid"]
-    + ["sparsevlm", "v2drop"],
+    [
+        "aim",
+        "dart",
+        "dycoke",
+        "fastv",
+        "flashvid",
+        "framefusion",
+        "holitom",
+        "pact",
+        "pdrop",
+        "prunevid",
+        "sparsevlm",
+        "v2drop",
+    ],
 )
 def test_compiled_layers_choose_alike(name: str) -> None:
     torch.manual_seed(0)
