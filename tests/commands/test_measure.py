@@ -229,7 +229,7 @@ def test_a_video_of_few_frames_is_told(tiny_folder: Path, tmp_path: Path, capsys
     for number in range(3):
         Image.new("RGB", (32, 32), (90 * number, 0, 0)).save(tmp_path / f"{number}.png")
     run(tiny_folder, tmp_path / "out", "frames=2,4", f"video={tmp_path}")
-    told = [line for line in capsys.readouterr().out.splitlines() if " frames: of " in line]
+    told = [line for line in capsys.readouterr().out.splitlines() if " frames: some of " in line]
     assert told == [f"video='{tmp_path}' has 3 frames: some of the 4 sampled ones are the same"]
 
 

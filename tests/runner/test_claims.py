@@ -175,7 +175,9 @@ def test_without_locks_a_line_says_so_and_work_goes_on(
     claims = [Claim(tmp_path / folder, {"a": "a"}) for folder in ("one", "two")]
     with claimed(claims):
         (line,) = capsys.readouterr().out.splitlines()
-        assert line.startswith(f"{tmp_path}/one: its file system has no locks: two commands that do the same there are")
+        assert line.startswith(
+            f"{tmp_path}/one: its file system has no locks, so two commands that do the same work there go"
+        )
         with claimed(claims):
             pass
     register(tmp_path, {"model": "m"})
