@@ -3,6 +3,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from mmg_bench import config, specs
 from mmg_bench.report import published as module
 from mmg_bench.report.published import published, published_path
 
@@ -11,7 +12,7 @@ def test_the_committed_file_is_read():
     root = Path(__file__).parents[2]
     assert published_path() == root / "results" / "paper" / "published.csv"
     table = published()
-    assert len(table) == 63
+    assert len(table) == 103
     assert table[["model", "frames", "method", "retention", "benchmark", "score", "source"]].notna().all(axis=None)
     assert (table.source != "").all()
 
@@ -21,6 +22,21 @@ def test_headline_of_mmg_vid():
     ours = table[(table.method == "mmg_vid") & (table.retention == 0.25)].set_index("benchmark").score
     assert ours["prefill_speedup"] == 3.9
     assert ours["average_retention_percent"] == 99.5
+    assert dict(ours[["mvbench", "longvideobench", "videomme"]]) == {
+        "mvbench": 56.7,
+        "longvideobench": 56.6,
+        "videomme": 58.6,
+    }
+
+
+def test_numbers_are_of_methods_that_the_table_of_the_paper_has():
+    """A number under another label would be shown beside nothing."""
+    spec = config.load("table", "table1")
+    cells = specs.table_cells(spec["profiles"]["paper"]["methods"], spec["retention_ratios"])
+    shown = {(cell.label, cell.method.retention_ratio) for cell in cells}
+    table = published()
+    ours = table[table.model == spec["profiles"]["paper"]["model"]]
+    assert set(zip(ours.method, ours.retention, strict=True)) <= shown
 
 
 def test_callers_cannot_change_it_for_others():
