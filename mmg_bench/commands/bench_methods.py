@@ -20,7 +20,7 @@ from mmg_bench.runner import provenance
 
 
 def run(config: DictConfig) -> int:
-    """Time the methods; write rows.csv, table.md and provenance.json; print the table. Returns the number of failures."""
+    """Time the methods; write rows.csv, table.md and provenance.json; print the table. Returns how many failed."""
     values = cfg.plain(config)
     as_filed = values == cfg.load_file("bench_methods.yaml")
     given = values.pop("out")
