@@ -1,8 +1,9 @@
 """Draw the figures of README and docs, and write their tables.
 
 Figures: test videos; what methods keep of a video; accuracy kept in Table 1, over the tokens and for MMG-Vid's parts;
-tokens needed by methods and by chains. Tables: prefill after pruning on two cores; which method runs on which family;
-the size of a video in each model. The tables in results/ are laid out again from their rows.
+tokens needed by methods and by chains. Tables: accuracy kept in Table 1; prefill after pruning on two cores; which
+method runs on which family; the size of a video in each model. The tables in results/ are laid out again from their
+rows.
 
 python scripts/refresh_docs.py [--results results/table1/embedded]
 """
