@@ -24,7 +24,7 @@ class Record:
     question: str
     """Id of the question, unique within the benchmark."""
     asked: str
-    """Digest of prompt, target, generation arguments and the rest: it changes if the task's files do."""
+    """Digest of prompt, target, generation arguments and the rest, in case the task's files change."""
     video: str
     """Id of the video: questions about the same video are not independent."""
     skill: str
