@@ -43,7 +43,7 @@ def run(config: DictConfig) -> int:
     model = f"synthetic {settings.tokens} x {settings.width}"
     key = provenance.key_of(entry)
     results: list[PruneTimes] = []
-    for found in measure_methods(methods, settings):  # written as they come: a stop loses only the current one
+    for found in measure_methods(methods, settings):  # written as they come: a stop loses only one length
         results += found
         rows = prune_time_rows(results, model=model, retention_ratio=ratio, provenance=key)
         faults = {failed_key(r.name, r.frames): r.failure.why for r in results if r.failure and not r.failure.memory}
