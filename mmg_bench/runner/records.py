@@ -59,7 +59,7 @@ _TEXTS = tuple(f.name for f in fields(Record) if f.type == "str")
 def read_records(folder: Path) -> list[Record]:
     """All records of a run folder (`records*.jsonl`), in the order written, one per cell and question.
 
-    An answer replaces earlier failures of the same question and cell; without one, the last failure is kept.
+    An answer takes precedence over failures of the same question and cell; without one, the last failure is kept.
     Raises ValueError for a line that is not a record, and for two answers of one cell and question that disagree;
     equal repeats (from two overlapping commands) count once.
     """
