@@ -61,25 +61,25 @@ The exit status is 0 if nothing is missing (for a table: in at least one profile
 """
 _HELP_FLAGS = {"-h", "--help"}
 _ONLY_OF_RUN = re.compile(r"\+*(model|benchmark|method(\.\w+)?|retention_ratio|positions|shard)(\.\w+)?=")
-"""Overrides of run.yaml that table.yaml has not: there, changes to a model go by `model.<name>.<option>`."""
+"""Overrides of run.yaml that table.yaml does not have: a table takes changes as `model.<name>.<option>`."""
 _OPTION = re.compile(r"-|[+~]*[\w./@]+=|~")
-"""How an argument begins that is an option, not the label of a method."""
+"""Start of an argument that is an option, not the label of a method."""
 _NOT_CHECKED = {
     "name": "the method is named first",
     "retention_ratio": "every check has retention ratios of its own",
     "positions": "position ids are the model's, and no model runs here",
 }
-"""Options of a run that check-method has not."""
+"""Options of a run that check-method does not take."""
 _GOES_ON = ("run", "table", "measure")
-"""Commands that keep what they have done."""
+"""Commands that keep their progress."""
 
 
 def main() -> None:
     """Entry point."""
     _open_streams()
-    sys.argv[0] = "mmg-bench"  # also behind `python -m`: provenance tells the command
+    sys.argv[0] = "mmg-bench"  # even under `python -m`: provenance records the command
     if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_MININTERVAL", "10")  # seconds: in a log, every state of a bar stays
+        os.environ.setdefault("TQDM_MININTERVAL", "10")  # seconds: a log keeps every update of a bar
     command, *rest = sys.argv[1:] or ["--help"]
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": _run,
@@ -109,7 +109,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\nstopped" + "; the same command goes on from here" * (command in _GOES_ON), file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # whoever read has seen enough
+    except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception as error:
@@ -121,7 +121,7 @@ def main() -> None:
 
 
 def _mistake(error: Exception) -> str | None:
-    """What the user can mend, in one line; None for a fault of the program, which ends in its traceback."""
+    """One-line message for an error that the user can fix; None for a bug, which ends in its traceback."""
     from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -137,10 +137,10 @@ def _mistake(error: Exception) -> str | None:
 
 
 def _open_streams() -> None:
-    """See to it that whatever is printed can be, so that no run ends for that.
+    """Make sure that anything can be printed, so that no run ends because of it.
 
-    A process that was started without its standard streams, as by `>&- 2>&-`, gets the null device for them: else the
-    next files that it opens take their numbers, and get what libraries write to stderr.
+    A process started without its standard streams, as by `>&- 2>&-`, gets the null device for them. Otherwise the next
+    files that it opens would take their numbers, and receive what libraries write to stderr.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
@@ -148,7 +148,7 @@ def _open_streams() -> None:
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="namereplace")  # a terminal of another alphabet, as in the locale en_US
+        sys.stdout.reconfigure(errors="namereplace")  # a terminal with a limited charset, as in the locale en_US
 
 
 def _run(overrides: list[str]) -> int:
@@ -170,7 +170,7 @@ def _compare(arguments: list[str]) -> int:
 
 
 def _browse(overrides: list[str]) -> int:
-    os.environ["HF_HUB_OFFLINE"] = "1"  # prompts and videos of this machine only
+    os.environ["HF_HUB_OFFLINE"] = "1"  # it uses prompts and videos on this machine only
     return _configured("browse", overrides, lambda configs: _command("browse").browse(configs[0]))
 
 
@@ -242,7 +242,7 @@ def _check_method(arguments: list[str]) -> int:
 
 
 def _of_method(option: str) -> str:
-    """An option of check-method as `run` has it. Raises ValueError for what no method is checked with."""
+    """An option of check-method in the form that `run` takes. Raises ValueError for options that checks do not take."""
     if option.startswith("hydra."):
         return option
     name, equals, _ = option.removeprefix("method.").partition("=")
@@ -254,7 +254,7 @@ def _of_method(option: str) -> str:
 
 
 def _command(module: str) -> Any:
-    """A module of `mmg_bench.commands`: heavy, so imported only when it is called, with its libraries quiet."""
+    """A module of `mmg_bench.commands`. It is heavy, so imported only when needed, with its libraries quiet."""
     os.environ.setdefault("LOGURU_LEVEL", "WARNING")  # lmms-eval's
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     command = importlib.import_module(f"mmg_bench.commands.{module}")
@@ -266,7 +266,7 @@ def _command(module: str) -> Any:
 
 
 def _configured(name: str, arguments: list[str], task: Callable[[list[Any]], int], sweeps: bool = False) -> int:
-    """Compose what the arguments ask for and carry out the task on it: on one configuration, or on all of a sweep."""
+    """Compose the configuration that the arguments ask for, or all those of a sweep, and run the task on them."""
     from mmg_bench import config as cfg
 
     flags = {argument for argument in arguments if argument.startswith("-")}
@@ -279,7 +279,7 @@ def _configured(name: str, arguments: list[str], task: Callable[[list[Any]], int
             print("       set an option of one of several methods with method.<name>.<option>=value")
         print("--cfg  print the composed options, and do nothing else")
         return 0
-    if "--cfg" in flags and "job" in overrides:  # Hydra's own way to ask for it
+    if "--cfg" in flags and "job" in overrides:  # Hydra's own syntax: `--cfg job`
         overrides.remove("job")
     known = {"--cfg", *(("-m", "--multirun") if sweeps else ())}
     if unknown := sorted(flags - known):

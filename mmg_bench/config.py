@@ -1,6 +1,6 @@
-"""Configurations: composed by Hydra from files and overrides, and their mistakes explained.
+"""Configurations, composed by Hydra from files and overrides, with clear messages for mistakes.
 
-Imports nothing heavy, so that help and a misspelt option are answered at once. `specs` makes values of them.
+Imports nothing heavy, so that help and a misspelt option are answered at once. `specs` turns them into values.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _PACKAGE = Path(__file__).parent
 CONFIGS = next(p for p in (_PACKAGE.parent / "configs", _PACKAGE / "configs") if p.is_dir())
 """The folder of configuration files: the checkout's, or the copy inside an installed package."""
 _FOLDERS = [CONFIGS]
-"""Where files of config groups are looked for: in ours, then in the folders of the `hydra.searchpath` last given."""
+"""Folders to search for files of config groups: ours, then those of the last given `hydra.searchpath`."""
 OPEN = ("model", "benchmark")
-"""Sections of table.yaml that take changes to any file of the group of that name."""
+"""Sections of table.yaml that take changes to any file of the group with the same name."""
 _TEXTS = ("question", "video", "picture", "page", "output_dir")
 """Options that take any text."""
 _PLAIN = re.compile(r"[\w./:${}-]*", re.ASCII)
@@ -46,15 +46,15 @@ MUST_HAVE = {
     "benchmark": ("name", "tasks", "video"),
     "method": ("name",),
 }
-"""What a file of each config group must have; the rest has defaults."""
+"""Entries that a file of each config group must have; all others have defaults."""
 _UNREADABLE = (UnicodeError, YAMLError, OSError, OmegaConfBaseException, HydraException)
-"""What comes of a file that is none of ours."""
+"""Errors raised by a file that is not a valid configuration."""
 ONLY_FOR_DOCTOR = ("download_gb", "disk_gb", "gpu_gb", "dataset", "videos")
-"""Entries that say what a model or benchmark needs, and are no part of it."""
+"""Entries that say what a model or benchmark needs, and are not options of it."""
 
 
 def load(group: str, name: str) -> dict[str, Any]:
-    """One member of a config group. Raises ValueError, listing the valid names, for an unknown one."""
+    """Load one member of a config group. Raises ValueError, listing the valid names, for an unknown one."""
     if name not in names(group):
         raise _no_such(group, name, names(group))
     file = _files(group).get(name)
@@ -68,7 +68,7 @@ def load(group: str, name: str) -> dict[str, Any]:
 
 
 def _check_has(where: str, group: str, content: Any, given: Collection[str] = ()) -> None:
-    """Raise ValueError, naming the place, unless a member of a config group has what it must have, or is `given` it."""
+    """Raise ValueError, naming the place, if a member of a config group lacks a required entry that is not `given`."""
     wanted = MUST_HAVE.get(group, ())
     there = content if isinstance(content, Mapping) else {}
     if lost := [entry for entry in wanted if there.get(entry) is None and f"{group}.{entry}" not in given]:
@@ -76,28 +76,28 @@ def _check_has(where: str, group: str, content: Any, given: Collection[str] = ()
 
 
 def names(group: str) -> list[str]:
-    """The members of a config group: its files, and methods that have none, for they came by an entry point."""
+    """The members of a config group: its files, and methods without a file, which came through an entry point."""
     return sorted({*_files(group), *(method_names() if group == "method" else ())})
 
 
 def _files(group: str) -> dict[str, Path]:
-    """The files of a config group, by their members' names."""
+    """The files of a config group: member's name -> path."""
     return {path.stem: path for folder in reversed(_FOLDERS) for path in (folder / group).glob("*.yaml")}
 
 
 def shipped(name: str, *overrides: str) -> dict[str, Any]:
-    """`name`.yaml as the package's own files have it, every reference resolved."""
+    """`name`.yaml composed from the package's own files, with every reference resolved."""
     with initialize_config_dir(str(CONFIGS), version_base=None):
         return plain(compose(name, list(overrides)))
 
 
 def load_file(path: str) -> dict[str, Any]:
-    """A file in our folder of configurations, as it stands."""
+    """The content of a file in our folder of configurations, not composed."""
     return _read(CONFIGS / path)
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """A file as it stands. Raises ValueError, naming it, for one that cannot be read as YAML."""
+    """The content of a file, not composed. Raises ValueError, naming the file, if it cannot be read as YAML."""
     try:
         return OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[return-value]
     except _UNREADABLE as error:
@@ -106,7 +106,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def composed(name: str, overrides: Sequence[str]) -> DictConfig:
-    """Compose `name`.yaml with overrides, once. Raises ValueError, listing the valid ones, for an unknown option."""
+    """Compose `name`.yaml with overrides, once. Raises ValueError, listing the valid options, for an unknown one."""
     with _hydra(overrides):
         parsed = _parsed(name, overrides)
         for given, override in zip(overrides, parsed, strict=True):
@@ -120,23 +120,23 @@ def composed(name: str, overrides: Sequence[str]) -> DictConfig:
 
 @contextmanager
 def _hydra(overrides: Sequence[str]) -> Iterator[None]:
-    """Hydra, to compose from the folders of configurations, and from methods that have none there."""
+    """Set up Hydra to compose from the folders of configurations, and from methods without a file there."""
     with initialize_config_dir(str(CONFIGS), version_base=None):
         _FOLDERS[1:] = _searched(overrides)
         for name in set(names("method")) - set(_files("method")):
-            # of those that `overrides` may mean: asking for the options of others would import them
+            # only those that `overrides` may mean: asking others for their options would import them
             if any(name in override or "glob(" in override for override in overrides):
                 ConfigStore.instance().store(name, load("method", name), "method")
         yield
 
 
 def _parsed(name: str, overrides: Sequence[str]) -> list[Override]:
-    parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # which knows what glob(*) stands for
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # which can resolve glob(*)
     return parser.parse_overrides([_opened(name, override) for override in overrides])
 
 
 def _searched(overrides: Sequence[str]) -> list[Path]:
-    """The folders that `hydra.searchpath` names. Raises ValueError for one that is not there."""
+    """The folders that `hydra.searchpath` names. Raises ValueError for one that does not exist."""
     given = [override for override in overrides if _option(override) == "hydra.searchpath"]
     if not given:
         return []
@@ -160,10 +160,10 @@ def _searched(overrides: Sequence[str]) -> list[Path]:
 
 
 def _compose(name: str, overrides: Sequence[str], as_given: Mapping[str, str] | None = None) -> DictConfig:
-    """Compose, with messages of our own for unknown options and choices.
+    """Compose, with our own messages for unknown options and choices.
 
-    Hydra's own settings are refused, but for hydra.searchpath: nothing of Hydra runs but the composition.
-    as_given: override -> how it was given, where that is another: messages name it so.
+    Hydra's own settings are refused, except hydra.searchpath: only Hydra's composition is used.
+    as_given: override -> the form in which it was given, which messages name.
     """
     given = [_opened(name, override) for override in overrides]
     typed = {_key(override): _key(other) for override, other in (as_given or {}).items()}
@@ -206,13 +206,13 @@ def _compose(name: str, overrides: Sequence[str], as_given: Mapping[str, str] | 
                 raise _no_such_option(typed.get(unknown, unknown), group, name, options) from None
         raise
     options = {*load_file(f"{name}.yaml"), *_groups(name)}
-    if added := [key for key in config if key not in options]:  # by `+`, and nothing would look at it
+    if added := [key for key in config if key not in options]:  # by `+`, and nothing would read it
         raise _no_such_option(str(added[0]), "", name, chosen())
     return config
 
 
 def _whole(name: str, given: Sequence[str]) -> DictConfig:
-    """Compose. Raises ValueError, naming it, for a member of a group that lacks what it must have."""
+    """Compose. Raises ValueError, naming the file, if a member of a group lacks a required entry."""
     config = compose(name, list(given), return_hydra_config=True)
     for group in _groups(name):
         choice = str(config.hydra.runtime.choices.get(group)).removesuffix(".yaml")
@@ -230,7 +230,7 @@ def _no_such(group: str, name: str, known: Iterable[str]) -> ValueError:
 
 
 def _no_such_option(option: str, group: str, name: str, known: DictConfig) -> ValueError:
-    options = [str(entry) for entry in known if (group, entry) != ("method", "name")]  # by which it is chosen
+    options = [str(entry) for entry in known if (group, entry) != ("method", "name")]  # set by choosing the method
     last = option.rpartition(".")[2]
     near = _of_a_section(option, known) or meant(last, options)
     if group and last in load_file(f"{name}.yaml"):
@@ -245,9 +245,9 @@ def _no_such_option(option: str, group: str, name: str, known: DictConfig) -> Va
 
 
 def _of_a_section(option: str, known: DictConfig) -> str:
-    """The question whether an option of that name in one of the known sections was meant; empty where there is none."""
+    """A "did you mean ...?" question with the known sections that have an option of this name; empty if none has."""
     sections = [str(name) for name in known if isinstance(known[name], DictConfig) and option in known[name]]
-    sections = [name for name in sections if (name, option) != ("method", "name")]  # by which it is chosen
+    sections = [name for name in sections if (name, option) != ("method", "name")]  # set by choosing the method
     return f"did you mean {' or '.join(f'{section}.{option}' for section in sections)}? " if sections else ""
 
 
@@ -260,13 +260,13 @@ def _option(override: str) -> str:
 
 
 def _opened(name: str, override: str) -> str:
-    """An override as Hydra takes it: with `++` where it adds to an open section, and `~` for one's home spelt out."""
+    """An override in Hydra's form: `++` in front if it adds to an open section, and a leading `~/` expanded."""
     home = _quoted(override.replace("=~/", f"={Path.home()}/", 1))
     return f"++{home}" if name == "table" and home.startswith(tuple(f"{section}." for section in OPEN)) else home
 
 
 def _quoted(override: str) -> str:
-    """An override with a text for a value, in the quotes that Hydra wants of one with commas or umlauts in it."""
+    """An override whose text value is quoted where Hydra requires it, as for commas or umlauts."""
     key, _, text = override.partition("=")
     plain = key != "question" and _PLAIN.fullmatch(text)  # a question may be a number
     if key not in _TEXTS or plain or (len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"):
@@ -277,13 +277,13 @@ def _quoted(override: str) -> str:
 
 
 def _groups(name: str) -> dict[str, str]:
-    """Config groups that `name`.yaml composes, each with the file that it takes of it."""
+    """The config groups that `name`.yaml composes: group -> the file it takes by default."""
     defaults = load_file(f"{name}.yaml").get("defaults", ())
     return {group: file for entry in defaults if isinstance(entry, dict) for group, file in entry.items()}
 
 
 def help_of(name: str, overrides: Sequence[str] = ()) -> str:
-    """What the options of `name`.yaml are, what each group has to choose from, and the options of what is chosen."""
+    """Help on the options of `name`.yaml, the choices of each group, and the options of the chosen members."""
     _FOLDERS[1:] = _searched(overrides)
     lines = [(CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")]
     given = {group: value for group, _, value in (override.partition("=") for override in overrides)}
@@ -292,7 +292,7 @@ def help_of(name: str, overrides: Sequence[str] = ()) -> str:
         lines += textwrap.wrap(f"{group}: {', '.join(choices)}", 100, subsequent_indent=" " * 11)
         if chosen in choices:
             file = _files(group).get(chosen)
-            content = load(group, chosen) if file is None else _read(file)  # which names one that cannot be read
+            content = load(group, chosen) if file is None else _read(file)  # raises if it cannot be read
             text = OmegaConf.to_yaml(content) if file is None else file.read_text(encoding="utf-8")
             lines += [f"  {group}={chosen} has, as {group}.option=value:", textwrap.indent(text, "    ")]
     return "\n".join(lines)
@@ -301,7 +301,7 @@ def help_of(name: str, overrides: Sequence[str] = ()) -> str:
 def sweep(name: str, overrides: Sequence[str]) -> list[DictConfig]:
     """Compose `name`.yaml once for every combination of the values that `overrides` list, as Hydra's multirun does.
 
-    Composed together, not one job after another, so that what they share can be done once.
+    All are composed at once, not one job after another, so that shared work can be done once.
     """
     with _hydra(overrides):
         return _combined(name, _parsed(name, overrides))
@@ -313,11 +313,11 @@ def _combined(name: str, overrides: Sequence[Override]) -> list[DictConfig]:
 
 
 def _for_their_methods(name: str, combinations: Sequence[Sequence[str]]) -> Iterator[list[tuple[str, str]]]:
-    """Combinations of overrides in which `method.<name>.<option>` is an option of that method, and of no other.
+    """Combinations of overrides, with `method.<name>.<option>` applied only where that method is chosen.
 
-    Each override comes with what was given for it.
+    Each override is paired with the form in which it was given.
 
-    Raises ValueError for one of a method that none of them chooses.
+    Raises ValueError for an option of a method that no combination chooses.
     """
     usual = _groups(name).get("method")
     parsed = [_parsed(name, combination) for combination in combinations]
@@ -337,7 +337,7 @@ def _for_their_methods(name: str, combinations: Sequence[Sequence[str]]) -> Iter
 
 
 def _choices(override: Override) -> list[str]:
-    """One override for each value that one lists."""
+    """One override for each value that a sweep override lists."""
     if not override.is_sweep_override():
         return [override.input_line or ""]
     if not override.is_discrete_sweep():
@@ -349,11 +349,11 @@ def _choices(override: Override) -> list[str]:
 
 
 def check_told_apart(configs: Sequence[Mapping[str, Any]], told: Sequence[str], fix: str) -> None:
-    """Raise ValueError where the rows of two different configurations would look alike.
+    """Raise ValueError if the rows of two different configurations could not be told apart.
 
-    told: the options that rows show, by the names that overrides give them. Configurations that agree in all of these
-        must agree in every other option, too.
-    fix: what to do about it; `{}` in it stands for a path made of the options that differ.
+    told: names, as in overrides, of the options that rows show. Configurations that agree in all of these must agree in
+        every other option, too.
+    fix: the remedy for the message; `{}` in it stands for a path made of the options that differ.
     """
     alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for options in map(_options, configs):
@@ -367,14 +367,14 @@ def check_told_apart(configs: Sequence[Mapping[str, Any]], told: Sequence[str], 
 
 
 def check_alike(configs: Sequence[Mapping[str, Any]], apart: Collection[str], says: str) -> None:
-    """Raise ValueError, with their values, where configurations differ in other options than those `apart`.
+    """Raise ValueError, giving the values, if configurations differ in options other than those in `apart`.
 
-    says: why that cannot be, and what to do about it; `{}` in it stands for the options' names.
+    says: the reason and the remedy for the message; `{}` in it stands for the options' names.
     """
     kept = [{name: value for name, value in config.items() if name not in apart} for config in configs]
     unlike = _differing([_options(config) for config in kept])
     for group in [name for name, value in kept[0].items() if isinstance(value, dict) and f"{name}.name" in unlike]:
-        if set(unlike[f"{group}.name"]) <= set(names(group)):  # another member of it, with all that comes of that
+        if set(unlike[f"{group}.name"]) <= set(names(group)):  # another member, which changes the rest
             members = unlike[f"{group}.name"]
             others = {o: values for o, values in unlike.items() if not o.startswith(f"{group}.")}
             unlike = {group: members, **others}
@@ -383,7 +383,7 @@ def check_alike(configs: Sequence[Mapping[str, Any]], apart: Collection[str], sa
 
 
 def _differing(several: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The options that are not the same in all of some, each with its values."""
+    """The options that differ between several configurations, each with its values."""
     found = {
         option: list(dict.fromkeys(str(options.get(option)) for options in several))
         for option in dict.fromkeys(option for options in several for option in options)
@@ -392,12 +392,12 @@ def _differing(several: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def _given(values: Mapping[str, Sequence[str]]) -> str:
-    """Options with their values, as a sweep is given them."""
+    """Options with their values, as written for a sweep."""
     return " ".join(f"{option}={','.join(texts)}" for option, texts in values.items())
 
 
 def _options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a configuration by the names that overrides give them."""
+    """The options of a configuration, named as in overrides."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
@@ -405,22 +405,22 @@ def _options(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """A configuration as plain dictionaries and lists, every reference resolved."""
+    """A configuration as plain dictionaries and lists, with every reference resolved."""
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
 
 
 def as_yaml(config: DictConfig) -> str:
-    """A configuration as a file would hold it, every reference resolved."""
+    """A configuration as YAML, with every reference resolved."""
     return OmegaConf.to_yaml(config, resolve=True)
 
 
 def changed(config: Mapping[str, Any], group: str, name: str) -> dict[str, Any]:
-    """The file of a `group` called `name`, with the changes that a configuration composed from table.yaml makes."""
+    """The member `name` of a `group`, with the changes made by a configuration composed from table.yaml."""
     return {**load(group, name), **config[group].get(name, {})}
 
 
 def check_changes(config: Mapping[str, Any], profiles: Collection[Mapping[str, Any]]) -> None:
-    """Raise ValueError unless every change is one to a model or benchmark of the table: no other would be seen."""
+    """Raise ValueError if a change is not to a model or benchmark of the table: it would have no effect."""
     of_table = {
         "model": [name for p in profiles for name in p.get("workloads", [p.get("model")])],
         "benchmark": [name for p in profiles for name in p.get("benchmarks", ())],
@@ -437,7 +437,7 @@ def check_changes(config: Mapping[str, Any], profiles: Collection[Mapping[str, A
 
 
 def listed(option: str, values: Any) -> list[Any]:
-    """Values of an option that takes one or several. Raises ValueError where there is none."""
+    """The values, as a list, of an option that takes one or several. Raises ValueError if there are none."""
     found = values if isinstance(values, list | tuple) else [] if values is None else [values]
     if not found:
         raise ValueError(f"{option}={values!r}: give one or several")
@@ -445,9 +445,9 @@ def listed(option: str, values: Any) -> list[Any]:
 
 
 def known(kind: type, config: Mapping[str, Any], group: str) -> dict[str, Any]:
-    """A section's options, to make a dataclass of. Raises ValueError for one that is no field, and lists the fields."""
+    """A section's options as arguments of the dataclass `kind`. Raises ValueError, listing the fields, for others."""
     values = {k: v for k, v in config.items() if k not in ONLY_FOR_DOCTOR}
-    options = [f.name for f in fields(kind) if f.compare]  # what is not compared is no setting
+    options = [f.name for f in fields(kind) if f.compare]  # fields that are not compared are not settings
     if unknown := sorted(set(values) - set(options)):
         raise ValueError(f"{group} has no option {', '.join(unknown)}; it has: {', '.join(options)}")
     return values

@@ -1,4 +1,4 @@
-"""Faults in one line: what happened, and where."""
+"""One-line descriptions of faults: what happened, and where."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ import traceback
 from pathlib import Path
 
 _LIBRARIES = {"torch", "transformers", "lmms_eval", "numpy"}
-"""Packages in which a fault comes to light, but seldom lies."""
+"""Packages in which faults are raised, but rarely originate."""
 _MOCK_GPU = Path(__file__).with_name("mock_gpu.py")
-"""What refuses as torch does, and is no place of a fault either."""
+"""This file raises in torch's place, so it is never named as the place of a fault either."""
 
 
 def told(error: BaseException, plain: tuple[type[BaseException], ...] = (), folder: Path | None = None) -> str:
-    """Kind and message of a fault; and its place (`place_of`), but for the kinds `plain`, whose messages say enough."""
+    """Kind and message of a fault, and its place (`place_of`) unless it is of a kind in `plain`: those say enough."""
     place = "" if isinstance(error, plain) else place_of(error, folder)
-    message = error.msg if place and isinstance(error, SyntaxError) else str(error)  # that of the whole has the place
+    message = error.msg if place and isinstance(error, SyntaxError) else str(error)  # `str(error)` repeats the place
     lines = (frame.line for frame in reversed(traceback.extract_tb(error.__traceback__)) if frame.line)
     message = " ".join(message.split()) or next(lines, "")  # an assertion often has no other text
     return f"{type(error).__name__}: {message}{place and f' ({place})'}"
 
 
 def place_of(error: BaseException, folder: Path | None = None) -> str:
-    """File, line and function in which one's own code raised a fault, or called what did; empty where none was running.
+    """File, line and function where the user's own code raised a fault, or called what did; empty if there is none.
 
-    One's own is what lies below `folder`, of which the whole path is told; without one, all but libraries and Python.
+    With `folder`, own code is what lies below it, and the file's full path is given. Without it, own code is everything
+    but libraries and Python.
     """
     frames = [(frame.filename, frame.lineno, frame.name) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename is not None:
@@ -37,8 +38,8 @@ def place_of(error: BaseException, folder: Path | None = None) -> str:
 
 
 def _is_own(file: str) -> bool:
-    """Whether code is neither a library's nor Python's own."""
-    if file.startswith("<") or Path(file) == _MOCK_GPU:  # no file, or one that stands for torch
+    """Whether code belongs neither to a library nor to Python."""
+    if file.startswith("<") or Path(file) == _MOCK_GPU:  # not a file, or the one that stands in for torch
         return False
     path, python = Path(file), Path(importlib.__file__).parents[1]
     if "site-packages" in path.parts:
@@ -47,7 +48,7 @@ def _is_own(file: str) -> bool:
 
 
 def _is_below(file: str, folder: Path) -> bool:
-    """Whether code lies in a file of a folder; an environment's packages in the same folder are others' code."""
+    """Whether a file lies below a folder; packages of an environment in that folder do not count."""
     path, root = Path(file), folder.resolve()
     if not path.is_absolute() or not path.resolve().is_relative_to(root):  # `<template>` is no file
         return False

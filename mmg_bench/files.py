@@ -1,4 +1,4 @@
-"""Files that are whole or not there, or of one process at a time, and what tells one content from another."""
+"""Atomic writes, file locks and digests of files."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from typing import IO, Any
 from uuid import uuid4
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-"""Faults of file systems that have no locks, as NFS may be mounted."""
+"""Errors of file systems without locks, such as NFS mounted without them."""
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A file to write in place of `path`, which it becomes at the end; nothing happens to `path` when that fails.
+    """Yield a temporary file that replaces `path` at the end; if writing fails, `path` is left as it was.
 
-    Its name is of this call alone: several processes may write one file, also in containers, where all may be number 1.
+    The temporary name is unique to the call: several processes may write one file, even in containers, where all may
+    have process id 1.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
@@ -27,7 +28,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        if error.filename is None and error.errno is not None:  # such as of a full disk
+        if error.filename is None and error.errno is not None:  # such as a full disk
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
@@ -36,7 +37,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(file: IO[Any]) -> Iterator[bool]:
-    """Hold the lock of an open file, once whoever has it lets go; False without one, where the file system has none."""
+    """Wait for the lock of an open file and hold it; yields False, without a lock, if the file system has none."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
@@ -51,7 +52,7 @@ def locked(file: IO[Any]) -> Iterator[bool]:
 
 
 def digest_of(files: Iterable[Path]) -> str:
-    """Digest of files, one behind the other: 12 hex digits of SHA-256."""
+    """Digest of the concatenated files: 12 hex digits of SHA-256."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())

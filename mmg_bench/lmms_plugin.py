@@ -1,8 +1,8 @@
-"""mmg_bench as a model of lmms-eval, found by its entry-point group `lmms_eval.models`.
+"""mmg_bench as a model of lmms-eval, found through its entry-point group `lmms_eval.models`.
 
     lmms-eval eval --model mmg_bench --model_args pretrained=...,method=mmg_vid,retention_ratio=0.25 --tasks videomme
 
-Imported whenever lmms-eval starts, so everything heavy of our own waits until the model is built.
+lmms-eval imports this module whenever it starts, so our own heavy imports wait until the model is built.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ MANIFEST = ModelManifest("mmg_bench", simple_class_path=f"{__name__}.MMGBench")
 
 
 class MMGBench(lmms):
-    """A video LLM that prunes, answering lmms-eval's requests as `mmg-bench run` answers a benchmark's questions.
+    """A video LLM with pruning that answers lmms-eval's requests as `mmg-bench run` answers a benchmark's questions.
 
-    pretrained: hub id, checkpoint folder, or the name of one of our model configurations; what that configuration sets
-        (frames, dtype, ...) holds here too.
+    pretrained: hub id, checkpoint folder, or the name of one of our model configurations, whose settings (frames,
+        dtype, ...) then apply here too.
     method, retention_ratio, positions: the cell; without `method` nothing is pruned.
-    device: as of `mmg-bench`; by default the GPU of this process, if there is one.
+    device: as for `mmg-bench`; by default the GPU of this process, if there is one.
     options: the other settings of a model (frames, max_pixels, dtype, revision, ...) and the method's parameters.
 
-    Requests are answered one at a time (`batch_size` 1), those about one video together. What fails ends the
-    evaluation with an error that names the question. Raises ValueError for settings that do not exist or fit.
+    Requests are answered one at a time (`batch_size` 1), grouped by video. Any failure ends the evaluation with an
+    error that names the question. Raises ValueError for settings that do not exist or do not fit.
     """
 
     is_simple = True
@@ -66,7 +66,7 @@ class MMGBench(lmms):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is: lmms-eval asks when several processes share a benchmark."""
+        """The model's device: lmms-eval asks for it when several processes share a benchmark."""
         return self.llm.device
 
     def generate_until(self, requests: list[Any]) -> list[str]:
@@ -74,7 +74,7 @@ class MMGBench(lmms):
         from tqdm import tqdm
 
         by_video: dict[Path, list[int]] = {}
-        for number, request in enumerate(requests):  # all before the first answer: a missing video shows at once
+        for number, request in enumerate(requests):  # before the first answer: a missing video fails at once
             by_video.setdefault(self._video(request), []).append(number)
         answers: dict[int, str] = {}
         with tqdm(total=len(requests), unit="answer", disable=self.rank != 0) as bar:
@@ -97,7 +97,7 @@ class MMGBench(lmms):
         return single_video(visuals, _name(request))
 
     def _answers(self, path: Path, requests: list[Any]) -> Iterable[str]:
-        """Answers to requests about one video, which is decoded and encoded once."""
+        """The answers to requests about one video, which is decoded and encoded once."""
         from mmg_bench.benchmarks.video import read_clip
         from mmg_bench.models.hooks import pruning
 
@@ -128,9 +128,9 @@ def _name(request: Any) -> str:
 
 
 def _cell(method: str, retention_ratio: float | None, positions: Any, options: dict[str, Any]) -> Cell:
-    """The cell that the arguments describe; `options` hold the method's parameters, and settings of the model.
+    """The cell that the arguments describe; `options` holds the method's parameters and settings of the model.
 
-    Raises ValueError for an option that neither of them has.
+    Raises ValueError for an option that neither the method nor the model has.
     """
     from mmg_bench.cells import make_cell
     from mmg_bench.methods.registry import method_class
@@ -152,7 +152,7 @@ def _cell(method: str, retention_ratio: float | None, positions: Any, options: d
 
 
 def _model_spec(pretrained: str, device: str | None, options: dict[str, Any]) -> ModelSpec:
-    """The model that is meant: one of our configurations, by its name or path, or any other; with `options` in it."""
+    """The model for `pretrained`: one of our configurations, by name or path, or any other; `options` override it."""
     from mmg_bench import config as cfg
     from mmg_bench import specs
     from mmg_bench.models.spec import ModelSpec
@@ -166,6 +166,6 @@ def _model_spec(pretrained: str, device: str | None, options: dict[str, Any]) ->
     elif settings.get("device", "auto") == "auto" and "LOCAL_RANK" in os.environ:
         import torch
 
-        if torch.cuda.is_available():  # one GPU for each process that lmms-eval was started with
+        if torch.cuda.is_available():  # one GPU per lmms-eval process
             settings["device"] = f"cuda:{os.environ['LOCAL_RANK']}"
     return specs.model_spec(settings, {f.name: f.name for f in fields(ModelSpec)} | {"path": "pretrained"})

@@ -1,13 +1,13 @@
-"""A GPU that is not there: tensors that say they are on `cuda:0`, with their values in memory.
+"""A mock GPU: tensors that report `cuda:0` as their device, with their values in host memory.
 
     with MockGpu() as gpu:
         pruned = method.prune(replace(tokens, features=tokens.features.to("cuda")))
         gpu.kernels, gpu.waits
 
-What runs there takes the branches of a GPU, and what a GPU refuses is refused: tensors of two devices in one operation,
-a NumPy view, a generator of the host's. So a machine without a GPU finds faults that it would never meet itself.
-Triton's kernels need a real one (`_ops.takes_triton`). Values are worked out on the CPU: neither times nor roundings of
-a GPU can be had here.
+Code that runs on it takes the GPU branches, and what a GPU refuses is refused: tensors of two devices in one operation,
+a NumPy view, a host generator. So a machine without a GPU can find faults that only occur on one. Triton kernels need a
+real GPU (`_ops.takes_triton`). Values are computed on the CPU, so neither the timing nor the rounding of a GPU can be
+tested here.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ _MOVES = (Tensor.to, Tensor.cuda, Tensor.cpu)
 _FROM_HOST = (torch.tensor, torch.as_tensor, Tensor.new_tensor)
 _WRITES = (Tensor.__setitem__, Tensor.index_put, Tensor.index_put_, torch.index_put, torch.index_put_)
 _COPIES = (Tensor.copy_, Tensor.__getitem__, *_WRITES)
-"""Functions that copy from one device to another, where they are given tensors of both."""
+"""Functions that, given tensors on two devices, copy from one to the other."""
 _NO_KERNEL = ("empty", "empty_like", "empty_strided", "new_empty", "detach", "lift_fresh", "_unsafe_view", "set_")
-"""Operations that launch nothing, views apart."""
+"""Operations that launch no kernel, other than views."""
 _FILLS = ("fill_", "masked_fill", "masked_fill_")
-"""Operations beside those value by value that take a single number of the host's."""
+"""Operations that take a single number from the host, other than pointwise ones."""
 _BETWEEN = (__file__, str(Path(torch.__file__).parent))
-"""Files whose lines stand between what makes the host wait and the waiting."""
+"""Files whose stack frames lie between the code that makes the host wait and `_Watch.wait`."""
 
 
 class OnGpu(Tensor):
-    """A tensor that a MockGpu takes for one of its own."""
+    """A tensor that a MockGpu treats as its own."""
 
     gpu: torch.device
-    """Where it says that it is."""
+    """The device that it reports."""
 
 
 class MockGpu(TorchFunctionMode):
-    """While it is entered, `cuda` is a device, or `count` of them, that tensors are sent to, made on and read from."""
+    """Context in which `cuda` is a device, or `count` of them, that tensors can be sent to, made on and read from."""
 
     def __init__(self, count: int = 1) -> None:
         super().__init__()
@@ -56,12 +56,12 @@ class MockGpu(TorchFunctionMode):
 
     @property
     def kernels(self) -> int:
-        """Operations that were given to it; each is one kernel, or several (a sort)."""
+        """Number of operations run on it; each is one kernel, or several (a sort)."""
         return self._watch.kernels
 
     @property
     def waits(self) -> list[str]:
-        """Where the host had to wait for it: a value read, a shape that depends on values, a blocking copy."""
+        """Places where the host had to wait for it: a value read, a shape that depends on values, a blocking copy."""
         return self._watch.waits
 
     def __enter__(self) -> Self:
@@ -74,13 +74,13 @@ class MockGpu(TorchFunctionMode):
         self._watch.__exit__(*raised)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Do as torch does where the tensors are; what is made of those of a GPU is on it."""
+        """Do as torch does on the tensors' devices; results of a GPU's tensors are on that GPU."""
         kwargs = dict(kwargs or {})
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         here = next((_at(x) for x in given if isinstance(x, OnGpu)), None)
         if here and func in (_DEVICE, _IS_CUDA, _IS_CPU):
             return here if func == _DEVICE else func == _IS_CUDA
-        if func is torch._has_compatible_shallow_copy_type:  # a module makes a new parameter then, of our class
+        if func is torch._has_compatible_shallow_copy_type:  # if False, a module makes a new parameter, of our class
             return len({_at(x) for x in given}) == 1
         if func in _MOVES and (here or func is Tensor.cuda or any(map(self._gpu, (*args[1:], *kwargs.values())))):
             return self._moved(func, *args, **kwargs)
@@ -95,10 +95,10 @@ class MockGpu(TorchFunctionMode):
             raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
         single_numbers = _check_together(func, args, given) if here else False
         if func in _COPIES and not single_numbers and len({_at(x) for x in given}) > 1:
-            self._watch.wait("copy")  # of indices, too
+            self._watch.wait("copy")  # even of indices
         if made:
             kwargs["device"] = CPU
-        if "out_dtype" in kwargs:  # these products, and the next, torch has for a GPU alone
+        if "out_dtype" in kwargs:  # torch has these products, and histc of integers, only on GPUs
             dtype = kwargs.pop("out_dtype")
             args = [x.to(dtype) for x in args]
         if func is torch.histc:
@@ -112,7 +112,7 @@ class MockGpu(TorchFunctionMode):
         return tree_map(lambda value: _put(value, where), result)
 
     def _gpu(self, device: Any) -> torch.device | None:
-        """The one of its devices that is named, if it is one. Raises RuntimeError where there are not so many."""
+        """The GPU that `device` names; None for any other device. Raises RuntimeError if there are not that many."""
         if type(device) is int:
             device = f"cuda:{device}"
         if not isinstance(device, str | torch.device) or (named := torch.device(device)).type != "cuda":
@@ -139,7 +139,7 @@ class MockGpu(TorchFunctionMode):
 
 
 class _Watch(TorchDispatchMode):
-    """Counts what comes to the kernels while `run` runs."""
+    """Counts kernel calls during `run`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class _Watch(TorchDispatchMode):
         self._pointwise = False
 
     def run(self, func: Any, args: Any, kwargs: Any, *, pointwise: bool = False) -> Any:
-        """Call `func` and count; `pointwise`: refuse any kernel that does not work value by value."""
+        """Call `func` and count its kernels. With `pointwise`, refuse any kernel that is not pointwise."""
         self._running, self._pointwise = True, pointwise
         try:
             with torch._C.DisableTorchFunctionSubclass():
@@ -158,7 +158,7 @@ class _Watch(TorchDispatchMode):
             self._running = self._pointwise = False
 
     def wait(self, why: str) -> None:
-        """Note that the host waits, and the line of the code that makes it wait."""
+        """Record that the host waits, and the line of code that makes it wait."""
         frame = sys._getframe(1)
         while frame.f_back and frame.f_code.co_filename.startswith(_BETWEEN):
             frame = frame.f_back
@@ -176,17 +176,17 @@ class _Watch(TorchDispatchMode):
 
 
 def _depends_on_values(func: Any, args: Any) -> bool:
-    """Whether the host has to know values of the GPU's before it can go on."""
+    """Whether the host needs values from the GPU before it can continue."""
     if func is torch.ops.aten.index.Tensor or func is torch.ops.aten.index_put_.default:
         return any(isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in args[1])
     return torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags
 
 
 def _check_together(func: Any, args: Any, given: list[Tensor]) -> bool:
-    """Raise RuntimeError for tensors of several devices where torch takes none.
+    """Raise RuntimeError for tensors on several devices if torch refuses them.
 
-    Returns whether single numbers of the host's are among those of a GPU: they go into work value by value. Indices may
-    be the host's, and copies go everywhere.
+    Returns whether zero-dimensional host tensors are among a GPU's tensors: pointwise operations take them. Indices may
+    be on the host, and copies work between any devices.
     """
     devices = {_at(x) for x in given}
     if len(devices) == 1 or func is Tensor.copy_:

@@ -1,4 +1,4 @@
-"""Checks of option values, for all places that take them. Those of texts and numbers do not wait for torch."""
+"""Checks of option values, shared by all places that take them. Those of texts and numbers do not import torch."""
 
 from __future__ import annotations
 
@@ -16,47 +16,47 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def check_whole(option: str, value: object, least: int, otherwise: str = "") -> None:
-    """Raise a ValueError that names the option and its value unless that is a whole number of at least `least`."""
+    """Raise ValueError, naming the option and its value, unless the value is a whole number of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{option}={value!r}: it must be a whole number, at least {least}{otherwise}")
 
 
 def check_number(option: str, value: object) -> None:
-    """Raise a ValueError that names the option and its value unless that is a finite number of at least 0."""
+    """Raise ValueError, naming the option and its value, unless the value is a finite number of at least 0."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
         raise ValueError(f"{option}={value!r}: it must be a number, at least 0")
 
 
 def check_text(option: str, value: object) -> None:
-    """Raise a ValueError that names the option and its value unless that is a word or more."""
+    """Raise ValueError, naming the option and its value, unless the value is a non-blank text."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{option}={value!r}: it must be a text")
 
 
 def meant(given: str, known: Collection[str], called: Mapping[str, str] | None = None) -> str:
-    """The question whether the one of the `known` names that is like `given` was meant; empty where none is like it.
+    """A "did you mean ...?" question with the `known` name closest to `given`; empty if none is close.
 
-    called: what to say for each name, if not the name.
+    called: name -> what to print in place of it.
     """
     near = difflib.get_close_matches(given, list(known), n=1)
     return "".join(f"did you mean {called[name] if called else name}? " for name in near)
 
 
 def check_path(option: str, value: object) -> Path:
-    """The path of that name. Raises a ValueError that names the option and its value where that is none."""
+    """The path named by an option's value. Raises ValueError, naming both, unless it is a non-blank text."""
     check_text(option, value)
     return Path(str(value)).expanduser()
 
 
 def check_folder(option: str, value: object) -> Path:
-    """The folder of that name, which may be still to be made. Raises ValueError where nothing can be written there.
+    """The folder named by an option's value, which need not exist yet. Raises ValueError if it cannot be written to.
 
-    Before a model is loaded and hours are spent on what could then not be kept.
+    Called before a model is loaded and hours are spent on results that could not be kept.
     """
     folder = check_path(option, value)
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     try:
-        with tempfile.TemporaryFile(dir=there):  # permissions alone do not tell: root has all, also below /proc
+        with tempfile.TemporaryFile(dir=there):  # permissions are not enough: root has them all, even below /proc
             return folder
     except OSError:
         why = "cannot be written to" if there.is_dir() else "is a file"
@@ -64,7 +64,7 @@ def check_folder(option: str, value: object) -> Path:
 
 
 def dtype_of(option: str, name: str) -> torch.dtype:
-    """The floating-point type of that name. Raises ValueError for any other."""
+    """The floating-point type with this name. Raises ValueError for any name not in DTYPES."""
     import torch
 
     if name not in DTYPES:
@@ -74,7 +74,7 @@ def dtype_of(option: str, name: str) -> torch.dtype:
 
 
 def device_of(option: str, name: str) -> torch.device:
-    """The device of that name; `auto` takes a GPU when there is one. Raises ValueError where there is none such."""
+    """The device with this name; `auto` takes a GPU if there is one. Raises ValueError if there is no such device."""
     import torch
 
     if name == "auto":
@@ -91,7 +91,7 @@ def device_of(option: str, name: str) -> torch.device:
 
 
 def make_current(device: torch.device) -> None:
-    """Let what runs on the current GPU (Triton kernels, recorded graphs) run on this one."""
+    """Make this the current GPU, on which Triton kernels and recorded graphs run."""
     import torch
 
     if device.type == "cuda" and device.index is not None:

@@ -1,4 +1,4 @@
-"""From composed configurations to the values that the package works with."""
+"""Turns composed configurations into the values that the package works with."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from mmg_bench.models.spec import ModelSpec
 
 
 def model_spec(config: Mapping[str, Any], called: Mapping[str, str] | None = None) -> ModelSpec:
-    """The model that a configuration describes; `called` as of ModelSpec."""
+    """The model that a configuration describes; for `called`, see ModelSpec."""
     return ModelSpec(**cfg.known(ModelSpec, config, "model"), called=called or {})
 
 
 def table_model(key: str, config: Mapping[str, Any]) -> ModelSpec:
-    """A model of a table: its options go by the `key` under which the table names its file, whatever its name."""
+    """A model of a table. Messages name its options by `key`, the table's name for the model's file."""
     return model_spec(config, {f.name: f"model.{key}.{f.name}" for f in fields(ModelSpec)})
 
 
@@ -35,12 +35,12 @@ def benchmark_spec(config: Mapping[str, Any]) -> BenchmarkSpec:
 
 
 def latency_settings(config: Mapping[str, Any]) -> LatencySettings:
-    """How a configuration has latency measured."""
+    """The settings with which a configuration measures latency."""
     return LatencySettings(**cfg.known(LatencySettings, config["measure"], "measure"))
 
 
 def cell(config: Mapping[str, Any], retention_ratio: float, positions: Any = None) -> Cell:
-    """The cell of a method's configuration (`name`, and its parameters)."""
+    """The cell for a method's configuration (its `name` and parameters)."""
     values = dict(config)
     for option in ("retention_ratio", "positions"):
         if option in values:
@@ -57,7 +57,7 @@ def dense() -> Cell:
 
 
 def cells(configs: Iterable[Mapping[str, Any]]) -> list[Cell]:
-    """The cells of configurations with a `method`, `retention_ratio` and `positions`, each once; dense first."""
+    """The cells of configurations with `method`, `retention_ratio` and `positions`, each once; dense first."""
     own = (cell(c["method"], c["retention_ratio"], c["positions"]) for c in configs)
     return list(dict.fromkeys([dense(), *own]))
 
@@ -65,8 +65,8 @@ def cells(configs: Iterable[Mapping[str, Any]]) -> list[Cell]:
 def table_cells(methods: list[dict[str, Any]], retention_ratios: list[float], where: str = "methods") -> list[Cell]:
     """Every method of a table at every retention ratio, each once; dense first.
 
-    An entry of `methods` is the name of a configuration file, or of a method, and what differs from it; it may set
-    `positions`, and `retention_ratios` of its own. Raises ValueError, naming the entry in `where`, for a wrong one.
+    An entry of `methods` has the name of a configuration file or method, and the options that differ from it; it may
+    set `positions`, and its own `retention_ratios`. Raises ValueError, naming `where` and the entry, for a wrong one.
     """
     if not any(entry["name"] == "dense" for entry in methods):
         methods = [{"name": "dense"}, *methods]

@@ -1,11 +1,11 @@
-"""Bring a LLaVA-Video checkpoint from its authors' layout into that of transformers' LLaVA-OneVision.
+"""Convert a LLaVA-Video checkpoint from its authors' layout to that of transformers' LLaVA-OneVision.
 
 python scripts/convert_llava_video.py LLaVA-Video-7B-Qwen2 llava-video-7b
 
-The first is the folder as downloaded (config.json, tokenizer, *.safetensors), the second is made. Afterwards:
+The first argument is the folder as downloaded (config.json, tokenizer, *.safetensors); the second is created. Then run
 `mmg-bench run model=llava_video_7b model.path=llava-video-7b`. In Python, call
 `mmg_bench.models.llava_video.attach(model, processor)` on what `from_pretrained` returns: LLaVA-Video has a newline
-behind every row of every frame, which stock code does not know (see that module).
+after every row of every frame, which stock code does not support (see that module).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mmg_bench.models.llava_video import FAMILY, POOLS
 from mmg_bench.models.processors import CHAT_TEMPLATE, IMAGE, VIDEO, llava_onevision_processor
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
-# their prompts open with a system turn
+# their prompts start with a system turn
 SYSTEM = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
 )
@@ -35,15 +35,15 @@ RENAMED = {
     "lm_head.": "lm_head.",
     "model.": "model.language_model.",
 }
-"""Beginning of a name in their layout -> in transformers'; the first that fits holds."""
+"""Prefix of a name in their layout -> prefix in transformers'; the first match applies."""
 
 
 class ConversionError(ValueError):
-    """A checkpoint that is not what the conversion knows."""
+    """A checkpoint that the conversion does not support."""
 
 
 def renamed(name: str) -> str | None:
-    """A weight's name in transformers' layout; None for one that is not used."""
+    """A weight's name in transformers' layout; None if the weight is not used."""
     if name.startswith(TOWER) and name.removeprefix(TOWER).startswith("head."):
         return None
     for old, new in RENAMED.items():
@@ -63,7 +63,7 @@ def read_weights(source: Path) -> dict[str, Tensor]:
 
 
 def pool_of(theirs: dict[str, Any], pool: str | None) -> str:
-    """How they pool; raises ConversionError for what the adapter does not do."""
+    """How the checkpoint pools. Raises ConversionError for settings that the adapter does not support."""
     newline, stride = theirs.get("mm_newline_position"), theirs.get("mm_spatial_pool_stride", 2)
     if newline != "grid":
         raise ConversionError(f"mm_newline_position={newline!r}: only 'grid', LLaVA-Video's own, can be converted")
@@ -76,7 +76,7 @@ def pool_of(theirs: dict[str, Any], pool: str | None) -> str:
 
 
 def config_of(theirs: dict[str, Any], weights: dict[str, Tensor], pool: str, heads: int, ids: dict[str, int]) -> Any:
-    """The configuration; sizes of the tower, which theirs does not tell, are read from its weights."""
+    """The configuration. The tower's sizes, which theirs does not give, are read from its weights."""
     from transformers import LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
 
     patches = weights[f"{TOWER}embeddings.patch_embedding.weight"]  # [C, 3, patch, patch]
@@ -126,7 +126,7 @@ def convert(source: Path, target: Path, pool: str | None = None, heads: int = 16
     if config.tie_word_embeddings:
         ours.setdefault("lm_head.weight", ours["model.language_model.embed_tokens.weight"])
     norm = "model.vision_tower.post_layernorm."
-    for name in ("weight", "bias"):  # of no effect, and not in all checkpoints
+    for name in ("weight", "bias"):  # without effect, and not in all checkpoints
         ours.setdefault(norm + name, torch.full((config.vision_config.hidden_size,), float(name == "weight")))
     missing, unknown = model.load_state_dict(ours, strict=False, assign=True)
     if missing or unknown:

@@ -1,7 +1,9 @@
-"""Draw the pictures of README and docs, and write their tables: test videos, what methods keep of one, of Table 1's
-accuracy, over the retention ratio and of MMG-Vid's parts, what they and chains need, what pruning leaves of a
-prefill on two cores, which method runs on which family, what a video comes to in which model. The tables in results/
-are laid out anew from their rows.
+"""Draw the figures of README and docs, and write their tables.
+
+Figures: test videos; what methods keep of a video; accuracy kept in Table 1, over the tokens and for MMG-Vid's parts;
+tokens needed by methods and by chains. Tables: accuracy kept in Table 1; prefill after pruning on two cores; which
+method runs on which family; the size of a video in each model. The tables in results/ are laid out again from their
+rows.
 
 python scripts/refresh_docs.py [--results results/table1/embedded]
 """
@@ -36,7 +38,7 @@ RETENTION = ROOT / "results" / "retention" / "embedded" / "rows.csv"
 ABLATIONS = ROOT / "results" / "ablations" / "embedded" / "rows.csv"
 CHAINS = ROOT / "results" / "chains" / "embedded" / "rows.csv"
 KEPT = (("kept", 3, 0.25, "mmg_vid,dpc_knn,random"), ("show", 0, 0.1, "mmg_vid,dpc_knn,random,fastv"))
-"""Pictures of what methods keep: name, video, retention ratio, methods."""
+"""Pictures of what methods keep: (name, video, retention ratio, methods)."""
 
 
 def frames_of(number: int) -> np.ndarray:
@@ -46,7 +48,7 @@ def frames_of(number: int) -> np.ndarray:
 
 
 def compact_table(rows: pd.DataFrame) -> str:
-    """Percent of dense kept, a line a method and a column a retention ratio, as Markdown."""
+    """Percent of dense kept, one line per method and one column per retention ratio, as Markdown."""
     overall = rows[rows.skill == ALL]
     kept = overall[overall.metric == "accuracy_kept_percent"].set_index(["method", "retention_ratio"])
     seen = overall[overall.metric == "retention_layer_mean"].set_index(["method", "retention_ratio"]).value
@@ -77,14 +79,14 @@ def compact_table(rows: pd.DataFrame) -> str:
 
 
 def refresh_between(page: Path, begin: str, text: str, end: str) -> None:
-    """Put `text` between two marks of a page."""
+    """Replace the text between two marks of a page by `text`."""
     before, rest = page.read_text().split(begin)
     after = rest.split(end)[1]
     page.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def refresh_pages() -> None:
-    """The tables that the tests make: of families and methods, of prefill on two cores, of the rows in results/."""
+    """Rewrite the tables that test modules make: families and methods, prefill on two cores, rows in results/."""
     sys.path[:0] = map(str, TESTS)
     import committed
     import cpu_prefill

@@ -1,14 +1,14 @@
 """Train the embedded model: a small LLaVA-OneVision on the embedded benchmark's train split.
 
-    python scripts/train_embedded.py                 # train, or go on where it stopped
+    python scripts/train_embedded.py                 # train, or resume
     python scripts/train_embedded.py --export DIR    # write the checkpoint folder of the last state
 
-Three things make two CPU cores enough. The vision tower first learns alone, from what each visual token shows (shape,
-colour, position). Many questions stand behind each video in one sequence, every question seeing the video and itself
-only. And videos grow from 4 to 16 frames. Helper losses get the language model off its plateaus: a linear probe on the
-visual tokens of a middle layer is asked which way each object moves and where it came from; the model's own head is
-asked to read those tokens as the words for what they show, and a question's word for a colour as the words for what has
-it. Probes are dropped on export. Pruning plays no part in training.
+Three things make two CPU cores enough. The vision tower is first trained alone, on what each visual token shows (shape,
+colour, position). Many questions follow each video in one sequence, where a question sees only the video and itself.
+And videos grow from 4 to 16 frames. Auxiliary losses get the language model off its plateaus. A linear probe on the
+visual tokens of a middle layer predicts which way each object moves and where it came from. The model's own head must
+read those tokens as the words for what they show, and a question's word for a colour as the words for the object that
+has it. Probes are dropped on export. Training uses no pruning.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from mmg_bench.models.small import SmallSpec, small_llava_onevision
 
 ROOT = Path(__file__).resolve().parent
 SPEC = SmallSpec()
-GRID = SPEC.image_size // SPEC.patch_size // 2  # visual tokens a side
+GRID = SPEC.image_size // SPEC.patch_size // 2  # visual tokens per side
 KINDS = ("none", *SHAPES, "star")
 HUES = ("none", *COLOURS)
 WAYS = ("none", *DIRECTIONS)
-PROBED_LAYER = 2  # visual tokens are probed behind this many layers of the language model,
-BINDING_LAYER = 3  # the words of a question behind this many
+PROBED_LAYER = 2  # visual tokens are probed after this many layers of the language model,
+BINDING_LAYER = 3  # the words of a question after this many
 IGNORE = -100
 
 
@@ -65,8 +65,8 @@ class Stage:
 
 
 def token_labels(world: World, frames: list[int]) -> dict[str, np.ndarray]:
-    """What each visual token shows: `kind`, `hue`, `way` `[T, N]` class indices, `place [T, N, 2]` its object's centre,
-    and `origin [T, N, 2]` where that object entered the scene."""
+    """What each visual token shows: class indices `kind`, `hue`, `way` `[T, N]`, its object's centre `place [T, N, 2]`,
+    and `origin [T, N, 2]`, where that object entered the scene."""
     shape = (len(frames), GRID, GRID)
     labels = {key: np.zeros(shape, dtype=np.int64) for key in ("kind", "hue", "way")}
     place, origin = np.zeros((2, *shape, 2), dtype=np.float32)
@@ -87,7 +87,7 @@ def token_labels(world: World, frames: list[int]) -> dict[str, np.ndarray]:
             best[here] = share[here]
             labels["kind"][t][here] = KINDS.index(kind)
             labels["hue"][t][here] = HUES.index(hue)
-            # which way cannot be told in a scene's first frame
+            # a scene's first frame does not show the direction
             labels["way"][t][here] = WAYS.index(way) if frame - scene.first >= STRIDE else IGNORE
             place[t][here], origin[t][here] = centre, start
     flat = {key: value.reshape(len(frames), -1) for key, value in labels.items()}
@@ -95,7 +95,7 @@ def token_labels(world: World, frames: list[int]) -> dict[str, np.ndarray]:
 
 
 class Videos(IterableDataset):
-    """An endless stream of one split's videos, their token labels and questions; it resumes at any video."""
+    """An endless stream of the train split's videos, with token labels and questions; it can start at any video."""
 
     def __init__(self, stage: Stage, first: int, noise: float):
         self.stage, self.first, self.noise = stage, first, noise
@@ -138,12 +138,12 @@ def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class Trainee(nn.Module):
-    """The model to be exported, and the probes that are thrown away."""
+    """The model to export, and the probes, which are discarded."""
 
     def __init__(self) -> None:
         super().__init__()
         self.model, self.processor = small_llava_onevision(vocabulary(), SPEC)
-        # the same numbers; on a CPU the fused kernel is the slower one for so short a sequence
+        # same results; on a CPU, the fused kernel is slower for such short sequences
         self.model.model.vision_tower.set_attn_implementation("eager")
         width = SPEC.text_width
         self.probe = nn.Linear(width, len(KINDS) + len(HUES) + 2)
@@ -166,7 +166,7 @@ class Trainee(nn.Module):
         }
 
     def word_ids(self) -> Tensor:
-        """Token ids of the names of kinds, hues and ways, `[3, classes]`; "none" and what is missing is IGNORE."""
+        """Token ids of the names of kinds, hues and ways, `[3, classes]`; IGNORE for "none" and as padding."""
         rows = [
             [IGNORE, *self.processor.tokenizer.convert_tokens_to_ids(list(names[1:]))] for names in (KINDS, HUES, WAYS)
         ]
@@ -176,7 +176,7 @@ class Trainee(nn.Module):
         return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Visual tokens and newline `[B, T*N + 1, D]` of uint8 videos `[B, T, 3, H, W]`, by the stock class."""
+        """Visual tokens and newline `[B, T*N + 1, D]` of uint8 videos `[B, T, 3, H, W]`, from the stock class."""
         return self.model.model.get_video_features(pixels.float() / 127.5 - 1).pooler_output
 
     def tower_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
@@ -184,7 +184,7 @@ class Trainee(nn.Module):
         kind, hue, place = self.probe(tokens).split([len(KINDS), len(HUES), 2], dim=-1)
         truth = {k: batch[k].flatten(1, 2) for k in ("kind", "hue", "place")}
         shown = truth["kind"] > 0
-        # most tokens show background only: objects weigh more
+        # most tokens show only background: objects get a larger weight
         weight = torch.where(shown, 1.0, 0.15)
         losses = [
             F.cross_entropy(x.transpose(1, 2), truth[k], reduction="none") for x, k in ((kind, "kind"), (hue, "hue"))
@@ -200,10 +200,10 @@ class Trainee(nn.Module):
         return loss, stats
 
     def sequence(self, features: Tensor, batch: dict[str, Any], hide: float = 0.0) -> dict[str, Tensor]:
-        """Input embeddings, position ids, an additive mask and targets of videos with their questions behind them.
+        """Input embeddings, position ids, an additive mask and targets of videos followed by their questions.
 
-        `bound` `[B, S, 2]`: at a question's word for a colour, the words for shape and direction of what it names.
-        `hide`: share of the questions whose answer may not look at the video itself, only at the question's words.
+        `bound` `[B, S, 2]`: at a question's word for a colour, the words for its object's shape and direction.
+        `hide`: share of the questions whose answer does not see the video itself, only the question's words.
         """
         questions, tokenizer = batch["questions"], self.processor.tokenizer
         device, visual = features.device, features.shape[1]
@@ -261,11 +261,11 @@ class Trainee(nn.Module):
         }
 
     def lens(self, hidden: Tensor) -> Tensor:
-        """Log-probabilities of the words that the model's own head reads in hidden states."""
+        """Log-probabilities of words that the model's own head gives for hidden states."""
         return self.model.lm_head(self.model.model.language_model.norm(hidden)).float().log_softmax(-1)
 
     def word_loss(self, hidden: Tensor, batch: dict[str, Any]) -> Tensor:
-        """Cross-entropy of reading visual tokens `[B, T*N, D]` as the words for what they show, by the model's head."""
+        """Cross-entropy of the model's head reading visual tokens `[B, T*N, D]` as the words for what they show."""
         truth = [batch[key].flatten(1, 2) for key in ("kind", "hue", "way")]
         shown = truth[0] > 0
         logits = self.lens(hidden[shown])
@@ -318,7 +318,7 @@ class Trainee(nn.Module):
 
     @torch.no_grad()
     def accuracy(self, stage: Stage, videos: int, device: str) -> dict[str, float]:
-        """Share of validation questions per skill whose answer is the most likely next token."""
+        """Share of validation questions, per skill, whose answer is the most likely next token."""
         right: dict[str, list[bool]] = {}
         for first in range(0, videos, 8):
             examples = [make_example("validation", i, stage, noise=0.0) for i in range(first, min(first + 8, videos))]
@@ -356,7 +356,7 @@ def train(config: dict[str, Any], folder: Path, device: str) -> Trainee:
     torch.manual_seed(config["seed"])
     stages = [Stage(**s) for s in config["stages"]]
     trainee = Trainee().to(device)
-    # a CPU without bfloat16 instructions emulates them, at a twentieth of the speed of float32
+    # a CPU without bfloat16 instructions emulates them, at a twentieth of float32's speed
     precision = getattr(torch, config["precision"])
     mixed = torch.autocast(device.split(":")[0], dtype=precision, enabled=precision != torch.float32)
     log = folder / "log.jsonl"
@@ -424,7 +424,7 @@ def train(config: dict[str, Any], folder: Path, device: str) -> Trainee:
 
 
 def save(path: Path, trainee: Trainee, optimizer: torch.optim.Optimizer, done: dict[str, Any]) -> None:
-    """Write the resumable state; a stop in the middle leaves the previous one."""
+    """Write the resumable state; an interruption leaves the previous one."""
     partial = path.with_suffix(".partial")
     torch.save({"weights": trainee.state_dict(), "optimizer": optimizer.state_dict(), "done": done}, partial)
     partial.replace(path)

@@ -1,4 +1,4 @@
-"""Any lmms-eval video task as a stream of questions: its documents, prompts and scoring, untouched."""
+"""Any lmms-eval video task as a stream of questions, with its documents, prompts and scoring unchanged."""
 
 from __future__ import annotations
 
@@ -20,41 +20,41 @@ from mmg_bench.benchmarks.task_faults import BenchmarkError, is_local, told, unr
 from mmg_bench.options import check_path, check_text, check_whole
 
 SCORE_FIELDS = ("score", "correct", "rating")
-"""Where tasks whose `process_results` gives more than a number put the score."""
+"""Fields that may hold the score if a task's `process_results` gives more than a number."""
 ANSWER_FIELDS = (("pred_answer", "answer"), ("parsed_pred", "answer"), ("pred", "ground_truth"), ("pred", "answer"))
-"""Where those that give no score put the parsed answer and the right one."""
+"""Pairs of fields that may hold the parsed and the correct answer if there is no score."""
 AVERAGES = ("questions", "skills")
 REASONING = '[["<think>", "</think>"], ["<analysis>", "</analysis>"]]'
-"""Between what lmms-eval's command, unless told otherwise, takes a text for reasoning, which is not scored."""
+"""Tags between which text counts as reasoning and is not scored: the default of lmms-eval's command."""
 MISSING = (SystemExit, FileNotFoundError)
-"""What tasks raise for one video that is not there: several call sys.exit."""
+"""What tasks raise if a video is missing: several call sys.exit."""
 
 
 class _MissingVideo(BenchmarkError):
-    """A task found that a video is not there."""
+    """A task reported that a video is missing."""
 
 
 @dataclass(frozen=True)
 class BenchmarkSpec:
-    """A benchmark: lmms-eval tasks, and which columns of their documents mean what."""
+    """A benchmark: lmms-eval tasks, and the meaning of their documents' columns."""
 
     name: str
     tasks: tuple[str, ...]
     """lmms-eval tasks (not groups), evaluated one after another."""
     video: str
-    """Column that tells videos apart: questions about one video are not independent."""
+    """Column that identifies the video: questions about the same video are not independent."""
     question: str | None = None
-    """Column of the question's id; the row number where the data set has none."""
+    """Column of the question's id; None uses the row number."""
     skill: str | None = None
-    """Column of the question's kind; the task's name where the data set has none."""
+    """Column of the question's kind; None uses the task's name."""
     questions: int | None = None
-    """How many questions the published benchmark has; another count is an error."""
+    """Number of questions in the published benchmark; any other count is an error."""
     average: str = "questions"
-    """What the benchmark's accuracy is the mean over: `questions`, or `skills` (each skill counts the same)."""
+    """What the benchmark's accuracy averages over: `questions`, or `skills` (each skill has the same weight)."""
     include_path: str | None = None
     """Folder of task files that lmms-eval does not ship."""
     data: str | None = None
-    """Folder with a copy of the annotations, in place of the hub's data set."""
+    """Folder with a copy of the annotations, used instead of the hub's data set."""
 
     def __post_init__(self) -> None:
         check_text("benchmark.name", self.name)
@@ -76,13 +76,13 @@ class BenchmarkSpec:
 
     @property
     def columns(self) -> dict[str, str]:
-        """The columns that a document must have, by the options that name them."""
+        """Option -> the column it names, for every column that a document must have."""
         others = {"benchmark.question": self.question, "benchmark.skill": self.skill}
         return {"benchmark.video": self.video, **{o: column for o, column in others.items() if column is not None}}
 
     @property
     def code(self) -> Path:
-        """Folder with the code of the tasks."""
+        """Folder with the tasks' code."""
         if self.include_path is not None:
             return Path(self.include_path).expanduser()
         import lmms_eval.tasks
@@ -106,7 +106,7 @@ class Question:
 
     @cached_property
     def digest(self) -> str:
-        """Differs when anything that is asked, scored or reported of the question does."""
+        """Changes if anything that is asked, scored or reported of the question changes."""
         return _digest([self.video, self.skill, self.task, self.prompt, self.target, self.generation])
 
 
@@ -115,18 +115,18 @@ def _digest(content: list[Any]) -> str:
 
 
 class Benchmark:
-    """A benchmark's questions and its scoring. Raises BenchmarkError when a task is unknown or its data incomplete."""
+    """A benchmark's questions and scoring. Raises BenchmarkError if a task is unknown or its data is incomplete."""
 
     def __init__(self, spec: BenchmarkSpec, limit: int | None = None):
         if limit is not None:
             check_whole("limit", limit, 1, ", or null for every question")
         self.spec, self.limit = spec, limit
-        self.whole: int | None = None  # how many questions there are, `limit` apart, once they are read
+        self.whole: int | None = None  # number of questions before `limit`, once they are read
         self._tasks = _load_tasks(spec)
 
     @cached_property
     def questions(self) -> list[Question]:
-        """All questions, those about one video next to each other, in the order in which the videos first appear."""
+        """All questions, grouped by video, in the order in which the videos first appear."""
         found = list(self._read())
         if self.spec.questions is not None and len(found) != self.spec.questions:
             raise BenchmarkError(
@@ -150,7 +150,7 @@ class Benchmark:
 
     @cached_property
     def digest(self) -> str:
-        """Differs when any of the questions does."""
+        """Changes if any of the questions does."""
         return _digest([(question.id, question.digest) for question in self.questions])
 
     def _read(self) -> Iterator[Question]:
@@ -162,7 +162,7 @@ class Benchmark:
                         raise BenchmarkError(
                             f"{option}={column!r}: task {name!r} has no such column; it has {', '.join(doc)}"
                         )
-                    if doc[column] is None:  # as where the line of a file leaves it out
+                    if doc[column] is None:  # such as a field missing in a line of a file
                         raise BenchmarkError(
                             f"{option}={column!r}: document {doc_id} of task {name!r} has no value there: give it one"
                         )
@@ -180,7 +180,7 @@ class Benchmark:
                 )
 
     def _asked(self, task: Any, doc: dict[str, Any], what: str) -> tuple[str, str]:
-        """The prompt of a document, and its target."""
+        """The prompt and the target of a document."""
         try:
             prompt, target = task.fewshot_context(doc, 0), task.doc_to_target(doc)
         except Exception as error:
@@ -198,7 +198,7 @@ class Benchmark:
         return prompt, str(target)
 
     def video_path(self, question: Question) -> Path:
-        """The question's video file, which need not exist. Raises BenchmarkError where the task says it is missing."""
+        """The question's video file, which need not exist. Raises BenchmarkError if the task says it is missing."""
         task = self._tasks[question.task]
         try:
             visuals = task.doc_to_visual(task.eval_docs[question.doc_id])
@@ -209,7 +209,7 @@ class Benchmark:
         return single_video(visuals, f"question {question.id!r}: task {question.task!r}")
 
     def missing_videos(self) -> list[str]:
-        """Files of videos that the questions are about and that are not there."""
+        """Names of the questions' video files that are missing."""
         from loguru import logger
 
         logger.disable("")  # some tasks also log each of them
@@ -227,7 +227,7 @@ class Benchmark:
         return None if path.exists() else path.name
 
     def score(self, question: Question, text: str) -> float:
-        """The task's own score of a generated text, in 0..1, by its own filters and `process_results`."""
+        """The task's score of a generated text, in 0..1, from its own filters and `process_results`."""
         task = self._tasks[question.task]
         what = f"question {question.id!r} of task {question.task!r}"
         doc = task.eval_docs_no_media[question.doc_id]
@@ -246,9 +246,9 @@ class Benchmark:
 
 
 def _read_answer(task: Any, doc: dict[str, Any], text: str) -> list[Any]:
-    """What a task scores of a generated text, as lmms-eval has it: filtered, and without what is marked as reasoning.
+    """The part of a generated text that a task scores, as in lmms-eval: filtered, and without text marked as reasoning.
 
-    Filters get every answer with its document, which some look into.
+    Filters get every answer with its document, which some of them read.
     """
     from lmms_eval.api.reasoning import parse_reasoning_tags_config, strip_reasoning_tags
     from lmms_eval.filters.transformation import StripThinkingFilter
@@ -266,7 +266,7 @@ def _read_answer(task: Any, doc: dict[str, Any], text: str) -> list[Any]:
 
 
 def _says_none(template: Any, doc: Mapping[str, Any]) -> bool:
-    """Whether a text of a task's configuration, a column or a template, has the value of a column that has none."""
+    """Whether a column name or template from a task's configuration uses a column that has no value."""
     from lmms_eval.utils import env
 
     if not isinstance(template, str):
@@ -284,7 +284,7 @@ def _says_none(template: Any, doc: Mapping[str, Any]) -> bool:
 
 
 def single_video(visuals: Any, who: str) -> Path:
-    """The one video file among what a task shows the model. Raises BenchmarkError for anything else."""
+    """The single video file in what a task shows the model. Raises BenchmarkError for anything else."""
     if not isinstance(visuals, list | tuple) or len(visuals) != 1 or not isinstance(visuals[0], str | Path):
         raise BenchmarkError(f"{who} gives no single video file: {visuals!r}")
     return Path(visuals[0])
@@ -310,14 +310,14 @@ def _number(value: Any, what: str) -> float:
             if field in value:
                 return float(value[field])
         for predicted, right in ANSWER_FIELDS:
-            if predicted in value and right in value:  # as text: one may be a number and the other its name
+            if predicted in value and right in value:  # compared as text: a number may be given as a string
                 return float(str(value[predicted]) == str(value[right]))
     raise BenchmarkError(f"cannot tell right from wrong in {what}: {value!r}")
 
 
 @contextmanager
 def _same_guesses(seed: str) -> Iterator[None]:
-    """Some tasks guess where they can read no answer; here a question is guessed alike in every run and cell."""
+    """Make tasks that guess when they cannot parse an answer guess the same for a question in every run and cell."""
     state = random.getstate()
     random.seed(seed)
     try:
@@ -329,12 +329,12 @@ def _same_guesses(seed: str) -> Iterator[None]:
 def _load_tasks(spec: BenchmarkSpec) -> dict[str, Any]:
     from huggingface_hub.constants import HF_HOME
 
-    # read by the tasks' own code, where each task falls back to another folder
+    # the tasks' own code reads it, and without it falls back to a folder that differs between tasks
     os.environ["HF_HOME"] = str(Path(os.environ.get("HF_HOME", HF_HOME)).expanduser())
     from lmms_eval.tasks import TaskManager
     from lmms_eval.utils import load_yaml_config
 
-    # indexing every task that lmms-eval ships takes long: not needed once their files are found
+    # indexing every task that lmms-eval ships is slow, and not needed if the tasks' files are found
     folders = [str(Path(spec.include_path).expanduser())] if spec.include_path else _task_folders(spec.tasks)
     try:
         manager = TaskManager(include_path=folders, include_defaults=not folders)
@@ -369,13 +369,13 @@ def _load_tasks(spec: BenchmarkSpec) -> dict[str, Any]:
 
 
 def _once(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method without lmms-eval's four more attempts, two seconds apart, of what fails: a bug does not pass."""
+    """A method without lmms-eval's four retries, two seconds apart: a bug does not go away."""
     return method.__wrapped__ if hasattr(method, "retry") else method  # type: ignore[attr-defined]
 
 
 @contextmanager
 def _loading_once() -> Iterator[None]:
-    """Within it lmms-eval tries once to load data: files of this machine are there or not."""
+    """Make lmms-eval try only once to load data: local files are either there or not."""
     from lmms_eval.api.task import ConfigurableTask
 
     download = ConfigurableTask.download
@@ -387,10 +387,10 @@ def _loading_once() -> Iterator[None]:
 
 
 def _leaving_links(settings: dict[str, Any]) -> dict[str, Any]:
-    """A change to a task's settings, where its folder of videos is there and it would make a link to them.
+    """A change that stops a task from making a link to its folder of videos if that is there; else no change.
 
-    lmms-eval makes that anew whenever it loads the task, so that the videos are gone for another process meanwhile, and
-    asks the hub where it shall lead to, also when the user made the link.
+    lmms-eval makes the link anew whenever it loads the task. Meanwhile the videos are gone for other processes. It also
+    asks the hub where the link should point, even if the user made it.
     """
     options = settings.get("dataset_kwargs")
     if not isinstance(options, dict) or not options.get("create_link"):
@@ -401,7 +401,7 @@ def _leaving_links(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _task_folders(names: tuple[str, ...]) -> list[str]:
-    """Folders of lmms-eval's own files of the tasks; none when any of them is not found."""
+    """Folders of lmms-eval's own files of the tasks; none if any of the tasks is not found."""
     import lmms_eval.tasks
 
     line = re.compile(rf"^task:\s*[\"']?({'|'.join(map(re.escape, names))})[\"']?\s*$", re.MULTILINE)
@@ -424,7 +424,7 @@ def _no_such_task(name: str, spec: BenchmarkSpec, manager: Any) -> str:
 
 
 def _check_one_answer(name: str, task: Any) -> None:
-    """Raise BenchmarkError for tasks that ask for more than one generated answer to one video."""
+    """Raise BenchmarkError unless a task asks for one generated answer, without examples."""
     wanted = {"output_type": ("generate_until",), "num_fewshot": (None, 0), "repeats": (1,)}
     for key, accepted in wanted.items():
         if (value := getattr(task.config, key)) not in accepted:
@@ -434,7 +434,7 @@ def _check_one_answer(name: str, task: Any) -> None:
 
 
 def _check_metrics(name: str, task: Any) -> None:
-    """Raise BenchmarkError where nothing says which of a task's results is the score."""
+    """Raise BenchmarkError if nothing says which of a task's results is the score."""
     if not task.config.metric_list:
         raise BenchmarkError(
             f"task {name!r} has no metric_list: name in its yaml file what scores, such as `metric_list: [{{metric: "
@@ -443,7 +443,7 @@ def _check_metrics(name: str, task: Any) -> None:
 
 
 def _check_columns(name: str, task: Any) -> None:
-    """Raise BenchmarkError where lmms-eval would take the name of a column that is not there for a text to ask."""
+    """Raise BenchmarkError if lmms-eval would use the name of a missing column as the text itself."""
     for key in ("doc_to_text", "doc_to_target"):
         value = getattr(task.config, key)
         if isinstance(value, str) and value.isidentifier() and value not in task.features:

@@ -13,9 +13,9 @@ from typing import Any
 from mmg_bench import faults
 
 _SETTINGS = ("doc_to_text", "doc_to_target", "doc_to_choice", "doc_to_visual", "process_results")
-"""Settings of a task that may be functions, which lmms-eval calls in methods of the same names."""
+"""Task settings that may be functions; lmms-eval calls them in methods of the same names."""
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
-"""Kinds of faults that lie with a folder, not with the task that uses it."""
+"""Kinds of faults of a folder, rather than of the task that uses it."""
 
 
 class BenchmarkError(ValueError):
@@ -23,14 +23,14 @@ class BenchmarkError(ValueError):
 
 
 def told(error: BaseException, folder: Path) -> str:
-    """A fault: in which setting of the task, of what kind, and where it was raised in the code below `folder`."""
+    """Describe a fault: the task setting, the kind of fault, and where it was raised in the code below `folder`."""
     called = (frame.name for frame in traceback.extract_tb(error.__traceback__))
     setting = next((f"{name} raised " for name in called if name in _SETTINGS), "")
     return setting + faults.told(error, folder=folder)
 
 
 def unreadable(folder: Path, error: BaseException) -> str:
-    """The yaml file below a folder that lmms-eval failed to read with `error`, and the line in it."""
+    """The yaml file below a folder, and the line in it, that lmms-eval failed to read with `error`."""
     from lmms_eval.utils import load_yaml_config
 
     for file in sorted(folder.rglob("*.yaml")):
@@ -40,7 +40,7 @@ def unreadable(folder: Path, error: BaseException) -> str:
             mark = getattr(fault, "problem_mark", None)
             if mark is not None:
                 return f"{mark.name}:{mark.line + 1}: {getattr(fault, 'problem', fault)}"
-            if not isinstance(fault, AssertionError | AttributeError):  # for an empty file, and for one of mere text
+            if not isinstance(fault, AssertionError | AttributeError):  # from an empty or plain-text file
                 return f"{file}: {told(fault, folder)}"
             settings = None
         if not isinstance(settings, dict):
@@ -51,7 +51,7 @@ def unreadable(folder: Path, error: BaseException) -> str:
 def why_not_loaded(name: str, error: BaseException, settings: Mapping[str, Any], folder: Path, own: Path | None) -> str:
     """Why a task cannot be loaded, and the remedy. `own` is the yaml file of a task that lmms-eval does not ship.
 
-    All of such a task is the user's to correct; of lmms-eval's own tasks the data are, and the packages they need.
+    The user can correct anything in such a task; for lmms-eval's own tasks, only the data and the packages they need.
     """
     error = _cause(error)
     fault, place = told(error, folder), faults.place_of(error, folder)
@@ -86,7 +86,7 @@ def why_not_loaded(name: str, error: BaseException, settings: Mapping[str, Any],
 
 
 def is_local(settings: Mapping[str, Any]) -> bool:
-    """Whether a task's questions are files of this machine, not of the hub."""
+    """Whether a task's questions are files on this machine, not on the hub."""
     path = str(settings.get("dataset_path"))
     if path.isidentifier() and find_spec(f"datasets.packaged_modules.{path}") is not None:  # a reader, such as json
         return True
@@ -94,14 +94,14 @@ def is_local(settings: Mapping[str, Any]) -> bool:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What lmms-eval failed of, without its wrapping by retries."""
+    """The error that made lmms-eval fail, unwrapped from its retries."""
     from tenacity import RetryError
 
     return (error.last_attempt.exception() or error) if isinstance(error, RetryError) else error
 
 
 def _json_files(task: Path) -> list[Path]:
-    """Files of this machine that a task's yaml file has read as JSON."""
+    """Files on this machine that a task's yaml file names to be read as JSON."""
     from lmms_eval.utils import load_yaml_config
 
     settings = load_yaml_config(str(task), mode="full")
@@ -117,7 +117,7 @@ def _texts(value: Any) -> Iterable[str]:
 
 
 def _is_object(line: str) -> bool:
-    """Whether a line is a whole JSON object."""
+    """Whether a line is a complete JSON object."""
     try:
         return isinstance(json.loads(line), dict)
     except json.JSONDecodeError:
@@ -125,13 +125,13 @@ def _is_object(line: str) -> bool:
 
 
 def bad_json(file: Path) -> str | None:
-    """The first fault of a file that should hold a JSON text or one a line, as `file:line: fault`.
+    """The first fault, as `file:line: fault`, of a file that should hold one JSON text, or one per line.
 
-    It holds one a line where the first or the last line is one.
+    The file counts as JSON lines if its first or last line is a JSON object.
     """
     try:
         text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:  # compressed, or of another kind
+    except UnicodeDecodeError:  # compressed, or another kind of file
         return None
     if not text.strip():
         return f"{file}: it is empty"

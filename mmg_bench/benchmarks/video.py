@@ -14,9 +14,9 @@ from mmg_bench.benchmarks.embedded.dataset import cache_folder
 
 PICTURES = (".jpg", ".jpeg", ".png")
 PICTURES_FPS = 3.0
-"""Of folders of pictures, which do not say it: TVQA's in MVBench, the only ones here, were taken three a second."""
+"""Assumed for folders of pictures, which do not say: the only ones here, TVQA's in MVBench, have three a second."""
 LEAST_FRAMES = 4
-"""How many are sampled at least where so many a second are asked for, as by qwen-vl-utils."""
+"""Minimum number of sampled frames if a frame rate is given, as in qwen-vl-utils."""
 _NUMBER = re.compile(r"(\d+)")
 
 
@@ -26,14 +26,14 @@ class VideoError(RuntimeError):
 
 @dataclass(frozen=True)
 class Timing:
-    """Which frames of a whole video were sampled, and so when each is shown. Raises ValueError for what cannot be."""
+    """Which frames of a video were sampled, and so when each is shown. Raises ValueError for impossible values."""
 
     indices: tuple[int, ...]
     """Numbers of the sampled frames, ascending."""
     total: int
-    """Frames of the whole video."""
+    """Number of frames in the whole video."""
     fps: float | None
-    """Its frames a second; None where the file does not say."""
+    """The video's frames per second; None if the file does not say."""
 
     def __post_init__(self) -> None:
         if self.fps is not None and not self.fps > 0:
@@ -43,7 +43,7 @@ class Timing:
 
     @classmethod
     def every_second(cls, frames: int) -> Timing:
-        """Of `frames` frames that are the whole video, one a second."""
+        """The timing of a whole video of `frames` frames, one per second."""
         return cls(tuple(range(frames)), frames, 1.0)
 
 
@@ -62,12 +62,12 @@ def read_frames(path: str | Path, frames: int) -> NDArray[np.uint8]:
 
 
 def read_clip(path: str | Path, frames: int, fps: float | None = None) -> Clip:
-    """`frames` frames of a video, uniformly from the first to the last (shorter videos repeat some).
+    """Sample `frames` frames of a video, uniformly from the first to the last (shorter videos repeat some).
 
-    With `fps`, so many a second, rounded; but no more than `frames`, and no fewer than LEAST_FRAMES (or all it has).
+    With `fps`, sample that many per second, rounded; but at most `frames`, and at least LEAST_FRAMES (or all it has).
 
     The sampling is lmms-eval's: `linspace(0, n - 1, frames)`, rounded down. `path` may also be a folder of pictures,
-    one a frame, in the order of `pictures`. Raises VideoError; with `fps`, also where the file does not say its own.
+    one per frame, in the order of `pictures`. Raises VideoError; with `fps`, also if the file has no frame rate.
     """
     if frames < 1:
         raise ValueError(f"frames={frames}: at least one frame must be sampled")
@@ -90,7 +90,7 @@ def read_clip(path: str | Path, frames: int, fps: float | None = None) -> Clip:
         pixels = reader.get_batch(indices).asnumpy() if indices else None
     except VideoError:
         raise
-    except Exception as error:  # decord raises several kinds, with a C++ trace for a message
+    except Exception as error:  # decord raises several kinds, whose message is a C++ trace
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "from_size == to_size" in first_line:  # decord 0.6 on frames of 8, 12, 16, 24, 48 or 72 pixels a row
             raise VideoError(f"{path}: decord reads no frames of this width; scale it to 96 pixels or more") from error
@@ -107,16 +107,16 @@ def _remedy(path: Path) -> str:
 
 
 def pictures(folder: Path) -> list[Path]:
-    """The pictures in a folder, in the order of their names, in which numbers count as such: 9.png before 10.png.
+    """The pictures in a folder, sorted by name, with numbers in names sorted as numbers: 9.png before 10.png.
 
-    Hidden files are none (macOS writes a `._1.png` beside 1.png), nor are folders.
+    Hidden files (macOS writes a `._1.png` beside 1.png) and folders are left out.
     """
     found = (p for p in folder.iterdir() if p.suffix.lower() in PICTURES and p.name[0] != "." and not p.is_dir())
     return sorted(found, key=lambda p: [int(part) if i % 2 else part for i, part in enumerate(_NUMBER.split(p.name))])
 
 
 def _number(path: Path, frames: int, fps: float | None, total: int, rate: float) -> int:
-    """How many of a video's `total` frames, `rate` of them a second, are sampled: see `read_clip`."""
+    """The number of frames to sample from a video of `total` frames, `rate` per second: see `read_clip`."""
     if fps is None:
         return frames
     if not rate > 0:
@@ -131,11 +131,11 @@ def _sampled(count: int, frames: int) -> list[int]:
 
 
 def _read_picture(path: Path) -> NDArray[np.uint8]:
-    """`[H, W, 3]`, turned as its camera says, like a video."""
+    """`[H, W, 3]`, rotated as its camera recorded, like a video."""
     from PIL import Image, ImageOps
 
     picture = ImageOps.exif_transpose(Image.open(path))
-    if picture.mode.startswith("I"):  # 16 bits of grey, of which `convert` makes white; of colours it takes the upper 8
+    if picture.mode.startswith("I"):  # 16-bit grey, which `convert` turns white; of 16-bit colours it takes the upper 8
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     return np.asarray(picture.convert("RGB"))
 
@@ -147,7 +147,7 @@ def _read_pictures(folder: Path, frames: int, fps: float | None) -> Clip:
     indices = _sampled(len(names), _number(folder, frames, fps, len(names), PICTURES_FPS))
     try:
         pixels = np.stack([_read_picture(names[i]) for i in indices])
-    except (OSError, ValueError) as error:  # damaged, or of several sizes
+    except (OSError, ValueError) as error:  # damaged, or of different sizes
         raise VideoError(
             f"{folder}: cannot be read as one video ({error}): its pictures must be whole, and of one size"
         ) from error

@@ -1,1 +1,1 @@
-"""What the commands of `mmg-bench` do: a file each, imported only when it is called."""
+"""The commands of `mmg-bench`, one per file, imported only when called."""

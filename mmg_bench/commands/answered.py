@@ -1,4 +1,4 @@
-"""What lies below the output_dir of a run or a table: its records, their provenance, and what of them is missing."""
+"""The content of the output_dir of a run or a table: its records, their provenance, and what is missing of them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from mmg_bench.runner.records import Record, read_records
 
 @dataclass(frozen=True)
 class Answered:
-    """What was answered, by whom, and where that was written down."""
+    """The records of a folder, their provenance, and notes on what is missing."""
 
     records: list[Record]
     sources: dict[str, Any]
-    """Provenance of the records, by its keys."""
+    """Key -> provenance entry of the records."""
     notes: list[str]
-    """What to say of shares of the videos that are missing."""
+    """Messages about missing shards of the videos."""
 
 
 def read_answered(folder: Path) -> Answered:
-    """All that was answered into a folder. Raises ValueError where there are no records."""
+    """Read everything that was answered into a folder. Raises ValueError if there are no records."""
     records: list[Record] = []
     sources: dict[str, Any] = {}
     notes: list[str] = []
@@ -40,7 +40,7 @@ def read_answered(folder: Path) -> Answered:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """Where the records are: of a run in the folder itself; of a table one or two below, by profile and benchmark."""
+    """Folders with records: for a run, the folder itself; for a table, one or two levels down (profile, benchmark)."""
     for depth in ("", "*/", "*/*/"):
         if found := sorted({file.parent for file in folder.glob(f"{depth}records*.jsonl")}):
             return found
@@ -51,9 +51,10 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _missing_shards(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A note where a folder lacks the records of a shard: how many there are, its commands tell, or their numbers.
+    """A note if a folder lacks the records of a shard. The shard count comes from its commands, or the file numbers.
 
-    A command without shards answers what shards left of the cells that it asks for: then only its own workers' may be.
+    A command without shards answers what shards left undone in its cells: then only its own workers' shares can be
+    missing.
     """
     numbers = {
         int(n) for file in folder.glob("records-*.jsonl") if (n := file.stem.removeprefix("records-")).isdecimal()

@@ -1,4 +1,4 @@
-"""What `mmg-bench bench-methods` does with its composed configuration."""
+"""Carries out `mmg-bench bench-methods` with its composed configuration."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mmg_bench.runner import provenance
 
 
 def run(config: DictConfig) -> int:
-    """Time the methods; write rows.csv, table.md and provenance.json; print the table. Returns how often one failed."""
+    """Time the methods; write rows.csv, table.md and provenance.json; print the table. Returns how many failed."""
     values = cfg.plain(config)
     as_filed = values == cfg.load_file("bench_methods.yaml")
     given = values.pop("out")
@@ -30,7 +30,7 @@ def run(config: DictConfig) -> int:
     names = others if wanted == "all" else cfg.listed("methods", wanted)
     for name in names:
         check_text("methods", name)
-    broken = unreadable(plug_ins(names)) if wanted == "all" else {}  # who asks for all has not asked for these
+    broken = unreadable(plug_ins(names)) if wanted == "all" else {}  # with `all`, these may be left out
     names = [name for name in names if name not in broken]
     methods = {name: get_method(name, retention_ratio=ratio) for name in dict.fromkeys(names)}
     for fault in broken.values():
@@ -43,13 +43,13 @@ def run(config: DictConfig) -> int:
     model = f"synthetic {settings.tokens} x {settings.width}"
     key = provenance.key_of(entry)
     results: list[PruneTimes] = []
-    for found in measure_methods(methods, settings):  # written as they come, so that a stop loses no other length
+    for found in measure_methods(methods, settings):  # written as they come: a stop loses only one length
         results += found
         rows = prune_time_rows(results, model=model, retention_ratio=ratio, provenance=key)
         faults = {failed_key(r.name, r.frames): r.failure.why for r in results if r.failure and not r.failure.memory}
         sources = {key: {**entry, "failed": faults}}
         publish(rows, sources, out, _layout, shown=False)
-    # one that lacks a method's times does not take the place of the kept one
+    # a table that lacks a method's times does not replace the one in results/
     publish(rows, sources, out if faults or broken else whole, _layout)
     if faults:
         print(f"{listed(faults.items())}\n{len(faults)} of {len(results)} were not timed.")

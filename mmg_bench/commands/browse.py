@@ -1,4 +1,4 @@
-"""What `mmg-bench browse` does with its composed configuration."""
+"""Carries out `mmg-bench browse` with its composed configuration."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from mmg_bench.report.browse import Asked, page
 from mmg_bench.runner.records import Record
 
 _PICTURES = 6
-"""How many pictures of a video the page shows at most."""
+"""Maximum number of pictures of a video that the page shows."""
 
 
 def browse(config: DictConfig) -> int:
     """Write the page of a run or a table, from its records and the benchmarks' own data.
 
-    Where a benchmark's data cannot be read here the page has its answers without prompts and videos, and says so.
+    If a benchmark's data cannot be read here, the page shows its answers without prompts and videos, and says so.
     """
     values = cfg.plain(config)
     folder = check_path("output_dir", values["output_dir"])
@@ -64,7 +64,7 @@ def browse(config: DictConfig) -> int:
 
 
 def _of_several_commits(records: Collection[Record], sources: Sources) -> list[str]:
-    """What to say where one label's answers at different ratios come from different commits of this code."""
+    """Notes on labels whose answers at different ratios come from different commits of this code."""
     cells: dict[tuple[str, str], dict[float, set[str]]] = defaultdict(lambda: defaultdict(set))
     for r in records:
         cells[Label.of(r).where, r.method][r.retention_ratio].add(str(sources[r.provenance].get("commit")))
@@ -78,14 +78,14 @@ def _of_several_commits(records: Collection[Record], sources: Sources) -> list[s
 
 
 def _benchmark(config: Any) -> Benchmark:
-    """The benchmark that provenance describes so. Raises ValueError or OSError where its data cannot be read."""
+    """The benchmark described by a provenance entry. Raises ValueError or OSError if its data cannot be read."""
     if not isinstance(config, Mapping):
         raise ValueError("provenance.json does not describe the benchmark")
     return Benchmark(specs.benchmark_spec(config))
 
 
 def _counts(benchmark: Benchmark, records: Collection[Record]) -> list[str]:
-    """What to say where the questions that were answered are not those of the benchmark."""
+    """Notes if the answered questions are not those of the benchmark."""
     now = {(q.id, q.digest) for q in benchmark.questions}
     done = {(r.question, r.asked) for r in records}
     name, some, old = benchmark.spec.name, len(done & now), len(done - now)
@@ -94,7 +94,7 @@ def _counts(benchmark: Benchmark, records: Collection[Record]) -> list[str]:
 
 
 def _asked(benchmark: Benchmark, records: Collection[Record], beside: Path) -> dict[tuple[str, str], Asked]:
-    """What the questions of a benchmark ask, as far as they are still those that were answered."""
+    """Prompts and videos of a benchmark's questions that are still the same as when they were answered."""
     answered = {(r.question, r.asked) for r in records}
     videos: dict[tuple[str, str], tuple[str | None, list[str]]] = {}
     found = {}
@@ -108,9 +108,9 @@ def _asked(benchmark: Benchmark, records: Collection[Record], beside: Path) -> d
 
 
 def _video(benchmark: Benchmark, question: Question, beside: Path) -> tuple[str | None, list[str]]:
-    """The address of a question's video, and those of its pictures; None, and no pictures, where it is not here.
+    """The address of a question's video, and those of its pictures; None, and no pictures, if it is not here.
 
-    For a page in the folder `beside`, which may be still to be made: nothing is looked for by way of it.
+    Addresses are relative to the page's folder `beside`, which need not exist yet.
     """
     try:
         path = benchmark.video_path(question)
@@ -122,6 +122,6 @@ def _video(benchmark: Benchmark, question: Question, beside: Path) -> tuple[str 
 
 
 def _pictures(video: Path) -> list[str]:
-    """Addresses of some pictures, spread over a video that is a folder of them, within it; none of a file."""
+    """Addresses of some pictures, spread over a video that is a folder of them, relative to it; none for a file."""
     found = pictures(video) if video.is_dir() else []
     return [quote(picture.name) for picture in found[:: math.ceil(len(found) / _PICTURES) or 1]]

@@ -1,4 +1,4 @@
-"""What `mmg-bench check-method` does: holds a method to what every method must do."""
+"""Carries out `mmg-bench check-method`: checks a method against what every method must do."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from mmg_bench.faults import told
 
 
 def check_method(config: Mapping[str, Any]) -> int:
-    """Print the outcome of every check of a method (`name`, and its parameters). Returns how many it does not pass."""
+    """Print the outcome of every check of a method (its `name` and parameters). Returns how many it fails."""
     parameters = dict(config)
     name = parameters.pop("name")
     build = building(name, **parameters)
-    build(0.25)  # its own faults first
+    build(0.25)  # faults in building the method show first
     broken = 0
     for check in CHECKS:
         what = check.__name__.replace("_", " ")
         try:
             check(build)
-        except Exception as error:  # the method's, whatever it is
+        except Exception as error:  # a method may raise anything
             broken += 1
             print(f"  FAILED  {what:20} {told(error, (ContractError,))}", flush=True)
         else:
@@ -31,5 +31,5 @@ def check_method(config: Mapping[str, Any]) -> int:
 
 
 def building(name: str, **parameters: Any) -> Build:
-    """A way to build a method at any ratio, as a run does; at its only one, of `dense`."""
+    """A function that builds a method at any ratio, as a run does; `dense` has only one."""
     return lambda ratio: make_cell(name, ratio, **parameters).method

@@ -1,4 +1,4 @@
-"""What `mmg-bench compare` does with two methods and its composed configuration."""
+"""Carries out `mmg-bench compare` with two methods and its composed configuration."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mmg_bench.runner.records import Record
 def compare(methods: Sequence[str], config: DictConfig) -> int:
     """Print what one method gains over another, question by question, from the records of a run or a table.
 
-    Raises ValueError unless `methods` are two labels that have records, at the ratios and with the frames asked for.
+    Raises ValueError unless `methods` are two labels with records at the requested ratios and numbers of frames.
     """
     values = cfg.plain(config)
     folder = check_path("output_dir", values["output_dir"])
@@ -41,7 +41,7 @@ def compare(methods: Sequence[str], config: DictConfig) -> int:
 
 
 def _lost_by(values: Mapping[str, Any], records: Sequence[Record], folder: Path) -> Side | None:
-    """Whose lost questions have a line of their own. Raises ValueError where it is no method that has records."""
+    """The side whose lost questions get their own line, if any. Raises ValueError for one without records."""
     method = values["lost_by"]
     if method is None:
         return None
@@ -63,7 +63,7 @@ def _not_two(methods: Sequence[str]) -> ValueError:
 
 @dataclass(frozen=True)
 class _Own:
-    """What one side is given that the other is not."""
+    """Options given for one side only."""
 
     retention_ratio: Any = None
     frames: Any = None
@@ -71,7 +71,7 @@ class _Own:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A side as it is asked for. Its ratio and frames stand with the options that give them."""
+    """A side as the user asked for it. Its ratio and frames are paired with the options that set them."""
 
     method: str
     ratio: tuple[str, float]
@@ -79,7 +79,7 @@ class _Asked:
 
     @classmethod
     def of(cls, letter: str, method: str, values: Mapping[str, Any]) -> _Asked:
-        """What the configuration says of the side `letter`. Raises ValueError for what is no ratio or no frames."""
+        """What the configuration says of the side `letter`. Raises ValueError for an invalid ratio or frame number."""
         given = values[letter]
         if not isinstance(given, dict):
             raise ValueError(f"{letter}={given!r}: give {letter}.retention_ratio or {letter}.frames")
@@ -96,7 +96,7 @@ class _Asked:
         return cls(method, ratio, frames)
 
     def side(self, records: Sequence[Record], folder: Path) -> Side:
-        """The side that is meant. Raises ValueError, listing what there is, where it has no records."""
+        """The side that is meant. Raises ValueError, listing what there is, if it has no records."""
         ratios: dict[str, list[float]] = {}
         for r in records:
             known = ratios.setdefault(r.method, [])

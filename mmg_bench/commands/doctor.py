@@ -1,4 +1,4 @@
-"""What `mmg-bench doctor` does: says what a run or a table lacks here, and how to get it."""
+"""Carries out `mmg-bench doctor`: says what a run or a table lacks here, and how to get it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from mmg_bench.runner.workers import workers_for
 def doctor(config: DictConfig) -> int:
     """Check what a configuration composed from run.yaml or table.yaml needs. Returns how many things are missing.
 
-    Of a table with `profile=auto` every profile is shown, and one that can run is enough.
+    For a table with `profile=auto`, every profile is shown, and the smallest number is returned: one that can run is
+    enough.
     """
     plain = cfg.plain(config)
     settings = timing(plain)
@@ -44,7 +45,7 @@ def _table(plain: dict[str, Any], settings: LatencySettings | None) -> int:
     profiles = named(plain)
     for profile in profiles.values():
         for spec in [run.spec for run in profile["runs"]]:
-            if settings is not None and not profile["needs_gpu"]:  # of one that does, a line says so
+            if settings is not None and not profile["needs_gpu"]:  # for a GPU profile, a check reports a missing GPU
                 check_engine(settings, spec)
     return min(
         _show(f"Table {plain['table']['name']}, profile {name}: {what(profile)}", checks(plain, profile))

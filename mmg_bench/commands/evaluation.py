@@ -1,4 +1,4 @@
-"""What `mmg-bench run`, and `mmg-bench table` for tables of accuracy, do with their composed configuration."""
+"""Carries out `mmg-bench run`, and `mmg-bench table` for tables of accuracy, with their composed configuration."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ from mmg_bench.runner.records import Record
 from mmg_bench.runner.workers import in_processes, workers_for
 
 _SHOWN = 10
-"""Faults that are told; the records hold all."""
+"""Number of faults to print; the records hold all."""
 _PLACE = ("device", "device_map")
-"""What of a model says where it runs: answers are the same elsewhere."""
+"""Options of a model that say where it runs: answers are the same elsewhere."""
 _TOLD = ("output_dir", "model.name", "model.frames", "benchmark.name")
-"""Options of a job, beside its cells, by which the rows of several in one folder can be told apart."""
+"""Options, besides the cells, that tell the rows of several jobs in one folder apart."""
 
 
 @dataclass(frozen=True)
@@ -56,51 +56,51 @@ class Job:
     cells: list[Cell]
     """The first is dense."""
     folders: list[Path]
-    """Where the records of each benchmark go."""
+    """Folder for the records of each benchmark."""
     results: Path
-    """Where the rows, the table and their provenance go."""
+    """Folder for the rows, the table and their provenance."""
     limit: int | None
     latency: LatencySettings | None
     shard: Shard
     workers: int
-    """Processes that share the videos on this machine."""
+    """Number of processes that share the videos on this machine."""
     option: str = "method"
-    """Where the command has its methods from: what to leave one out of."""
+    """The option that lists the methods, for messages that say where to leave one out."""
     against: tuple[str, ...] = ()
-    """Labels of methods that the others are compared with, beside dense."""
+    """Labels of methods, in addition to dense, with which the others are compared."""
 
     @property
     def reports(self) -> bool:
-        """Whether it makes rows and a table; one that answers a share of the videos leaves that to a later command."""
+        """Whether the job makes rows and a table; a shard of the videos leaves that to a later command."""
         return self.shard.count == 1
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a job came to, without its model."""
+    """The results of a job, without its model."""
 
     job: Job
     weights: str
     geometry: TextGeometry
     questions: dict[str, int]
-    """How many each benchmark has, `limit` apart."""
+    """Benchmark -> its number of questions, before `limit`."""
     records: list[Record]
     measurements: list[Measurement]
     sources: dict[str, Any]
     """Provenance of records and measurements."""
     whole: bool
-    """Whether it is all that was asked for."""
+    """Whether it is everything that was asked for."""
     untimed: tuple[str, ...] = ()
-    """Cells that failed to be timed, but for want of memory."""
+    """Cells whose timing failed for other reasons than running out of memory."""
 
     @property
     def failed(self) -> int:
-        """How many answers and timings failed."""
+        """Number of answers and timings that failed."""
         return sum(r.error is not None for r in self.records) + len(self.untimed)
 
 
 def run(configs: Sequence[DictConfig]) -> int:
-    """Run jobs composed from run.yaml, those of one model and benchmark together.
+    """Run the jobs composed from run.yaml; configurations that differ only in their cell become one job.
 
     Returns how many answers and timings failed.
     """
@@ -116,7 +116,7 @@ def run(configs: Sequence[DictConfig]) -> int:
 
 
 def _job(configs: Sequence[dict[str, Any]]) -> Job:
-    """The job of configurations that differ in the cell alone."""
+    """The job of configurations that differ only in their cell."""
     first = configs[0]
     cells = specs.cells(configs)
     folder, model = Path(first["output_dir"]), specs.model_spec(first["model"])
@@ -161,7 +161,7 @@ def table(config: DictConfig) -> int:
 
 
 def _against(given: Any, cells: Sequence[Cell]) -> tuple[str, ...]:
-    """The labels that a table's `against` names. Raises ValueError, listing them, where it has no such row."""
+    """The labels that a table's `against` names. Raises ValueError, listing the rows, if one of them is not there."""
     known = [label for label in dict.fromkeys(cell.label for cell in cells) if label != DENSE]
     found = []
     for name in [] if given is None else cfg.listed("table.against", given):
@@ -176,7 +176,7 @@ def _against(given: Any, cells: Sequence[Cell]) -> tuple[str, ...]:
 
 
 def timing(config: dict[str, Any]) -> LatencySettings | None:
-    """How a configuration has latency measured; None where it does not, but its settings are checked even then."""
+    """A configuration's settings for latency; None if it measures none. The settings are checked even then."""
     settings, given = specs.latency_settings(config), config["latency"]
     if not isinstance(given, bool):
         raise ValueError(f"latency={given!r}: choose true or false")
@@ -190,10 +190,10 @@ def _shard(given: Any) -> Shard:
 
 
 def _do(jobs: Sequence[Job]) -> int:
-    """Answer, measure, report; jobs of one folder share its rows. Returns how many answers and timings failed.
+    """Answer, measure, report; jobs in one folder share its rows. Returns how many answers and timings failed.
 
-    Rows are written as soon as there are any, so that a later fault or a stop loses nothing, and shown once. Raises
-    ClaimedError, before any of it, where another command is answering the same.
+    Rows are written as soon as there are any, so that a later fault or a stop loses nothing. They are shown once.
+    Raises ClaimedError, before anything is done, if another command is answering the same questions.
     """
     for job in jobs:
         _check(job)
@@ -204,7 +204,7 @@ def _do(jobs: Sequence[Job]) -> int:
             before = done.setdefault(job.results, [])
             more = any(other.reports and other.results == job.results for other in jobs[number:])
             for outcome in _carry_out(job):
-                # another command's table, which may have times, stays until the new one has them
+                # an earlier table, which may have times, stays until the new one has them too
                 if job.reports and (outcome.whole or before or not (job.results / "rows.csv").exists()):
                     _report([*before, outcome], shown=outcome.whole and not more)
             before += [outcome] if job.reports else []
@@ -215,7 +215,7 @@ def _do(jobs: Sequence[Job]) -> int:
 
 
 def _claims(job: Job) -> Iterator[Claim]:
-    """What no other command should answer while a job does. Dense, which every command has, only where it is alone."""
+    """Claims on a job's cells, one per benchmark. Dense, which every command has, is claimed only if it is alone."""
     cells = [cell for cell in job.cells if cell.method.name != DENSE] or job.cells
     model = {k: v for k, v in job.model.described().items() if k not in _PLACE}
     for benchmark, folder in zip(job.benchmarks, job.folders, strict=True):
@@ -223,7 +223,7 @@ def _claims(job: Job) -> Iterator[Claim]:
 
 
 def _check(job: Job) -> None:
-    """Raise ValueError or ModelError for what would end a job and is known before a model is loaded."""
+    """Raise ValueError or ModelError for faults that would end a job and can be found before a model is loaded."""
     for benchmark in job.benchmarks:
         specs.benchmark_spec(benchmark)
     if job.latency is not None:
@@ -232,8 +232,8 @@ def _check(job: Job) -> None:
 
 
 def _carry_out(job: Job) -> Iterator[Outcome]:
-    """Answer, then measure what is to be measured; yields what the job came to after each of the two."""
-    # all of them now: data that is missing must show before the model is loaded, and hours are spent on the first
+    """Answer, then measure latency if asked to; yields the job's results after each of the two."""
+    # all benchmarks now: missing data must fail before the model is loaded and hours are spent on the first one
     benchmarks = [Benchmark(specs.benchmark_spec(b), job.limit) for b in job.benchmarks]
     for benchmark in benchmarks:
         _ = benchmark.questions
@@ -264,14 +264,14 @@ def _carry_out(job: Job) -> Iterator[Outcome]:
 
 
 def _answer(job: Job, llm: VideoLLM, benchmarks: Sequence[Benchmark]) -> tuple[list[Record], dict[str, Any]]:
-    """The answers of every cell to every question, and their provenance."""
+    """Every cell's answers to every question, and their provenance."""
     records: list[Record] = []
     sources: dict[str, Any] = {}
     for benchmark, config, folder in zip(benchmarks, job.benchmarks, job.folders, strict=True):
         entry = provenance.describe(_settings(job, llm, benchmark, config), llm.device)
         key = provenance.register(folder, entry, (key_of(cell, llm, benchmark) for cell in job.cells))
         kept = collect(llm, benchmark, job.cells, folder)
-        provenance.check_explains(folder, {r.provenance for r in kept})  # now, not when all are answered
+        provenance.check_explains(folder, {r.provenance for r in kept})  # before answering, not after
         print(
             f"{benchmark.spec.name}: {len(benchmark.questions)} questions, {len(job.cells)} cells -> {folder}",
             flush=True,
@@ -288,7 +288,7 @@ def _answer(job: Job, llm: VideoLLM, benchmarks: Sequence[Benchmark]) -> tuple[l
 def _time(
     job: Job, llm: VideoLLM, benchmark: Benchmark, records: Sequence[Record], settings: LatencySettings
 ) -> tuple[list[Measurement], dict[str, Any], tuple[str, ...]]:
-    """Times and speed-ups of every cell on the first question that all could answer; their provenance; who failed."""
+    """Times and speed-ups of all cells on the first question that all could answer; provenance; cells that failed."""
     question = _question_to_time(benchmark, records)
     if question is None:
         print("nothing is timed, because no question has an answer in every cell")
@@ -324,7 +324,7 @@ def _time(
 
 
 def _tell_failures(records: Sequence[Record]) -> None:
-    """Print each fault once, the commonest first, with the questions and the cells that it befell."""
+    """Print each fault once, the most common first, with the questions and cells that it affected."""
     failed = [r for r in records if r.error is not None]
     by_fault: dict[tuple[str, str | None], list[Record]] = {}
     for r in failed:
@@ -338,7 +338,7 @@ def _tell_failures(records: Sequence[Record]) -> None:
 
 
 def _first_of(names: Sequence[str]) -> str:
-    """The first of several names, and how many others there are."""
+    """The first of several names, and the number of others."""
     others = len(set(names)) - 1
     return f"{names[0]} and {others} more" if others else names[0]
 
@@ -375,7 +375,7 @@ def _answer_share(
     folder: Path,
     key: str,
 ) -> None:
-    """What one of several workers does."""
+    """The work of one of several worker processes."""
     logging.disable_progress_bar()
     llm = VideoLLM(model)
     llm.prepare(needs_of(cells))
@@ -383,7 +383,7 @@ def _answer_share(
 
 
 def _settings(job: Job, llm: VideoLLM, benchmark: Benchmark, config: dict[str, Any]) -> dict[str, Any]:
-    """What decides the numbers, apart from machine and versions: as configured, so without this machine's paths."""
+    """What determines the numbers, apart from machine and versions: as configured, so without this machine's paths."""
     return {
         **described_plug_ins(job.cells),
         "model": llm.spec.described(),

@@ -1,4 +1,4 @@
-"""What `mmg-bench measure`, and `mmg-bench table` for tables of speed, do with their composed configuration."""
+"""Carries out `mmg-bench measure`, and `mmg-bench table` for tables of speed, with their composed configuration."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ from mmg_bench.runner.claims import Claim, claimed
 from mmg_bench.runner.lines import LineFile, read_lines
 
 DONE = "measurements.jsonl"
-"""What was measured so far, a line a unit: an interrupted command goes on behind the last whole line."""
+"""Measurements so far, one line per unit: an interrupted command continues after the last complete line."""
 LINE = frozenset({"key", "model", "entry", "whole", "measurements"})
-"""Fields of such a line."""
+"""Fields of a line in DONE."""
 _MEASURED = {f.name for f in fields(Measurement)}
 _OWN = {"weights": "weights", "frames": "frames"}
-"""What of its model `mmg-bench measure` has as options of its own."""
+"""Options of the model that `mmg-bench measure` takes as its own."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What is measured together, every cell interleaved with dense: one model, frame count and batch size."""
+    """Cells measured together, each interleaved with dense: one model, frame count and batch size."""
 
     model: ModelSpec
     batch: int
@@ -60,7 +60,7 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """What a sentence calls it."""
+        """Its name in messages."""
         return f"{self.model.name}: {self.model.frames} frames, batch {self.batch}"
 
 
@@ -71,21 +71,21 @@ class Job:
     table: str
     units: list[Unit]
     pending: list[Unit]
-    """What the table lists as not yet measured."""
+    """Units that the table lists as not yet measured."""
     video: str
     text_tokens: int
     settings: LatencySettings
     energy_seconds: float
     folder: Path
-    """Where measurements are collected."""
+    """Folder in which measurements are collected."""
     results: Path
-    """Where the rows, the table and their provenance go, once all is measured; until then, to `folder`."""
+    """Folder for the rows, the table and their provenance once everything is measured; until then, `folder`."""
     option: str
-    """Where the command has its methods from: what to leave one out of."""
+    """The option that lists the methods, for messages that say where to leave one out."""
 
 
 def measure(configs: Sequence[DictConfig]) -> int:
-    """Measure what measure.yaml composes, all of one model together."""
+    """Measure what measure.yaml composes, everything of one model together."""
     plain = [cfg.plain(c) for c in configs]
     of_unit = ("model", "weights", "frames", "batch_size")
     cfg.check_alike(
@@ -103,7 +103,7 @@ def measure(configs: Sequence[DictConfig]) -> int:
     folders = [check_folder("output_dir", c["output_dir"]) for c in plain]
     if len({folder.is_absolute() for folder in folders}) > 1:
         folders = [folder.absolute() for folder in folders]
-    # of several models what their folders are in, outputs/measure if nothing else is said
+    # for several models, the parent of their folders, by default outputs/measure
     folder = Path(os.path.commonpath(folders))
     return _do(
         Job(
@@ -148,7 +148,7 @@ def table(config: DictConfig) -> int:
 
 
 def units(profile: dict[str, Any]) -> list[Unit]:
-    """What a profile of a composed table of speed measures."""
+    """The units that a profile of a composed table of speed measures."""
     return [
         Unit(specs.table_model(run.key, {**run.model, "frames": frames}), batch, tuple(run.cells))
         for run in profile["runs"]
@@ -165,9 +165,9 @@ def _spec(model: dict[str, Any], weights: str, frames: int | None) -> ModelSpec:
 def _do(job: Job) -> int:
     """Measure what is not measured yet, and report everything. Returns how many models and cells failed.
 
-    One model's fault does not lose the others; the only one's is raised. A cell's loses neither its unit's other cells
-    nor, where it came after the rounds, the cell's own times. Raises ClaimedError where another command measures the
-    same.
+    If a model fails, the others are still measured; if it is the only one, its error is raised. If a cell fails, its
+    unit's other cells are kept, and also its own times if it failed after the rounds. Raises ClaimedError if another
+    command measures the same.
     """
     check_whole("text_tokens", job.text_tokens, 1)
     check_number("energy_seconds", job.energy_seconds)
@@ -177,7 +177,7 @@ def _do(job: Job) -> int:
     plans = {provenance.key_of(entry): (unit, entry) for unit in job.units for entry in [_entry(job, unit)]}
     path = job.folder / DONE
     done = _done(path)
-    # what lacks something is reported, and measured again
+    # incomplete units are reported, and measured again
     todo = [(key, unit, entry) for key, (unit, entry) in plans.items() if not done.get(key, {}).get("whole")]
     groups = [list(group) for _, group in groupby(todo, key=lambda item: replace(item[1].model, frames=1))]
     for group in groups:
@@ -216,7 +216,7 @@ def _do(job: Job) -> int:
 
 
 def _check(spec: ModelSpec, cells: Sequence[Cell]) -> None:
-    """As `check_model`; where weights are out of reach that speed does not depend on, the error says so."""
+    """Like `check_model`; if only the weights are missing, the error adds that speed does not depend on them."""
     methods = {cell.label: cell.method for cell in cells}
     try:
         check_model(spec, methods)
@@ -228,7 +228,7 @@ def _check(spec: ModelSpec, cells: Sequence[Cell]) -> None:
 
 
 def _done(path: Path) -> dict[str, dict[str, Any]]:
-    """Lines of the units measured so far, by key. Raises ValueError, naming the line, for one that is none."""
+    """Key -> line of each unit measured so far. Raises ValueError, naming the line, for one that is not valid."""
     found = {}
     for number, line in read_lines(path, LINE):
         entry, parts = line["entry"], line["measurements"]
@@ -240,7 +240,7 @@ def _done(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _entry(job: Job, unit: Unit) -> dict[str, Any]:
-    """What decides the numbers of a unit, and the machine: known before the model is loaded."""
+    """What determines a unit's numbers, and the machine: known before the model is loaded."""
     settings = {
         "model": unit.model.described(),
         "settings": settings_of(unit.model),
@@ -257,7 +257,7 @@ def _entry(job: Job, unit: Unit) -> dict[str, Any]:
 
 
 def _video(given: str) -> str:
-    """What is known of a video before it is decoded; without this machine's paths."""
+    """Describe a video before it is decoded, without this machine's paths."""
     if given == "random":
         return f"random pixels {PIXELS[1]}x{PIXELS[0]}"
     if given == "generated":
@@ -271,7 +271,7 @@ def _video(given: str) -> str:
 def _check_video(given: str, frames: Collection[int]) -> None:
     """Raise VideoError, naming the option, unless a video can be decoded: before minutes are spent on loading a model.
 
-    frames: how many are to be taken of it, each of which is tried. A line says so where it has fewer.
+    frames: the numbers of frames to sample; each is tried. Prints a line if the video has fewer.
     """
     if given == "random":
         return
@@ -286,7 +286,7 @@ def _check_video(given: str, frames: Collection[int]) -> None:
 
 
 def _measure_model(job: Job, todo: list[tuple[str, Unit, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-    """The lines of some units of one model, which is loaded once."""
+    """The lines of several units of one model, which is loaded once."""
     spec = todo[0][1].model
     print(f"{spec.name}: loading ({spec.weights} weights)", flush=True)
     clock = Clock(spec.torch_device)
@@ -320,7 +320,7 @@ def _measure_model(job: Job, todo: list[tuple[str, Unit, dict[str, Any]]]) -> It
 
 
 def _line(key: str, unit: Unit, entry: dict[str, Any], results: list[CellResult]) -> dict[str, Any]:
-    """A unit's measurements with their provenance, as kept on the disk."""
+    """A unit's measurements with their provenance, as stored on disk."""
     failures = {
         cell_key(cell.label, cell.method.retention_ratio): result.failure
         for cell, result in zip(unit.cells, results, strict=True)
@@ -358,7 +358,7 @@ def _line(key: str, unit: Unit, entry: dict[str, Any], results: list[CellResult]
 
 
 def _rows(job: Job, lines: list[dict[str, Any]]) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Rows of everything, what is pending included, and their provenance."""
+    """All rows, including pending ones, and their provenance."""
     measurements = [Measurement(**m) for line in lines for m in line["measurements"]]
     rows = result_rows(
         [],

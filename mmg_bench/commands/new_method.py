@@ -1,4 +1,4 @@
-"""What `mmg-bench new-method` does: a working method, its config, test and docs page, to be filled in."""
+"""Carries out `mmg-bench new-method`: writes a working method, its config, test and docs page, to be filled in."""
 
 from __future__ import annotations
 
@@ -102,16 +102,16 @@ FILES = {
 
 
 _WORDS = frozenset({"all", "null", "true", "false", "yes", "no", "on", "off", "inf", "nan"})
-"""Words that are no names: the first to `mmg-bench bench-methods`, the others to options or in YAML."""
+"""Words that cannot be names: `mmg-bench bench-methods` gives the first a meaning, options or YAML the others."""
 _IMPORTED = frozenset(re.findall(r"\w+", " ".join(re.findall(r"^from \S+ import (.*)", METHOD + TEST, re.MULTILINE))))
-"""Names that a method's own files import, which its class would hide."""
+"""Names that a method's own files import, and that its class would shadow."""
 
 
 def new_method(name: str, checkout: Path) -> list[Path]:
-    """Write the files of a method called `name` into a checkout of this repository. Returns them.
+    """Write the files of a method called `name` into a checkout of this repository. Returns their paths.
 
-    Raises ValueError for a name that is taken, has another sense or is no lower-case snake name, a folder that is no
-    checkout, and files that are there already; then nothing is written.
+    Raises ValueError for a name that is taken, has another meaning or is not lower-case snake case, for a folder that
+    is not a checkout, and for files that already exist; then nothing is written.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
         raise ValueError(f"method name {name!r}: it must be a lower-case snake name, such as fast_vid")

@@ -1,4 +1,4 @@
-"""The profile of a table that is made here: the one asked for, or the first that this machine can run."""
+"""Chooses the profile of a table: the one asked for, or the first that this machine can run."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Run(NamedTuple):
     """A model that a profile runs, and the cells to compare on it."""
 
     key: str
-    """The name by which the table chooses the model's file, and by which options change it."""
+    """Name of the model's file, as in the table and in options that change the model."""
     workload: dict[str, Any]
-    """What the model's entry of a table of speed says; empty in a table of accuracy, which has one model."""
+    """The model's entry in a table of speed; empty in a table of accuracy, which has one model."""
     model: dict[str, Any]
-    """The model's configuration, with the changes that its workload and the options make."""
+    """The model's configuration, with the changes made by its workload and the options."""
     cells: list[Cell]
-    """Of the profile's methods, but for the ones that the workload leaves out."""
+    """Cells of the profile's methods, without the methods that the workload leaves out."""
 
     @property
     def spec(self) -> ModelSpec:
@@ -34,7 +34,7 @@ class Run(NamedTuple):
 
 
 def choose(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The profile that a composed table asks for, with its name; says which, why, and what the others lack."""
+    """The profile that a composed table asks for, with its name. Prints which, why, and what the others lack."""
     profiles, spec, wanted = named(config), config["table"], config["profile"]
     if wanted != "auto":
         _check_device(wanted, profiles[wanted])
@@ -52,7 +52,7 @@ def choose(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _check_device(name: str, profile: dict[str, Any]) -> None:
-    """Raise ValueError where a profile for a GPU would run on the CPU, for hours, without being told so."""
+    """Raise ValueError if a GPU profile would run on the CPU, for hours, without having been told to."""
     if not profile["needs_gpu"]:
         return
     for run in profile["runs"]:
@@ -65,9 +65,9 @@ def _check_device(name: str, profile: dict[str, Any]) -> None:
 
 
 def named(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The profile that a composed table asks for, or for `auto` all of them in order, by name.
+    """Name -> profile, for the profile that a composed table asks for, or for `auto` all of them in order.
 
-    Each has what it runs under `runs`, a list of `Run`.
+    Each has its list of `Run` under `runs`.
     """
     spec, wanted = config["table"], config["profile"]
     profiles = profiles_of(spec)
@@ -79,13 +79,13 @@ def named(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 _MAY_HAVE = ("few_ratios", "against", "video", "text_tokens", "energy_seconds")
-"""What the file of a table can have besides: `few_ratios` to be referred to, the last three in one of speed."""
+"""Optional entries of a table's file: `few_ratios` is for references to it, the last three for tables of speed."""
 
 
 def profiles_of(spec: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The profiles of a table's file, by name, each as a full one: lists as lists, methods as their options.
+    """The profiles of a table's file, by name, each in full form: lists as lists, methods as their options.
 
-    Raises ValueError, naming the entry, for what is missing, unknown or of another kind.
+    Raises ValueError, naming the entry, for one that is missing, unknown or of the wrong kind.
     """
     wanted = cfg.MUST_HAVE["table"]
     _check_entries("table", spec, (*wanted, *_MAY_HAVE), wanted)
@@ -139,7 +139,7 @@ def _check_workloads(where: str, workloads: Any) -> None:
 
 
 def _method(where: str, given: Any) -> dict[str, Any]:
-    """An entry of a profile's methods: a name, or the name and what differs from the method's own configuration."""
+    """An entry of a profile's methods: a name, or a name and options that differ from the method's configuration."""
     entry = {"name": given} if isinstance(given, str) else given
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise ValueError(f"{where}: {given!r} is no method; write a name, or {{name: mmg_vid, tau: 0.9}}")
@@ -154,7 +154,7 @@ def _method(where: str, given: Any) -> dict[str, Any]:
 
 
 def _as_entry(label: str) -> str:
-    """What stands in a table's file for the label that the table prints."""
+    """What to write in a table's file for a label that the table prints."""
     name, parameters = read_label(label)
     texts = {o: "null" if v == "None" else f"'{v}'" if "(" in v else v for o, v in parameters.items()}
     changed = [f"{option}: {text}" for option, text in texts.items()]
@@ -162,7 +162,7 @@ def _as_entry(label: str) -> str:
 
 
 def _check_ratios(where: str, given: Any) -> None:
-    """Raise a ValueError that names the entry unless it is one or several retention ratios."""
+    """Raise ValueError, naming the entry, unless it is one or several retention ratios."""
     for ratio in cfg.listed(where, given):
         if not isinstance(ratio, int | float) or isinstance(ratio, bool) or not 0 < ratio <= 1:
             raise ValueError(f"{where}={ratio!r}: it must be a number in (0, 1], or several")

@@ -1,4 +1,4 @@
-"""A finished table on disk and on the terminal."""
+"""Writes a finished table to disk and prints it on the terminal."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from mmg_bench.runner import provenance
 
 
 def results_folder(config: Mapping[str, Any], profile: str) -> Path:
-    """Where a composed table goes. Raises ValueError where nothing can be written there.
+    """The folder for a composed table. Raises ValueError if it cannot be written to.
 
-    One that is not of this package, with other settings than its file's, of a part of the questions, or without its
-    times, goes to its records, not in the place of the whole one.
+    A table goes next to its records, so that it does not replace the complete one, if it is not one of this package's,
+    if its settings differ from its file's, if it covers only part of the questions, or if it lacks its times.
     """
     if config["results_dir"] is not None:
         return check_folder("results_dir", config["results_dir"]) / profile
@@ -41,10 +41,10 @@ def publish(
     *,
     shown: bool = True,
 ) -> None:
-    """Write rows.csv, table.md and provenance.json, and print the table where it is to be shown."""
-    tables = layout(rows, sources)  # before anything is written: it raises where rows lack their source, or are none
+    """Write rows.csv, table.md and provenance.json, and print the table if it is to be shown."""
+    tables = layout(rows, sources)  # before anything is written: it raises if rows lack their source, or are empty
     entries = {key: sources[key] for key in {*provenance_keys(rows), *last_of_benchmarks(sources).values()}}
-    if any(folder.glob("records*.jsonl")):  # which have more, and keep it
+    if any(folder.glob("records*.jsonl")):  # their provenance has more entries: keep them
         provenance.add(folder, entries)
     else:
         asked = provenance.ASKED

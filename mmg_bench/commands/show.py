@@ -1,4 +1,4 @@
-"""What `mmg-bench show` does with its composed configuration."""
+"""Carries out `mmg-bench show` with its composed configuration."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from mmg_bench.options import check_folder, check_path, check_text, check_whole
 from mmg_bench.report.overlay import Pictures, contact_sheet, kept_overlay
 
 _SIDE = 112
-"""Of a square frame in the picture, in pixels; others have the same area."""
+"""Side of a square frame in the picture, in pixels; other shapes have the same area."""
 _WIDTH = 110
-"""Of the question on the terminal, in characters."""
+"""Width of the question on the terminal, in characters."""
 _FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
 """Suffix of a picture's file -> its format."""
 
 
 def show(configs: Sequence[DictConfig]) -> int:
-    """Draw what each of the composed methods keeps of a video, and print what the model answers with it."""
+    """Draw what each of the composed methods keeps of a video, and print what the model then answers."""
     plain = [cfg.plain(config) for config in configs]
     values = plain[0]
     cfg.check_alike(
@@ -52,7 +52,7 @@ def show(configs: Sequence[DictConfig]) -> int:
     cells = specs.cells(plain)
     spec = specs.model_spec(values["model"])
     check_model(spec, {cell.label: cell.method for cell in cells})
-    clip = read_clip(video, spec.frames, spec.fps)  # one that cannot be decoded must show before the model is loaded
+    clip = read_clip(video, spec.frames, spec.fps)  # a bad video must fail before the model is loaded
 
     llm = VideoLLM(spec)
     needs = needs_of(cells)
@@ -82,7 +82,7 @@ def show(configs: Sequence[DictConfig]) -> int:
 
 
 def _check_question(given: Any) -> None:
-    """Raise ValueError where a question asks nothing. What other options take for none is a text like any here."""
+    """Raise ValueError for an empty question. `null`, which unsets other options, would be asked as a text here."""
     check_text("question", given)
     if given.strip().lower() in ("null", "none"):
         raise ValueError(
@@ -91,7 +91,7 @@ def _check_question(given: Any) -> None:
 
 
 def _picture(given: Any) -> Path:
-    """The file to write. Raises ValueError where it cannot be one."""
+    """The file to write. Raises ValueError if it cannot be a picture file."""
     path = check_path("picture", given)
     if path.is_dir() or path.suffix.lower() not in _FORMATS:
         raise ValueError(f"picture={given!r}: name a file that ends in {', '.join(_FORMATS)}")
@@ -100,7 +100,7 @@ def _picture(given: Any) -> Path:
 
 
 def _video(given: Any) -> Path:
-    """The video that is meant, made if need be."""
+    """The video that is meant, generated if necessary."""
     path = video_file(given)
     if not path.exists():
         raise ValueError(f"video={given!r}: no such video; name a file, a folder of pictures, or generated")
@@ -108,13 +108,13 @@ def _video(given: Any) -> Path:
 
 
 def _title(video: str, frames: int, question: str) -> str:
-    """What is asked of what, a long question on several rows."""
+    """The video and the question, a long one wrapped over several rows."""
     lines = f"{video}, {frames} frame{'s' * (frames != 1)}: {question}".splitlines()
     return "\n    ".join(row for line in lines for row in textwrap.wrap(line, _WIDTH))
 
 
 def _names(cells: Sequence[Cell]) -> list[str]:
-    """What the rows of the picture are called: no more than tells them apart, for there is little room."""
+    """Names of the picture's rows: only what tells them apart, for there is little room."""
     one_ratio = len({cell.method.retention_ratio for cell in cells if cell.method.name != "dense"}) < 2
     names = []
     for cell in cells:
@@ -135,9 +135,9 @@ def _tokens(report: VideoReport) -> str:
 
 
 def _row(pixels: Pictures, report: VideoReport, most: int) -> Pictures:
-    """Frames `[n, height, width, 3]`, n at most `most`, what the last layer does not see of them darkened."""
+    """Frames `[n, height, width, 3]`, n at most `most`, with the parts that the last layer does not see darkened."""
     count, *grid = report.layout
-    frames = pixels[:: math.ceil(len(pixels) / count)]  # some models make one of two
+    frames = pixels[:: math.ceil(len(pixels) / count)]  # some models merge two frames into one
     which = np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int))
     shape = math.sqrt(frames.shape[2] / frames.shape[1])
     size = (round(_SIDE * shape), round(_SIDE / shape))

@@ -1,4 +1,4 @@
-"""`mmg-bench table`: each kind of table is made by the command that measures such things."""
+"""Carries out `mmg-bench table`: passes each kind of table to the command that measures it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from mmg_bench.commands.profiles import profiles_of
 
 
 def table(config: DictConfig) -> int:
-    """Make a table of accuracy, or one of speed: the profiles of the latter name workloads, not benchmarks."""
+    """Make a table of accuracy, or a table of speed: the profiles of the latter name workloads, not benchmarks."""
     of_speed = all("workloads" in profile for profile in profiles_of(cfg.plain(config)["table"]).values())
     return measure.table(config) if of_speed else evaluation.table(config)

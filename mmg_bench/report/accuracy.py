@@ -1,6 +1,6 @@
-"""Accuracy tables from result rows: one a model and frame count, and below it what each method needs.
+"""Accuracy tables from result rows: one per model and frame count, and below it the tokens that each method needs.
 
-With one benchmark its skills are the columns, with several the benchmarks are.
+With one benchmark, its skills are the columns; with several, the benchmarks are.
 """
 
 from __future__ import annotations
@@ -61,17 +61,17 @@ def layout(
     *,
     whole: Mapping[str, int] | None = None,
 ) -> list[Table]:
-    """The tables of `rows`, one for each model and number of frames. What was measured as well is not pending.
+    """The tables of `rows`, one per model and number of frames. A pending row is dropped if it was also measured.
 
-    Below it stands how each method does on the questions that plain downsampling loses, where that is among them, and
-    what it needs to keep most of dense, where methods were measured at ratios enough for that.
+    Up to two more tables follow each: how the methods do on the questions that plain downsampling (`pooled`) loses, if
+    it is among them, and the tokens they need to keep most of dense, if they were measured at enough ratios.
 
-    provenance: what provenance.json holds; the header shows device, dtype, attention, date, commit and command of each
-        key that the rows name.
+    provenance: the content of provenance.json; the header shows device, dtype, attention, date, commit and command of
+        each key that the rows name.
     published: numbers to show beside ours, as `mmg_bench.report.published.published` returns them (the default).
-    whole: how many questions each benchmark has, where that is known: a table of fewer says so.
+    whole: benchmark -> its number of questions, if known: a table of fewer says so.
 
-    Raises ValueError when there are no rows, or when they name a provenance key that is missing.
+    Raises ValueError if there are no rows, or if they name a provenance key that is missing.
     """
     if rows.empty:
         raise ValueError("there are no rows to make a table of")
@@ -85,9 +85,9 @@ def layout(
 
 
 def leading(rows: pd.DataFrame) -> set[Key]:
-    """(method, retention ratio) of all that nothing tells from who leads at their ratio (`leaders`).
+    """(method, retention ratio) of all cells that cannot be distinguished from the leader at their ratio (`leaders`).
 
-    That is who keeps as much, and those whose accuracy less the leader's has 0 in its paired interval.
+    These are the cells that keep as much, and those whose paired interval of accuracy less the leader's contains 0.
     """
     main = [row for row in as_tuples(headline(rows)) if row.method != DENSE]
 
@@ -102,7 +102,7 @@ def leading(rows: pd.DataFrame) -> set[Key]:
 
 
 class _Notes:
-    """Footnotes, each with a mark that the entries carry."""
+    """Footnotes, each with a mark that the table's entries refer to."""
 
     def __init__(self) -> None:
         self.sources: dict[str, str] = {}
@@ -134,19 +134,19 @@ class _Layout:
         main = headline(rows)
         self.main = str(main.benchmark.iloc[0]) if len(main) else NO_BENCHMARK
         self.skills = [s for s in rows.skill.unique() if s != ALL] if len(self.benchmarks) == 1 else []
-        if len(self.skills) < 2:  # a single skill is the whole benchmark once more
+        if len(self.skills) < 2:  # a single skill would repeat the whole benchmark
             self.skills = []
         self.prunes_inside = prunes_inside(rows)
         metrics = rows.metric.unique()
         self.others = {m: m.removeprefix(OVER) for m in metrics if m.startswith(OVER)}
-        """Metrics that compare with another method than dense, and its label."""
+        """Metric -> label, for each metric that compares with a method other than dense."""
         self.cells = list(dict.fromkeys(zip(rows.method, rows.retention_ratio, strict=True)))
         accuracy = rows[(rows.metric == "accuracy") & (rows.source != "pending")]
         whole = (self.by_key.get((b, ALL, DENSE, 1.0, "accuracy")) for b in self.benchmarks)
         self.whole = [row for row in whole if row is not None]
         """Dense on each benchmark."""
         self.no_mean = set(accuracy[(accuracy.skill == ALL) & accuracy.value.isna() & (accuracy.n > 0)].benchmark)
-        """Benchmarks that have answers and no accuracy: means over skills, to one of which there is no answer."""
+        """Benchmarks with answers but no accuracy: it is a mean over skills, and one skill has no answer."""
         lacking = accuracy[accuracy.benchmark.isin(self.no_mean) & (accuracy.skill != ALL) & accuracy.value.isna()]
         for benchmark, part in lacking.groupby("benchmark", sort=False):
             skills = ", ".join(part.skill.unique())
@@ -161,7 +161,7 @@ class _Layout:
 
     @property
     def frames(self) -> str:
-        """How many of a video were shown."""
+        """How many frames of a video were shown, in words."""
         known = [self.provenance[key] for key in provenance_keys(self.rows) if key in self.provenance]
         return frames_told(int(self.rows.iloc[0]["frames"]), known)
 
@@ -171,7 +171,7 @@ class _Layout:
         title = f"{first['table']}: {first['model']}, {names}, {self.frames}"
         if parts := [row.n + row.n_errors for row in self.whole if self._first(row)]:
             title += f", only the first {max(parts)} questions{' of each' if len(self.benchmarks) > 1 else ''}"
-        columns = self._columns()  # which makes the notes
+        columns = self._columns()  # this also fills the notes
         return table_by_ratio(title, self._header(), self.cells, columns, self.notes.lines)
 
     def _columns(self) -> list[Column]:
@@ -200,7 +200,7 @@ class _Layout:
         return columns + [(name, {cell: Entry(text(*cell)) for cell in self.cells}) for name, text in texts]
 
     def _row(self, metric: str, method: str, ratio: float, *others: str) -> ResultRow | None:
-        """The row of a metric on the main benchmark, or else on none, or on one of `others`; None without a value."""
+        """The row of a metric on the main benchmark, else on no benchmark or one of `others`; None without a value."""
         for benchmark in (self.main, NO_BENCHMARK, *others):
             row = self.by_key.get((benchmark, ALL, method, ratio, metric))
             if row is not None and math.isfinite(row.value):
@@ -217,11 +217,11 @@ class _Layout:
         return f"{row.value:.1f}{flag}{cited}"
 
     def _none(self, whole: ResultRow | None) -> str:
-        """What stands for an accuracy that `whole` lacks."""
+        """The text in place of an accuracy that `whole` lacks."""
         return FLAG if whole is not None and whole.n and whole.benchmark in self.no_mean else NONE
 
     def _published(self, benchmark: str, method: str, ratio: float) -> str:
-        """The published numbers of a cell in parentheses, each with the marks of its sources; else nothing."""
+        """The published numbers of a cell in parentheses, each with the marks of its sources; may be empty."""
         found = self._published_rows(benchmark, method, ratio)
         texts = []
         for score, same in found.groupby("score", sort=False):
@@ -234,7 +234,7 @@ class _Layout:
         return p[(p.benchmark == benchmark) & (p.method == method) & np.isclose(p.retention, ratio)]
 
     def _differs(self, row: ResultRow) -> bool:
-        """Whether a dense accuracy contradicts a published one; then says so in a footnote."""
+        """Whether a dense accuracy contradicts a published one; if so, adds a footnote."""
         found = self._published_rows(row.benchmark, row.method, row.retention_ratio)
         outside = found[(found.score < row.ci_low) | (found.score > row.ci_high)]
         for score, source in zip(outside.score, outside.source, strict=True):
@@ -289,11 +289,11 @@ class _Layout:
         return NONE if row is None or row.source == "pending" else f"{row.n_errors} of {row.n + row.n_errors}"
 
     def _first(self, row: ResultRow) -> bool:
-        """Whether a row is of the first questions of more."""
+        """Whether a row covers only the first questions of its benchmark."""
         return row.source != "pending" and row.n + row.n_errors < self.questions.get(row.benchmark, 0)
 
     def _asked(self, row: ResultRow) -> str:
-        """How many questions a row is of; empty where it is pending."""
+        """How many questions a row covers, in words; empty if it is pending."""
         if row.source == "pending":
             return ""
         count, videos = row.n + row.n_errors, self._videos(row)
@@ -301,7 +301,7 @@ class _Layout:
         return f" ({of} questions{f' on {count_videos(videos)}' if videos else ''})"
 
     def _videos(self, row: ResultRow) -> int:
-        """How many videos the questions of dense are about; 0 where the rows do not say."""
+        """How many videos the questions of dense are about; 0 if the rows do not say."""
         videos = self.by_key.get((row.benchmark, ALL, DENSE, 1.0, "videos"))
         return 0 if videos is None else int(videos.value)
 
@@ -344,7 +344,7 @@ class _Layout:
 
 
 def _lost_by_pooled(title: str, rows: pd.DataFrame) -> list[Table]:
-    """How the methods below `title` do on the questions that plain downsampling loses."""
+    """A table titled after `title`: accuracy on the questions that plain downsampling loses; none without such rows."""
     main = headline(rows)
     main = main[main.metric == "accuracy_lost_by_pooled"]
     if main.empty:
@@ -369,7 +369,7 @@ def _lost_by_pooled(title: str, rows: pd.DataFrame) -> list[Table]:
 
 
 def _tokens_needed(title: str, rows: pd.DataFrame) -> list[Table]:
-    """What the methods below `title` need to keep most of dense; nothing of too few ratios."""
+    """A table titled after `title`: the tokens that methods need to keep most of dense; none with too few ratios."""
     found = tokens_needed(rows)
     if not found:
         return []

@@ -1,4 +1,4 @@
-"""Answers put together: the records of each cell, and of the same cell on several benchmarks."""
+"""Records grouped into answers: those of each cell, and of the same cell on several benchmarks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Answers:
 
     @property
     def videos(self) -> list[str]:
-        """Two benchmarks may give two videos the same id."""
+        """Video of each record. The benchmark is part of it, as two benchmarks may use the same id."""
         return [f"{r.benchmark}/{r.video}" for r in self.records]
 
     @property
@@ -38,7 +38,7 @@ class Answers:
         return sorted({r.provenance for r in self.records})
 
     def subgroups(self, over_skills: Collection[str]) -> list[str]:
-        """What a benchmark's accuracy is the mean over: its skills, or one group of all its questions."""
+        """Group of each record that a benchmark's accuracy averages over: its skill, or one group for all questions."""
         return [r.skill if r.benchmark in over_skills else ALL for r in self.records]
 
     def of_skill(self, skill: str) -> Answers:
@@ -52,11 +52,11 @@ Key = tuple[str, float]
 """(method, retention ratio) of a cell."""
 Cells = dict[Key, Answers]
 Sources = Mapping[str, Mapping[str, Any]]
-"""What provenance.json holds."""
+"""The content of provenance.json."""
 
 
 class Label(NamedTuple):
-    """What tells a cell from others in tables."""
+    """What identifies a cell in tables."""
 
     model: str
     benchmark: str
@@ -76,9 +76,9 @@ class Label(NamedTuple):
 def newest(records: Iterable[Record], provenance: Sources) -> tuple[list[Record], dict[Label, str]]:
     """The newest records of each label, and a note for each label that several cells share.
 
-    Cells share a label where the code or a setting changed that no table shows: the one that answered last counts. Of
-    a question that was reworded, the answer to its last wording counts. Raises ValueError where `provenance` does not
-    explain a record.
+    Cells share a label if the code, or a setting that no table shows, has changed: the one that answered last counts.
+    If a question was reworded, the answer to its last wording counts. Raises ValueError if `provenance` lacks the key
+    of a record.
     """
     cells: dict[Label, dict[str, list[Record]]] = defaultdict(dict)
     lost: set[str] = set()
@@ -98,7 +98,7 @@ def newest(records: Iterable[Record], provenance: Sources) -> tuple[list[Record]
     notes: dict[Label, str] = {}
     for label, versions in cells.items():
         numbered = enumerate(versions.values())
-        # its last date: old code or settings put back count again, and no command answers anything anew
+        # its last date: if old code or settings are restored, their answers count again, without being asked anew
         dated = (([_date_of(r, provenance[r.provenance]) for r in v], i, v) for i, v in numbered)
         date, _, found = max((max([*dates, wanted.get(v[0].cell, "")]), i, v) for dates, i, v in dated)
         kept += {r.question: r for r in sorted(found, key=lambda r: seen[r.provenance])}.values()
@@ -108,20 +108,20 @@ def newest(records: Iterable[Record], provenance: Sources) -> tuple[list[Record]
 
 
 def _date_of(r: Record, entry: Mapping[str, Any]) -> str:
-    """When a record was last asked for, as far as its own entry tells: its last command may be of another version."""
+    """When a record was last asked for, according to its entry: the entry's last command may be of another version."""
     return last_date(entry) if r.cell in entry.get(ASKED, (r.cell,)) else date_of(entry)
 
 
 def date_of(entry: Mapping[str, Any]) -> str:
-    """When what a provenance entry explains was measured."""
+    """When the numbers of a provenance entry were measured."""
     return str(entry.get("date"))
 
 
 def last_seen(provenance: Sources) -> dict[str, str]:
-    """For each entry, when its benchmark last had the very questions that it had then.
+    """For each entry, when its benchmark last had exactly the same questions.
 
-    That is the last date of any entry with the same `data`: where questions are reworded and then put as before, their
-    old answers count again, and no command asks them anew.
+    That is the last date of any entry with the same `data`: if questions are reworded and then restored, their old
+    answers count again, without being asked anew.
     """
     last: dict[str, str] = {}
     data = {key: entry.get("data") or key for key, entry in provenance.items()}
@@ -133,7 +133,7 @@ def last_seen(provenance: Sources) -> dict[str, str]:
 def answers_by_label(records: Iterable[Record]) -> dict[Label, Answers]:
     """The answers of each label.
 
-    Raises ValueError when two cells share a label, when a question has two records, and for names that rows use.
+    Raises ValueError if two cells share a label, if a question has two records, and for names that rows reserve.
     """
     grouped: dict[Label, list[Record]] = defaultdict(list)
     for r in records:
@@ -161,7 +161,7 @@ def answers_by_cell(records: Iterable[Record]) -> dict[tuple[str, int], dict[str
 
 
 def over_benchmarks(by_benchmark: Mapping[str, Cells]) -> Cells:
-    """The cells that ran on every benchmark, their records put together."""
+    """The cells that ran on every benchmark, with their records joined."""
     everywhere = set.intersection(*(set(cells) for cells in by_benchmark.values()))
     return {
         key: Answers(tuple(r for cells in by_benchmark.values() for r in cells[key].records))
@@ -170,7 +170,7 @@ def over_benchmarks(by_benchmark: Mapping[str, Cells]) -> Cells:
 
 
 def lost_questions(other: Answers, dense: Answers) -> set[tuple[str, str]]:
-    """(benchmark, question) of those that dense answered better than `other`: never of one that either failed."""
+    """(benchmark, question) of those that dense answered better than `other`, without those that failed in either."""
     scores = {(r.benchmark, r.question): score for r, score in zip(other.records, other.scores, strict=True)}
     asked = zip(dense.records, dense.scores, strict=True)
     return {key for r, score in asked if score > scores.get(key := (r.benchmark, r.question), math.nan)}

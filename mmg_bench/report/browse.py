@@ -1,4 +1,4 @@
-"""One HTML page, which needs no other file: every question of a run with what each method answered."""
+"""One self-contained HTML page: every question of a run with each method's answer."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from mmg_bench.report.table import frames_told, measured_line, named, over_skill
 from mmg_bench.runner.records import Record
 
 _DATA = "{{data}}"
-"""Where the template has its data."""
+"""Placeholder of the data in the template."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What records do not hold of a question."""
+    """The parts of a question that records do not hold."""
 
     prompt: str
     video: str | None
-    """Address of the video as seen from the page; None where it cannot be shown."""
+    """Address of the video relative to the page; None if it cannot be shown."""
     pictures: Sequence[str] = ()
-    """Of a video that is a folder of pictures, the addresses within it of those to show."""
+    """For a video that is a folder of pictures: addresses, relative to it, of those to show."""
 
 
 def page(
@@ -38,9 +38,9 @@ def page(
 ) -> str:
     """The page as text.
 
-    records: one a cell and question. Cells need not have answered everything: what lacks is left blank.
-    provenance: what provenance.json holds.
-    asked: (benchmark, question) -> what it asks, where that is known.
+    records: one per cell and question. Cells need not have answered everything: missing answers are left blank.
+    provenance: the content of provenance.json.
+    asked: (benchmark, question) -> what it asks, if known.
     """
     groups: dict[tuple[str, str, int], list[Record]] = {}
     for r in records:
@@ -48,7 +48,7 @@ def page(
     parts = [_part(*key, members, provenance, asked) for key, members in groups.items()]
     text = json.dumps({"title": title, "notes": list(notes), "parts": parts}, ensure_ascii=False)
     template = (files("mmg_bench.report") / "browse.html").read_text(encoding="utf-8")
-    return template.replace(_DATA, text.replace("<", r"\u003c"))  # an answer may hold tags, and must not become one
+    return template.replace(_DATA, text.replace("<", r"\u003c"))  # an answer may contain tags
 
 
 def _part(
@@ -59,9 +59,9 @@ def _part(
     provenance: Sources,
     asked: Mapping[tuple[str, str], Asked],
 ) -> dict[str, Any]:
-    """The answers of one model to one benchmark, as the page's script reads them."""
+    """One model's answers to one benchmark, in the form that the page's script reads."""
     cells = list(dict.fromkeys((r.method, r.retention_ratio) for r in records))
-    cells.sort(key=lambda cell: (cell[0] != DENSE, -cell[1]))  # in a ratio as the command had them
+    cells.sort(key=lambda cell: (cell[0] != DENSE, -cell[1]))  # within a ratio, in the command's order
     columns = {cell: number for number, cell in enumerate(cells)}
     dense = {r.question: r for r in records if r.method == DENSE}
     texts: dict[str, int] = {}
@@ -83,7 +83,10 @@ def _part(
 
 
 def _name(rows: Sequence[dict[str, Any]]) -> None:
-    """Give each question a line that tells it: its prompt's first that most others have not; else its video's id."""
+    """Give each question a line to recognise it by: the first of its prompt that at most half of the questions share.
+
+    If there is none, it is the first line of the prompt, or else the video's id.
+    """
     lines = [[line for line in (row["prompt"] or "").splitlines() if line.strip()] for row in rows]
     common = Counter(line for found in lines for line in set(found))
     for row, found in zip(rows, lines, strict=True):
@@ -92,7 +95,7 @@ def _name(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _kind(r: Record, dense: Record | None) -> str:
-    """What an answer is: `failed`; `lost` or `won` against dense's; or, alike or without that, `right` or `wrong`."""
+    """The kind of an answer: `failed`; `lost` or `won` against dense; `right` or `wrong` if equal or without dense."""
     if r.score is None:
         return "failed"
     if dense is not None and dense.score is not None and dense.score != r.score:
@@ -101,7 +104,7 @@ def _kind(r: Record, dense: Record | None) -> str:
 
 
 def _row(r: Record, asked: Asked | None, cells: int) -> dict[str, Any]:
-    """A question that no cell has answered yet; an answer is `[kind, score, number of its text]`."""
+    """A question without any answers yet; an answer is `[kind, score, number of its text]`."""
     return {
         "id": r.question,
         "skill": r.skill,

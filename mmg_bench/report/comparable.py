@@ -1,4 +1,4 @@
-"""Whether two may be compared on a benchmark: the same questions, in the same words, under the same settings."""
+"""Checks that two cells are comparable on a benchmark: same questions, same wording, same settings."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from mmg_bench.report.answers import Answers, Sources, date_of, last_seen
 from mmg_bench.runner.records import Record
 
 _APART = ("device", "device_map", "path", "revision", "siglip", "siglip_revision", "average")
-"""Settings of where a model runs and comes from, for what its weights are is compared apart; and of how accuracy is
-averaged, for which the last command counts."""
+"""Settings that may differ: where a model runs and comes from (its weights are compared separately), and how accuracy
+is averaged (the last command counts)."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The answers of two to one benchmark."""
+    """The answers of two cells to one benchmark."""
 
     one: Answers
     other: Answers
     names: tuple[str, str]
-    """What to call the two in a sentence."""
+    """Names of the two in messages."""
     benchmark: str
     where: str
     """Model and frames, in words."""
@@ -39,15 +39,15 @@ class Pair:
 
     @property
     def videos(self) -> int:
-        """How many videos the comparison rests on: those of questions that both answered."""
+        """Number of videos that the comparison rests on: those of the questions that both answered."""
         answered = zip(self.one.videos, self.one.scores, self.other.scores, strict=True)
         return len({video for video, *scores in answered if not any(map(math.isnan, scores))})
 
 
 def check_pair(pair: Pair, provenance: Sources, apart: Collection[str]) -> None:
-    """Raise ValueError, saying what to run, unless both were asked the same under the same settings.
+    """Raise ValueError, saying what to run, unless both were asked the same questions under the same settings.
 
-    apart: settings in which they are to differ.
+    apart: settings that may differ.
     """
     _check_questions(pair, provenance)
     _check_wording(pair)
@@ -55,15 +55,15 @@ def check_pair(pair: Pair, provenance: Sources, apart: Collection[str]) -> None:
 
 
 def notes_on(pair: Pair, provenance: Sources, records: Iterable[Record]) -> list[str]:
-    """What to say where a method's code may differ, or where the questions are not those of today, or not all.
+    """Notes if a method's code may differ, or if the questions are outdated or incomplete.
 
-    records: of all methods. They tell which questions there are, apart from those of other data.
+    records: those of all methods. They show which questions there are, leaving out records of changed data.
     """
     return [*_of_other_code(pair, provenance), *_on_questions(pair, provenance, records)]
 
 
 def _of_other_code(pair: Pair, provenance: Sources) -> list[str]:
-    """What to say where both sides are of one method from another package, and of different code of it."""
+    """Notes if both sides use the same method of another package, with different code."""
     sides = [_plug_ins(answers, provenance) for answers in (pair.one, pair.other)]
     return [
         f"{name} may have answered {pair.benchmark} with different code on the two sides "
@@ -74,7 +74,7 @@ def _of_other_code(pair: Pair, provenance: Sources) -> list[str]:
 
 
 def _plug_ins(answers: Answers, provenance: Sources) -> dict[str, set[str]]:
-    """Methods of other packages that answers are of, also as a part of a chain: package and code of each."""
+    """Methods of other packages among the answers, even as part of a chain: name -> package and code."""
     found: dict[str, set[str]] = {}
     for label, key in {(r.method, r.provenance) for r in answers.records}:
         for name, package in (provenance[key].get("plug_ins") or {}).items():
@@ -84,7 +84,7 @@ def _plug_ins(answers: Answers, provenance: Sources) -> dict[str, set[str]]:
 
 
 def _on_questions(pair: Pair, provenance: Sources, records: Iterable[Record]) -> list[str]:
-    """What to say where the questions of a pair are not those of today, or not all of its benchmark."""
+    """Notes if the questions of a pair are outdated, or not all of its benchmark."""
     seen = last_seen(provenance)
     last = max(pair.sources, key=lambda key: seen[key])
     others = {key for key, entry in provenance.items() if _changed(entry, provenance[last])}
@@ -99,21 +99,21 @@ def _on_questions(pair: Pair, provenance: Sources, records: Iterable[Record]) ->
 
 
 def _changed(entry: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether the questions changed between two provenance entries: of other limits, that cannot be told."""
+    """Whether the questions changed between two provenance entries; False if limits differ, as it cannot be told."""
     data = {entry.get("data"), other.get("data")}
     return len(data - {None}) > 1 and entry.get("limit") == other.get("limit")
 
 
 def _of(entry: Mapping[str, Any], field: str) -> Any:
-    """What a provenance entry says of its benchmark; None where it does not."""
+    """A field of a provenance entry's benchmark; None if it has none."""
     return (entry.get("benchmark") or {}).get(field)
 
 
 def _missing(pair: Pair, provenance: Sources, known: int) -> list[str]:
-    """What to say where a pair has not all questions of its benchmark.
+    """Notes if a pair does not have all questions of its benchmark.
 
-    known: how many there are at least. What the benchmark's configuration says counts as well: where the data had
-        another number, nothing was answered.
+    known: a lower bound of their number. The number in the benchmark's configuration counts as well: if the data had
+        another, nothing was answered.
     """
     entries = [provenance[key] for key in pair.sources]
     whole = max(known, *(_of(entry, "questions") or 0 for entry in entries))
@@ -134,14 +134,14 @@ def _missing(pair: Pair, provenance: Sources, known: int) -> list[str]:
 
 
 def _limit(entries: Iterable[Mapping[str, Any]]) -> int | None:
-    """The first how many questions were asked for; None for all."""
+    """The largest `limit` of the entries; None if any of them asked for all questions."""
     limits: list[int | None] = [entry.get("limit") for entry in entries]
     given = [limit for limit in limits if limit is not None]
     return max(given) if len(given) == len(limits) else None
 
 
 def _command(answers: Answers, provenance: Sources, limit: int | None) -> str | None:
-    """The last command of answers, changed to ask all of the first `limit` questions; None where unknown."""
+    """The last command of some answers, changed to ask the first `limit` questions, unsharded; None if unknown."""
     last = max((provenance[key] for key in answers.sources), key=date_of)
     words = shlex.split(last.get("command") or "")
     kept = [word for word in words if not word.startswith(("limit=", "shard."))]
@@ -149,7 +149,7 @@ def _command(answers: Answers, provenance: Sources, limit: int | None) -> str | 
 
 
 def _check_questions(pair: Pair, provenance: Sources) -> None:
-    """Raise ValueError unless both were asked the same questions; it says what to run to get the rest."""
+    """Raise ValueError, saying what to run for the rest, unless both were asked the same questions."""
     sides = zip(pair.names, (pair.one, pair.other), strict=True)
     (few, fewer), (many, more) = sorted(sides, key=lambda side: len(side[1].records))
     some, others = ({r.question for r in answers.records} for answers in (fewer, more))
@@ -165,7 +165,7 @@ def _check_questions(pair: Pair, provenance: Sources) -> None:
 
 
 def _check_wording(pair: Pair) -> None:
-    """Raise ValueError where the same question was put to the two in other words, or with another target."""
+    """Raise ValueError if the two were asked a question in different words, or with different targets."""
     one, other = ({r.question: r.asked for r in answers.records} for answers in (pair.one, pair.other))
     if different := [question for question in one if one[question] != other[question]]:
         raise ValueError(
@@ -175,13 +175,13 @@ def _check_wording(pair: Pair) -> None:
 
 
 def _check_settings(pair: Pair, provenance: Sources, apart: Collection[str]) -> None:
-    """Raise ValueError where the two were answered by other weights or settings of the model or the benchmark."""
+    """Raise ValueError if the two differ in weights or in settings of the model or the benchmark."""
     entries = [provenance[key] for key in pair.sources]
     first, *others = map(_settings, entries)
     unlike = (name for other in others for name in first | other if first.get(name) != other.get(name))
     differ = [name for name in unlike if name not in apart]
     weights = [f"{entry.get('weights')} " for entry in entries]
-    # behind the model's own stand those of SigLIP, where any method of the command read them
+    # SigLIP's weights follow the model's own if any method of the command used them
     if not all(other.startswith(weights[0]) or weights[0].startswith(other) for other in weights):
         differ.append("weights")
     if differ:
@@ -190,7 +190,7 @@ def _check_settings(pair: Pair, provenance: Sources, apart: Collection[str]) -> 
 
 
 def _settings(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a provenance entry decides answers, but for weights, versions and machine."""
+    """The settings of a provenance entry that determine answers, except weights, versions and machine."""
     flat = {name: entry.get(name) for name in ("settings", "dtype", "attention")}
     for section in ("model", "benchmark"):
         flat |= {f"{section}.{name}": value for name, value in entry.get(section, {}).items() if name not in _APART}

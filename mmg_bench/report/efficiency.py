@@ -1,4 +1,4 @@
-"""Tables of speed from result rows without a benchmark: one a model, number of frames and batch size."""
+"""Tables of speed from result rows without a benchmark: one per model, number of frames and batch size."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from mmg_bench.report.table import (
 
 
 def cell_key(method: str, ratio: float) -> str:
-    """What provenance calls a cell, in `cells`, `out_of_memory` and `failed`."""
+    """The name of a cell in provenance, under `cells`, `out_of_memory` and `failed`."""
     return f"{method} R={ratio:g}"
 
 
 def efficiency_layout(rows: pd.DataFrame, provenance: Sources) -> list[Table]:
-    """The tables of `rows`; those of what is pending come last. What was measured as well is not pending.
+    """The tables of `rows`; pending ones come last. A pending row is dropped if it was also measured.
 
-    provenance: what provenance.json holds. Raises ValueError when there are no rows, or when they name a key that is
+    provenance: the content of provenance.json. Raises ValueError if there are no rows, or if they name a key that is
     missing there.
     """
     if rows.empty:
@@ -133,14 +133,14 @@ class _Group:
         return self._number(cell, "prefill_ms")
 
     def _told(self, kind: str) -> dict[str, str]:
-        """Cell -> why, of those that ran out of memory or failed."""
+        """Cell -> reason, for the cells listed under `kind` in provenance (`out_of_memory` or `failed`)."""
         told: dict[str, str] = {}
         for key in provenance_keys(self.rows):
             told |= self.provenance[key].get(kind, {})
         return told
 
     def _ratio(self, cell: Key) -> str:
-        """Dense over the cell in prefill without pruning, and in the least time that it could take."""
+        """Dense's prefill over the cell's, without pruning; in parentheses, the same for the least possible times."""
         rows = [(self._row((DENSE, 1.0), m), self._row(cell, m)) for m in ("prefill_ms", "prefill_roofline_ms")]
         if cell[0] == DENSE or any(row is None for pair in rows for row in pair):
             return NONE

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; yellow is left out, being faint on white
+# Okabe and Ito's colours, which colour-blind readers can tell apart, without yellow, which is faint on white
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "osD^vP*X"
 _GREY = "#777777"
 _IN_A_ROW = 5
-"""Panels."""
+"""Maximum number of panels in a row."""
 
 
 def accuracy_vs_retention(
@@ -38,11 +38,11 @@ def accuracy_vs_retention(
     bands: Collection[str] | None = None,
     chance: float | None = None,
 ) -> Figure:
-    """Accuracy over retention ratio: a line a method with its 95 % band, and dense as a level.
+    """Accuracy over retention ratio: one line per method with its 95 % band, and dense as a horizontal line.
 
-    rows: of one model and number of frames; with several benchmarks their average is drawn.
+    rows: those of one model and number of frames; with several benchmarks, their average is drawn.
     methods: labels to draw, all by default. bands: those of them to draw with a band, all by default.
-    chance: accuracy of guessing in percent, drawn as a level.
+    chance: accuracy of guessing, in percent, drawn as a horizontal line.
     """
     accuracy = _select(rows, "accuracy")
     figure, axes = _axes()
@@ -70,11 +70,11 @@ def accuracy_vs_retention(
 
 
 def accuracy_vs_tokens(rows: pd.DataFrame, *, methods: Collection[str] | None = None) -> Figure:
-    """Accuracy over the tokens that a layer sees: a panel a method with its 95 % band, all others faint behind it.
+    """Accuracy over the tokens that a layer sees: one panel per method with its 95 % band, all others faint behind it.
 
-    rows: of one model and number of frames. methods: labels that get a panel, all by default; controls come last.
-    Tokens are the average over the layers, in percent of all visual tokens: what a method spends, which its retention
-    ratio does not tell where it prunes inside the language model or has a budget of its own. Each point is a ratio.
+    rows: those of one model and number of frames. methods: labels that get a panel, all by default; controls come last.
+    Tokens are the average over the layers, in percent of all visual tokens. This is what a method spends; it differs
+    from the retention ratio if it prunes inside the language model or has its own budget. Each point is a ratio.
     """
     accuracy, seen = _select(rows, "accuracy"), _select(rows, "retention_layer_mean")
     styles = _styles(accuracy, methods)
@@ -102,10 +102,10 @@ def accuracy_vs_tokens(rows: pd.DataFrame, *, methods: Collection[str] | None = 
 def accuracy_vs_speedup(
     rows: pd.DataFrame, *, methods: Collection[str] | None = None, metric: str = "prefill_speedup"
 ) -> Figure:
-    """Accuracy over speed-up: a point a cell with its 95 % intervals; the ends of each line tell the retention ratio.
+    """Accuracy over speed-up: one point per cell with its 95 % intervals; line ends are labelled with the ratio.
 
-    rows: of one model and number of frames. metric: which speed-up. Up and to the right is better. Of labels that would
-    cover each other the first is drawn.
+    rows: those of one model and number of frames. metric: which speed-up. Up and to the right is better. If labels
+    would overlap, only the first is drawn.
     """
     accuracy = _select(rows, "accuracy")
     speed = rows[(rows.metric == metric) & (rows.skill == ALL)].drop_duplicates(["method", "retention_ratio"])
@@ -144,11 +144,11 @@ def accuracy_vs_speedup(
 def kept_by_method(
     rows: pd.DataFrame, *, ratios: Collection[float] | None = None, highlight: Collection[str] = ()
 ) -> Figure:
-    """Percent of dense accuracy kept: a line a method, a point with its paired 95 % interval a retention ratio.
+    """Percent of dense accuracy kept: one line per method, with a point and its paired 95 % interval per ratio.
 
-    rows: of one model and number of frames. Methods measured at all `ratios` are drawn, by default at the largest and
-    the smallest below 1 that the rows have, the best at the smallest of them on top; names in `highlight` are set in
-    bold, controls in grey. Points of cells whose layers see more than the ratio of the tokens are hollow.
+    rows: those of one model and number of frames. Methods measured at all `ratios` are drawn, the best at the smallest
+    ratio on top. By default, `ratios` are the largest and the smallest below 1 in the rows. Names in `highlight` are
+    bold, controls grey. A point is hollow if the cell's layers see more than its ratio of the tokens.
     """
     kept = _select(rows, "accuracy_kept_percent")
     known = {r: kept[kept.retention_ratio == r].set_index("method") for r in sorted(kept.retention_ratio.unique())}
@@ -186,9 +186,9 @@ def needed_by_method(
 ) -> Figure:
     """Tokens that each method needs to keep `kept_percent` of dense's accuracy (`needed.tokens_needed`), fewest on top.
 
-    rows: of one model and number of frames, with methods measured at several ratios. Tokens are in percent of all
-    visual tokens, on average over the layers. Hollow points are bounds, at an end of what was measured: a method needs
-    fewer at the left end, more at the right one. Names in `highlight` are set in bold, controls in grey.
+    rows: those of one model and number of frames, with methods measured at several ratios. Tokens are in percent of all
+    visual tokens, averaged over the layers. Hollow points are bounds at an end of the measured range: a method needs
+    fewer tokens at the left end, more at the right end. Names in `highlight` are bold, controls grey.
     """
     kept = _select(rows, "accuracy_kept_percent")
     found = tokens_needed(rows, kept_percent)
@@ -210,10 +210,10 @@ def needed_by_method(
 
 
 def points_over(rows: pd.DataFrame, reference: str) -> Figure:
-    """What each method gains in accuracy over a `reference` method: a panel a retention ratio, a line a method.
+    """Accuracy gained by each method over a `reference` method: one panel per retention ratio, one line per method.
 
-    rows: of one model and number of frames, of a table that was made `against` the reference. Points of accuracy with
-    their paired 95 % intervals, in the order of the rows; those whose interval holds 0 are grey.
+    rows: those of one model and number of frames, from a table made `against` the reference. Shows percentage points
+    with their paired 95 % intervals, in the order of the rows; those whose interval contains 0 are grey.
     """
     check_text("reference", reference)
     known = [m.removeprefix(OVER) for m in rows.metric.unique() if m.startswith(OVER)]
@@ -245,7 +245,7 @@ def points_over(rows: pd.DataFrame, reference: str) -> Figure:
 
 
 def save(figure: Figure, path: Path | str) -> list[Path]:
-    """Save as `path`.png and `path`.svg, whichever `path` names, and return both; equal figures give equal files."""
+    """Save as both .png and .svg, whichever `path` ends in, and return both paths. Equal figures give equal files."""
     import matplotlib as mpl
 
     path = Path(path)
@@ -259,7 +259,7 @@ def save(figure: Figure, path: Path | str) -> list[Path]:
 
 
 def _ratios(known: Collection[float], wanted: Collection[float] | None) -> list[float]:
-    """The ratios that are wanted, in order; without a wish the ends of those below 1 that are known."""
+    """The wanted ratios, in order; by default, the smallest and the largest known ratio below 1."""
     if wanted is None:
         below = sorted(ratio for ratio in known if ratio < 1)
         if not below:
@@ -283,7 +283,7 @@ def _numbers(ratios: Collection[float]) -> str:
 
 
 def _select(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The rows of a metric for whole cells, one a cell, checked to be of one model and number of frames."""
+    """The rows of a metric for whole cells, one per cell, checked to be of one model and number of frames."""
     if rows.empty:
         raise ValueError("there are no rows to draw")
     for column in ("model", "weights", "frames"):
@@ -299,7 +299,7 @@ def _select(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     if found.empty:
         raise ValueError(f"the rows hold no measured {metric} to draw")
     cell = ["method", "retention_ratio"]
-    found = found.drop_duplicates([*cell, "value"])  # tables that were put together may share cells
+    found = found.drop_duplicates([*cell, "value"])  # joined tables may share cells
     if len(twice := found[found.duplicated(cell)]):
         method, ratio = twice.iloc[0][cell]
         raise ValueError(f"two values of {metric} for {method} at {ratio:g}: choose the rows of one run for a figure")
@@ -307,7 +307,7 @@ def _select(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def _styles(rows: pd.DataFrame, methods: Collection[str] | None) -> dict[str, dict[str, Any]]:
-    """A look for each method; controls are grey and dashed. Depends on all methods of the rows, not on the choice."""
+    """A style for each method; controls are grey and dashed. Depends on all methods of the rows, not on the choice."""
     known = [m for m in dict.fromkeys(rows.method) if m != DENSE]
     if methods is not None and not methods:
         raise ValueError(f"methods={methods!r}: give a list of labels, such as {known[:2]}")
@@ -324,7 +324,7 @@ def _styles(rows: pd.DataFrame, methods: Collection[str] | None) -> dict[str, di
 
 
 def _among(option: str, given: Collection[str], known: Sequence[str]) -> set[str]:
-    """Which of the `known` labels are given, as `label_among` reads them. Raises ValueError, naming the option."""
+    """The `known` labels that are given, as `label_among` reads them. Raises ValueError, naming the option."""
     if isinstance(given, str):
         raise ValueError(f"{option}={given!r}: give a list of labels, such as {known[:2]}")
     found = {label: label_among(label, known) for label in given}
@@ -336,7 +336,7 @@ def _among(option: str, given: Collection[str], known: Sequence[str]) -> set[str
 
 
 def _look(i: int) -> tuple[str, str]:
-    """Colour and marker of the i-th; markers go round slower by one, so that no pair repeats before all are used."""
+    """Colour and marker of the i-th method; markers shift each round, so that no pair repeats before all are used."""
     return _COLOURS[i % len(_COLOURS)], _MARKERS[(i + i // len(_COLOURS)) % len(_MARKERS)]
 
 
@@ -345,8 +345,8 @@ def _errors(value: pd.Series, low: pd.Series, high: pd.Series) -> list[pd.Series
 
 
 def _label(figure: Figure, axes: Axes, points: Iterable[tuple[float, float, float]]) -> None:
-    """Write ratios beside points `(x, y, ratio)`, in percent, but none over another."""
-    figure.draw_without_rendering()  # the layout, which says what is near
+    """Write ratios beside points `(x, y, ratio)`, in percent, leaving out those that would overlap another."""
+    figure.draw_without_rendering()  # computes the layout, which gives the distances
     width, height = (size * figure.dpi / 72 for size in (14, 8))  # of a label, in pixels
     taken: list[tuple[float, float]] = []
     for x, y, ratio in points:
@@ -364,10 +364,10 @@ def _by_method(
     hollow: str,
     bold: Collection[str],
 ) -> None:
-    """A line a method, from below, with a point and its interval a column, each column in a lane of its own.
+    """One line per method, from the bottom, with a point and its interval per column, each column in its own lane.
 
-    columns: label -> values and intervals of all `methods`, and which of their points are hollow, for what `hollow`
-    says. Names in `bold` are set so, controls in grey.
+    columns: label -> values and intervals of all `methods`, and which of their points are hollow. `hollow` is the
+    legend's text for these. Names in `bold` are bold, controls grey.
     """
     y = np.arange(len(methods))
     lanes = np.linspace(-0.14, 0.14, len(columns)) if len(columns) > 1 else [0.0]  # equal points do not hide each other
@@ -393,12 +393,12 @@ def _by_method(
 
 
 def _log_scale(axes: Axes) -> None:
-    """A logarithmic scale of percentages below what is drawn."""
+    """Make the x-axis a logarithmic scale of percentages."""
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     steps = ((1, 2, 5, 10, 20, 50, 100), (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100))
     coarse, fine = ([tick for tick in of if low < tick < high] for of in steps)
-    ticks = coarse if len(coarse) > 2 else fine  # two would pass for a linear scale
+    ticks = coarse if len(coarse) > 2 else fine  # with two ticks it would look linear
     axes.set_xticks(ticks, [f"{tick}" for tick in ticks])
     axes.set_xticks([], minor=True)
 
@@ -414,12 +414,12 @@ def _axes() -> tuple[Figure, Axes]:
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` small panels in rows, all of the same scale."""
+    """A figure of `count` small panels in rows, all with the same scale."""
     from matplotlib.figure import Figure as NewFigure
 
     columns = min(count, _IN_A_ROW)
     rows = math.ceil(count / columns)
-    width = 1.9 * max(columns, 2) + 0.4  # of one alone the title and the label below need more than it does
+    width = 1.9 * max(columns, 2) + 0.4  # title and label are wider than a single panel
     figure = NewFigure(figsize=(width, 1.5 * rows + 0.8), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten().tolist()
     for axes in panels:
@@ -428,7 +428,7 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
         axes.tick_params(labelsize=7)
     for axes in panels[count:]:
         axes.remove()
-    for axes in panels[count - columns : count]:  # the lowest of each column, also where the last row ends before it
+    for axes in panels[count - columns : count]:  # the lowest of each column, even if the last row is not full
         axes.tick_params(labelbottom=True)
     return figure, panels[:count]
 
@@ -440,22 +440,22 @@ def _title(rows: pd.DataFrame) -> str:
 
 
 def _finish(figure: Figure, axes: Axes, rows: pd.DataFrame, lines: int = 0) -> None:
-    """Title, legend and a size that holds it; `lines`: how many methods are named beside the axes, if any are."""
+    """Add title and legend, and fit the size. `lines`: number of methods named beside the axes, if any."""
     handles, labels = axes.get_legend_handles_labels()
-    labels = [textwrap.fill(label, 48) for label in labels]  # longer ones would leave the axes no room
+    labels = [textwrap.fill(label, 48) for label in labels]  # longer ones would leave no room for the axes
     entries = "\n".join(labels).count("\n") + 1
-    figure.set_figheight(max(4.2, 0.18 * entries + 0.3, 0.2 * lines + 0.9))  # inches: of a line of the legend 0.18
+    figure.set_figheight(max(4.2, 0.18 * entries + 0.3, 0.2 * lines + 0.9))  # inches: a legend's line takes 0.18
     if lines:
         figure.set_figwidth(8.4)
     figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
     _without_mathematics(figure)
-    figure.draw_without_rendering()  # the layout, which says where the axes begin, and the title with them
+    figure.draw_without_rendering()  # computes the layout: where the axes begin, and with them the title
     room = (1 - axes.get_position().x0) * figure.get_figwidth()
     axes.set_title(_folded(_title(rows), room, 10), loc="left", fontsize=10)
 
 
 def _finish_panels(figure: Figure, rows: pd.DataFrame, label: str) -> None:
-    """Title, label below all panels, and the height that their lines need more than one each."""
+    """Add a title, and a label below all panels; grow the figure for their lines beyond one each."""
     width = figure.get_figwidth() - 0.2
     title, label = _folded(_title(rows), width, 10), _folded(label, width, 9)
     figure.supxlabel(label, fontsize=9)
@@ -465,12 +465,12 @@ def _finish_panels(figure: Figure, rows: pd.DataFrame, label: str) -> None:
 
 
 def _folded(text: str, inches: float, size: float) -> str:
-    """A text of that font size in lines that are no longer, but have 20 letters; a long name is broken."""
-    return textwrap.fill(text, max(20, int(inches / (0.7 * size / 72))))  # a letter, capitals among them, is 0.7 wide
+    """Wrap a text of font size `size` to a width of `inches`, but at least 20 letters; long names are broken."""
+    return textwrap.fill(text, max(20, int(inches / (0.7 * size / 72))))  # letters, with capitals, are 0.7 em wide
 
 
 def _without_mathematics(figure: Figure) -> None:
-    """Draw each `$` of a name as it is: matplotlib takes two for the ends of a formula."""
+    """Draw `$` in names as it is: matplotlib would read the text between two of them as a formula."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):

@@ -1,4 +1,4 @@
-"""Which of the methods of a table is meant by what a user wrote."""
+"""Matches what a user wrote to the label of a method in a table."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from mmg_bench.methods.registry import read_label, without_defaults
 from mmg_bench.options import meant
 
 _WRITTEN = re.compile(r"[^()=,]+(\((\w+=.+)?\))?(\(control\))?")
-"""A label, without blanks."""
+"""Pattern of a label without blanks."""
 _Reading = Callable[[str], tuple[str, dict[str, str]]]
 
 
 def label_among(given: str, known: Collection[str]) -> str | None:
-    """Which of the `known` labels is given: as a table prints it, parameters in any order, blanks anywhere.
+    """The one of the `known` labels that is given: as a table prints it, with parameters in any order, blanks anywhere.
 
-    Numbers may be spelt in other ways (`tau=0.90`), and parameters of a registered method may stand there at their
-    defaults, which no table prints. Raises ValueError for what is no label.
+    Numbers may be written differently (`tau=0.90`), and parameters of a registered method may be given at their
+    defaults, which tables leave out. None if no label matches. Raises ValueError for a text that is not a label.
     """
     if given in known:
         return given
@@ -32,7 +32,7 @@ def label_among(given: str, known: Collection[str]) -> str | None:
 
 
 def _said(label: str, by: _Reading) -> tuple[str, dict[str, Any]]:
-    """What a label says `by` a reading, its numbers as such."""
+    """Name and parameters of a label in the reading `by`, with numbers as floats."""
     name, parameters = by(label)
     return name, {parameter: _value(text, by) for parameter, text in parameters.items()}
 
@@ -47,6 +47,6 @@ def _value(text: str, by: _Reading) -> Any:
 
 
 def label_meant(given: str, known: Collection[str]) -> str:
-    """As `meant` of the `known` labels, by their methods alone where the given resembles none."""
+    """Like `meant` for the `known` labels; if none is close to `given`, compares the methods' names alone."""
     by_method = {label.partition("(")[0]: label for label in reversed([*known])}
     return meant(given, known) or meant(given.partition("(")[0], by_method, by_method)

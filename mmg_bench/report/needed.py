@@ -1,4 +1,4 @@
-"""How far a method can be driven: the share of the visual tokens at which it still keeps most of dense's accuracy."""
+"""How far a method can prune: the share of visual tokens at which it still keeps most of dense's accuracy."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mmg_bench.options import check_number
 from mmg_bench.report.rows import DENSE, headline
 
 RATIOS = 4
-"""At how many retention ratios a method must have been measured: between fewer, too much would be drawn by ruler."""
+"""Minimum number of retention ratios at which a method must have been measured: fewer leave too much to interpolate."""
 KEPT = (95.0, 90.0)
-"""Percent of dense's accuracy that are usually asked for."""
+"""Default percentages of dense's accuracy."""
 
 
 class Needed(NamedTuple):
@@ -24,26 +24,26 @@ class Needed(NamedTuple):
     method: str
     kept_percent: float
     share: float
-    """Of the visual tokens, in 0..1, that a layer sees on average."""
+    """Share of the visual tokens, in 0..1, that a layer sees on average."""
     bound: str
-    """≤ where fewer would do, > where more are needed; else empty."""
+    """≤ if fewer tokens would do, > if more are needed; else empty."""
     low: float
     high: float
-    """Of the 95 % interval."""
+    """Ends of the 95 % interval."""
 
 
 def tokens_needed(rows: pd.DataFrame, kept_percent: Sequence[float] = KEPT) -> dict[str, list[Needed]]:
-    """What each method needs to keep `kept_percent` of dense's accuracy, in this order of percentages.
+    """The tokens that each method needs to keep `kept_percent` of dense's accuracy, in the order of the percentages.
 
-    rows: of one model and number of frames. Methods that need fewest for the first percentage come first; dense, and
-    those measured at fewer than RATIOS ratios, are left out.
+    rows: those of one model and number of frames. Methods that need fewest for the first percentage come first; dense,
+    and methods measured at fewer than RATIOS ratios, are left out.
 
-    A method's percentages are joined by straight lines over the share; from the most tokens down, `share` is where they
-    first fall below `kept_percent`. Where they never do, it is that of the fewest tokens measured, and the bound is ≤;
-    where they always are below, that of the most, and >. The interval runs from where the upper ends of their paired
-    intervals fall below to where the lower ends do, within what was measured; it is NaN where these are.
+    A method's percentages are interpolated linearly over the share. `share` is where, going down from the most tokens,
+    they first fall below `kept_percent`. If they never do, it is the smallest share measured, and the bound is ≤; if
+    they start below, it is the largest, and the bound is >. The interval runs from where the upper ends of the paired
+    intervals fall below to where the lower ends do, within the measured range; it is NaN if those ends are.
 
-    Raises ValueError for no percentage, and for one that is not in 0..100.
+    Raises ValueError for an empty `kept_percent`, and for a percentage that is not in 0..100.
     """
     if not kept_percent:
         raise ValueError("kept_percent=[]: name a percentage or several, such as [95]")
@@ -66,7 +66,7 @@ def tokens_needed(rows: pd.DataFrame, kept_percent: Sequence[float] = KEPT) -> d
 
 
 def _needed(method: str, curve: pd.DataFrame, percent: float) -> Needed:
-    """Where a curve from the most tokens down falls below a percentage."""
+    """Where a curve, ordered from the most tokens down, falls below a percentage."""
     share, high, low = (
         _falls_below(percent, curve.share.to_numpy(), ends.to_numpy())
         for ends in (curve.value, curve.ci_low, curve.ci_high)
@@ -76,9 +76,9 @@ def _needed(method: str, curve: pd.DataFrame, percent: float) -> Needed:
 
 
 def _falls_below(level: float, shares: NDArray[np.float64], kept: NDArray[np.float64]) -> float:
-    """The share at which `kept`, joined by straight lines over descending shares, first falls below `level`.
+    """The share at which `kept`, interpolated linearly over descending shares, first falls below `level`.
 
-    The last share where it never does, the first where it starts there; NaN where some of `kept` is.
+    The last share if it never does, the first if it starts below; NaN if any of `kept` is NaN.
     """
     if np.isnan(kept).any():
         return float("nan")

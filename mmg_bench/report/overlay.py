@@ -16,8 +16,8 @@ _GAP = 2  # pixels
 def kept_overlay(frames: Pictures, positions: NDArray[np.int64], grid: tuple[int, int]) -> Pictures:
     """Frames `[T, H, W, 3]` with the cells of pruned tokens at a quarter of their brightness.
 
-    `positions` are flat raster indices into `T * h * w` for a `grid` `(h, w)`. Raises ValueError for positions
-    outside.
+    `positions` are the kept tokens' flat raster indices into `T * h * w` for a `grid` `(h, w)`. Raises ValueError for
+    positions outside.
     """
     count, height, width, _ = frames.shape
     rows, columns = grid
@@ -34,10 +34,10 @@ def kept_overlay(frames: Pictures, positions: NDArray[np.int64], grid: tuple[int
 
 
 def contact_sheet(rows: list[Pictures], names: Sequence[str] = ()) -> Pictures:
-    """Rows of frames `[T, H, W, 3]` as one picture, thin white lines between them.
+    """Rows of frames `[T, H, W, 3]` as one picture, with thin white lines between them.
 
-    `names`: of the rows, one each; written upwards on a white margin on their left. Raises ValueError for another
-    number of them.
+    `names`: one per row, written upwards on a white margin on the left. Raises ValueError for any other number of
+    names.
     """
     if names and len(names) != len(rows):
         raise ValueError(f"{len(names)} names for {len(rows)} rows of pictures: give one each, or none")
@@ -55,7 +55,7 @@ def _joined(pictures: list[Pictures], axis: int) -> Pictures:
 
 
 def _upwards(text: str, height: int) -> Pictures:
-    """Black text on white, read from below, no longer than a row of frames is high."""
+    """Black text on white, rotated to read upwards, scaled to fit the height of a row of frames."""
     picture = Image.new("RGB", (height, _MARGIN), "white")
     draw, size = ImageDraw.Draw(picture), _MARGIN * 0.7
     size *= min(1, height / draw.textlength(text, font_size=size)) if text else 1

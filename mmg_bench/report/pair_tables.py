@@ -1,4 +1,4 @@
-"""Two methods on the same questions: what one gains over the other, and how sure that is."""
+"""Tables of two methods on the same questions: what one gains over the other, and how certain that is."""
 
 from __future__ import annotations
 
@@ -46,16 +46,15 @@ def pair_tables(
 ) -> list[Table]:
     """A table for each model with which both `a` and `b` answered: all questions, then each skill.
 
-    With `lost_by`, the questions that dense answered better than it have a line of their own, behind that of all.
+    With `lost_by`, the questions that dense answered better than it get their own line, after that of all questions.
 
-    records: of all methods there are. Those of others tell which questions there are, so that a table of a part of them
-        says so.
-    provenance: what provenance.json holds, which must explain the records. Of a method that answered anew, because its
+    records: those of all methods. Other methods show which questions there are, so that a table that covers only part
+        of them says so.
+    provenance: the content of provenance.json, which must explain the records. If a method answered again, because its
         code or a setting had changed, the newest answers count, and the table says so.
 
-    Raises ValueError when the two have nothing in common, when they were not asked the same questions, and when they
-    answered under different settings. Only numbers of frames may differ, where the sides ask for that, and not with
-    `lost_by`.
+    Raises ValueError if the two have nothing in common, if they were not asked the same questions, or if they answered
+    under different settings. Only the number of frames may differ, if the sides ask for it, and not with `lost_by`.
     """
     records = list(records)
     latest, versions = newest([r for r in records if a.answered(r) or b.answered(r)], provenance)
@@ -95,7 +94,7 @@ def pair_tables(
 def _lost(pair: Pair, match: Match, judged: Mapping[Label, Answers], lost_by: Side) -> set[str]:
     """The questions that dense answered better than `lost_by`, on a pair's benchmark and with its model and frames.
 
-    Raises ValueError where A and B have other frames than each other, and where either of the two was not asked all.
+    Raises ValueError if A and B differ in frames, or if dense or `lost_by` was not asked all of the pair's questions.
     """
     if match.apart:
         raise ValueError(
@@ -138,7 +137,7 @@ def _table(
             one, other = (answers.to(lost[pair.benchmark]) for answers in (pair.one, pair.other))
             lines.append(_line(f"lost by {lost_by.method}", one, other, (), bootstrap))
         skills = sorted({r.skill for r in pair.one.records})
-        if len(skills) > 1:  # a single skill is the whole benchmark once more
+        if len(skills) > 1:  # a single skill would repeat the whole benchmark
             lines += [_line(s, pair.one.of_skill(s), pair.other.of_skill(s), (), bootstrap) for s in skills]
         blocks.append(Block(pair.benchmark, tuple(lines)))
     meaning = (
@@ -150,7 +149,7 @@ def _table(
 
 
 def _line(name: str, one: Answers, other: Answers, means: Collection[str], bootstrap: Bootstrap) -> tuple[Entry, ...]:
-    """Entries of a comparison, as `COLUMNS` has them."""
+    """Entries of a comparison, in the order of `COLUMNS`."""
     if not one.records:
         return tuple(map(Entry, [name, "0", "0", *[NONE] * (len(COLUMNS) - 3)]))
     pair = compare(one.scores, other.scores, one.videos, one.benchmarks, one.subgroups(means), bootstrap=bootstrap)

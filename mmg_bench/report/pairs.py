@@ -1,4 +1,4 @@
-"""The two sides of a comparison, and with which models and numbers of frames they meet."""
+"""The two sides of a comparison, and the models and numbers of frames at which both have answers."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from mmg_bench.runner.records import Record
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two that are compared."""
+    """One of the two sides of a comparison."""
 
     method: str
     """Label."""
     retention_ratio: float
     frames: int | None = None
-    """None in both sides: a table for each number of frames with which both answered. None in one side: the only number
-    with which that side answered."""
+    """If None in both sides, there is a table for each number of frames at which both answered. If None in one side, it
+    stands for the only number at which that side answered."""
 
     def __str__(self) -> str:
         return at_ratio(self.method, self.retention_ratio)
 
     def answered(self, found: Record | Label) -> bool:
-        """Whether a record, or all that share a label, are its answers."""
+        """Whether a record, or the records of a label, belong to this side."""
         mine = (found.method, found.retention_ratio) == (self.method, self.retention_ratio)
         return mine and self.frames in (None, found.frames)
 
 
 @dataclass(frozen=True)
 class Match:
-    """What a table is of: a model, and two sides with their numbers of frames."""
+    """What a table compares: two sides of one model, with their numbers of frames."""
 
     model: str
     a: Side
@@ -40,12 +40,12 @@ class Match:
 
     @property
     def apart(self) -> tuple[str, ...]:
-        """Settings in which the two are to differ."""
+        """Settings that may differ between the two."""
         return () if self.a.frames == self.b.frames else ("model.frames",)
 
     @property
     def names(self) -> tuple[str, str]:
-        """What to call the two in a sentence: no more than tells one from the other."""
+        """Names of the two in messages: only what tells them apart."""
         a, b = self.a, self.b
         if a.method != b.method:
             return a.method, b.method
@@ -65,16 +65,16 @@ class Match:
         return f"A: {self.a}; B: {self.b}; {self.model}, {self.a.frames} frames"
 
     def labels(self, found: Collection[Label]) -> list[dict[str, Label]]:
-        """Of each side, those of the labels that are its own, by benchmark."""
+        """For each side, benchmark -> its label."""
         of_model = [label for label in found if label.model == self.model]
         return [{label.benchmark: label for label in of_model if side.answered(label)} for side in (self.a, self.b)]
 
 
 def matches(found: Collection[Label], a: Side, b: Side) -> list[Match]:
-    """What tables to make: one for each model, and for each number of frames where neither side names its own.
+    """The tables to make: one for each model, and for each number of frames if neither side names its own.
 
-    Raises ValueError where only one side names its frames, and the other answered with several numbers of frames, or
-    is then the very same.
+    Raises ValueError if only one side names its frames, and the other answered at several numbers of frames, or turns
+    out to be the same as the first.
     """
     if a.frames is b.frames is None:
         cells = sorted({(label.model, label.frames) for label in found})
@@ -86,7 +86,7 @@ def matches(found: Collection[Label], a: Side, b: Side) -> list[Match]:
 
 
 def why_apart(found: Collection[Label], a: Side, b: Side) -> str:
-    """Why there is no table of the two, and what to do."""
+    """Why there is no table of the two, and the remedy."""
     for model in _models(found):
         one, other = _frames(a, model, found), _frames(b, model, found)
         if a.frames is b.frames is None and one and other and not {*one} & {*other}:
@@ -98,7 +98,7 @@ def why_apart(found: Collection[Label], a: Side, b: Side) -> str:
 
 
 def _with_frames(letter: str, side: Side, other: Side, model: str, found: Collection[Label]) -> Side:
-    """A side with a number of frames: the one that it names, else the only one with which it has answers of a model."""
+    """A side with its number of frames: the one that it names, else the only one at which it has a model's answers."""
     if side.frames is not None:
         return side
     numbers = _frames(side, model, found)
@@ -106,7 +106,7 @@ def _with_frames(letter: str, side: Side, other: Side, model: str, found: Collec
         raise ValueError(
             f"{letter}.frames=null: {side} has answers of {model} with {_listed(numbers)} frames; choose one"
         )
-    return replace(side, frames=numbers[0] if numbers else other.frames)  # of none, to say so
+    return replace(side, frames=numbers[0] if numbers else other.frames)  # without answers: the other's
 
 
 def _models(found: Collection[Label]) -> list[str]:
@@ -114,7 +114,7 @@ def _models(found: Collection[Label]) -> list[str]:
 
 
 def _frames(side: Side, model: str, found: Collection[Label]) -> list[int]:
-    """With which numbers of frames a side has answers of a model."""
+    """The numbers of frames at which a side has answers of a model."""
     return sorted({label.frames for label in found if label.model == model and side.answered(label)})
 
 

@@ -17,9 +17,9 @@ from mmg_bench.report.table import NONE, Block, Entry, Table, measured_line, wit
 
 TABLE = "bench_methods"
 CITED_MS = {"fastvid": 6.1, "prunevid": 37.0, "flashvid": 60.0, "holitom": 78.0}
-"""Overhead of the official code on an A100 (LLaVA-OneVision-7B, 32 frames), as its paper or a peer reports it."""
+"""Overhead of the official code on an A100 (LLaVA-OneVision-7B, 32 frames), as reported by its paper or a peer."""
 CITED_MODEL, CITED_FRAMES = "synthetic 196 x 3584", 32
-"""What is timed here when it is of the same size."""
+"""The synthetic video of the same size as the cited ones."""
 INSIDE = "inside the LLM"
 
 
@@ -28,11 +28,11 @@ def prune_time_rows(
 ) -> pd.DataFrame:
     """Result rows: `prune_ms` and `gram_ratio` of every method, `gram_ms`, growth with the frames, and cited overheads.
 
-    Overheads are cited beside videos of the size that they are of.
+    Overheads are cited only for videos of the same size.
 
-    The value is the median over the rounds, the interval their 5th and 95th percentile. Growth is the time at the most
-    frames over that at the fewest. A method that failed, or ran out of memory, has an error and no value; one
-    without work outside the language model has neither.
+    The value is the median over the rounds, and the interval is their 5th and 95th percentile. Growth is the time at
+    the most frames over that at the fewest. A method that failed, or ran out of memory, has an error and no value; a
+    method without work outside the language model has neither.
     """
     rows: list[ResultRow] = []
 
@@ -79,12 +79,12 @@ def prune_time_rows(
 
 
 def failed_key(method: str, frames: int) -> str:
-    """What provenance calls a method at a number of frames, under `failed`."""
+    """The name of a method at a number of frames in provenance, under `failed`."""
     return f"{method}, {frames} frames"
 
 
 def prune_time_table(rows: pd.DataFrame, provenance: Sources) -> Table:
-    """The table of `rows`: a line a method, a group of columns for each number of frames."""
+    """The table of `rows`: one line per method, a group of columns for each number of frames."""
     found = {(r.method, r.frames, r.metric, r.source): r for r in as_tuples(rows)}
     frames = sorted(set(rows.frames[rows.metric == "gram_ms"]))
     methods = list(dict.fromkeys(rows.method))

@@ -1,9 +1,9 @@
-"""Result rows: records and measurements as one tidy table, one measured value a row.
+"""Result rows: records and measurements as one tidy table, one measured value per row.
 
 Tables, figures and pages are made from these rows alone. `accuracy` and `accuracy_kept_percent` are in percent,
 `points_over ...` in percentage points, times in ms, sizes in bytes, FLOPs in multiply-adds; speed-ups are factors
-against dense. `retention_layer_mean` is the share of all visual tokens that a layer sees, mean over the layers: what
-methods that prune inside the language model spend.
+relative to dense. `retention_layer_mean` is the share of all visual tokens that a layer sees, averaged over the layers:
+the spend of methods that prune inside the language model.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mmg_bench.runner.records import Record
 
 
 class ResultRow(NamedTuple):
-    """A row; its fields are the columns, in order. One measured value."""
+    """A row, with one measured value. Its fields are the columns, in order."""
 
     table: str
     model: str
@@ -41,7 +41,7 @@ class ResultRow(NamedTuple):
     method: str
     retention_ratio: float
     realised_tokens: float
-    """Visual tokens that entered layer 0, mean over the questions."""
+    """Visual tokens that entered layer 0, averaged over the questions."""
     metric: str
     value: float
     ci_low: float
@@ -53,7 +53,7 @@ class ResultRow(NamedTuple):
     source: str
     """`measured`, `cited` or `pending`."""
     provenance: str
-    """Key into provenance.json; several, when a cell was resumed elsewhere, are joined by `;`."""
+    """Key into provenance.json; several, if a cell was resumed elsewhere, are joined by `;`."""
 
 
 COLUMNS = ResultRow._fields
@@ -71,9 +71,9 @@ METRICS = (
 )
 DENSE = "dense"
 FROM_BEST = "points_from_best"
-"""The metric that compares accuracy with that of whoever leads at the same ratio."""
+"""Metric that compares accuracy with that of the leader at the same ratio."""
 OVER = "points_over "
-"""How a metric begins that compares accuracy with another method's at the same ratio; behind it stands its label."""
+"""Prefix of metrics that compare accuracy with another method's at the same ratio, followed by its label."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,11 @@ class Measurement:
     """Repeats."""
     provenance: str
     skill: str = ALL
-    """Of a measurement without benchmark: `all`, or `batch=B` for more than one prompt at a time."""
+    """For a measurement without benchmark: `all`, or `batch=B` for more than one prompt at a time."""
     realised_tokens: float = math.nan
-    """Where there are no records to tell."""
+    """Used if there are no records that give it."""
     n_errors: int = 0
-    """1 where the memory ended, and the value is NaN."""
+    """1 if memory ran out, and the value is NaN."""
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -120,21 +120,20 @@ def result_rows(
 ) -> pd.DataFrame:
     """The rows of a table, in an order that does not depend on the order of `records`.
 
-    weights: what each model's weights are, such as `pretrained`.
+    weights: model -> what its weights are, such as `pretrained`.
     methods, benchmarks: the order to list them in; those not named follow by name. Dense comes first.
     over_skills: benchmarks whose accuracy is the unweighted mean over their skills, not the mean over questions.
-    against: labels of methods that every other is compared with, beside dense, where both have the same ratio.
-    geometries: sizes of each model's language model; without one a model gets no FLOPs and no mean over its layers.
+    against: labels of methods, in addition to dense, with which all others are compared at the same ratio.
+    geometries: model -> sizes of its language model; a model without one gets no FLOPs and no mean over its layers.
 
-    Accuracy is the mean over the questions that were answered (or, see `over_skills`, of the means over those of each
-    skill); those that failed are counted in `n_errors`. With several benchmarks, rows of benchmark `average` hold the
-    unweighted mean over them, for cells that ran on all. Where `pooled` is among the cells,
-    `accuracy_lost_by_pooled` is the accuracy on the questions that dense answers better than it at the same ratio.
-    Where several methods share a ratio, `points_from_best` compares each with the one that keeps most of dense there
-    (`leading.leaders`).
+    Accuracy is the mean over the answered questions (with `over_skills`, the mean of each skill's mean); failed
+    questions are counted in `n_errors`. With several benchmarks, rows of benchmark `average` hold the unweighted mean
+    over them, for cells that ran on all. If `pooled` is among the cells, `accuracy_lost_by_pooled` is the accuracy on
+    the questions that dense answers better than it at the same ratio. If several methods share a ratio,
+    `points_from_best` compares each with the one that keeps most of dense there (`leading.leaders`).
 
-    Raises ValueError when dense is missing, when the questions of a cell are not those of dense, and when two cells
-    would share a row.
+    Raises ValueError if dense is missing, if the questions of a cell are not those of dense, and if two cells would
+    share a row.
     """
     rows: list[dict[str, Any]] = []
     realised: dict[_Where, float] = {}
@@ -177,7 +176,7 @@ def pending_rows(
     cells: Sequence[tuple[str, float]],
     metric: str = "accuracy",
 ) -> pd.DataFrame:
-    """Rows of what is still to be measured, for (method, retention ratio) `cells`: tables say so, not leave gaps."""
+    """Rows for (method, retention ratio) `cells` still to be measured: tables show them as pending, not as gaps."""
     nothing = Estimate(math.nan, math.nan, math.nan, 0, 0)
     rows = [
         _row(_Where(model, frames, benchmark, method, ratio), ALL, metric, nothing, math.nan, "pending", "")
@@ -188,10 +187,10 @@ def pending_rows(
 
 
 def to_frame(rows: Sequence[ResultRow] | Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Rows made one by one as a table, in the order given.
+    """A frame of single rows, in the order given.
 
-    Numbers have ten significant digits, as in the file, so that all that is made of either says the same; more would
-    differ between machines.
+    Numbers are rounded to ten significant digits, as in the file, so that both give the same tables and figures; more
+    digits would differ between machines.
     """
     frame = pd.DataFrame(rows, columns=list(COLUMNS)).astype(_TYPES)
     floats = [column for column in COLUMNS if _TYPES[column] == "float64"]
@@ -200,7 +199,7 @@ def to_frame(rows: Sequence[ResultRow] | Sequence[Mapping[str, Any]]) -> pd.Data
 
 
 def write_rows(rows: pd.DataFrame, path: Path) -> None:
-    """Write `rows` as CSV, whole or not at all."""
+    """Write `rows` as CSV, completely or not at all."""
     if tuple(rows.columns) != COLUMNS:
         raise ValueError(f"columns {list(rows.columns)} are not those of result rows: {list(COLUMNS)}")
     with written_whole(path) as file:
@@ -208,9 +207,9 @@ def write_rows(rows: pd.DataFrame, path: Path) -> None:
 
 
 def read_rows(path: Path | str) -> pd.DataFrame:
-    """The rows that `write_rows` wrote; of a table's folder, those in its `rows.csv`.
+    """Read rows written by `write_rows`; given a table's folder, those in its `rows.csv`.
 
-    Raises ValueError for a file that is not whole or of another version.
+    Raises ValueError for a file that is incomplete or of another version.
     """
     path = Path(path)
     path = path / "rows.csv" if path.is_dir() else path
@@ -225,7 +224,7 @@ def read_rows(path: Path | str) -> pd.DataFrame:
             raise ValueError(f"{path}:{number}: {len(fields)} fields instead of {len(COLUMNS)}: make it again")
     frame = pd.DataFrame(lines, columns=list(COLUMNS))
     numbers = [column for column in COLUMNS if _TYPES[column] != "str"]
-    # not by pandas' own reader, which is off by a last bit and takes "NA" for nothing
+    # not pandas' own reader, which may be off in the last bit and reads "NA" as missing
     frame[numbers] = frame[numbers].map(lambda text: float(text) if text else math.nan)
     return frame.astype(_TYPES)
 
@@ -236,34 +235,34 @@ def as_tuples(rows: pd.DataFrame) -> list[ResultRow]:
 
 
 def provenance_keys(rows: pd.DataFrame) -> list[str]:
-    """The provenance keys that rows name, in the order in which they come; a row may join several by `;`."""
+    """The provenance keys that rows name, in order of appearance; a row may join several by `;`."""
     return list(dict.fromkeys(key for keys in rows.provenance for key in str(keys).split(";") if key))
 
 
 def measured_over_pending(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows without the pending ones of what was measured as well, be it that memory ended."""
+    """The rows without pending ones that were also measured, even if memory ran out."""
     what = ["model", "benchmark", "skill", "frames", "method", "retention_ratio", "metric"]
     values = pd.MultiIndex.from_frame(rows[what])
     return rows[(rows.source != "pending") | ~values.isin(values[rows.source == "measured"])]
 
 
 def headline(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows that stand for a whole cell: of the only benchmark, or of the average over several."""
+    """The rows for whole cells: those of the only benchmark, or of the average over several."""
     overall = rows[(rows.skill == ALL) & (rows.benchmark != NO_BENCHMARK)]
     benchmarks = overall.benchmark.unique()
     return overall if len(benchmarks) == 1 else overall[overall.benchmark == AVERAGE]
 
 
 def prunes_inside(rows: pd.DataFrame) -> bool:
-    """Whether some cell's layers do not all see the tokens that enter layer 0."""
+    """Whether there is a cell in which some layer sees fewer tokens than enter layer 0."""
     inside = as_tuples(rows[rows.metric == "retention_layer_mean"])
     whole = {row.benchmark: row.realised_tokens for row in inside if row.method == DENSE}
-    known = (row for row in inside if row.benchmark in whole)  # not where every dense answer failed
+    known = (row for row in inside if row.benchmark in whole)  # leaves out benchmarks where every dense answer failed
     return any(row.value < row.realised_tokens / whole[row.benchmark] - 1e-6 for row in known)
 
 
 def _check_dense(cells: Cells, where: str) -> None:
-    """Raise ValueError unless dense is among the cells, and every cell was asked what dense was."""
+    """Raise ValueError unless dense is among the cells, and every cell was asked the same questions as dense."""
     if (DENSE, 1.0) not in cells:
         raise ValueError(f"no records of dense at retention ratio 1 {where}: every table compares with dense")
     wanted = {r.question for r in cells[DENSE, 1.0].records}
@@ -276,7 +275,7 @@ def _check_dense(cells: Cells, where: str) -> None:
 
 
 class _Cost:
-    """Visual tokens of a record over all layers, where the model is known, and their FLOPs where the formulas hold."""
+    """Visual tokens over all layers, if the model's geometry is known, and their FLOPs, if the formulas hold for it."""
 
     def __init__(self, geometry: TextGeometry | None):
         self.geometry = geometry
@@ -309,7 +308,7 @@ def _statistics(
 ) -> Iterator[tuple[str, str, Estimate]]:
     """(skill, metric, estimate) of a cell.
 
-    pooled: that of plain downsampling at the same ratio. `others` are compared with as well, by their labels.
+    pooled: the cell of plain downsampling at the same ratio. others: label -> a further cell to compare with.
     """
     groups, subgroups = cell.benchmarks, cell.subgroups(over_skills)
     whole = accuracy(cell.scores, cell.videos, groups, subgroups, bootstrap=bootstrap)
@@ -323,7 +322,7 @@ def _statistics(
     if pooled is not None and pooled is not cell:
         lost = lost_questions(pooled, dense)
         part = Answers(tuple(r for r in cell.records if (r.benchmark, r.question) in lost))
-        if set(part.benchmarks) == set(groups):  # no mean over some of them
+        if set(part.benchmarks) == set(groups):  # only if every benchmark has such questions
             estimate = accuracy(part.scores, part.videos, part.benchmarks, bootstrap=bootstrap)
             yield ALL, "accuracy_lost_by_pooled", estimate
     for label, other in others.items():
@@ -343,9 +342,9 @@ def _from_best(
     over_skills: Collection[str],
     bootstrap: Bootstrap,
 ) -> Iterator[tuple[Key, Estimate]]:
-    """Of each cell but dense and the leaders: its accuracy less that of the cell that leads at its ratio, in points.
+    """Accuracy of each cell less that of the leader at its ratio, in points; not for dense and the leaders.
 
-    found: (skill, metric, estimate) of each cell.
+    found: cell -> its (skill, metric, estimate).
     """
 
     def values(wanted: str) -> dict[Key, float]:
@@ -366,7 +365,7 @@ def _mean(values: Iterable[float | None]) -> float:
 
 @dataclass(frozen=True)
 class _Where:
-    """What a row is about, but for skill and metric."""
+    """What a row is about, except skill and metric."""
 
     model: str
     frames: int
@@ -415,7 +414,7 @@ def _sorted(rows: list[dict[str, Any]], methods: Sequence[str], benchmarks: Sequ
 
 
 def _rank(metric: str) -> tuple[int, str]:
-    """Where a metric stands among those of a cell."""
+    """Sort key of a metric within a cell."""
     return (METRICS.index("p_mcnemar"), metric) if metric.startswith(OVER) else (METRICS.index(metric), "")
 
 

@@ -1,9 +1,9 @@
 """Accuracy and paired comparison of two cells, with bootstrap intervals that respect the videos.
 
-Questions about one video are not independent, so the bootstrap draws whole videos. All functions are pure: the same
-scores give the same result to the last digit, in any order of the questions. Scores are in 0..1, NaN where a question
-failed; percentages are in 0..100. A quantity that is not defined (accuracy, flips and p of no question, percent kept of
-a dense accuracy of 0, the interval of a single video) is NaN.
+Questions about the same video are not independent, so the bootstrap draws whole videos. All functions are pure: the
+same scores give the same result to the last digit, in any order of the questions. Scores are in 0..1, or NaN if the
+question failed; percentages are in 0..100. An undefined quantity (accuracy, flips and p without questions, percent kept
+of a dense accuracy of 0, the interval of a single video) is NaN.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 FloatArray = NDArray[np.float64]
 Labels = Sequence[str] | NDArray[np.str_]
 
-_LEVEL = 0.95  # coverage of intervals, which every text calls by it
-_CHUNK = 2**16  # elements of a product: as many as a cache holds, which is several times as fast as many at once
+_LEVEL = 0.95  # coverage of intervals, which all texts name
+_CHUNK = 2**16  # elements of a product: those that fit the cache are several times faster than larger ones
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Bootstrap:
     """How intervals are made: percentile bootstrap over videos."""
 
     n_boot: int = 10_000
-    """Resamples."""
+    """Number of resamples."""
     seed: int = 0
-    """Equal seeds draw equal resamples of equally many videos, so all cells of a table share their resamples."""
+    """Equal seeds give equal resamples for the same number of videos, so all cells of a table share them."""
 
     def __post_init__(self) -> None:
         if self.n_boot < 1:
@@ -42,7 +42,7 @@ class Bootstrap:
         return _sums(per_video.tobytes(), len(per_video), self.n_boot, self.seed)
 
     def interval(self, samples: FloatArray) -> tuple[float, float]:
-        """Lowest and highest of the middle 95 % of the resamples in which the quantity is defined."""
+        """Ends of the middle 95 % of the resamples in which the quantity is defined."""
         samples = samples[np.isfinite(samples)]
         if not samples.size:
             return math.nan, math.nan
@@ -52,10 +52,10 @@ class Bootstrap:
 
 
 USUAL = Bootstrap()
-"""As every command makes them."""
+"""The settings that every command uses."""
 
 
-@lru_cache(maxsize=512)  # a cell has an accuracy, and is compared with dense, with the best and with others
+@lru_cache(maxsize=512)  # a cell has an accuracy and comparisons with dense, the best and others
 def _sums(per_video: bytes, videos: int, n_boot: int, seed: int) -> FloatArray:
     """`[n_boot, K]`: see `Bootstrap.sums`."""
     values = np.frombuffer(per_video).reshape(videos, -1)
@@ -65,7 +65,7 @@ def _sums(per_video: bytes, videos: int, n_boot: int, seed: int) -> FloatArray:
     return sums
 
 
-@lru_cache(maxsize=64)  # cells share benchmarks, skills and lost questions: as many numbers of videos as these are
+@lru_cache(maxsize=64)  # one for each number of videos: cells share those of benchmarks, skills and lost questions
 def _draws(videos: int, n_boot: int, seed: int) -> NDArray[np.uint16]:
     """`[n_boot, videos]`: how often each resample holds each video."""
     rng = np.random.default_rng(seed)
@@ -85,30 +85,30 @@ class Estimate:
     low: float
     high: float
     n: int
-    """Questions that it rests on."""
+    """Number of questions that it rests on."""
     n_errors: int
-    """Questions left out because they failed, in either cell of a pair."""
+    """Number of questions left out because they failed, in either cell of a pair."""
     videos: int = 0
-    """Videos that the questions are about; 0 of what is no mean over questions."""
+    """Number of videos that the questions are about; 0 if it is not a mean over questions."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A cell against another, such as dense, on the questions that both answered."""
+    """A cell compared with another, such as dense, on the questions that both answered."""
 
     accuracy: float
-    """In percent, as are those below."""
+    """In percent, like those below."""
     other_accuracy: float
     difference: Estimate
     """accuracy - other_accuracy, in points."""
     kept_percent: Estimate
     """100 * accuracy / other_accuracy."""
     flips_lost: float
-    """How many questions the other answered better; NaN, as all of them, where there is none that both answered."""
+    """Number of questions that the other answered better. Every value is NaN if there is no question both answered."""
     flips_won: float
-    """How many questions the cell answered better."""
+    """Number of questions that the cell answered better."""
     p_mcnemar: float
-    """Exact two-sided p of as uneven a split of the flips, were both directions equally likely."""
+    """Exact two-sided p of a split of the flips at least as uneven, if both directions were equally likely."""
 
 
 def accuracy(
@@ -121,10 +121,10 @@ def accuracy(
 ) -> Estimate:
     """Mean score in percent, with its interval.
 
-    scores: `[Q]`. videos: `[Q]`, label of the video of each question; labels of different benchmarks must differ.
-    groups: `[Q]`, such as the benchmark of each question: then the result is the unweighted mean of the groups' means,
-    resampled together. subgroups: `[Q]`, such as the skill of each question: then a group's mean is in turn the
-    unweighted mean of its subgroups' means.
+    scores: `[Q]`. videos: `[Q]`, label of each question's video; labels of different benchmarks must differ.
+    groups: `[Q]`, such as each question's benchmark: the result is then the unweighted mean of the groups' means,
+    resampled together. subgroups: `[Q]`, such as each question's skill: a group's mean is then in turn the unweighted
+    mean of its subgroups' means.
     """
     means, counts = _group_means([scores], videos, groups, subgroups, bootstrap)
     average = 100 * means[0].mean(axis=-1)
@@ -142,9 +142,9 @@ def compare(
 ) -> Comparison:
     """Paired comparison of a cell's `scores` (`[Q]`) with those of an `other` on the same questions in the same order.
 
-    A question that failed in either cell is left out of the pair and counted. With `groups` (and `subgroups`, as in
+    Questions that failed in either cell are left out of the pair and counted. With `groups` (and `subgroups`, as in
     `accuracy`) the percentages are those of the unweighted means over them; flips are counted over all questions.
-    kept_percent is NaN where the other's accuracy is 0; resamples in which it is 0 are left out of the interval.
+    kept_percent is NaN if the other's accuracy is 0; resamples in which it is 0 are left out of the interval.
     """
     means, counts = _group_means([scores, other], videos, groups, subgroups, bootstrap)
     ours, theirs = means.mean(axis=-1)
@@ -177,7 +177,7 @@ def mcnemar(lost: int, won: int) -> float:
 
 
 class _Counts(NamedTuple):
-    """As the fields of `Estimate` with these names."""
+    """Counts with the meaning of the same fields of `Estimate`."""
 
     n: int
     n_errors: int
@@ -191,7 +191,7 @@ def _group_means(
     subgroups: Labels | None,
     bootstrap: Bootstrap,
 ) -> tuple[FloatArray, _Counts]:
-    """Means of each column in each group, `[columns, 1 + n_boot, groups]`, the sample's own first.
+    """Means of each column in each group, `[columns, 1 + n_boot, groups]`; the first is that of the sample itself.
 
     Only questions that all columns answered count.
     """
@@ -213,7 +213,7 @@ def _group_means(
     group_names, group = np.unique(groups, return_inverse=True)
     _, subgroup = np.unique(subgroups, return_inverse=True)
     pairs, pair = np.unique(np.stack([group, subgroup]), axis=1, return_inverse=True)  # [2, P], [Q]
-    # one order whatever the input's, so that sums round the same way
+    # one order for any order of the input, so that sums round the same way
     order = np.lexsort((*scores, pair, video))
     order = order[answered[order]]
     cell = video[order] * pairs.shape[1] + pair[order]
@@ -227,7 +227,7 @@ def _group_means(
     # [1 + n_boot, (1 + C) * P]
     sums = np.hstack([np.concatenate([block.sum(axis=0, keepdims=True), bootstrap.sums(block)]) for block in blocks])
     of_group = [np.unique(video[order][group[order] == g]) for g in range(len(group_names))]
-    if min(map(len, of_group)) < 2:  # one video does not show how far videos differ: no interval
+    if min(map(len, of_group)) < 2:  # one video does not show how much videos differ: no interval
         sums[1:] = np.nan
     counts, *totals = np.split(sums, len(blocks), axis=1)  # each [1 + n_boot, P]
     with np.errstate(invalid="ignore"):

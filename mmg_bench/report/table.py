@@ -1,6 +1,6 @@
-"""A laid-out table, as Markdown and on the terminal, and how values are written in one.
+"""A laid-out table, printed as Markdown or on the terminal, and the format of its values.
 
-The layout is that of the field: dense on top, then a block for each retention ratio with a line a method.
+The layout is the usual one of the field: dense on top, then a block for each retention ratio with one line per method.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
     import pandas as pd
 
 STEADY = 1.5
-"""How far the 95th percentile of dense's own prefill may lie above the 5th on a machine that times can be told of."""
+"""Largest ratio of the 95th to the 5th percentile of dense's own prefill at which times are trusted."""
 FEW_VIDEOS = 20
-"""Below so many, the percentiles of a bootstrap over videos lie too close together."""
+"""With fewer videos, the percentiles of a bootstrap over videos lie too close together."""
 FEW_ROUNDS = 10
-"""Below so many, the 5th and 95th percentile are all but the least and the greatest of them."""
+"""With fewer rounds, the 5th and 95th percentile are almost the minimum and the maximum."""
 NONE = "–"
 FLAG = "⚠"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a line says in a column."""
+    """The text of a line in a column."""
 
     text: str
     bold: bool = False
 
 
 Column = tuple[str, Mapping[Key, Entry]]
-"""A column's name, which others may have too (a skill may be called `Tokens`), and its entries."""
+"""A column's name, which need not be unique (a skill may be called `Tokens`), and its entries."""
 
 
 @dataclass(frozen=True)
@@ -53,27 +53,27 @@ class Block:
 
 @dataclass(frozen=True)
 class Table:
-    """A laid-out table: what the Markdown and the terminal show."""
+    """A laid-out table, for Markdown and the terminal."""
 
     title: str
     header: tuple[str, ...]
-    """What was measured, on what, and how to do it again; a line each."""
+    """What was measured, on what, and how to reproduce it; one line each."""
     columns: tuple[str, ...]
     blocks: tuple[Block, ...]
     footnotes: tuple[str, ...]
 
 
 def named(method: str) -> str:
-    """What a table calls the method behind a label."""
+    """The name in tables of the method of a label."""
     return f"{method} (control)" if is_control(method) else method
 
 
 def table_by_ratio(
     title: str, header: tuple[str, ...], cells: Sequence[Key], columns: Iterable[Column], footnotes: tuple[str, ...]
 ) -> Table:
-    """The table of `cells`, a line each: dense on top, then a block for each ratio.
+    """The table of `cells`, one line each: dense on top, then a block for each ratio.
 
-    columns: the methods' names come before them. Those without any value are left out.
+    columns: the columns after that of the methods' names. Columns without any value are left out.
     """
 
     def block(cell: Key) -> float:
@@ -95,16 +95,16 @@ def to_markdown(tables: Sequence[Table]) -> str:
 
 
 def print_tables(tables: Sequence[Table]) -> None:
-    """The same on the terminal."""
+    """Print the tables on the terminal."""
     import rich.table
     from rich.console import Console
     from rich.text import Text
 
     class Terminal(Console):
         def on_broken_pipe(self) -> None:
-            raise BrokenPipeError  # as print does; Rich would exit with 1, which says that answers failed
+            raise BrokenPipeError  # as print does; Rich would exit with 1, which means failed answers here
 
-    # a log is no terminal: there, nothing is gained by wrapping
+    # a log is not a terminal: wrapping to a terminal's width would not help there
     console = Terminal(width=None if sys.stdout.isatty() else 200)
     for table in tables:
         grid = rich.table.Table(title=Text(table.title), title_justify="left")
@@ -137,12 +137,12 @@ def _markdown(table: Table) -> str:
 
 
 def three_digits(value: float) -> str:
-    """A number with three significant digits, or all those before its point."""
+    """A number with three significant digits, or all digits before the point if there are more."""
     return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
 
 
 def unsteady(dense: ResultRow | None) -> list[str]:
-    """A line that says so where the prefill of `dense` varied too much for a speed-up to be believed."""
+    """A warning line if dense's prefill varied too much for its speed-ups to be trusted."""
     if dense is None or not dense.ci_high > STEADY * dense.ci_low:
         return []
     return [
@@ -152,7 +152,7 @@ def unsteady(dense: ResultRow | None) -> list[str]:
 
 
 def few_rounds(rows: pd.DataFrame) -> list[str]:
-    """A line that says so where intervals of speed-ups are of too few rounds to mean anything."""
+    """A warning line if intervals of speed-ups rest on too few rounds to mean anything."""
     speedups = rows.metric.str.endswith("_speedup") & (rows.method != DENSE)
     shown = rows[speedups & rows.ci_low.notna()]
     if shown.empty or (rounds := int(shown.n.min())) >= FEW_ROUNDS:
@@ -164,19 +164,19 @@ def few_rounds(rows: pd.DataFrame) -> list[str]:
 
 
 def count_videos(videos: int) -> str:
-    """So many videos, in words."""
+    """The number of videos, in words."""
     return f"{videos} video{'s' * (videos != 1)}"
 
 
 def too_few(benchmark: str, videos: int) -> list[str]:
-    """A line that says so where a benchmark has so few videos that intervals over them say too much; 0: not known."""
+    """A warning line if a benchmark has so few videos that intervals over them are too narrow; 0 means unknown."""
     if not 0 < videos < FEW_VIDEOS:
         return []
     return [f"Intervals on {benchmark} are too narrow: they rest on {count_videos(videos)}, fewer than {FEW_VIDEOS}"]
 
 
 _USUAL = {"engine": "stock", "sdpa": "auto"}
-"""Settings of latency that are told where they are not at their defaults: those of `LatencySettings`, without torch."""
+"""Latency settings that are shown if not at these defaults, which are those of `LatencySettings`, without torch."""
 
 
 def measured_line(key: str, provenance: Sources) -> str:
@@ -196,7 +196,7 @@ def measured_line(key: str, provenance: Sources) -> str:
 
 
 def frames_told(frames: int, entries: Iterable[Mapping[str, Any]]) -> str:
-    """How many frames of a video were shown, by the provenance entries of the rows: always as many, or at most."""
+    """How many frames of a video were shown, in words, by the provenance entries: a fixed number, or a maximum."""
     models = (entry.get("model") for entry in entries)
     rates = {fps for model in models if isinstance(model, Mapping) and (fps := model.get("fps"))}
     if not rates:
@@ -205,7 +205,7 @@ def frames_told(frames: int, entries: Iterable[Mapping[str, Any]]) -> str:
 
 
 def last_of_benchmarks(provenance: Sources) -> dict[str, str]:
-    """Benchmark -> key of the entry whose command was given last: it says how accuracy is averaged, of any answers."""
+    """Benchmark -> key of the entry whose command was run last: it decides how accuracy is averaged for all answers."""
     last: dict[str, str] = {}
     for key, entry in sorted(provenance.items(), key=lambda item: last_date(item[1])):
         if isinstance(benchmark := entry.get("benchmark"), Mapping):
@@ -214,33 +214,33 @@ def last_of_benchmarks(provenance: Sources) -> dict[str, str]:
 
 
 def over_skills(provenance: Sources) -> list[str]:
-    """Benchmarks whose accuracy is the mean over their skills, as they were last asked for."""
+    """Benchmarks whose accuracy is the mean over their skills, according to their last command."""
     last = last_of_benchmarks(provenance).items()
     return [name for name, key in last if provenance[key]["benchmark"].get("average") == "skills"]
 
 
 def mean_lines(benchmarks: Sequence[str]) -> list[str]:
-    """What is said of benchmarks whose accuracy is the mean over their skills; nothing of none."""
+    """A header line on benchmarks whose accuracy is the mean over their skills, if there are any."""
     if not benchmarks:
         return []
     return [f"Accuracy on {', '.join(benchmarks)}: the mean over the skills, as in the benchmark's own scoring"]
 
 
 def p_value(p: float) -> str:
-    """A p as tables show it."""
+    """A p-value as tables show it."""
     if math.isnan(p):
         return NONE
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def with_interval(row: ResultRow, digits: int, unit: str = "") -> str:
-    """A row's value, and its interval where it has one."""
+    """A row's value, and its interval if it has one."""
     interval = f" [{row.ci_low:.{digits}f}, {row.ci_high:.{digits}f}]" if math.isfinite(row.ci_low) else ""
     return f"{row.value:.{digits}f}{unit}{interval}"
 
 
 def signed(value: float, low: float, high: float) -> str:
-    """A difference with its sign, and its interval where it has one."""
+    """A difference with its sign, and its interval if it has one."""
     interval = f" [{low:+.1f}, {high:+.1f}]" if math.isfinite(low) else ""
     return f"{value:+.1f}{interval}"
 
@@ -253,7 +253,7 @@ def with_unit(value: float, scale: float) -> str:
 
 
 def flops_of_dense(row: ResultRow | None, dense: ResultRow | None) -> str:
-    """A row's FLOPs in the unit that suits dense, and their share of it, where there is one."""
+    """A row's FLOPs in the unit that suits dense, and their share of dense's, if known."""
     if row is None:
         return NONE
     share = f" ({100 * row.value / dense.value:.1f} %)" if dense is not None and row.method != DENSE else ""

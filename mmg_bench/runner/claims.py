@@ -1,7 +1,7 @@
-"""What a command is at work on, told to others in the same folder: nothing is computed twice at once.
+"""Claims tell other commands in a folder what a command is working on, so that nothing is computed twice at once.
 
-A claim is a file in the folder that is locked as long as its process lives. So one that was killed holds nothing, and
-there is nothing to clear away by hand.
+A claim is a file in the folder, locked for as long as its process lives. A killed process therefore holds no claim, and
+nothing has to be cleaned up by hand.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mmg_bench.runner import provenance
 from mmg_bench.runner.evaluate import Shard
 
 _GUARD = ".claims.lock"
-"""Locked while claims are looked through and a new one is made, so that of two equal ones one comes first."""
+"""Lock held while existing claims are checked and a new one is made, so that one of two equal claims comes first."""
 
 _NO_LOCKS = (
     "its file system has no locks, so two commands that do the same work there go unnoticed: start one at a time"
@@ -32,32 +32,33 @@ _NO_LOCKS = (
 
 
 class ClaimedError(RuntimeError):
-    """Another command is at work on the same; the message names the folder, the process and the remedy."""
+    """Another command is doing the same work; the message names the folder, the process and the remedy."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Work that one command alone should do in a folder."""
+    """Work in a folder that only one command should do at a time."""
 
     folder: Path
     work: Mapping[str, str]
-    """Key of a piece of work -> what a sentence calls it."""
+    """Key of a piece of work -> its name in messages."""
     shard: Shard = field(default_factory=Shard)
-    """Which part of the videos: others may do the same work on other parts."""
+    """The part of the videos; other commands may do the same work on other parts."""
 
     def shares(self, other: Mapping[str, Any]) -> list[str]:
-        """What it has in common with a claim as read from its file."""
+        """Names of the work shared with another claim, given as read from its file."""
         index, count = other["shard"]
-        if (self.shard.index - index) % math.gcd(self.shard.count, count):  # every count-th video: none is in both
+        if (self.shard.index - index) % math.gcd(self.shard.count, count):  # no video is in both shards
             return []
         return [name for key, name in self.work.items() if key in other["work"]]
 
 
 @contextmanager
 def claimed(claims: Iterable[Claim]) -> Iterator[None]:
-    """Hold the claims of one command, which may overlap each other. Raises ClaimedError where another one's does.
+    """Hold the claims of one command, which may overlap each other.
 
-    On a file system without locks a line says that nothing can be claimed there.
+    Raises ClaimedError if a claim of another command overlaps. On a file system without locks, prints that nothing can
+    be claimed there.
     """
     with ExitStack() as held:
         own: list[Path] = []
@@ -79,11 +80,11 @@ def claimed(claims: Iterable[Claim]) -> Iterator[None]:
 
 @contextmanager
 def _guarded(folder: Path) -> Iterator[bool]:
-    """Hold a folder's claims as they are for a moment; False where its file system has no locks. Leaves no file."""
+    """Keep others from changing a folder's claims; yields False if its file system has no locks. Leaves no file."""
     path = folder / _GUARD
     while True:
         with path.open("w") as file, locked(file) as alone:
-            if alone and not _is_at(file, path):  # whoever had it before has taken it away: there may be a new one
+            if alone and not _is_at(file, path):  # its last holder has deleted it: there may be a new one
                 continue
             try:
                 yield alone
@@ -93,7 +94,7 @@ def _guarded(folder: Path) -> Iterator[bool]:
 
 
 def _is_at(file: IO[Any], path: Path) -> bool:
-    """Whether an open file is the one of that name."""
+    """Whether an open file is the one at this path."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -122,7 +123,7 @@ def _made(claim: Claim) -> Iterator[Path]:
 
 
 def _others(folder: Path, own: Collection[Path]) -> Iterator[dict[str, Any]]:
-    """Claims of commands that live; files that others left are taken away."""
+    """Claims of running commands; claim files left by dead ones are deleted."""
     for path in folder.glob(".claim-*.json"):
         if path in own:
             continue
@@ -140,7 +141,7 @@ def _others(folder: Path, own: Collection[Path]) -> Iterator[dict[str, Any]]:
 
 
 def _told(folder: Path, other: Mapping[str, Any], common: list[str]) -> str:
-    """What to say of a claim that stands in the way."""
+    """The message about a claim that stands in the way."""
     more = f" and {len(common) - 1} more" if len(common) > 1 else ""
     return (
         f"{folder}: process {other['pid']} on {other['host']} is at work there on {common[0]}{more}, since "

@@ -24,7 +24,7 @@ from mmg_bench.runner.records import Record, read_records
 from mmg_bench.tokens import VideoTokens
 
 PATIENCE = 5
-"""Videos in a row about which all of a cell's answers fail alike, before its other questions are not asked."""
+"""A cell is given up once all its answers about this many videos in a row failed in the same way."""
 _PLAIN = (VideoError, BenchmarkError)
 """Faults whose messages name the remedy."""
 
@@ -51,11 +51,11 @@ def evaluate(
     provenance: str,
     shard: Shard | None = None,
 ) -> list[Record]:
-    """Answer every question in every cell, appending to `folder`; what is recorded there already is not done again.
+    """Answer every question in every cell, appending to `folder`; answers already recorded there are not repeated.
 
-    Questions that failed in an earlier call are tried again. Faults of one question become records with `error` set. A
-    cell that has come to do nothing but fail is given up (`PATIENCE`): its other questions become such records unasked.
-    Returns the records of the cells asked for.
+    Questions that failed in an earlier call are tried again. If a question fails, its record has `error` set. A cell
+    that does nothing but fail is given up (`PATIENCE`): its other questions get such records without being asked.
+    Returns the records of the given cells.
     """
     shard = shard or Shard()
     run = _Pass(llm, benchmark, provenance)
@@ -79,14 +79,14 @@ def evaluate(
 
 
 def collect(llm: VideoLLM, benchmark: Benchmark, cells: Sequence[Cell], folder: Path) -> list[Record]:
-    """The records in `folder` of the cells and questions asked for."""
+    """The records in `folder` that belong to the given cells and the benchmark's questions."""
     keys = [key_of(cell, llm, benchmark) for cell in cells]
     wanted = {(key, q.id, q.digest) for key, q in itertools.product(keys, benchmark.questions)}
     return [r for r in read_records(folder) if r.key in wanted]
 
 
 def key_of(cell: Cell, llm: VideoLLM, benchmark: Benchmark) -> str:
-    """The key of a cell's records: of all that decides its answers but the question."""
+    """The key of a cell's records: covers everything that determines its answers except the question."""
     return cell.key(
         model=llm.spec.name,
         weights=llm.weights_for(cell.method.needs),
@@ -100,15 +100,15 @@ def key_of(cell: Cell, llm: VideoLLM, benchmark: Benchmark) -> str:
 
 
 Work = dict[str, tuple[Cell, list[Question]]]
-"""Key of a cell -> the cell, and the questions that it still lacks."""
+"""Key of a cell -> the cell and its unanswered questions."""
 
 
 @dataclass
 class _Faults:
-    """The faults of a cell since its last answer, as far as they are alike and lie with no video."""
+    """Faults of a cell since its last answer that are of one kind and not the video's."""
 
     kind: tuple[str, str]
-    """Its class, and where it was raised."""
+    """The class of the fault, and where it was raised."""
     videos: set[str]
 
 
@@ -118,12 +118,12 @@ class _Pass:
     benchmark: Benchmark
     provenance: str
     faults: dict[str, _Faults] = field(default_factory=dict)
-    """By the cell's key."""
+    """Key of a cell -> its faults."""
     given_up: dict[str, str] = field(default_factory=dict)
     """Key of a cell that does nothing but fail -> why."""
 
     def video(self, work: Work) -> Iterable[Record]:
-        """All questions about one video id, file by file: the tasks of a benchmark may give several files one id."""
+        """All questions about one video id, file by file: a benchmark's tasks may use one id for several files."""
         files: dict[Path, Work] = {}
         for key, (cell, questions) in work.items():
             self.give_up(key, cell)
@@ -146,9 +146,9 @@ class _Pass:
         try:
             clip = read_clip(path, self.llm.spec.frames, self.llm.spec.fps)
             encoded = self.llm.encode(self.llm.preprocess(clip.pixels, clip.timing), needs)
-        except Exception as error:  # the video's fault must not end the run
+        except Exception as error:  # a fault of one video must not end the run
             modest = {key: part for key, part in work.items() if not part[0].method.needs}
-            if needs and modest and not isinstance(error, VideoError):  # what some need must not take others down
+            if needs and modest and not isinstance(error, VideoError):  # spare the cells without needs
                 yield from self.file(path, modest)
                 work = {key: part for key, part in work.items() if key not in modest}
             for key, (cell, questions) in work.items():
@@ -160,7 +160,7 @@ class _Pass:
 
     def cell(self, key: str, cell: Cell, questions: list[Question], encoded: Encoded) -> Iterable[Record]:
         """The questions about one encoded video in one cell."""
-        own = [_copied(tokens) for tokens in encoded.tokens]  # no other cell sees what this method may do to them
+        own = [_copied(tokens) for tokens in encoded.tokens]  # other cells must not see what a method changes
         with pruning(self.llm.model, cell.method, cell.positions, encoded=own) as run:
             for question in questions:
                 text = None
@@ -168,7 +168,7 @@ class _Pass:
                     inputs = self.llm.tokenize(question.prompt, encoded.texts)
                     text = self.llm.generate(inputs, encoded, question.generation)
                     score = self.benchmark.score(question, text)
-                except Exception as error:  # with the answer, if it is the scoring that failed
+                except Exception as error:  # if scoring failed, the record keeps the answer
                     fault = self.fault(key, question, error)
                     yield self.record(key, cell, question, error=fault, prediction=text)
                     continue
@@ -186,9 +186,9 @@ class _Pass:
                 )
 
     def fault(self, key: str, question: Question, error: Exception) -> str:
-        """What to say of a fault, which is noted unless it lies with the video."""
+        """The message for a fault, which is also noted unless it is the video's."""
         if not isinstance(error, VideoError):
-            cause = error.__cause__ or error  # of a wrapped one
+            cause = error.__cause__ or error  # the original, if wrapped
             kind = type(cause).__name__, place_of(cause)
             if (faults := self.faults.get(key)) is None or faults.kind != kind:
                 faults = self.faults[key] = _Faults(kind, set())
@@ -196,7 +196,7 @@ class _Pass:
         return told(error, _PLAIN)
 
     def give_up(self, key: str, cell: Cell) -> None:
-        """Ask a cell no more, and say so, if its answers about enough videos did nothing but fail alike."""
+        """Stop asking a cell, and say so, if all answers about `PATIENCE` videos in a row failed in the same way."""
         faults = self.faults.get(key)
         if faults is None or len(faults.videos) < PATIENCE or key in self.given_up:
             return
@@ -206,7 +206,7 @@ class _Pass:
         tqdm.write(f"{cell} is asked no more: {why}")
 
     def record(self, key: str, cell: Cell, question: Question, error: str | None = None, **outcome: Any) -> Record:
-        """A record of an answer, or of the fault that stands in its place."""
+        """A record of an answer, or of the fault in its place."""
         unknown = dict.fromkeys(("prediction", "score", "realised_tokens", "total_tokens", "prompt_tokens", "stages"))
         return Record(
             model=self.llm.spec.name,
@@ -228,6 +228,6 @@ class _Pass:
 
 @torch.inference_mode()
 def _copied(tokens: VideoTokens) -> VideoTokens:
-    """A copy that must not be changed either: see `VideoLLM.generate`."""
+    """A copy, also of inference tensors, which refuse changes in place: see `VideoLLM.generate`."""
     copies: dict[str, Any] = {name: tensor.clone() for name, tensor in tensors(tokens).items()}
     return replace(tokens, **copies)

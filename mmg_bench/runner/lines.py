@@ -1,4 +1,4 @@
-"""Files of JSON lines that grow: several processes may append, and one that is killed loses its own line alone."""
+"""Append-only files of JSON lines: several processes may append, and a killed one loses only its own line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmg_bench.files import locked
 
 
 class LineFile:
-    """Appends to a file of JSON lines, on the disk after each call; use as a context manager."""
+    """Appends to a file of JSON lines, flushed to disk after each call; use as a context manager."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -23,12 +23,12 @@ class LineFile:
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write rows and wait until they are on the disk.
 
-        A line that a killed process left without its end is taken away first: it would spoil two. Raises OSError,
-        naming the file and the remedy, when the disk is full.
+        First removes an incomplete last line left by a killed process, which would also spoil the next one. Raises
+        OSError, naming the file and the remedy, when the disk is full.
         """
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         try:
-            with locked(self._file):  # whoever holds it is alive: no line is half written by another
+            with locked(self._file):  # its holder is alive: no other process is in the middle of a line
                 self._drop_torn_line()
                 left = memoryview(text.encode())
                 while left:
@@ -58,9 +58,9 @@ class LineFile:
 
 
 def read_lines(path: Path, fields: frozenset[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number and content of every whole line, none where there is no file; one without its end was torn while written.
+    """Number and content of every complete line; none if there is no file. A last line without its end is skipped.
 
-    Raises ValueError, naming the line, for one that is no JSON object of these `fields`.
+    Raises ValueError, naming the line, if one is not a JSON object with exactly these `fields`.
     """
     if not path.exists():
         return
@@ -68,7 +68,7 @@ def read_lines(path: Path, fields: frozenset[str]) -> Iterator[tuple[int, dict[s
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except ValueError as error:  # no JSON, or no text
+        except ValueError as error:  # not JSON, or not text
             raise ValueError(f"{path}:{number}: not JSON ({error}): delete the line and run again") from None
         if not isinstance(row, dict) or row.keys() != fields:
             differ = sorted(fields ^ row.keys()) if isinstance(row, dict) else sorted(fields)

@@ -1,4 +1,4 @@
-"""Where a number comes from: everything needed to obtain it again."""
+"""Where a number comes from: everything needed to reproduce it."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
 PACKAGES = ("mmg-bench", "torch", "torchvision", "transformers", "lmms-eval", "decord", "numpy")
 ASKED = "asked"
-"""Field of an entry beside records: keys of the cells that its command last asked for, answered by itself or before."""
+"""Field of an entry stored with records: keys of the cells its command last asked for, answered then or earlier."""
 COMMIT = "MMG_BENCH_COMMIT"
-"""Environment variable that names the commit where the code is a copy without its history."""
+"""Environment variable that names the commit if the code is a copy without its git history."""
 
 
 def command() -> str:
-    """The command that runs, as one would give it again."""
+    """The running command, as a user would type it again."""
     return f"{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}".strip()
 
 
 def describe(settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Settings of a run together with machine, versions, commit, date and command."""
-    import torch  # not before it is needed: whoever only reads need not wait for it
+    import torch  # imported late: reading provenance does not need it
 
     from mmg_bench.measure.gpu import gpu_facts
 
@@ -56,7 +56,7 @@ def describe(settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
 def register(folder: Path, entry: dict[str, Any], cells: Iterable[str] = ()) -> str:
     """Add an entry to `folder`/provenance.json and return its key. `cells`: see `ASKED`.
 
-    Entries that differ only in the date, or in which share of the work the command takes, become one, with the first
+    Entries that differ only in the date, or in the share of the work the command takes, become one. It has the first
     date as `date`, the last as `last_date`, and the last command that takes all of the work, if there is one.
     """
     words = str(entry.get("command", "")).split()
@@ -74,7 +74,7 @@ def register(folder: Path, entry: dict[str, Any], cells: Iterable[str] = ()) -> 
 
 
 def add(folder: Path, entries: dict[str, Any]) -> None:
-    """Put entries beside those that `folder`/provenance.json has. Of two with one key the later one stays."""
+    """Add entries to those in `folder`/provenance.json. Of two with the same key, the later one is kept."""
     with _alone(folder):
         there = read(folder)
         later = {k: entry for k, entry in entries.items() if k not in there or last_date(entry) >= last_date(there[k])}
@@ -82,26 +82,26 @@ def add(folder: Path, entries: dict[str, Any]) -> None:
 
 
 def last_date(entry: Mapping[str, Any]) -> str:
-    """When the command of an entry was last given, with the same code."""
+    """When an entry's command was last run, with the same code."""
     return str(entry.get("last_date") or entry.get("date"))
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """While nobody else changes `folder`/provenance.json: shards, and commands of one folder, run side by side."""
+    """Keep other processes from changing `folder`/provenance.json: shards and commands may share a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".provenance.lock").open("w") as lock, locked(lock):
         yield
 
 
 def key_of(entry: dict[str, Any], apart: Sequence[str] = ("date", "command")) -> str:
-    """Digest of an entry without what is kept `apart`."""
+    """Digest of an entry without the fields in `apart`."""
     stable = {k: v for k, v in entry.items() if k not in apart}
     return hashlib.sha256(json.dumps(stable, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """All entries of `folder`/provenance.json; none when there is no such file."""
+    """All entries of `folder`/provenance.json; none if there is no such file."""
     path = folder / "provenance.json"
     try:
         entries: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -113,7 +113,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def check_explains(folder: Path, keys: Iterable[str]) -> None:
-    """Raise ValueError where `folder`/provenance.json lacks any of the keys: of such answers no table can be made."""
+    """Raise ValueError if `folder`/provenance.json lacks any of the keys: no table can be made without them."""
     if lost := sorted(set(keys) - read(folder).keys()):
         raise ValueError(
             f"{folder}/provenance.json lacks {', '.join(lost)}, which records there name: restore it, or start anew in "
@@ -122,7 +122,7 @@ def check_explains(folder: Path, keys: Iterable[str]) -> None:
 
 
 def write(folder: Path, entries: dict[str, Any]) -> None:
-    """Write provenance.json in one step, so that a stop in the middle leaves the old one."""
+    """Write provenance.json atomically, so that an interruption leaves the old one."""
     with written_whole(folder / "provenance.json") as file:
         file.write_text(json.dumps(entries, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8")
 
@@ -145,9 +145,9 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str:
-    """What the environment names; else the checkout's commit; or `unknown`.
+    """The commit named by the environment variable, else the checkout's, else `unknown`.
 
-    Where code or configurations differ from the commit, `+` and a digest of the difference stand behind it.
+    If code or configurations differ from the checkout's commit, `+` and a digest of the difference follow it.
     """
     if given := os.environ.get(COMMIT):
         return given
@@ -166,5 +166,5 @@ def _commit() -> str:
         return "unknown"
     for name in filter(None, new.split(b"\0")):
         file = package.parent / os.fsdecode(name)
-        changes += name + (file.read_bytes() if file.is_file() else b"")  # an editor's dangling link is none
+        changes += name + (file.read_bytes() if file.is_file() else b"")  # an editor's dangling link is no file
     return f"{head}+{hashlib.sha256(changes).hexdigest()[:8]}" if changes else head

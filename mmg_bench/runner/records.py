@@ -1,4 +1,4 @@
-"""Records: one line a question and cell, append-only, from which everything shown anywhere is computed."""
+"""Records: one line per question and cell, append-only. Everything that is shown is computed from them."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from mmg_bench.runner.lines import read_lines
 
 @dataclass(frozen=True)
 class Record:
-    """What one cell answered to one question."""
+    """One cell's answer to one question."""
 
     model: str
     benchmark: str
     frames: int
     """Frames sampled from the video for every question."""
     method: str
-    """Label of the method as tables show it, such as `mmg_vid` or `mmg_vid(positions=contiguous)`."""
+    """Label of the method as shown in tables, such as `mmg_vid` or `mmg_vid(positions=contiguous)`."""
     retention_ratio: float
     cell: str
-    """Key of model x benchmark x method x every parameter: two records with one cell differ in the question only."""
+    """Key of model x benchmark x method x every parameter: records of the same cell differ only in the question."""
     question: str
     """Id of the question, unique within the benchmark."""
     asked: str
-    """Digest of prompt, target, generation arguments and the rest: the task's files may come to ask something else."""
+    """Digest of prompt, target, generation arguments and the rest, in case the task's files change."""
     video: str
-    """Id of the video: questions about one video are not independent."""
+    """Id of the video: questions about the same video are not independent."""
     skill: str
     target: str
     prediction: str | None
-    """The generated text, also of a question that failed in scoring; None when it failed before."""
+    """The generated text, even if scoring it failed; None if the question failed before that."""
     score: float | None
-    """Score in 0..1 by the benchmark's own scorer; None when the question failed."""
+    """Score in 0..1 from the benchmark's own scorer; None if the question failed."""
     error: str | None
     """What went wrong, or None."""
     realised_tokens: int | None
@@ -42,13 +42,13 @@ class Record:
     prompt_tokens: int | None
     """All tokens that entered layer 0: visual, newline and text."""
     stages: list[list[int]] | None
-    """`[layer, visual tokens that entered it]` of each later layer before which the method pruned."""
+    """`[layer, visual tokens that entered it]` for each later layer before which the method pruned."""
     provenance: str
     """Key into the table's provenance.json."""
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What must be unique in a run."""
+        """Identifies a record within a run."""
         return self.cell, self.question, self.asked
 
 
@@ -57,11 +57,11 @@ _TEXTS = tuple(f.name for f in fields(Record) if f.type == "str")
 
 
 def read_records(folder: Path) -> list[Record]:
-    """All records of a run folder (`records*.jsonl`), in the order written, one a cell and question.
+    """All records of a run folder (`records*.jsonl`), in the order written, one per cell and question.
 
-    A record of an answer stands for those of failures to give it, and the last of these for all where there is none.
+    An answer takes precedence over failures of the same question and cell; without one, the last failure is kept.
     Raises ValueError for a line that is not a record, and for two answers of one cell and question that disagree;
-    equal repeats (two commands that overlapped) count once.
+    equal repeats (from two overlapping commands) count once.
     """
     seen: dict[tuple[str, str, str], Record] = {}
     for path in sorted(folder.glob("records*.jsonl")):

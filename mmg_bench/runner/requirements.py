@@ -1,4 +1,4 @@
-"""What a run or table needs, and whether this machine has it: said before hours are spent. Nothing here goes online."""
+"""What a run or table needs, and whether this machine has it: checked up front. Nothing here goes online."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from mmg_bench.models.siglip import lacks as siglip_lacks
 from mmg_bench.models.spec import ModelSpec, folder_of
 from mmg_bench.options import check_path
 
-SHOWN = 3  # missing files that are named
+SHOWN = 3  # missing files that messages name
 EMBEDDED = ("mmg_embedded",)
 """The task whose questions and videos come with the package."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that is needed."""
+    """One requirement."""
 
     what: str
     missing: str | None = None
-    """What is wrong with it; None when it is there."""
+    """What is wrong with it; None if it is met."""
     fix: str = ""
     """How to get it."""
 
@@ -49,9 +49,9 @@ def check_all(
     needs_gpu: bool,
     methods: Mapping[str, Method],
 ) -> list[Check]:
-    """Everything that a model needs to answer benchmarks (each with the configuration that it was made from).
+    """Everything a model needs to answer benchmarks (each given with the configuration it was made from).
 
-    `methods`: those that are to run, by their labels.
+    `methods`: label -> method, for those that will run.
     """
     downloads = list(_weights(model, spec, {field for method in methods.values() for field in method.needs}))
     downloads += [(_data(spec, config), config.get("disk_gb")) for spec, config in benchmarks]
@@ -93,7 +93,7 @@ def _decoding() -> Check:
         with tempfile.TemporaryDirectory() as folder:
             write_video(make_world("train", 0, sampled=3), Path(folder) / "probe.mp4", size=32)
             read_frames(Path(folder) / "probe.mp4", 2)
-    except Exception as error:  # a missing library shows as one of many kinds
+    except Exception as error:  # a missing library raises one of many kinds
         return Check(
             "decoding of H.264 video", f"{type(error).__name__}: {error}", "pip install --force-reinstall decord av"
         )
@@ -101,7 +101,7 @@ def _decoding() -> Check:
 
 
 def _settings(spec: ModelSpec) -> Iterator[Check]:
-    """The settings of a model that this machine cannot follow."""
+    """Settings of a model that this machine does not support."""
     if lacking := attention_lacks(spec.attn_implementation):
         fix = f"install it, or {spec.option('attn_implementation')}=sdpa"
         yield Check(f"attention {spec.attn_implementation}", f"this machine lacks {lacking}", fix)
@@ -112,9 +112,9 @@ def _settings(spec: ModelSpec) -> Iterator[Check]:
 
 
 def _methods(spec: ModelSpec, methods: Mapping[str, Method]) -> Iterator[Check]:
-    """What is wrong with the model's family, what it needs here, and methods that it is not made for.
+    """Problems with the model's family, with what it needs here, and with methods that do not fit it.
 
-    Of a model whose configuration is not on this machine nothing is said here.
+    Reports nothing of this for a model whose configuration is not on this machine.
     """
     other = f"take another model ({spec.option('path')})"
     try:
@@ -125,7 +125,7 @@ def _methods(spec: ModelSpec, methods: Mapping[str, Method]) -> Iterator[Check]:
     except ModelError as error:
         yield Check(f"the configuration of {spec.name}", str(error), "copy it again, or take another model")
         return
-    if bare is None:  # else the line of the weights says what is missing
+    if bare is None:  # otherwise, the check of the weights says what is missing
         if spec.weights == "random" and folder_of(spec.path) is None:
             fix = f"set {spec.option('path')} to a checkpoint folder"
             yield Check(f"the architecture of {spec.name}", unknown(spec.name), fix)
@@ -152,7 +152,7 @@ def _gpu(model: Mapping[str, Any], spec: ModelSpec) -> Iterator[Check]:
         return
     try:
         devices: list[Any] = [spec.torch_device]
-    except ValueError:  # a line of its own
+    except ValueError:  # reported by `_settings`
         return
     if spec.device_map is not None:  # spread over all of them
         devices = list(range(torch.cuda.device_count()))
@@ -164,7 +164,7 @@ def _gpu(model: Mapping[str, Any], spec: ModelSpec) -> Iterator[Check]:
 
 
 def _weights(model: Mapping[str, Any], spec: ModelSpec, needs: Collection[str]) -> Iterator[tuple[Check, float | None]]:
-    """The model's checkpoint, and that of SigLIP where a method needs it; each with the size of its download."""
+    """The model's checkpoint, and SigLIP's if a method needs it; each with the size of its download."""
     size, folder = model.get("download_gb"), folder_of(spec.path)
     what = f"weights of {spec.name} ({spec.path})"
     if folder is not None and not is_named(spec):
@@ -188,11 +188,11 @@ def _in_folder(what: str, folder: Path, option: str) -> Check:
 
 
 def _in_cache(what: str, spec: ModelSpec, option: str, pin: str, size: float | None) -> Check:
-    """Whether a repository, named by one option of a model and its commit by another, is in the hub cache."""
+    """Whether the hub cache has a repository, named by the model's option `option`, at the commit named by `pin`."""
     repo, revision, at, other = getattr(spec, option), getattr(spec, pin), "", ""
     try:
         lacking = not_cached(repo, revision)
-    except ValueError as error:  # no id of a repository
+    except ValueError as error:  # not a repository id
         return Check(what, str(error).splitlines()[0], f"set {spec.option(option)} to a hub id or a folder")
     if revision is not None:
         at, other = f" --revision {revision}", f"; {spec.option(pin)}=null takes the newest commit in the cache"
@@ -201,18 +201,18 @@ def _in_cache(what: str, spec: ModelSpec, option: str, pin: str, size: float | N
 
 
 def _data(spec: BenchmarkSpec, config: Mapping[str, Any]) -> Check:
-    """Annotations and videos: first whether there are any, then, by the task's own code, whether they are complete."""
+    """Annotations and videos: first whether there are any, then, with the task's own code, whether all are there."""
     what = f"data of {spec.name}"
-    if spec.tasks == EMBEDDED:  # made where they are not there
+    if spec.tasks == EMBEDDED:  # generated if missing
         return Check(what)
     correct = "correct benchmark.tasks, benchmark.include_path, or the task's files"
     complete = "put them where the task's doc_to_visual says"
     dataset, below = config.get("dataset"), config.get("videos")
-    if dataset is not None:  # else a benchmark of one's own, which nothing can fetch
+    if dataset is not None:  # otherwise a user's own benchmark, which cannot be fetched
         try:
             videos = None if below is None else _hf_home() / check_path("benchmark.videos", below)
             absent = [] if spec.data is not None or _has_annotations(dataset) else ["its annotations"]
-        except ValueError as error:  # no folder, or no id of a data set
+        except ValueError as error:  # not a folder, or not a data set id
             return Check(what, str(error).splitlines()[0], "correct benchmark.videos or benchmark.dataset, or set null")
         fetch = (
             f"while online: hf auth login, then mmg-bench run benchmark={spec.name} limit=1, which fetches and unpacks "
@@ -228,7 +228,7 @@ def _data(spec: BenchmarkSpec, config: Mapping[str, Any]) -> Check:
     try:
         benchmark = Benchmark(spec)
         count, lost = len(benchmark.questions), benchmark.missing_videos()
-    except Exception as error:  # a task's own code raises what it likes
+    except Exception as error:  # a task's own code may raise anything
         return Check(what, str(error), correct)
     return Check(f"{what}: {count} questions", _some("videos missing:", lost), complete)
 
@@ -240,12 +240,12 @@ def _hf_home() -> Path:
 
 
 def _has_annotations(dataset: str) -> bool:
-    """Whether a hub data set was downloaded, or loaded from there, before. ValueError: no such id."""
+    """Whether a hub data set was downloaded or loaded before. Raises ValueError if the id is invalid."""
     from huggingface_hub import constants
     from huggingface_hub.utils import validate_repo_id
 
     validate_repo_id(dataset)
-    owner, _, name = dataset.rpartition("/")  # the hub's oldest have no owner
+    owner, _, name = dataset.rpartition("/")  # the oldest data sets have no owner
     downloaded = Path(constants.HF_HUB_CACHE) / f"datasets--{dataset.replace('/', '--')}" / "snapshots"
     loaded = Path(os.environ.get("HF_DATASETS_CACHE", _hf_home() / "datasets"))
     before = f"{owner}___" if owner else ""
@@ -254,12 +254,12 @@ def _has_annotations(dataset: str) -> bool:
 
 
 def _alike(name: str) -> str:
-    """A data set's name, however spelt: folders of loaded ones have a spelling of their own."""
+    """A data set's name in a normal form: folders of loaded data sets spell it differently."""
     return name.replace("_", "").lower()
 
 
 def _disk(wanted: Sequence[float | None]) -> Iterator[Check]:
-    """Whether there is room for what must be downloaded."""
+    """Whether there is disk space for what must be downloaded."""
     need = sum(gigabytes for gigabytes in wanted if gigabytes is not None)
     if not wanted:
         return

@@ -1,4 +1,4 @@
-"""Several processes on one machine, each with a share of the work: a small model leaves most of a core to Python."""
+"""Several processes on one machine, each with a share of the work: a small model spends most of its time in Python."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 
 
 class WorkerError(RuntimeError):
-    """A worker process ended without having done its share."""
+    """A worker process ended before finishing its share."""
 
 
 def workers_for(wanted: int | str, device: str) -> int:
-    """How many processes `workers` means: `auto` takes one for each core, and one alone on a GPU.
+    """The number of processes: for `auto`, one per core on the CPU, and a single one on a GPU.
 
-    Raises ValueError for anything but `auto` or a positive number.
+    Raises ValueError unless `wanted` is `auto` or a positive integer.
     """
     if wanted == "auto":
         return len(os.sched_getaffinity(0)) if device == "cpu" else 1
@@ -30,7 +30,7 @@ def workers_for(wanted: int | str, device: str) -> int:
 def in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> None:
     """Call `work(index, count, *arguments)` in `count` new processes and wait for all of them.
 
-    Only the first shows progress. Raises WorkerError when one fails, after the others are done. However this process
+    Only the first shows progress. Raises WorkerError if one fails, after the others are done. However this process
     ends, its workers end with it.
     """
     context = multiprocessing.get_context("spawn")
@@ -62,7 +62,7 @@ def _work(work: Callable[..., Any], index: int, count: int, *arguments: Any) -> 
     import torch
     from tqdm import tqdm
 
-    tqdm.set_lock(threading.RLock())  # its own is of the system, and a worker that is stopped would leave it behind
+    tqdm.set_lock(threading.RLock())  # tqdm's default lock is system-wide, and a stopped worker would leak it
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // count))
     try:
         work(index, count, *arguments)
@@ -72,7 +72,7 @@ def _work(work: Callable[..., Any], index: int, count: int, *arguments: Any) -> 
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed cannot stop its workers."""
+    """End this worker once its parent has ended: a killed parent cannot stop its workers."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

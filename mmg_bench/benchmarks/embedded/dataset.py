@@ -1,4 +1,4 @@
-"""The embedded benchmark on disk: a JSON-lines file of questions, and videos that are rendered when first asked for."""
+"""The embedded benchmark on disk: a JSON-lines file of questions, and videos that are rendered on first use."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from mmg_bench.benchmarks.embedded.render import VERSION, write_video
 from mmg_bench.benchmarks.embedded.world import World, make_rng, make_world
 from mmg_bench.files import written_whole
 
-VIDEOS = 64  # of the test split; about six questions each
+VIDEOS = 64  # in the test split, with about six questions each
 SPLIT = "test"
 
 
 def cache_folder() -> Path:
-    """Where made data lives: `$MMG_BENCH_CACHE`, or `~/.cache/mmg_bench`."""
+    """The folder of generated data: `$MMG_BENCH_CACHE`, or `~/.cache/mmg_bench`."""
     return Path(os.environ.get("MMG_BENCH_CACHE") or "~/.cache/mmg_bench").expanduser()
 
 
 def question_rows(worlds: list[World]) -> list[dict[str, Any]]:
-    """The question rows of the videos, at most one of every skill a video."""
+    """The question rows of the videos, at most one per skill and video."""
     rows = []
     for world in worlds:
         video = f"{world.split}-{world.index:04d}"
@@ -46,7 +46,7 @@ def question_rows(worlds: list[World]) -> list[dict[str, Any]]:
 def prepare(videos: int = VIDEOS) -> Path:
     """Write the questions of the test split and return their file.
 
-    The folder is named by a digest of everything that happens in the videos and of how it is drawn, so data of another
+    The folder's name is a digest of everything that happens in the videos and of how it is drawn, so data of another
     version of this package is never mistaken for this one's.
     """
     worlds = [make_world(SPLIT, index) for index in range(videos)]
@@ -60,7 +60,7 @@ def prepare(videos: int = VIDEOS) -> Path:
 
 
 def video_file(name: str) -> Path:
-    """The mp4 file of a video of the test split, rendered now unless an earlier call has done so."""
+    """The mp4 file of a video of the test split, rendered unless an earlier call has done so."""
     path = prepare().parent / name
     if not path.exists():
         write_video(make_world(SPLIT, int(path.stem.rsplit("-", 1)[1])), path)

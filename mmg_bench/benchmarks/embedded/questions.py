@@ -1,4 +1,4 @@
-"""Closed questions about a `World`, each with one word for an answer and the skill that it tests."""
+"""Closed questions about a `World`, each with a one-word answer and the skill that it tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POST_PROMPT = "Answer with one word."
 
 @dataclass(frozen=True)
 class Question:
-    """`choices` are the answers that the question admits: guessing scores 1 / len(choices)."""
+    """A question. `choices` are its possible answers: guessing scores 1 / len(choices)."""
 
     skill: str
     text: str
@@ -25,7 +25,7 @@ class Question:
 
 
 def all_questions(world: World) -> list[Question]:
-    """Every question that the video answers without ambiguity."""
+    """Every question that the video answers unambiguously."""
     shapes = [mover.shape for mover in world.movers]
     questions = []
     for mover in world.movers:
@@ -51,7 +51,7 @@ def all_questions(world: World) -> list[Question]:
 
 
 def _order(early: str, late: str) -> list[Question]:
-    """Both orders of mention, and both of first and last, so that no wording gives the answer away."""
+    """Both orders of mention, each with "first" and "last", so that no wording gives the answer away."""
     return [
         Question("order", f"Which object comes {when}, {a} or {b}?", early if when == "first" else late, (a, b))
         for when in ("first", "last")
@@ -60,9 +60,10 @@ def _order(early: str, late: str) -> list[Question]:
 
 
 def sample_questions(world: World, per_skill: int, rng: np.random.Generator) -> list[Question]:
-    """At most `per_skill` different questions of every skill that the video admits, rare answers first.
+    """At most `per_skill` different questions of every skill that the video allows.
 
-    Counts of shapes are mostly "one"; drawing the answer before the question keeps every answer about as frequent.
+    The answer is drawn before the question, so that answers are about equally frequent: counts of shapes are mostly
+    "one".
     """
     chosen = []
     pool = all_questions(world)
@@ -79,7 +80,7 @@ def sample_questions(world: World, per_skill: int, rng: np.random.Generator) -> 
 
 
 def vocabulary() -> list[str]:
-    """Every word that a prompt or an answer of this benchmark can hold."""
+    """Every word that can occur in a prompt or an answer of this benchmark."""
     order = _order("red", "blue")
     texts = [
         "user assistant What colour is the star? What shape is the object? Which way does the object move?",

@@ -1,8 +1,8 @@
 """What happens in a video of the embedded benchmark, as plain values drawn from a seed.
 
-Lengths are in units of the (square) picture's width, time in raw video frames. A video is a run of scenes; each
-scene has its own textured background and one or two objects that move along a straight line; now and then a star
-flashes up for less time than lies between two of the frames that a 16-frame model sees.
+Lengths are in units of the (square) picture's width, times in raw video frames. A video is a sequence of scenes. Each
+scene has its own textured background and one or two objects that move in a straight line. Occasionally a star flashes,
+for less than the time between two of the frames that a 16-frame model sees.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up"
 SPLITS = {"train": 0, "test": 1, "validation": 2}
 
 _MARGIN = 0.02
-_CLEARANCE = 0.28  # least distance between the centres of two objects at any time
+_CLEARANCE = 0.28  # minimum distance between the centres of two objects at any time
 _TRIES = 200
 
 
@@ -44,14 +44,14 @@ class Mover:
     radius: float
 
     def centre(self, progress: float) -> tuple[float, float]:
-        """Centre at `progress` in [0, 1] of the scene."""
+        """Centre at a `progress` in [0, 1] through the scene."""
         dx, dy = DIRECTIONS[self.direction]
         return self.start[0] + dx * self.travel * progress, self.start[1] + dy * self.travel * progress
 
 
 @dataclass(frozen=True)
 class Flash:
-    """A star that is seen in the raw frames [first, last] only."""
+    """A star that is visible only in the raw frames [first, last]."""
 
     colour: str
     centre: tuple[float, float]
@@ -96,7 +96,7 @@ class World:
 
 
 def make_rng(split: str, index: int, stream: int = 0) -> np.random.Generator:
-    """The random stream of one video: splits never share one, and equal arguments give equal draws."""
+    """The random stream of one video. Splits never share a stream, and equal arguments give equal draws."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r} of the embedded benchmark; choose one of {sorted(SPLITS)}")
     return np.random.default_rng([SPLITS[split], index, stream])
@@ -109,7 +109,7 @@ def make_world(split: str, index: int, sampled: int = SAMPLED) -> World:
     rng = make_rng(split, index)
     ends = _scene_ends(rng, sampled)
     counts = [int(rng.integers(1, 3)) for _ in ends]
-    while sum(counts) > len(COLOURS):  # every moving object has a colour of its own
+    while sum(counts) > len(COLOURS):  # every moving object has its own colour
         counts[counts.index(max(counts))] -= 1
     colours = [str(c) for c in rng.permutation(list(COLOURS))]
     scenes, first = [], 0
@@ -121,7 +121,7 @@ def make_world(split: str, index: int, sampled: int = SAMPLED) -> World:
 
 
 def _scene_ends(rng: np.random.Generator, sampled: int) -> list[int]:
-    """Ends of 2 to 4 scenes of at least 3 sampled frames each; cuts lie half-way between sampled frames."""
+    """Ends of 2 to 4 scenes of at least 3 sampled frames each; cuts are half-way between sampled frames."""
     most = min(4, sampled // 3)
     n = int(rng.integers(min(2, most), most + 1))
     spare = sampled - 3 * n
@@ -134,7 +134,7 @@ def _place_movers(rng: np.random.Generator, colours: list[str]) -> tuple[Mover, 
         movers = tuple(_draw_mover(rng, colour) for colour in colours)
         if len(movers) < 2 or _apart(*movers):
             return movers
-    return movers[:1]  # so crowded a draw is rare; one object is a valid scene
+    return movers[:1]  # such a crowded draw is rare; a scene with one object is valid
 
 
 def _draw_mover(rng: np.random.Generator, colour: str) -> Mover:
