@@ -323,7 +323,7 @@ def bad_values(build: Build) -> None:
 def needs(build: Build) -> None:
     """`needs` names every field that is read: others do not change the result, and a missing one is an error.
 
-    The options in `stand_ins` need fewer of these fields than the defaults.
+    The options in `stand_ins` drop at least one of the fields that the defaults need.
     """
     tokens, method = video(), build(0.3)
     bare = _with(tokens, **{name: None for name in OPTIONAL_FIELDS if name not in method.needs})
