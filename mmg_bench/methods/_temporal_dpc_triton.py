@@ -1,10 +1,10 @@
 """The sequential part of TG-DPC (`mmg_vid.temporal_dpc`) as one kernel for CUDA devices.
 
-Without it, every frame takes dozens of small operations, whose launches last longer than their work. Here a few thread
-blocks serve each segment and go through its frames together. Each block owns some of the channels: it computes their
-part of the distances to the kept tokens and of their mean. It also owns some of the tokens, which it scores and ranks.
-So the blocks of a segment synchronise three times per frame: when distances can be added up, when all tokens have
-scores, and when the kept tokens are known. The launch is cooperative: all blocks run at once, or none.
+Without the kernel, a frame takes dozens of small operations, whose launches last longer than their work. Here a few
+thread blocks serve each segment and go through its frames together. Each block owns some of the channels: it computes
+their part of the distances to the kept tokens, and of the mean. It also owns some of the tokens, which it scores and
+ranks. So the blocks of a segment synchronise three times per frame: when distances can be added up, when all tokens
+have scores, and when the kept tokens are known. The launch is cooperative: all blocks run at once, or none.
 """
 
 from __future__ import annotations

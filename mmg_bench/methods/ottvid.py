@@ -214,7 +214,7 @@ class OTTVid(Method):
         cost = between.cost.gather(1, parent.unsqueeze(1)).squeeze(1)
         dear = joins & (cost > (torch.inf if self.ot_cost_threshold is None else self.ot_cost_threshold))
         root = grow_trees(parent, joins & ~dear)  # [T * K]
-        gone = torch.cat([torch.zeros_like(dear[0]), dear.flatten()])[root]  # with all tokens that joined it
+        gone = torch.cat([torch.zeros_like(dear[0]), dear.flatten()])[root]  # with the tokens that joined them
 
         left = total - int(budgets.sum())
         stays = (root == torch.arange(total, device=x.device)) & ~gone
