@@ -152,7 +152,7 @@ class OTTVid(Method):
 
     Source: arXiv 2605.11803; minseokii/OTT-Vid 12a6d26 (LLaVA). Parameters: see the fields, named and set as in its
     published commands.
-    Not exact: the share of each frame's tokens is rounded; every frame keeps at least one token, the first keeps all.
+    Not exact: the share of each frame's tokens is rounded, every frame keeps at least one, and the first merges none.
     Quirks kept: for tokens that the first stage drops, the mass uses the mean attention of those kept; without the
     second stage (or with one frame), R^(1 - `temporal_share`) of the tokens are kept.
     Deviations: float32 throughout, the plan in float64; ties go by index (officially in any order).

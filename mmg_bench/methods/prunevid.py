@@ -202,7 +202,7 @@ def rank_in_groups(attention: Tensor, group: Tensor, alpha: float) -> Tensor:
 class PruneVid(Method):
     """PruneVid (Huang et al., ACL 2025): spatial-temporal token merging, then selection by the question.
 
-    Idea: cluster frames into windows. In a window, average the positions that hardly change over time. Cluster the
+    Idea: cluster frames into windows. In a window, average over time the positions that hardly change. Cluster the
     static tokens of each window and the dynamic tokens of each frame, and replace clusters by their means. After a
     middle layer of the language model, keep the tokens of each group that the question attends to, in all caches too.
 

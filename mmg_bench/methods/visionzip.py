@@ -63,8 +63,8 @@ class VisionZip(Method):
     by the similarity of their keys, into evenly spaced anchors (contextual).
 
     Source: arXiv 2412.04467; dvlab-research/VisionZip 3151f6d, and the video port in cokeshao/HoliTom e9b2972.
-    Parameters: see the fields. The frame budgets are B/T tokens, remainder to the earliest frames; int(54/64) of a
-    frame's budget is dominant, the rest contextual. Below one token per frame, later frames have none.
+    Parameters: see the fields. The frame budgets are B/T tokens, remainder to the earliest frames; int(54/64 * budget)
+    tokens of a frame are dominant, the rest contextual. Below one token per frame, later frames have none.
     Quirk kept: a contextual token is a sum, anchor + mean of what it absorbed, so its norm about doubles.
     Deviations: tokens enter the model in raster order (official: dominant ones first); the official newline-grid
     variant, which permutes the dominant tokens among their positions by mistake, is not offered.
