@@ -1,4 +1,4 @@
-"""Cells: one pruning method with all its parameters, as a column of a run."""
+"""Cells: one pruning method with all its parameters, one column of a run."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from mmg_bench.methods.base import Method, Positions
 from mmg_bench.methods.registry import at_ratio, get_method, plug_ins, spelt, write_label
 
 _FLOATS = (float, float | None, "float", "float | None")
-"""Types of fields that hold a float, as dataclasses know them: as texts where annotations are not evaluated."""
+"""Types of float fields as dataclasses store them: strings where annotations are not evaluated."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A method as one run compares it."""
+    """A method with its parameters, as compared in a run."""
 
     method: Method
     positions: Positions
@@ -34,13 +34,13 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """Name for tables: the method's, with every parameter that is not at its default (the ratio apart)."""
+        """Name for tables: the method's name with every parameter that is not at its default (except the ratio)."""
         own = {} if self.positions == self.method.positions else {"positions": self.positions}
         return write_label(self.method.name, self._changed | own)
 
     @property
     def _changed(self) -> dict[str, Any]:
-        """Parameters that are not at their defaults, in one spelling."""
+        """Parameters that are not at their defaults, in canonical spelling."""
         return {name: spelt(value) for name, value in self.method.changed.items()}
 
     def __str__(self) -> str:
@@ -60,13 +60,13 @@ class Cell:
 
 @cache
 def code_of(method: type[Method]) -> str:
-    """Digest of the method's own file and of those that it imports of its package: other code gives other answers.
+    """Digest of the method's file and of the files that it imports from its package: other code, other answers.
 
-    Of mmg_bench itself only `mmg_bench.methods` and `mmg_bench.tokens` count: what methods are made of.
+    Of mmg_bench itself, only `mmg_bench.methods` and `mmg_bench.tokens` count: methods are built from these.
     """
     try:
         own = inspect.getsourcefile(method)
-    except TypeError:  # made in an interpreter
+    except TypeError:  # defined in an interpreter
         own = None
     name = method.__module__
     if name == "__main__" and (spec := getattr(sys.modules[name], "__spec__", None)) is not None:
@@ -83,7 +83,7 @@ def code_of(method: type[Method]) -> str:
 
 @cache
 def _imported(module: str, file: Path) -> tuple[tuple[str, Path], ...]:
-    """Modules of a method's package, or of what methods share, that a module imports, also within its functions."""
+    """Modules of the method's package or of shared method code that a module imports, even inside functions."""
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     found = []
     for node in ast.walk(ast.parse(file.read_bytes())):
@@ -91,7 +91,7 @@ def _imported(module: str, file: Path) -> tuple[tuple[str, Path], ...]:
             relative = "." * node.level + (node.module or "")
             try:
                 source = resolve_name(relative, package) if node.level else relative
-            except ImportError:  # beyond the package: it would fail there, too
+            except ImportError:  # beyond the package: the import itself would fail too
                 continue
             names = [source, *(f"{source}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
@@ -103,14 +103,14 @@ def _imported(module: str, file: Path) -> tuple[tuple[str, Path], ...]:
 
 
 def _counts(name: str, module: str) -> bool:
-    """Whether what a method's `module` imports under this name is part of its code."""
+    """Whether a `name` that a method's `module` imports counts as the method's code."""
     if name.partition(".")[0] == "mmg_bench":
         return name == "mmg_bench.tokens" or name.startswith("mmg_bench.methods.")
     return name.startswith(f"{module.partition('.')[0]}.")
 
 
 def _file_of(name: str) -> Path | None:
-    """The file of a module, found without importing it; None for what is no module."""
+    """The file of a module, found without importing it; None if there is no such module."""
     top, *inner = name.split(".")
     for folder in getattr(sys.modules.get(top), "__path__", ()):
         path = Path(folder, *inner)
@@ -121,19 +121,20 @@ def _file_of(name: str) -> Path | None:
 
 
 def needs_of(cells: Iterable[Cell]) -> frozenset[str]:
-    """Everything that some of the cells need of a model: optional fields of `VideoTokens`."""
+    """Optional fields of `VideoTokens` that at least one of the cells needs from the model."""
     return frozenset().union(*(cell.method.needs for cell in cells))
 
 
 def codes_of(cells: Iterable[Cell]) -> dict[str, str]:
-    """`code_of` every method of the cells, those that it is made of too, by their names."""
+    """Map the name of each method of the cells, and of each of its `parts`, to its `code_of`."""
     return {part.name: code_of(type(part)) for cell in cells for part in (cell.method, *cell.method.parts)}
 
 
 def described_plug_ins(cells: Iterable[Cell]) -> dict[str, dict[str, str]]:
-    """For provenance: where methods of other packages come from, and which code; empty where there is none.
+    """Provenance of methods from other packages: the package and the code digest; empty without such methods.
 
-    Of this package's own the commit says that; a version hardly changes while somebody works on a method.
+    For this package's own methods the commit is enough. The digest is added because a version rarely changes while a
+    method is being developed.
     """
     code = codes_of(cells)
     found = {name: f"{package}, code {code[name][:12]}" for name, package in plug_ins(code).items()}
@@ -141,14 +142,14 @@ def described_plug_ins(cells: Iterable[Cell]) -> dict[str, dict[str, str]]:
 
 
 def _hashable(parameter: str, value: Any) -> Any:
-    """A parameter as a frozen dataclass holds it: a list of a configuration is a tuple there, also for its default."""
+    """A parameter value as a frozen dataclass holds it: lists of a configuration become tuples, as in the defaults."""
     if isinstance(value, Mapping):
         raise ValueError(f"{parameter}={dict(value)!r}: it must be one value, or a list of values")
     return tuple(_hashable(parameter, item) for item in value) if isinstance(value, list | tuple) else value
 
 
 def _one_spelling(number: Any) -> Any:
-    """A number as the float that all its spellings share: 1 is 1.0, and what a sweep makes of 0.1 + 2 * 0.1 is 0.3."""
+    """A number as one float for all its spellings: 1 becomes 1.0, and 0.1 + 2 * 0.1 from a sweep becomes 0.3."""
     if not isinstance(number, int | float) or isinstance(number, bool):
         return number
     short = float(f"{number:.12g}")
@@ -156,13 +157,13 @@ def _one_spelling(number: Any) -> Any:
 
 
 def make_cell(name: str, retention_ratio: float, positions: Positions | None = None, **parameters: Any) -> Cell:
-    """Build a cell by the method's name. dense has no ratio but 1. Raises ValueError for anything out of range.
+    """Build a cell from a method's name. dense always has ratio 1. Raises ValueError for anything out of range.
 
-    However a number is spelt, it makes the same cell.
+    All spellings of a number give the same cell.
     """
     ratio = 1.0 if name == "dense" else retention_ratio
     given = {parameter: _hashable(f"{name}.{parameter}", value) for parameter, value in parameters.items()}
-    method = get_method(name, retention_ratio=ratio, **given)  # an error names what was given as it was
+    method = get_method(name, retention_ratio=ratio, **given)  # an error shows the values as they were given
     floats = {f.name for f in fields(method) if f.type in _FLOATS} & {"retention_ratio", *given}
     method = replace(method, **{parameter: _one_spelling(getattr(method, parameter)) for parameter in floats})
     if positions not in (None, "original", "contiguous"):

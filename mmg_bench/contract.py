@@ -1,7 +1,8 @@
-"""What every pruning method must do, whatever its algorithm: checks for the tests here and for methods of one's own.
+"""The contract of every pruning method, whatever its algorithm: checks for the tests here and for third-party methods.
 
-Each check takes a way to build the method at a retention ratio, tries it on small made-up videos, and raises
-ContractError, saying what was asked, what came and what to do. `mmg-bench check-method` runs them all.
+Each check takes a function that builds the method at a retention ratio and tries it on small synthetic videos. It
+raises ContractError, which says what was required, what happened and what to do. `mmg-bench check-method` runs them
+all.
 """
 
 from __future__ import annotations
@@ -21,22 +22,22 @@ from mmg_bench.mock_gpu import CPU, MockGpu
 from mmg_bench.tokens import OPTIONAL_FIELDS, Heads, Keys, LayerTokens, PrunedTokens, Selection, VideoTokens
 
 Build = Callable[[float], Method]
-"""A method at a retention ratio."""
+"""Builds a method at a retention ratio."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SMALL = ((1, (4, 5)), (6, (1, 1)), (1, (1, 1)), (2, (1, 2)), (5, (7, 1)))
-"""Frames and grid of videos at the edge."""
+"""Frames and grid of edge-case videos."""
 DEPTH = 28
-"""Layers of the language model in which methods that prune there are tried."""
+"""Layers of the language model for which methods that prune inside it are checked."""
 
 
 class ContractError(ValueError):
-    """A method that does not do what every method must."""
+    """A method breaks the contract."""
 
 
 def video(
     frames: int = 8, grid: tuple[int, int] = (4, 5), width: int = 16, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> VideoTokens:
-    """Three scenes that drift, with every optional field filled at random."""
+    """A synthetic video of three drifting scenes, with every optional field filled at random."""
     g = torch.Generator().manual_seed(seed)
     tokens = grid[0] * grid[1]
 
@@ -68,24 +69,24 @@ def tensors(tokens: VideoTokens) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Faults:
-    """What may be wrong with the values of an outcome: known on its device, read once, for a GPU waits for that."""
+    """Checks of the values of an outcome: computed on its device and read once, because a read waits for a GPU."""
 
     right: Tensor
-    """`[n]` bool: whether each is as it must be."""
+    """`[n]` bool: whether each check passes."""
     told: tuple[str, ...]
-    """What to say where it is not."""
+    """The message for each check that fails."""
 
     def raise_any(self) -> None:
-        """Raise ContractError for the first."""
+        """Raise ContractError for the first check that fails."""
         for right, message in zip(self.right.tolist(), self.told, strict=True):
             if not right:
                 raise ContractError(message)
 
 
 def check_kind(method: Method, tokens: VideoTokens, pruned: Any) -> None:
-    """Raise TypeError or ContractError for what is wrong with the kind, shapes and dtypes of what is left of a video.
+    """Raise TypeError or ContractError if the result of `select` has a wrong type, shape or dtype.
 
-    So for a number of tokens that is not the one promised: other budgets would compare unlike things.
+    Also if an exact method does not keep the promised number of tokens: different budgets are not comparable.
     """
     if not isinstance(pruned, PrunedTokens):
         raise TypeError(f"{method.name}.select returned {type(pruned).__name__}: it must return PrunedTokens")
@@ -114,7 +115,7 @@ def check_kind(method: Method, tokens: VideoTokens, pruned: Any) -> None:
 
 
 def check_values(method: Method, tokens: VideoTokens, pruned: PrunedTokens) -> Faults:
-    """What may be wrong with the values of what is left: features that are no numbers, positions out of place."""
+    """Checks of the values of the kept tokens: features must be finite, positions ascending and in range."""
     who, where, positions, features = method.name, _where(method, tokens), pruned.positions, pruned.features
     once = "; each may stand there once, or set exact = False" if method.exact else ""
     return Faults(
@@ -127,21 +128,21 @@ def check_values(method: Method, tokens: VideoTokens, pruned: PrunedTokens) -> F
 
 
 def _check_tensors(who: str, **values: object) -> None:
-    """Raise TypeError for the first of the values that is no tensor."""
+    """Raise TypeError for the first value that is not a tensor."""
     for name, value in values.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{who} returned {name} of type {type(value).__name__}: they must be a torch.Tensor")
 
 
 def _check_device(who: str, device: torch.device, **values: Tensor) -> None:
-    """Raise ContractError for the first of the values that is elsewhere."""
+    """Raise ContractError for the first value that is on another device."""
     for name, value in values.items():
         if value.device != device:
             raise ContractError(f"{who} returned {name} on {value.device}: they must be on {device}, as its input")
 
 
 def _where(method: Method, tokens: VideoTokens) -> str:
-    """Of which video, and at which ratio."""
+    """The video and the ratio, for error messages."""
     return (
         f"of a video [T={tokens.frames}, N={tokens.tokens_per_frame}, D={tokens.features.shape[2]}] "
         f"in {_named(tokens.features.dtype)} at retention_ratio={method.retention_ratio:g}"
@@ -149,9 +150,9 @@ def _where(method: Method, tokens: VideoTokens) -> str:
 
 
 def layers_of(method: Method, depth: int) -> tuple[tuple[int, ...], int | None]:
-    """Its `layers` and its `key_layer`. Raises ContractError for one that no model has, where nothing would be done.
+    """The method's `layers` and `key_layer`. Raises ContractError for layers that no model has: nothing would be done.
 
-    Also where they end in an error, unless that is a ValueError: so they refuse a model.
+    Also if they raise any error but ValueError, with which a method refuses a model.
     """
     try:
         layers, key_layer = method.layers(depth), method.key_layer(depth)
@@ -180,9 +181,9 @@ def _is_layer(layer: object, depth: int) -> bool:
 
 
 def check_selection(method: Method, tokens: LayerTokens, chosen: Any) -> Faults:
-    """What may be wrong with the values of what a stage inside the language model leaves.
+    """Checks of the values that a stage inside the language model returns.
 
-    Raises TypeError or ContractError at once for what is wrong with its kind, shapes and dtypes.
+    Raises TypeError or ContractError at once if the type, a shape or a dtype is wrong.
     """
     if not isinstance(chosen, Selection):
         raise TypeError(f"{method.name}.select_inside returned {type(chosen).__name__}: it must return Selection")
@@ -213,18 +214,18 @@ def check_selection(method: Method, tokens: LayerTokens, chosen: Any) -> Faults:
 
 
 def _finite(features: Tensor) -> Tensor:
-    """Whether there are no NaN and no infinite values, which a sum carries along: `[]` bool."""
+    """Whether no value is NaN or infinite (a sum propagates these): `[]` bool."""
     return features.detach().sum(dtype=torch.promote_types(features.dtype, torch.float32)).isfinite()
 
 
 def _in_place(positions: Tensor, total: int, *, distinct: bool) -> Tensor:
-    """Whether positions ascend within `0..total - 1`, and are distinct if they are to be: `[]` bool."""
+    """Whether positions ascend within `0..total - 1`, strictly if `distinct`: `[]` bool."""
     before, behind = positions.new_full((1,), -distinct), positions.new_full((1,), total - 1 + distinct)
     return (positions.diff(prepend=before, append=behind) >= distinct).all()
 
 
 def check_pruned(method: Method, tokens: VideoTokens) -> None:
-    """Prune a video, and look at what is left of it."""
+    """Prune a video and check the result."""
     pruned = method.prune(tokens)
     check_kind(method, tokens, pruned)
     check_values(method, tokens, pruned).raise_any()
@@ -240,7 +241,7 @@ def any_size_and_ratio(build: Build) -> None:
 
 
 def dtypes(build: Build) -> None:
-    """What is left has the dtype of the video, be it half precision or double."""
+    """The kept tokens have the dtype of the video, from half to double precision."""
     for dtype in DTYPES:
         check_pruned(build(0.3), video(dtype=dtype))
 
@@ -260,7 +261,7 @@ def constant_features(build: Build) -> None:
 
 
 def deterministic(build: Build) -> None:
-    """The same tokens of the same video, whatever was drawn at random in between; torch's own state is left alone."""
+    """Same video, same tokens, whatever random numbers were drawn in between; torch's global state stays unchanged."""
     with torch.random.fork_rng(devices=()), torch.enable_grad():
         first = build(0.3).prune(video())
         graded = torch.is_grad_enabled()
@@ -274,7 +275,7 @@ def deterministic(build: Build) -> None:
 
 
 def gradients(build: Build) -> None:
-    """Features that require a gradient, as they do in a model that is called without `torch.no_grad`."""
+    """Features that require a gradient, as in a model that is called without `torch.no_grad`."""
     tokens = video()
     graded = replace(tokens, features=tokens.features.clone().requires_grad_())
     _check_same(build(0.3).prune(tokens), build(0.3).prune(graded), "with features that require a gradient")
@@ -290,7 +291,7 @@ def input_left_alone(build: Build) -> None:
 
 
 def order_of_channels(build: Build) -> None:
-    """Distances, norms and cosines do not know the order of channels. No two tokens of this video tie."""
+    """Distances, norms and cosines do not depend on the order of channels. No two tokens of this video tie."""
     if build(1.0).ordered_channels:
         return
     tokens = video(width=24)
@@ -308,7 +309,7 @@ def order_of_channels(build: Build) -> None:
 
 
 def bad_values(build: Build) -> None:
-    """NaN and infinite values are refused by name (but by `dense`, which looks at no value)."""
+    """NaN and infinite values are refused, and the field is named (except by `dense`, which reads no value)."""
     tokens, method = video(), build(0.3)
     if method.name == "dense":
         return
@@ -320,9 +321,9 @@ def bad_values(build: Build) -> None:
 
 
 def needs(build: Build) -> None:
-    """`needs` names all that is read: without the rest the result is the same, without one of them an error says so.
+    """`needs` names every field that is read: others do not change the result, and a missing one is an error.
 
-    The options in `stand_ins` do without some of those of the defaults.
+    The options in `stand_ins` drop at least one of the fields that the defaults need.
     """
     tokens, method = video(), build(0.3)
     bare = _with(tokens, **{name: None for name in OPTIONAL_FIELDS if name not in method.needs})
@@ -342,7 +343,7 @@ def needs(build: Build) -> None:
 
 
 def inside_the_model(build: Build) -> None:
-    """Stages leave distinct tokens of those they are given, at least one, the same each time."""
+    """Each stage keeps distinct tokens of its input, at least one, and the same ones every time."""
     for (frames, grid), dtype in product(((8, (4, 5)), *SMALL[:3]), DTYPES):
         twice = [stages(build(0.3), video(frames, grid, dtype=dtype)) for _ in range(2)]
         for (before, chosen), (again, same) in zip(*twice, strict=True):
@@ -355,7 +356,7 @@ def inside_the_model(build: Build) -> None:
 
 
 def hidden_keys(build: Build) -> None:
-    """While decoding, distinct keys of the visual tokens are seen, the same each time."""
+    """Decoding steps see distinct keys of the visual tokens, and the same ones every time."""
     for n in (40, 1):
         for one, other in zip(keys_seen(build(0.3), n), keys_seen(build(0.3), n), strict=True):
             if one is None and other is None:
@@ -369,14 +370,14 @@ def hidden_keys(build: Build) -> None:
 
 
 def on_a_gpu(build: Build) -> None:
-    """The same tokens are left on a GPU, where no tensor of the host's may be mixed in (without one: `mock_gpu`)."""
+    """A GPU keeps the same tokens and gets no host tensor mixed in (without a GPU: `mock_gpu`)."""
     full, half, whole = torch.float32, torch.bfloat16, video()
     tried = ((whole, full, 0.3), (whole, full, 1.0), (video(1, (1, 1)), full, 0.3), (whole, half, 0.3))
     with nullcontext() if torch.cuda.is_available() else MockGpu():
         for tokens, dtype, ratio in tried:
             sent = {name: value.to("cuda", dtype) for name, value in tensors(tokens).items()}
             there = _left(build(ratio), _with(tokens, **sent))
-            # halves are rounded otherwise there
+            # a GPU rounds half precision differently
             if dtype == full and not _alike(_left(build(ratio), tokens), there):
                 raise ContractError("other tokens are left on a GPU than on a CPU")
 
@@ -385,7 +386,7 @@ Left = list[tuple[Tensor, Tensor | None]]
 
 
 def _left(method: Method, tokens: VideoTokens) -> Left:
-    """What a method keeps, before the model, at its stages inside and while decoding, each with its features if any."""
+    """What a method keeps before the model, at each stage inside it and while decoding, with the features if any."""
     pruned = method.prune(tokens)
     check_kind(method, tokens, pruned)
     inside = [(chosen.index, chosen.features) for _, chosen in stages(method, tokens)]
@@ -394,7 +395,7 @@ def _left(method: Method, tokens: VideoTokens) -> Left:
 
 
 def _alike(one: Left, other: Left) -> bool:
-    """Whether the same is kept each time, with the same features but for rounding."""
+    """Whether both keep the same tokens, with features that differ only by rounding."""
     return len(one) == len(other) and all(
         torch.equal(i, j.cpu()) and (x is None or y is None or torch.allclose(x, y.cpu(), 1e-3, 1e-3))
         for (i, x), (j, y) in zip(one, other, strict=True)
@@ -402,9 +403,9 @@ def _alike(one: Left, other: Left) -> bool:
 
 
 def documented(build: Build) -> None:
-    """A docstring, `retention_ratio` as the first parameter, and a check of its range."""
+    """The class has a docstring, and `retention_ratio` as its first parameter, with a check of its range."""
     cls = type(build(1.0))
-    if not cls.__doc__ or cls.__doc__.startswith(cls.__name__ + "("):  # the dataclass's own
+    if not cls.__doc__ or cls.__doc__.startswith(cls.__name__ + "("):  # generated by dataclass
         raise ContractError(f"{cls.__name__} has no docstring: the first line of it is what `mmg-bench methods` shows")
     if not getattr(vars(cls).get("__dataclass_params__"), "frozen", False):
         raise ContractError(f"{cls.__name__} is no frozen dataclass: write @dataclass(frozen=True) above it")
@@ -441,7 +442,7 @@ CHECKS: tuple[Callable[[Build], None], ...] = (
 
 @dataclass(frozen=True)
 class RandomAttention:
-    """Random softmax rows over the tokens that are left."""
+    """Random softmax rows over the remaining tokens."""
 
     tokens: int
     text: int
@@ -462,20 +463,20 @@ class RandomAttention:
         return text.to(self.device), visual.to(self.device)
 
     def heads(self) -> Heads:
-        """4 heads of 8, of them 2 with keys, behind 3 tokens of text."""
+        """4 query heads and 2 key-value heads of width 8; 3 text tokens, then the video's."""
         g = torch.Generator().manual_seed(2)
         size, visual = self.tokens + 3, torch.arange(self.tokens, device=self.device) + 3
         queries, keys = (torch.randn(heads, size, 8, generator=g).to(self.device) for heads in (4, 2))
         return Heads(queries, keys, visual, keys[:, visual].flip(-1))
 
     def keys(self) -> Keys:
-        """2 heads of 8: of 3 tokens of text, the video's, and the text behind it."""
+        """2 key-value heads of width 8: 3 text tokens, the video's, then the text after it."""
         places = torch.arange(3, 3 + self.tokens + self.text, device=self.device)
         visual, text = places.split([self.tokens, self.text])
         return Keys(self._vectors(2, seed=3), visual, text)
 
     def queries(self) -> Tensor:
-        """4 heads that go with these."""
+        """4 query heads to match `keys`."""
         return self._vectors(4, seed=4)
 
     def _vectors(self, heads: int, seed: int) -> Tensor:
@@ -483,12 +484,12 @@ class RandomAttention:
         return torch.randn(heads, 3 + self.tokens + self.text, 8, generator=g).to(self.device)
 
     def final_norm(self, hidden: Tensor) -> Tensor:
-        """Divided by the root of the mean square."""
+        """RMS norm without weights."""
         return torch.nn.functional.rms_norm(hidden, hidden.shape[-1:])
 
 
 def stages(method: Method, tokens: VideoTokens) -> Iterator[tuple[LayerTokens, Selection]]:
-    """What the method does at each of its layers inside a model, from what it leaves before the first."""
+    """The input and the selection of each stage inside a model, starting from the tokens that `prune` keeps."""
     pruned = method.prune(tokens)
     features, positions, state, text = pruned.features, pruned.positions, pruned.state, tokens.query
     if text is None:
@@ -510,7 +511,7 @@ def stages(method: Method, tokens: VideoTokens) -> Iterator[tuple[LayerTokens, S
 
 
 def keys_seen(method: Method, n: int, device: torch.device = CPU) -> list[Tensor | None]:
-    """What `select_keys` leaves of n visual keys at three steps of decoding; nothing if it hides none."""
+    """The result of `select_keys` for n visual keys at three decoding steps; empty if the method hides no keys."""
     if layers_of(method, DEPTH)[1] is None:
         return []
     g = torch.Generator().manual_seed(n)

@@ -9,9 +9,9 @@ import torch
 
 
 class Elapsed:
-    """Time from its making to `stop`: by `perf_counter`, or by events on a GPU's stream.
+    """Time from construction to `stop`: by `perf_counter`, or by events on a GPU's stream.
 
-    With those nobody waits until `ms` is read, and work queued in between counts, not what the host did meanwhile.
+    Events do not block until `ms` is read. They time the work queued in between, not what the host did meanwhile.
     """
 
     def __init__(self, device: torch.device):
@@ -19,12 +19,12 @@ class Elapsed:
         self._start = self._end = self._now()
 
     def stop(self) -> None:
-        """The second moment is now."""
+        """Set the end of the interval to now."""
         self._end = self._now()
 
     @property
     def ms(self) -> float:
-        """Milliseconds between the two."""
+        """Milliseconds from construction to `stop`."""
         if self.device.type != "cuda":
             return 1000 * float(self._end - self._start)
         self._end.synchronize()

@@ -1,4 +1,4 @@
-"""The values that everything speaks in: a video's tokens before and after pruning, and inside the language model."""
+"""Shared data types: a video's tokens before and after pruning, and inside the language model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHAPES = {
     "joint_features": "TNE",
     "joint_query": "ME",
 }
-"""Optional field of `VideoTokens` -> its axes; one letter is one size."""
+"""Optional field of `VideoTokens` -> its axes; each letter stands for one size."""
 
 
 @dataclass(frozen=True)
@@ -38,22 +38,22 @@ class VideoTokens:
     attention: Tensor | None = None
     """`[T, N]`: attention that each token receives in the vision tower (mean over heads and queries, pooled).
 
-    Of a tower with a class token, what that gives.
+    If the tower has a class token: the attention that the class token gives.
     """
     keys: Tensor | None = None
-    """`[T, N, K]`: head-mean keys of the vision tower's layer that `attention` comes from, pooled."""
+    """`[T, N, K]`: head-mean keys of the vision tower layer that `attention` comes from, pooled."""
     mean_query_attention: Tensor | None = None
-    """`[T, N]`: attention, in that layer, of the mean query of each frame to the mean key of each token's patches."""
+    """`[T, N]`: attention, in the same layer, of each frame's mean query to the mean key of each token's patches."""
     probe_attention: Tensor | None = None
     """`[T, N]`: attention of the vision tower's pooling probe (the SigLIP head), pooled."""
     frame_features: Tensor | None = None
     """`[T, C]`: the vision tower's pooled feature of each frame."""
     query: Tensor | None = None
-    """`[L, D]`: embeddings of the text that follows the video, without tokens of other videos and images."""
+    """`[L, D]`: embeddings of the text after the video, without the tokens of other videos and images."""
     joint_features: Tensor | None = None
-    """`[T, N, E]`: tokens in the space that images and texts share (CLIP, SigLIP)."""
+    """`[T, N, E]`: tokens in the joint image-text space (CLIP, SigLIP)."""
     joint_query: Tensor | None = None
-    """`[M, E]`: the text in that space."""
+    """`[M, E]`: the text in the same space."""
 
     def __post_init__(self) -> None:
         if self.features.dim() != 3 or 0 in self.features.shape:
@@ -73,7 +73,7 @@ class VideoTokens:
                 self._check(name, value, letters, sizes)
 
     def _check(self, name: str, value: Tensor, letters: str, sizes: dict[str, int]) -> None:
-        """Raise a ValueError unless an optional field goes with the features, and with the `sizes` seen before it."""
+        """Raise a ValueError unless an optional field matches the features and the `sizes` of the fields before it."""
         shape = list(value.shape)
         wanted = ", ".join(f"{letter}={sizes[letter]}" if letter in sizes else letter for letter in letters)
         fits = len(shape) == len(letters) and 0 not in shape
@@ -105,7 +105,7 @@ class VideoTokens:
         return self.features.flatten(0, 1)
 
     def to(self, device: torch.device) -> VideoTokens:
-        """The same on a device."""
+        """A copy on `device`, or the object itself if it is already there."""
         if device == self.features.device:
             return self
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -113,7 +113,7 @@ class VideoTokens:
         return replace(self, **there)
 
     def require(self, needs: Collection[str], who: str) -> None:
-        """Raise a ValueError unless every optional field named in `needs` is there."""
+        """Raise a ValueError unless every optional field named in `needs` is set."""
         missing = sorted(name for name in needs if getattr(self, name) is None)
         if missing:
             raise ValueError(
@@ -124,8 +124,8 @@ class VideoTokens:
     def require_finite(self, needs: Collection[str], who: str) -> None:
         """Raise a ValueError if the features or a field named in `needs` hold NaN or infinite values."""
         used = [name for name in ("features", *sorted(needs)) if getattr(self, name).numel()]
-        # The extremes carry NaN and infinities along: one pass, and no temporary of the tensor's size. All of them
-        # are read at once, for on a GPU every read waits for the work before it.
+        # The extremes propagate NaN and infinities: one pass, and no temporary of the tensor's size. All extremes
+        # are read at once because every read from a GPU waits for the work queued before it.
         extremes = torch.stack([e for name in used for e in torch.aminmax(getattr(self, name).detach())]).tolist()
         for name, low, high in zip(used, extremes[::2], extremes[1::2], strict=True):
             if not (isfinite(low) and isfinite(high)):
@@ -133,66 +133,67 @@ class VideoTokens:
 
 
 OPTIONAL_FIELDS = tuple(f.name for f in fields(VideoTokens) if f.name not in ("features", "grid"))
-"""What a method can name in `Method.needs`."""
+"""The fields that a method can name in `Method.needs`."""
 QUESTION_FIELDS = frozenset({"query", "joint_query"})
-"""Those that differ from question to question: a method that needs one prunes once a question, not once a video."""
+"""Fields that depend on the question: a method that needs one prunes once per question, not once per video."""
 
 
 @dataclass(frozen=True)
 class PrunedTokens:
-    """The tokens that are left, in the order in which they enter the language model."""
+    """The kept tokens, in the order in which they enter the language model."""
 
     features: Tensor
     """`[K, D]`."""
     positions: Tensor
-    """`[K]` int64: flat raster indices into `T * N`, ascending; of a merged token, its anchor's."""
+    """`[K]` int64: flat raster indices into `T * N`, ascending; a merged token has the index of its anchor."""
     notes: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """What the method did, for reports (segments, budgets); never read by the pipeline."""
+    """What the method did, for reports (segments, budgets); the pipeline never reads it."""
     state: Any = field(default=None, compare=False)
-    """What the method's own stage inside the language model needs to know; only handed on (`LayerTokens.state`)."""
+    """Data for the method's own first stage inside the language model; only passed on (`LayerTokens.state`)."""
 
     def __len__(self) -> int:
         return self.positions.shape[0]
 
 
 class Heads(NamedTuple):
-    """What a layer's attention makes of a sequence up to a video's last token, P tokens, float32."""
+    """A layer's queries and keys for the sequence up to a video's last token, P tokens, float32."""
 
     queries: Tensor
     """`[heads, P, d]`, before the rotary embedding."""
     keys: Tensor
-    """`[key-value heads, P, d]`, before it too."""
+    """`[key-value heads, P, d]`, before the rotary embedding."""
     visual: Tensor
-    """`[n]` int64: which of the P are the video's."""
+    """`[n]` int64: indices of the video's tokens among the P."""
     rotated: Tensor
-    """`[key-value heads, n, d]`: their keys, behind it."""
+    """`[key-value heads, n, d]`: keys of the video's tokens, after the rotary embedding."""
 
 
 class Keys(NamedTuple):
-    """Keys that a layer's attention compared, behind the rotary embedding: of a whole prompt, P tokens, float32."""
+    """A layer's keys for a whole prompt, after the rotary embedding: P tokens, float32."""
 
     keys: Tensor
     """`[key-value heads, P, d]`."""
     visual: Tensor
-    """`[n]` int64: which of the P are the video's."""
+    """`[n]` int64: indices of the video's tokens among the P."""
     text: Tensor
-    """`[L]` int64: which are those of the text behind it."""
+    """`[L]` int64: indices of the text after the video."""
 
 
 class Attention(Protocol):
-    """Attention of the text behind a video to the visual tokens that are left, recomputed for the rows asked for."""
+    """Attention of the text after a video to the remaining visual tokens, recomputed for the requested rows."""
 
     def __call__(
         self, rows: Tensor | None = None, *, own: bool = False, rotary: bool = True, causal: bool = True
     ) -> Tensor:
         """Softmax weights `[heads, R, n]`, float32, of text tokens `rows` (`[R]` int64; None: the prompt's last).
 
-        Of the layer before the one that prunes, or of its `own` queries and keys. `rotary` and `causal` can be left
-        out for methods that do so. The softmax runs over the whole sequence, of which the visual part is returned.
+        Computed in the layer before the one that prunes; with `own`, from the pruning layer's own queries and keys.
+        `rotary=False` and `causal=False` serve methods that leave out the rotary embedding or the mask. The softmax
+        runs over the whole sequence; only its visual part is returned.
         """
 
     def phases(self) -> tuple[Tensor, Tensor]:
-        """A vector of ones rotated to the positions of the text `[L, width]` and of the visual tokens `[n, width]`."""
+        """A vector of ones, rotated to the positions of the text `[L, width]` and of the visual tokens `[n, width]`."""
 
     def heads(self) -> Heads:
         """Queries and keys of the layer that prunes."""
@@ -201,58 +202,59 @@ class Attention(Protocol):
         """Keys of the layer before the one that prunes."""
 
     def queries(self) -> Tensor:
-        """What that layer compared with its `keys`: `[heads, P, d]` float32, scaled as the softmax takes the products.
+        """Queries of the layer of `keys`: `[heads, P, d]` float32, scaled so that products with the keys are logits.
 
-        Each of the P tokens saw itself and those before it.
+        Each of the P tokens attended to itself and to the tokens before it.
         """
 
     def final_norm(self, hidden: Tensor) -> Tensor:
-        """Hidden states `[..., D]` behind the norm that the language model ends with."""
+        """Apply the language model's final norm to hidden states `[..., D]`."""
 
 
 @dataclass(frozen=True)
 class LayerTokens:
     """The visual tokens of one video inside the language model, before a layer at which a method prunes.
 
-    Or, with `Method.before_mlp`, before the MLP of the layer before that.
+    With `Method.before_mlp`: before the MLP of the preceding layer.
     """
 
     features: Tensor
-    """`[n, D]`: hidden states of the tokens that are left."""
+    """`[n, D]`: hidden states of the remaining tokens."""
     previous: Tensor
-    """`[n, D]`: hidden states of the same tokens as they entered the layer before."""
+    """`[n, D]`: hidden states of the same tokens when they entered the previous layer."""
     positions: Tensor
     """`[n]` int64: their flat raster indices into `T * N`."""
     text: Tensor
-    """`[L, D]`: hidden states of the text behind the video, without tokens of others; the last is the prompt's last."""
+    """`[L, D]`: hidden states of the text after the video, without tokens of other videos and images; the last row is
+    the prompt's last token."""
     total: int
     """T * N of the video."""
     stage: int
-    """Which of the method's layers this is, from 0."""
+    """Index of this layer among the method's `layers`, from 0."""
     depth: int
-    """Layers of the language model."""
+    """Number of layers of the language model."""
     attention: Attention
     state: Any = None
-    """What the stage before handed on."""
+    """The state returned by the previous stage, or by `select` before the first."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What a stage inside the language model leaves of `LayerTokens`."""
+    """The tokens that a stage inside the language model keeps of `LayerTokens`."""
 
     index: Tensor
-    """`[K]` int64 into the n tokens, in the order in which they go on; of a merged token, its anchor's."""
+    """`[K]` int64 into the n tokens, in the order in which they go on; a merged token has the index of its anchor."""
     features: Tensor | None = None
-    """`[K, D]`: their new hidden states, where they change."""
+    """`[K, D]`: their new hidden states; None if these do not change."""
     state: Any = None
-    """Handed on to the next stage."""
+    """Passed on to the next stage."""
     sizes: Tensor | None = None
-    """`[K]`: how many tokens each stands for, for methods whose `weighs` is set: this layer and all behind it, at every
-    step, add their logarithms to what attention scores them (proportional attention). None: one each."""
+    """`[K]`: the number of tokens each one stands for, for methods that set `weighs`. This layer and all later ones
+    add the logarithms to the attention scores at every step (proportional attention). None: one each."""
 
 
 def keep_all(tokens: VideoTokens) -> PrunedTokens:
-    """All tokens, not even copied."""
+    """All tokens, without a copy."""
     return PrunedTokens(tokens.flat, torch.arange(tokens.total, device=tokens.features.device))
 
 

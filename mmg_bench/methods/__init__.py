@@ -1,6 +1,6 @@
-"""Pruning methods: one file each, named as the method. None of them knows a model, a benchmark or a file format.
+"""Pruning methods: one file each, named after the method. None depends on a model, a benchmark or a file format.
 
-`from mmg_bench.methods import Method, MMGVid` finds their classes, too.
+The classes can be imported from here: `from mmg_bench.methods import Method, MMGVid`.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,12 @@ __all__ = ["Method"]
 
 
 def __getattr__(name: str) -> Any:
-    """A class that is asked for. None is imported before: torch takes seconds."""
+    """Import a class on first use, because importing torch takes seconds."""
     if name == "Method":
         from mmg_bench.methods.base import Method
 
         return Method
-    if name[:1].isupper():  # otherwise it is a file, which is being imported
+    if name[:1].isupper():  # otherwise it is a module being imported
         from mmg_bench.methods.registry import built_in, method_class
 
         for found in map(method_class, built_in()):

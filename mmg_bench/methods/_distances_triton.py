@@ -1,4 +1,4 @@
-"""`_ops.distances_of_gram` on CUDA devices: seven plain operations, each a pass over all pairs, as one kernel."""
+"""`_ops.distances_of_gram` on CUDA devices: one kernel for seven plain operations, each a pass over all pairs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TILE = 2**14  # elements that a block holds at a time
 
 @triton.jit
 def _distances_kernel(gram, squared, tokens, width, resolution, ROWS: tl.constexpr, TOKENS: tl.constexpr):
-    """`_ops.distances_of_gram` over `width`, of some rows of one frame."""
+    """`_ops.distances_of_gram` divided by `width`, for some rows of one frame."""
     t = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     j = tl.arange(0, TOKENS)
@@ -38,6 +38,6 @@ def gram_distances(gram: Tensor, width: int, resolution: float) -> Tensor:
 
 
 def tile(tokens: int) -> tuple[int, int]:
-    """Rows and columns that a block holds; columns are those of a whole row, rounded up."""
+    """Rows and columns per block; the columns are those of a whole row, rounded up to a power of two."""
     padded = triton.next_power_of_2(tokens)
     return max(1, min(32, _TILE // padded)), padded

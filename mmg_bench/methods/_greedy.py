@@ -1,4 +1,4 @@
-"""Max-min selection, which several methods share: pick again and again the point farthest from those picked."""
+"""Max-min selection, shared by several methods: repeatedly pick the point farthest from the previous picks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def max_min_selection(distance: Tensor, count: int, chosen: float | None = -torc
 
     `distance[b, i, j]` is how far candidate j is from point i; it need not be symmetric. The first pick is the
     candidate whose nearest other point is farthest (second smallest entry of its column, the smallest being itself);
-    each further one has the largest distance to its nearest pick. Equal distances: the lower index.
+    each later pick has the largest distance to its nearest pick. Equal distances: the lower index.
     Picks get the distance `chosen`, so that they are not picked again; None leaves them at their distance to
-    themselves, about 0. `distance` is scratch space: its diagonal is overwritten. Needs count <= M; one iteration a
-    pick, of three kernels and without a wait for the host.
+    themselves, about 0. `distance` is scratch space: its diagonal is overwritten. Needs count <= M. Each pick takes
+    three kernels and no synchronisation with the host.
     """
     batch, points, _ = distance.shape
     distance = distance.detach()
@@ -24,7 +24,7 @@ def max_min_selection(distance: Tensor, count: int, chosen: float | None = -torc
     if count == 0:
         return order.view(count, batch).T
     nearest = second_smallest(distance) if points > 1 else distance[:, 0].clone()  # [B, M]
-    if chosen is not None:  # a pick's distance to itself is the least of all from then on
+    if chosen is not None:  # from then on, a pick's distance to itself is its least
         distance.diagonal(dim1=1, dim2=2).fill_(chosen)
     torch.argmax(nearest, -1, keepdim=True, out=order[0])
     nearest.fill_(torch.inf)
@@ -37,7 +37,7 @@ def max_min_selection(distance: Tensor, count: int, chosen: float | None = -torc
 
 
 def second_smallest(distance: Tensor) -> Tensor:
-    """The second smallest entry of each column of `[B, M, M]`, M > 1: `[B, M]`. Without sorting, and without a copy."""
+    """The second smallest entry of each column of `[B, M, M]`, M > 1: `[B, M]`. Neither sorts nor copies."""
     least, row = distance.min(1, keepdim=True)  # [B, 1, M] both
     distance.scatter_(1, row, torch.inf)
     second = distance.amin(1)

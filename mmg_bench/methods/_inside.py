@@ -1,4 +1,4 @@
-"""What the methods that prune inside the language model share."""
+"""Helpers shared by the methods that prune inside the language model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmg_bench.tokens import PrunedTokens, VideoTokens, keep_all
 
 
 class InsideMethod(Method):
-    """A method that leaves the tokens alone until they are inside the language model."""
+    """Base class of methods that keep all tokens before the language model and prune only inside it."""
 
     exact: ClassVar[bool] = False
 
@@ -22,9 +22,9 @@ class InsideMethod(Method):
 
 
 def layers_at(official: Sequence[int], official_depth: int, depth: int) -> tuple[int, ...]:
-    """The official layers at the same share of another depth: distinct, ascending, in 1..depth - 1.
+    """The official layers, scaled to another depth: distinct, ascending, in 1..depth - 1.
 
-    Raises ValueError where the model has too few layers for that.
+    Raises ValueError if the model has too few layers.
     """
     layers: list[int] = []
     for layer in official:
@@ -35,12 +35,12 @@ def layers_at(official: Sequence[int], official_depth: int, depth: int) -> tuple
 
 
 def check_layer(method: Method, field: str, depth: int) -> int:
-    """The layer that `field` names, for a model of `depth` layers. Raises ValueError unless it is in 1..depth - 1."""
+    """The layer given by `field`, for a model of `depth` layers. Raises ValueError unless it is in 1..depth - 1."""
     check_range(method, field, 1, depth - 1, integer=True)
     layer: int = getattr(method, field)
     return layer
 
 
 def most_attended(attention: Tensor, count: int) -> Tensor:
-    """The `count` highest of `[n]`, ties by the lower index: ascending int64 indices `[count]`."""
+    """Ascending indices of the `count` highest of `[n]`, ties by the lower index: int64 `[count]`."""
     return descending(attention)[:count].sort().values

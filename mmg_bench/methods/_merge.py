@@ -1,4 +1,4 @@
-"""Pure functions that the merging methods share, beside those of `_ops`: centres, group sums, raster order."""
+"""Pure functions shared by the merging methods, in addition to `_ops`: centres, group sums, raster order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmg_bench.tokens import PrunedTokens, VideoTokens
 
 
 def supplied(tokens: VideoTokens, name: str) -> Tensor:
-    """The optional field `name` of `tokens`. Raises ValueError if the model has not filled it."""
+    """The optional field `name` of `tokens`. Raises ValueError if it is None."""
     value: Tensor | None = getattr(tokens, name)
     if value is None:
         raise ValueError(f"VideoTokens.{name} is missing: use a model that supplies it, or fill the field")
@@ -26,16 +26,16 @@ def unit(x: Tensor) -> Tensor:
 
 
 def neighbour_cosines(x: Tensor) -> Tensor:
-    """Cosine similarity of vectors that follow each other along the first dimension: `[T, ..., D]` to `[T-1, ...]`."""
+    """Cosine similarity of consecutive vectors along the first dimension: `[T, ..., D]` to `[T-1, ...]`."""
     direction = unit(x.detach())
     return (direction[:-1] * direction[1:]).sum(-1)
 
 
 def group_scores(squared: Tensor, valid: Tensor, k: Tensor, most: int) -> Tensor:
-    """log(rho * delta) of DPC-KNN of each group's `valid` points among themselves, -inf for the others: `[G, n]`.
+    """DPC-KNN's log(rho * delta) among the `valid` points of each group, -inf for the others: `[G, n]`.
 
     `squared [G, n, n]`, `valid [G, n]` bool, `k [G]` neighbours of each group in 1..its valid points, at most `most`.
-    A valid point equal to a denser one has delta 0: it still goes before every point that is not valid.
+    A valid point equal to a denser one has delta 0: it still ranks above every invalid point.
     """
     hidden = ~valid
     apart = hidden.unsqueeze(1) | hidden.unsqueeze(2)  # [G, n, n]
@@ -45,11 +45,11 @@ def group_scores(squared: Tensor, valid: Tensor, k: Tensor, most: int) -> Tensor
 
 
 def nearest_centres(squared: Tensor, score: Tensor, valid: Tensor, count: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """The `count [G, 1]` points of highest `score` of each group, at most `most`, and the nearest one to each point.
+    """The `count [G, 1]` points of highest `score` in each group, at most `most`, and the nearest one to each point.
 
-    `squared [G, n, n]`, `score` and `valid [G, n]`. Returns the centres by descending score, `[G, m]`, of which a group
-    uses its first ones, and the place among them of each point's nearest, `[G, n]`, -1 where not valid. Ties go to the
-    centre of higher score; a centre belongs to itself even when it equals another one.
+    `squared [G, n, n]`, `score` and `valid [G, n]`. Returns the centres by descending score, `[G, m]`; a group uses its
+    first `count`. Also returns, for each point, the place of its nearest centre among them, `[G, n]`, -1 if not valid.
+    Ties go to the centre of higher score; a centre belongs to itself even if it equals another one.
     """
     centres = descending(score)[:, :most]  # [G, m]
     rank = torch.arange(centres.shape[1], device=score.device)
@@ -71,13 +71,13 @@ def group_sums(x: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
 
 
 def group_means(x: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """As `group_sums`, but means; 0 for a group without points."""
+    """Like `group_sums`, but means; 0 for a group without points."""
     sums, counts = group_sums(x, group, groups)
     return sums / counts.clamp_min(1).unsqueeze(-1), counts
 
 
 def bag_sums(x: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """As `group_sums` on `x [M, D]`, `group [M]` in 0..G-1, for many groups: one pass over x, its rows in order."""
+    """Like `group_sums` on `x [M, D]`, `group [M]` in 0..G-1, for many groups: one pass over x, its rows in order."""
     member, order = group.sort(stable=True)
     ends = torch.searchsorted(member, torch.arange(groups + 1, device=x.device))  # [G + 1]
     sums = F.embedding_bag(order, x.float(), ends, mode="sum", include_last_offset=True)
@@ -93,7 +93,7 @@ def bag_means(x: Tensor, group: Tensor, groups: int) -> Tensor:
 def frame_groups(total: int, frames: int) -> list[tuple[slice, int]]:
     """Share `total` tokens among `frames` as evenly as possible, remainder to the earliest frames.
 
-    Returns runs of frames with the number of tokens that each of them gets: at most two, none with 0 tokens.
+    Returns runs of frames and the number of tokens per frame in each: at most two runs, none with 0 tokens.
     """
     counts = spread(total, frames)
     larger = counts.count(counts[0])
@@ -106,7 +106,7 @@ def in_raster_order(
 ) -> PrunedTokens:
     """`features [K, D]` at distinct flat `positions [K]`, sorted by position and in the dtype of `like`.
 
-    `state [K]`, one value a token, is sorted along.
+    `state [K]`, one value per token, is sorted along with them.
     """
     positions, order = positions.sort()
     sorted_state = None if state is None else state[order]

@@ -1,7 +1,7 @@
-"""Pure tensor functions that several methods share: distances, DPC-KNN, and the sharing out of a token budget.
+"""Pure tensor functions shared by several methods: distances, DPC-KNN, and the allocation of a token budget.
 
 Shapes are written as `[..., N, D]`: any leading batch dimensions (frames, windows), N points of width D. Whatever the
-dtype of the features, distances and everything derived from them are float32; nothing here changes its input.
+dtype of the features, distances and everything derived from them are float32. No function changes its input.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 
 RESOLUTION = 2e-6
-"""Squared distances below this share of the points' squared norms are rounding noise of the Gram form: exact zeros."""
+"""Squared distances below this share of the points' squared norms are rounding noise of the Gram form: set to 0."""
 
 
 _CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**28}
-"""Size of the float32 copies made of a few frames at a time: small enough for a CPU's cache, bounded on a GPU."""
+"""Size of float32 copies, made of a few frames at a time: small enough for a CPU's cache, bounded on a GPU."""
 
 
 def frames_per_chunk(features: Tensor, rows: int | None = None) -> int:
-    """How many frames of `[T, N, D]` to convert or centre at once: on a CPU, as many for one thread as for another.
+    """How many frames of `[T, N, D]` to convert or centre at once: on a CPU, the same number for each thread.
 
-    `rows`: of how many tokens each, if not N.
+    `rows`: tokens per frame, if not N.
     """
     size = 4 * (features.shape[1] if rows is None else rows) * features.shape[2]
     most = max(1, _CHUNK_BYTES.get(features.device.type, 2**26) // size)
@@ -39,24 +39,24 @@ def frame_means(features: Tensor) -> Tensor:
     """Mean token of every frame, in float32: `[T, N, D]` to `[T, D]`."""
     if features.is_cuda:
         return features.mean(1, dtype=torch.float32)
-    # as a product: a third of the time of `mean` on a CPU, of halves and of small frames that follow other work
+    # as a product: on a CPU a third of the time of `mean`, for half precision and for small frames after other work
     each = features.new_full((1, 1, features.shape[1]), 1 / features.shape[1], dtype=torch.float32)
     chunks = features.split(frames_per_chunk(features))
     return _joined([float_product(each.expand(len(part), -1, -1), part).squeeze(1) for part in chunks])
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
-    """The parts one after another along the first dimension; one alone is not copied, as `torch.cat` would."""
+    """Concatenate along the first dimension; a single part is not copied, unlike with `torch.cat`."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def on_device(values: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor of numbers that the host has worked out, on `device`; unlike `torch.tensor` it does not wait for it."""
+    """A tensor of `values` from the host on `device`; unlike `torch.tensor` it does not wait for the device."""
     return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
 
 def positions_of(mask: Tensor, count: int) -> Tensor:
-    """Ascending flat indices of the `count` true entries of `mask`, int64 `[count]`: `nonzero` without a wait."""
+    """Ascending flat indices of the `count` true entries of `mask`, int64 `[count]`: `nonzero` without a sync."""
     return mask.flatten().nonzero_static(size=count).squeeze(1)
 
 
@@ -69,8 +69,8 @@ def first_of_rows(counts: Sequence[int], device: torch.device) -> Tensor:
 def float_product(a: Tensor, b: Tensor) -> Tensor:
     """Matrix product in float32 of factors of any dtype: `[..., n, D]`, `[..., D, m]` to `[..., n, m]`.
 
-    On a GPU, half-precision factors go to its tensor cores as they are: products of halves are exact in float32,
-    in which they are added up, so this is what converting them first gives, at a fraction of the time.
+    On a GPU, half-precision factors go to the tensor cores as they are. Their products are exact in float32 and are
+    added up in float32, so the result is that of converting the factors first, in a fraction of the time.
     """
     half = a.dtype in (torch.bfloat16, torch.float16)
     if not (a.is_cuda and half and a.dtype == b.dtype):
@@ -90,7 +90,7 @@ def triton_available() -> bool:
 
 
 def takes_triton(x: Tensor) -> bool:
-    """Whether such kernels can read `x`: where a GPU has it, not a subclass, whose values may be elsewhere."""
+    """Whether Triton kernels can read `x`: it is on a GPU and not a subclass, whose values may be elsewhere."""
     return type(x) is Tensor and x.is_cuda and triton_available()
 
 
@@ -99,7 +99,7 @@ def squared_distances(x: Tensor, *, centered: bool = False) -> Tensor:
 
     ||a||^2 + ||b||^2 - 2 a.b takes one batched matrix product instead of N^2 differences, but cancels badly when the
     points share a large offset. Their mean is therefore subtracted first, unless the caller has `centered` them.
-    Exactly symmetric; equal points come out at exactly 0, as does the diagonal.
+    The result is exactly symmetric; the diagonal and the distances of equal points are exactly 0.
     """
     x = x.float()
     if not centered:
@@ -110,8 +110,8 @@ def squared_distances(x: Tensor, *, centered: bool = False) -> Tensor:
 def gram_matrix(x: Tensor) -> Tensor:
     """Inner products of all points of each batch entry: `[..., N, D]` to `[..., N, N]`.
 
-    On a CPU what is below the diagonal is copied from above it, in a few large blocks. Not of small matrices: libraries
-    round a small block otherwise than the whole, and then equal points have unequal rows.
+    On a CPU the part below the diagonal is copied from above it, in a few large blocks. Small matrices are not split:
+    libraries round a small block differently from the whole, and equal points would get unequal rows.
     """
     tokens, width = x.shape[-2:]
     if x.device.type != "cpu" or tokens * width < 2**16:
@@ -132,20 +132,20 @@ def distances_of_gram(gram: Tensor) -> Tensor:
     norms = norm.unsqueeze(-1) + norm.unsqueeze(-2)
     # Exactly symmetric, so that mutual nearest neighbours tie in a density of two.
     squared = norms - (gram + gram.mT)
-    # as a factor of 0 or 1 that is float32 already: on a CPU, booleans take several times as long
+    # the mask as a float32 factor of 0 or 1: on a CPU, booleans take several times as long
     return squared.mul_(norms.mul_(RESOLUTION).le_(squared))
 
 
 def frame_distances(features: Tensor, means: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Squared distances within frames, over the number of channels: `[T, N, D]` to `[T, N, N]`, float32.
+    """Squared distances within frames, divided by the number of channels: `[T, N, D]` to `[T, N, N]`, float32.
 
     `means` `[T, D]`: the frames' mean tokens; `weight` `[T, D]`: 1 for channels that count, 0 for others.
     """
     features, means = features.detach(), means.detach()
     width = features.shape[2]
     if weight is None and features.is_cuda and features.dtype.itemsize == 2:
-        # Tensor cores take halves as they are, and that is twenty times as fast. Not centred, which halves could not
-        # hold: distances keep four digits, more than the features have.
+        # Tensor cores take half precision as it is, and are twenty times as fast. The features are not centred, as half
+        # precision could not hold the result: distances keep four digits, more than the features have.
         gram = float_product(features, features.mT)
         if takes_triton(features):
             from mmg_bench.methods._distances_triton import gram_distances
@@ -157,14 +157,14 @@ def frame_distances(features: Tensor, means: Tensor, weight: Tensor | None = Non
 
 
 def centred_frames(features: Tensor, means: Tensor, weight: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
-    """A few frames at a time, without their means: the first one's number and `[n, N, D]`, float32.
+    """Yield a few frames at a time, minus their means: the number of the first one and `[n, N, D]`, float32.
 
-    Arguments as of `frame_distances`. All parts are written to the same memory, for a CPU is quick only in its cache:
-    one ends where the next one is asked for.
+    Arguments as for `frame_distances`. All parts share one buffer, because a CPU is fast only in its cache: a part is
+    valid until the next one is requested.
     """
     frames, tokens, width = features.shape
     most = min(frames_per_chunk(features), frames)
-    buffer = means.new_empty(most, tokens, width)  # one: fresh memory would cost a CPU more than the arithmetic
+    buffer = means.new_empty(most, tokens, width)  # reused: fresh memory costs a CPU more than the arithmetic
     for start in range(0, frames, most):
         part = slice(start, start + most)
         x = torch.sub(features[part], means[part].unsqueeze(1), out=buffer[: frames - start])
@@ -174,8 +174,8 @@ def centred_frames(features: Tensor, means: Tensor, weight: Tensor | None = None
 def log_density(squared: Tensor, k: int | Tensor, most: int | None = None) -> Tensor:
     """log rho_i of DPC-KNN, where rho_i = exp(-mean of the k smallest squared distances of i, its own 0 included).
 
-    `squared`: `[..., N, N]`; `k`: one int, or an int64 tensor `[...]`, in 1..N, of which `most` is the largest (or
-    more) if the host knows it, else it has to be read. Returns `[..., N]`.
+    `squared`: `[..., N, N]`; `k`: one int, or an int64 tensor `[...]`, in 1..N; `most`: an upper bound of that tensor,
+    if the host knows one (otherwise it is read from the device). Returns `[..., N]`.
     Kept as a logarithm because rho itself rounds to equal values near 1 and underflows far from it. With k = 1 every
     density is exp(0) = 1. Du et al., arXiv 1602.07983 (2016), without random tie-breaking.
     """
@@ -190,8 +190,8 @@ def log_density(squared: Tensor, k: int | Tensor, most: int | None = None) -> Te
 def peak_distance(squared: Tensor, density: Tensor) -> Tensor:
     """delta_i of density-peak clustering: distance to the nearest point that is strictly denser.
 
-    `squared`: `[..., N, N]`; `density`: `[..., N]`, only its order matters, so its logarithm will do. Returns
-    `[..., N]`. A point that none exceeds gets the largest distance of its batch entry (so do all if densities tie).
+    `squared`: `[..., N, N]`; `density`: `[..., N]`; only its order matters, so its logarithm will do. Returns
+    `[..., N]`. A point without a denser one gets the largest distance of its batch entry (so do all if densities tie).
     """
     denser = density.unsqueeze(-2) > density.unsqueeze(-1)  # [..., i, j]: is j denser than i?
     largest = squared.amax((-2, -1), keepdim=True)
@@ -226,7 +226,7 @@ def top_mask(scores: Tensor, counts: Tensor) -> Tensor:
 
 
 def at_ranks(scores: Tensor, chosen: Tensor) -> Tensor:
-    """Mark the points of each row of `scores` (`[..., N]`) whose ranks, from the highest, are `chosen`: bool as these.
+    """Mark the points of each row of `scores` (`[..., N]`) whose ranks, from the highest, are `chosen` (bool): bool.
 
     Equal scores: the lower index ranks higher.
     """
@@ -253,8 +253,8 @@ def evenly_spaced(count: int, length: int) -> Tensor:
 def largest_remainder(shares: Sequence[float], total: int, capacity: Sequence[int]) -> list[int]:
     """Round `shares` (which add up to `total`, each at most its `capacity`) to integers that add up to `total` exactly.
 
-    Every share is rounded down; what is left goes to the largest fractional parts, ties by the lower index (Hamilton's
-    method). A share is never rounded below its floor nor above its capacity.
+    Every share is rounded down; the remainder goes to the largest fractional parts, ties by the lower index (Hamilton's
+    method). No share is rounded below its floor or above its capacity.
     """
     # Nine decimals: float64 rounding must neither make an integer share smaller nor break a tie.
     counts = [min(int(s + 1e-9), c) for s, c in zip(shares, capacity, strict=True)]
@@ -271,8 +271,8 @@ def conserve(ratios: Sequence[float], sizes: Sequence[int], total: int, low: flo
     """Scale `ratios` by one factor, within `[low, 1]`, so that parts of `sizes` keep `total` tokens together.
 
     Finds c with sum_i sizes_i * clamp(c * clamp(ratios_i, low, 1), low, 1) = total and returns the S shares
-    (tokens a part, not yet rounded). The sum grows with c and is linear between the values at which a part meets a
-    bound, so c is exact: no iteration. Needs sum(sizes) * low <= total <= sum(sizes).
+    (tokens per part, not yet rounded). The sum grows with c and is linear between the values at which a part meets a
+    bound, so c is exact, without iteration. Needs sum(sizes) * low <= total <= sum(sizes).
     Zero ratios count as equal and tiny, so that they share what full parts cannot take.
     """
     ratio = [min(max(r, low, 1e-9), 1.0) for r in ratios]
@@ -284,7 +284,7 @@ def conserve(ratios: Sequence[float], sizes: Sequence[int], total: int, low: flo
     if low <= factor * min(ratio) and factor * max(ratio) <= 1:  # no part meets a bound
         return shares(factor)
     bends = sorted([low / r for r in ratio] + [1 / r for r in ratio])  # [2S]
-    # the first at which `total` is reached, but not the first of all: the sum is sum(sizes) * low there
+    # the first bend at which `total` is reached, except bend 0, where the sum is sum(sizes) * low
     after = bisect_left(range(len(bends) - 1), True, lo=1, key=lambda n: math.fsum(shares(bends[n])) >= total)
     below, above = (math.fsum(shares(c)) for c in bends[after - 1 : after + 1])
     part = (total - below) / (above - below) if above > below else 0.0

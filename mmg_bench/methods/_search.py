@@ -1,4 +1,4 @@
-"""How methods that know only thresholds meet a budget."""
+"""Search for the threshold that meets a budget, for methods without a ratio."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Result = TypeVar("Result", bound=Sized)
 def largest_within(run: Callable[[float], Result], budget: int, low: float, high: float, steps: int) -> Result:
     """Bisect the setting of `run`, whose result should grow with it, for the longest result of at most `budget`.
 
-    Starts from `run(low)`, then takes `steps` halvings of [low, high], fewer once the budget is met exactly. Where
-    results do not grow steadily, this is the longest of those tried. Where even `run(low)` exceeds the budget, it is
-    returned unless a later one is shorter. Deterministic.
+    Starts from `run(low)`, then halves [low, high] `steps` times, or until the budget is met exactly. If results do
+    not grow steadily, this is the longest of those tried. If even `run(low)` exceeds the budget, it is returned unless
+    a later result is shorter. Deterministic.
     """
     best = run(low)
     for _ in range(steps):

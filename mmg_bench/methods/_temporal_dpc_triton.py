@@ -1,10 +1,10 @@
 """The sequential part of TG-DPC (`mmg_vid.temporal_dpc`) as one kernel for CUDA devices.
 
-In plain operations every frame takes dozens of small ones, whose launches last longer than their work. Here a few
-thread blocks serve each segment and go through its frames together. Each block has some of the channels: their part of
-the distances to what was kept, and of its mean, is its own. And it has some of the tokens, which it scores and ranks.
-So the blocks of a segment meet three times a frame: when distances can be added up, when all tokens have their scores,
-and when it is known which stay. The launch is cooperative: all blocks run at once, or none.
+Without the kernel, a frame takes dozens of small operations, whose launches last longer than their work. Here a few
+thread blocks serve each segment and go through its frames together. Each block owns some of the channels: it computes
+their part of the distances to the kept tokens, and of the mean. It also owns some of the tokens, which it scores and
+ranks. So the blocks of a segment synchronise three times per frame: when distances can be added up, when all tokens
+have scores, and when the kept tokens are known. The launch is cooperative: all blocks run at once, or none.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MOST_PARTS = 64  # blocks of a segment
 
 @triton.jit
 def _meet(counter, target):
-    """Wait until `target` blocks have come here, with what they wrote before."""
+    """Wait until `target` blocks have arrived and their earlier writes are visible."""
     tl.debug_barrier()
     tl.atomic_add(counter, 1, sem="acq_rel")
     while tl.atomic_add(counter, 0, sem="acquire") < target:
@@ -33,7 +33,7 @@ def _meet(counter, target):
 
 @triton.jit
 def _keys(score, index):
-    """Integers in the order of float32 scores; of equal ones, the lower index is the higher."""
+    """Integers in the order of float32 scores; of equal scores, the lower index has the higher key."""
     bits = (score + 0.0).to(tl.int32, bitcast=True)  # + 0.0: no negative zero
     ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     return (ordered.to(tl.int64) << 32) + (0x7FFFFFFF - index)
@@ -62,14 +62,14 @@ def _chains_kernel(
     WIDE: tl.constexpr,  # tokens compared with a block's at a time
     ADDED: tl.constexpr,  # parts added up at a time
 ):
-    # tokens that each frame keeps, and all before it [T]; of each segment, neighbours in the density of its first
-    # frame, how many frames it has [S], and which [S, steps]
+    # per frame: tokens to keep, and the total before it [T]; per segment: neighbours in the density of its first
+    # frame, number of frames [S], and their indices [S, steps]
     counts = schedule
     offsets = counts + frames
     neighbours = offsets + frames
     lengths = neighbours + segments
     chains = lengths + segments
-    # what is told at the end, [T, N] each, and how many blocks have come to the meetings of each segment [S]
+    # the outputs, [T, N] each, and the number of block arrivals at the barriers of each segment [S]
     density = cleared
     distance = density + frames * tokens
     kept = (distance + frames * tokens).to(tl.pointer_type(tl.int8))
@@ -86,16 +86,16 @@ def _chains_kernel(
     r = p * block + tl.arange(0, ROWS)
     mine = (tl.arange(0, ROWS) < block) & (r < tokens)
 
-    # what the blocks of a segment show each other: squared distances in a block's channels [P, N], how far the mean
-    # moved in them [P]; the largest distance of a block's tokens [P]; log density [N], scores [N]
+    # what the blocks of a segment share: squared distances in a block's channels [P, N], how far the mean moved in
+    # them (squared) [P]; the largest distance of a block's tokens [P]; log density [N], scores [N]
     partial = scratch + s * stride
     moves = partial + PARTS * tokens
     maxima = moves + PARTS
     first = maxima + PARTS
     scores = first + tokens
-    orders = scores + tokens + p * tokens  # how tokens are ordered [N], a copy for each block
+    orders = scores + tokens + p * tokens  # values that order the tokens [N], one copy per block
 
-    # of what is kept so far: its mean in the block's channels, its size and scatter
+    # of the tokens kept so far: mean in the block's channels, size and scatter
     c = tl.load(means + tl.load(chains + s * steps) * width + d, mask=own, other=0.0)
     size = 0.0
     scatter = 0.0
@@ -109,7 +109,7 @@ def _chains_kernel(
         frame = x + t * tokens * width
         rows = squared + (t * tokens + r)[:, None] * tokens
 
-        # squared distances to the mean of what is kept
+        # squared distances to the mean of the kept tokens
         for start in range(0, tokens, TALL):
             k = start + tl.arange(0, TALL)
             ok = (k < tokens)[:, None] & own[None, :]
@@ -128,7 +128,7 @@ def _chains_kernel(
             left = tl.full([ROWS], 0, tl.int64) + count
             total = tl.zeros([ROWS], tl.float32)
             floor = tl.full([ROWS], -1.0, tl.float32)
-            for _ in range(count):  # the next larger value, as often as it comes
+            for _ in range(count):  # the next larger value, as often as it occurs
                 nearest = tl.full([ROWS], float("inf"), tl.float32)
                 times = tl.zeros([ROWS], tl.int64)
                 for start in range(0, tokens, WIDE):
@@ -148,7 +148,7 @@ def _chains_kernel(
         met += PARTS
         _meet(meetings + s, met)
 
-        # what tokens are ordered by: log density in the first frame, then the mean squared distance to what is kept
+        # values that order the tokens: log density in the first frame, then mean squared distance to those kept
         norm = tl.zeros([TOKENS], tl.float32)
         for start in range(0, PARTS, ADDED):
             q = start + tl.arange(0, ADDED)
@@ -179,7 +179,7 @@ def _chains_kernel(
             nearest = tl.minimum(nearest, tl.min(tl.where(denser, between, float("inf")), axis=1))
         delta = tl.sqrt(tl.where(nearest == float("inf"), largest, nearest))
         u = order_r.to(tl.float64)
-        # 1 - exp(-u), whose own form loses the last digits of a small u
+        # 1 - exp(-u), by its series for small u, where the direct form loses digits
         rise = tl.where(u < 1e-6, u * (1 - 0.5 * u), 1 - tl.exp(-u))
         log_density = tl.where(j == 0, u, tl.log(rise)).to(tl.float32)
         score = log_density + tl.log(delta.to(tl.float64)).to(tl.float32)
@@ -189,7 +189,7 @@ def _chains_kernel(
         met += PARTS
         _meet(meetings + s, met)
 
-        # the m highest
+        # keep the m highest
         key = _keys(score, r)
         rank = tl.zeros([ROWS], tl.int32)
         for start in range(0, tokens, WIDE):
@@ -216,7 +216,7 @@ def _chains_kernel(
             moved = tl.sum(shift * shift)
             c += shift
 
-    for j in range(p, length, PARTS):  # each block lists what some frames keep
+    for j in range(p, length, PARTS):  # each block lists the kept tokens of some frames
         t = tl.load(chains + s * steps + j)
         chosen = tl.load(kept + t * tokens + i, mask=inside, other=0, cache_modifier=".cg") > 0
         slot = tl.load(offsets + t) + tl.cumsum(chosen.to(tl.int32), axis=0) - 1
@@ -226,17 +226,17 @@ def _chains_kernel(
 def follow_chains(
     features: Tensor, squared: Tensor, means: Tensor, schedule: Tensor, segments: int, steps: int, budget: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Go through the frames of every segment: which tokens are kept (bool), rho, delta (float32), each `[T, N]`; and
-    the flat indices `[K]` of those that are kept.
+    """Run TG-DPC over all segments. Returns the mask of kept tokens (bool), rho and delta (float32), each `[T, N]`, and
+    the flat indices `[K]` of the kept tokens.
 
     `features` `[T, N, D]`; `squared` `[T, N, N]` float32, squared distances over the number of channels; `means`
-    `[T, D]` float32. `schedule` int64, one behind the other: how many tokens each frame keeps `[T]`, and all before it
-    `[T]`; neighbours in the density of a segment's first frame `[S]`, how many frames it has `[S]`, and which, in order
-    `[S, steps]`. `budget`: K.
+    `[T, D]` float32. `schedule` int64, concatenated: tokens to keep in each frame `[T]`, and the total before it `[T]`;
+    neighbours in the density of each segment's first frame `[S]`, its number of frames `[S]`, and their indices in
+    order `[S, steps]`. `budget`: K.
     """
     frames, tokens, width = features.shape
     size = frames * tokens
-    # blocks of all segments together: no more than run at the same time; powers of two, to compile for few numbers
+    # all segments together take no more blocks than can run at once; a power of two, so that few variants are compiled
     parts = 1 << max(1, min(_MOST_PARTS, tokens, width, _processors(features.device) // segments)).bit_length() - 1
     stride = (2 * parts + 2) * tokens + 2 * parts
     cleared = torch.zeros(3 * size + segments, device=features.device)
@@ -270,7 +270,7 @@ def _processors(device: torch.device) -> int:
 
 @functools.cache
 def tiles(tokens: int, width: int, parts: int) -> dict[str, int]:
-    """The sizes that the kernel is compiled for, where `parts` blocks serve a segment."""
+    """The sizes that the kernel is compiled for, with `parts` blocks per segment."""
     padded, rows, channels = _power(tokens), _power(-(-tokens // parts)), _power(-(-width // parts))
     return {
         "PARTS": parts,
@@ -284,10 +284,10 @@ def tiles(tokens: int, width: int, parts: int) -> dict[str, int]:
 
 
 def _power(least: int) -> int:
-    """The smallest power of two that is at least `least`."""
+    """The smallest power of two >= `least`."""
     return 1 << (least - 1).bit_length()
 
 
 def launch_options(parts: int) -> dict[str, Any]:
-    """How the kernel is compiled and launched: cooperatively where several blocks meet."""
+    """Compile and launch options: cooperative if a segment has several blocks."""
     return {"num_warps": 16, "launch_cooperative_grid": parts > 1, "enable_fp_fusion": True}

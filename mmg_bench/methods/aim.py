@@ -1,4 +1,4 @@
-"""AIM: merge similar tokens of each frame, then drop inside the language model what its attention leads to least."""
+"""AIM: merge similar tokens of each frame, then drop tokens of low attention PageRank inside the language model."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ OFFICIAL_LAYERS, OFFICIAL_DEPTH = (14, 22), 28
 
 
 def merge_round(state: Merging, r: int) -> Merging:
-    """A round of ToMe in which all tokens count as one, also those that were merged before: r fewer in every frame."""
+    """A round of ToMe in which every token counts as one, even if merged before: r fewer tokens in every frame."""
     return merge_once(state._replace(sizes=torch.ones_like(state.sizes)), r)
 
 
 def importance(queries: Tensor, keys: Tensor, tau: float, iters: int) -> Tensor:
-    """PageRank of tokens by a layer's attention, root of the mean of its squares over heads: `[P]` float32.
+    """PageRank of tokens by a layer's attention, as the root mean square over heads: `[P]` float32.
 
-    Each head's rank starts even, and is passed on `iters` times by the causal softmax of its products over `tau`.
-    `queries [heads, P, d]`, scaled; `keys [key-value heads, P, d]`.
+    Each head's rank starts uniform and is passed on `iters` times by its attention, the causal softmax of the products
+    over `tau`. `queries [heads, P, d]`, scaled; `keys [key-value heads, P, d]`.
     """
     size = keys.shape[1]
     later = torch.ones(size, size, dtype=torch.bool, device=keys.device).triu_(1)
     squares = torch.zeros(size, device=keys.device)
-    for query, key in zip(queries.unflatten(0, (len(keys), -1)), keys, strict=True):  # of all heads the memory is large
+    for query, key in zip(queries.unflatten(0, (len(keys), -1)), keys, strict=True):  # one at a time, to save memory
         votes = (query @ key.mT / tau).masked_fill_(later, -torch.inf).softmax(-1)  # [queries of the key, P, P]
         rank = votes.new_full((len(query), 1, size), 1 / size)
         for _ in range(iters):
@@ -44,28 +44,28 @@ class AIM(Method):
     """AIM (Zhong et al., ICCV 2025): adaptive inference by token merging and pruning.
 
     Idea: before the language model, merge the most similar tokens of each frame, round by round. Inside it, from the
-    middle on, layer after layer leaves an eighth less of the tokens, those on which a PageRank over the layer's whole
-    attention comes to rest, until no layer needs any.
+    middle on, each layer keeps an eighth less of the tokens, those with the highest PageRank over the layer's whole
+    attention, until none are needed.
 
     Source: arXiv 2412.03248; LaVi-Lab/AIM edc24e9 (`llava/model/token_merge.py`, `get_importance` and
     `Qwen2Model.forward` in its transformers). Parameters: see the fields, with the official values.
-    `retention_ratio` is what the merging leaves (officially 25 %); `inner` switches the pruning off. Frame budgets are
-    B/T tokens, remainder to the earliest frames.
+    `retention_ratio` is the share that merging leaves (officially 25 %); `inner=false` switches the pruning off. Frame
+    budgets are B/T tokens, remainder to the earliest frames.
     Quirks kept: in later rounds odd and even refer to the merged sequence, and a mean counts as one token.
     Deviations: tokens enter in raster order of the merging targets (officially unmerged ones first); dropped tokens are
-    gone (officially masked: as queries they still pass rank on); one token is left where officially none is.
+    removed (officially masked: as queries they still pass rank on); one token is kept where officially none is.
     """
 
     inner: bool = True
     """Whether to prune inside the language model too."""
     l1: int | None = None
-    """The last layer that sees all tokens: officially 14 of 28. None: at the same share of the model's depth."""
+    """Last layer that sees all tokens: officially 14 of 28. None: the same share of the model's depth."""
     l2: int | None = None
-    """The first layer that sees one alone: officially 22 of 28. None: at the same share of the depth."""
+    """First layer that sees a single token: officially 22 of 28. None: the same share of the depth."""
     tau_imp: float = 0.1
-    """Temperature of the attention that passes rank on."""
+    """Temperature of the attention that PageRank uses."""
     iters: int = 5
-    """How many times it is passed on."""
+    """PageRank iterations."""
 
     name: ClassVar[str] = "aim"
     positions: ClassVar[Positions] = "contiguous"
@@ -93,7 +93,7 @@ class AIM(Method):
         return first, last
 
     def layers(self, depth: int) -> tuple[int, ...]:
-        """Every one behind l1 up to l2."""
+        """Layers l1 + 1 to l2."""
         if not self.inner:
             return ()
         first, last = self.bounds(depth)

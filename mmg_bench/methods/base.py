@@ -1,4 +1,4 @@
-"""What every pruning method is: a validated set of hyper-parameters with one pure function."""
+"""Base class of the pruning methods: a validated set of hyper-parameters with one pure function."""
 
 from __future__ import annotations
 
@@ -20,54 +20,54 @@ Positions = Literal["original", "contiguous"]
 class Method(ABC):
     """Base class of the methods.
 
-    A subclass is a frozen dataclass of its hyper-parameters under the names of its paper; it sets `name` (the name of
-    its file), implements `select`, and checks its own fields in `__post_init__` after `super().__post_init__()`.
+    A subclass is a frozen dataclass of its hyper-parameters, named as in its paper. It sets `name` (the name of its
+    file), implements `select`, and checks its own fields in `__post_init__` after `super().__post_init__()`.
 
-    Calling a method on a model gives a context manager inside which the model prunes:
+    Calling a method on a model returns a context manager within which the model prunes:
 
         with MMGVid(retention_ratio=0.25)(model) as run:
             model.generate(**inputs)
         print(run.report)
 
-    A method that prunes inside the language model names the `layers` and implements `select_inside`; one that prunes
-    only there derives from `_inside.InsideMethod`. One that hides keys while decoding names a `key_layer` and
-    implements `select_keys`.
+    A method that prunes inside the language model overrides `layers` and `select_inside`; if it prunes only there, it
+    derives from `_inside.InsideMethod`. A method that hides keys while decoding overrides `key_layer` and
+    `select_keys`.
     """
 
     retention_ratio: float = 0.25
-    """Visual tokens that enter the language model, over T * N, unless the method says otherwise; in (0, 1]."""
+    """Visual tokens that enter the language model, divided by T * N, unless the method says otherwise; in (0, 1]."""
 
     name: ClassVar[str]
-    """Registry name, the same as the module's."""
+    """Registry name, the same as the module name."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """Optional fields of `VideoTokens` that `select` reads."""
     stand_ins: ClassVar[Sequence[Mapping[str, Any]]] = ()
-    """Options with which it reads others or none, for models that do not supply `needs`.
+    """Options with which `select` reads other fields or none, for models that do not supply `needs`.
 
-    An error there names the first of them with which the model serves it.
+    The error for such a model suggests the first of these options that it can serve.
     """
     finds_faults: ClassVar[bool] = False
-    """Whether tokens need not be looked over for NaN and infinite values: `select` does so itself, or ranks none."""
+    """Whether `prune` skips the check for NaN and infinite values, because `select` checks them or ranks nothing."""
     exact: ClassVar[bool] = True
-    """Whether every input is left with round(R * T * N) tokens exactly."""
+    """Whether exactly round(R * T * N) tokens of every input are kept."""
     ordered_channels: ClassVar[bool] = False
-    """Whether the order of channels counts, as where each has its own random weight; of distances it does not."""
+    """Whether the order of channels matters, e.g. because each has its own random weight; for distances it does not."""
     positions: ClassVar[Positions] = "original"
     """Position ids of the kept tokens in the official code: their own, or renumbered without gaps."""
     inside_positions: ClassVar[Positions | None] = None
-    """The same for what is pruned inside the language model; None: as `positions` (or as the run overrides it)."""
+    """The same for pruning inside the language model; None: as `positions` (or as the run overrides it)."""
     prunes_caches: ClassVar[bool] = False
-    """Whether keys and values of the layers below a stage are pruned with it."""
+    """Whether a stage also prunes the keys and values of the layers below it."""
     before_mlp: ClassVar[bool] = False
-    """Whether it prunes in the layer before each of its `layers`, between attention and MLP, not between layers."""
+    """Whether it prunes between attention and MLP of the layer before each of its `layers`, not between layers."""
     weighs: ClassVar[bool] = False
-    """Whether `select_inside` hands on `sizes`, by which attention is weighed: SDPA and eager attention alone can."""
+    """Whether `select_inside` returns `sizes`, which weight the attention: only SDPA and eager attention support it."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if cls.before_mlp and cls.prunes_caches:
             raise TypeError(f"{cls.__name__}: before_mlp and prunes_caches do not go together; choose one")
-        if cls.weighs and cls.prunes_caches:  # layers below would weigh what they have not merged
+        if cls.weighs and cls.prunes_caches:  # layers below would weight tokens that they have not merged
             raise TypeError(f"{cls.__name__}: weighs and prunes_caches do not go together; choose one")
         unknown = cls.needs - set(OPTIONAL_FIELDS)
         if unknown:
@@ -90,13 +90,13 @@ class Method(ABC):
         tokens.require(self.needs, self.name)
         if not self.finds_faults:
             tokens.require_finite(self.needs, self.name)
-        # Under mixed precision the distances would silently be taken in half precision.
+        # Under mixed precision the distances would silently be computed in half precision.
         with torch.autocast(tokens.features.device.type, enabled=False):
             return self.select(tokens)
 
     @property
     def changed(self) -> dict[str, Any]:
-        """Its parameters that are not at their defaults (the ratio apart), and those whose metadata has `labelled`."""
+        """Parameters that are not at their defaults (except the ratio), and those whose metadata has `labelled`."""
         return {
             f.name: getattr(self, f.name)
             for f in fields(self)
@@ -106,7 +106,7 @@ class Method(ABC):
 
     @property
     def parts(self) -> tuple[Method, ...]:
-        """The methods that it is made of, whose code counts as its own; usually none."""
+        """Methods that this one is composed of, whose code counts as its own; usually none."""
         return ()
 
     @abstractmethod
@@ -114,7 +114,7 @@ class Method(ABC):
         """The algorithm. Called by `prune` on checked input; must work for any T, N, D >= 1, dtype and device."""
 
     def layers(self, depth: int) -> tuple[int, ...]:
-        """Layers of a language model of `depth` layers before which it prunes again: ascending, in 1..depth - 1."""
+        """Layers before which it prunes again, in a language model of `depth` layers: ascending, in 1..depth - 1."""
         return ()
 
     def prunes_inside(self, depth: int) -> bool:
@@ -131,23 +131,23 @@ class Method(ABC):
         raise TypeError(f"{type(self).__name__} names layers() but has no select_inside()")
 
     def finished(self, state: Any) -> bool:
-        """Whether nothing is pruned any more of a video of which a stage, or `select`, handed on this `state`."""
+        """Whether a video is pruned no further, given the `state` that its last stage, or `select`, returned."""
         return False
 
     def key_layer(self, depth: int) -> int | None:
-        """The layer from which on some visual keys are hidden at each decoding step; None: nothing is hidden."""
+        """The layer from which some visual keys are hidden at each decoding step; None: nothing is hidden."""
         return None
 
     def select_keys(self, attention: Tensor, memory: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        """Choose the visual keys that one decoding step sees, given attention of the layer before `key_layer`.
+        """Choose the visual keys that one decoding step sees, given the attention of the layer before `key_layer`.
 
-        `attention [n]`: head mean of what the current token gives to each visual token; `memory`: what the last step
-        returned, None at the first. Returns the indices `[K]` to see (None: all), and the memory for the next step.
+        `attention [n]`: from the current token to each visual token, averaged over heads; `memory`: as returned by the
+        last step, None at the first. Returns the indices `[K]` to see (None: all), and the memory for the next step.
         """
         raise TypeError(f"{type(self).__name__} names a key_layer() but has no select_keys()")
 
     def __call__(self, model: Any, positions: Positions | None = None) -> AbstractContextManager[Any]:
-        """A context in which `model` (an unmodified transformers model) prunes with this method."""
+        """A context manager within which `model` (an unmodified transformers model) prunes with this method."""
         from mmg_bench.models.hooks import pruning
 
         return pruning(model, self, positions=positions)
@@ -168,7 +168,7 @@ def check_range(
 
 
 def check_flag(method: object, field: str) -> None:
-    """Raise a ValueError that names the field and its value unless that is true or false: `off` would count as true."""
+    """Raise a ValueError that names the field and its value unless it is a bool: `off` would count as true."""
     value = getattr(method, field)
     if not isinstance(value, bool):
         raise ValueError(f"{type(method).__name__}.{field}={value!r}: it must be true or false")

@@ -1,4 +1,4 @@
-"""CDPruner: tokens that are diverse given the question, by a conditional determinantal point process."""
+"""CDPruner: keep tokens that are diverse given the question, by a conditional determinantal point process."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mmg_bench.methods.base import Method, Positions, check_choice
 from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
 
 EXHAUSTED = 1e-6
-"""Share of a token's own variance below which what the picks leave unexplained is rounding noise."""
+"""A conditional variance below this share of the token's own variance is rounding noise."""
 
 
 def query_relevance(joint_features: Tensor, joint_query: Tensor, sign: int) -> Tensor:
     """Relevance of each token to the text, scaled to about [0, 1] over the whole input: `[B, N, E]` to `[B, N]`.
 
-    `sign` times the mean cosine with the rows of `joint_query [M, E]`. All 1 where every token is equally relevant.
+    `sign` times the mean cosine with the rows of `joint_query [M, E]`. All 1 if every token is equally relevant.
     """
     cosine = sign * (unit(joint_features) @ unit(joint_query).mT).mean(-1)  # [B, N]
     low, high = cosine.aminmax()
@@ -31,9 +31,9 @@ def query_relevance(joint_features: Tensor, joint_query: Tensor, sign: int) -> T
 def dpp_selection(x: Tensor, relevance: Tensor, count: int) -> Tensor:
     """Greedy MAP inference of the DPP with kernel r_i cos(x_i, x_j) r_j: `[B, N, D]`, `[B, N]` to `[B, count]`.
 
-    Each pick is the token of which the picks so far explain least (largest conditional variance); returns them in the
-    order of selection. Once nothing is left to explain, as after D picks, the most relevant tokens follow. Equal
-    ones: the lower index. Needs count <= N; one iteration a pick, no synchronisation with the host.
+    Each pick is the token that the previous picks explain least (largest conditional variance). Returns the picks in
+    order of selection. Once nothing is left to explain, as after D picks, the most relevant tokens follow. Ties: the
+    lower index. Needs count <= N; one iteration per pick, no synchronisation with the host.
     """
     batch, size, _ = x.shape
     x, relevance = (unit(x) * relevance.unsqueeze(-1)).detach(), relevance.detach()
@@ -63,28 +63,28 @@ def dpp_selection(x: Tensor, relevance: Tensor, count: int) -> Tensor:
 class CDPruner(Method):
     """CDPruner (Zhang et al., NeurIPS 2025): conditional diversity.
 
-    Idea: a determinantal point process over the tokens whose kernel is their cosine, scaled by their relevance to the
-    question; the greedily most probable subset is both relevant and diverse.
+    Idea: a determinantal point process over the tokens, whose kernel is their cosine scaled by their relevance to the
+    question. Its greedily found most probable subset is both relevant and diverse.
 
     Source: arXiv 2506.10967; Theia-4869/CDPruner 9541616 (LLaVA with CLIP). Parameters: see the fields.
-    Realises exactly round(R*T*N): officially every image keeps `visual_token_num` tokens; here B/T a frame, remainder
-    to the earliest frames, and none in later ones below one token a frame.
-    Relevance needs a space that images and text share (`joint_features`, `joint_query`), as of the vision tower's own
+    Keeps exactly round(R*T*N) tokens: officially every image keeps `visual_token_num`; here every frame keeps B/T,
+    remainder to the earliest frames, and below one token per frame the later ones keep none.
+    Relevance needs a joint image-text space (`joint_features`, `joint_query`), such as that of the vision tower's own
     contrastive head. Quirk kept: relevance is the *negative* cosine, and is scaled over all frames together.
-    Deviations: once more tokens are asked for than the rank of a frame (at most D), officially rounding noise or NaN
-    decides, here relevance; where all tokens are equally relevant (officially 0/0) relevance is 1; float32 throughout.
+    Deviations: if more tokens are requested than the rank of a frame (at most D), relevance decides (officially
+    rounding noise or NaN); if all tokens are equally relevant (officially 0/0) relevance is 1; float32 throughout.
     """
 
     scope: str = "frame"
-    """`frame`: a selection for each frame, as for separate images; `video`: one for all T*N tokens."""
+    """`frame`: one selection per frame, as for separate images; `video`: one for all T*N tokens."""
     relevance: str = "joint"
-    """Where tokens meet the text: `joint`, the space of a contrastive tower; `llm`, that of the language model."""
+    """Space in which tokens meet the text: `joint`, that of a contrastive tower; `llm`, that of the language model."""
     sign: str = "negative"
     """`negative`, officially, since CLIP patches correlate negatively with their content; or `positive`."""
 
     name: ClassVar[str] = "cdpruner"
     needs: ClassVar[frozenset[str]] = frozenset({"joint_features", "joint_query"})
-    """Of the defaults; `relevance="llm"` needs `query` alone."""
+    """For the default options; `relevance="llm"` needs only `query`."""
     stand_ins: ClassVar[Sequence[Mapping[str, Any]]] = ({"relevance": "llm"},)
     positions: ClassVar[Positions] = "contiguous"
 

@@ -1,4 +1,4 @@
-"""Chain: one method before the language model, and another inside it on what the first one leaves."""
+"""Chain: one method before the language model, and another inside it on the tokens that the first one keeps."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from mmg_bench.methods.registry import built_in, get_method, method_class, read_
 from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens
 
 DEPTH = 32
-"""Layers of a model on which it is tried whether a method does anything inside it."""
+"""Layers of the model for which `prunes_inside` is tried."""
 _WORDS = {"true": True, "false": False, "null": None, "none": None}
 
 
 def value_of(text: str) -> Any:
-    """What an option's text stands for in a label: true, false or null, a number, or else a word."""
+    """The value of an option as written in a label: true, false or null, a number, or otherwise a word."""
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
     try:
@@ -32,7 +32,7 @@ def value_of(text: str) -> Any:
 
 
 def _prunes_inside(method: Method) -> bool:
-    """Whether it prunes inside a language model of usual depth, or cannot say so of one."""
+    """Whether the method prunes inside a language model of `DEPTH` layers; also true if it refuses that depth."""
     try:
         return method.prunes_inside(DEPTH)
     except ValueError:  # names a layer beyond it
@@ -43,21 +43,21 @@ def _prunes_inside(method: Method) -> bool:
 class Chain(Method):
     """Two methods one after the other: `before` chooses the tokens that enter, `inside` prunes them further.
 
-    Idea: a choice before the language model knows the video, one inside it knows the question as well; each has its
-    own budget, so that their shares multiply.
+    Idea: a method before the language model knows the video, one inside it also knows the question. Each has its own
+    budget, so their shares multiply.
 
     Source: those of the parts; the composition is ours. Parameters: see the fields; the parts are written as tables
     print them, `fastvid(frame_source=mean, salience=received)`.
-    `retention_ratio` is that of `before`, and `inside_ratio` what `inside` takes for its own, of the tokens that enter.
+    `retention_ratio` is that of `before`; `inside_ratio` is that of `inside`, relative to the tokens that enter.
     Position ids are those of `before`, also inside, unless the run says otherwise: one numbering for both parts.
     """
 
     before: str = field(default="mmg_vid", metadata={"labelled": True})
-    """A method that prunes before the language model, and does nothing inside it (of those that do: `inner=false`)."""
+    """A method that prunes before the language model and not inside it (use `inner=false` for methods that do both)."""
     inside: str = field(default="fastv", metadata={"labelled": True})
-    """A method that prunes only inside it: dart, fastv, pact, pdrop, sparsevlm, v2drop."""
+    """A method that prunes only inside the language model: dart, fastv, pact, pdrop, sparsevlm, v2drop."""
     inside_ratio: float = 0.5
-    """`retention_ratio` of `inside`, by its own meaning, of the tokens that enter."""
+    """`retention_ratio` of `inside`, in that method's own sense, relative to the tokens that enter."""
 
     name: ClassVar[str] = "chain"
 
@@ -65,7 +65,7 @@ class Chain(Method):
         super().__post_init__()
         check_range(self, "inside_ratio", 0, 1, low_open=True)
         before, inside = self.parts
-        for which, part in (("before", before), ("inside", inside)):  # spelt in one way: one label, one key
+        for which, part in (("before", before), ("inside", inside)):  # canonical spelling: one label, one key
             object.__setattr__(self, which, write_label(part.name, part.changed))
         if isinstance(before, InsideMethod):
             raise ValueError(
@@ -137,7 +137,7 @@ class Chain(Method):
     def select(self, tokens: VideoTokens) -> PrunedTokens:
         before, inside = self.parts
         pruned = before.select(tokens)
-        # to the second part they are all that there is: one frame of K tokens
+        # the second part sees nothing but these: one frame of K tokens
         entering = VideoTokens(pruned.features.unsqueeze(0), (1, len(pruned)), query=tokens.query)
         handed_on = inside.select(entering)
         notes = {**pruned.notes, **handed_on.notes}

@@ -1,4 +1,4 @@
-"""dense: no pruning, the reference that every table needs."""
+"""dense: no pruning, the reference for every table."""
 
 from __future__ import annotations
 

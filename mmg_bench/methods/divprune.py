@@ -22,13 +22,13 @@ def diverse(x: Tensor, count: int) -> Tensor:
 class DivPrune(Method):
     """DivPrune (Alvar et al., CVPR 2025): max-min diversity.
 
-    Idea: all T*N tokens of the video are one set; pick tokens so that the smallest cosine distance between any two of
-    them is as large as a greedy search makes it. Neither attention nor the query matters.
+    Idea: treat all T*N tokens of the video as one set, and greedily pick tokens so that the smallest cosine distance
+    between any two of them is as large as possible. Neither attention nor the query matters.
 
     Source: arXiv 2503.02175; vbdi/divprune 799e2d9 (LLaVA). The official ratio is 0.098.
-    Parameters: `retention_ratio` only. Realises exactly round(R*T*N).
+    Parameters: `retention_ratio` only. Keeps exactly round(R*T*N) tokens.
     Deviations: float32 throughout; a picked token is never picked again (officially it only has a distance of about 0,
-    so that copies of one token, as in identical frames, can be picked twice); one token alone is kept (officially an
+    so that copies of one token, as in identical frames, can be picked twice); a single token is kept (officially an
     error), as are zero tokens (officially NaN). The distance matrix takes (T*N)^2 floats, as in the official code.
     """
 

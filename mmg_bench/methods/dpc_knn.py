@@ -1,4 +1,4 @@
-"""dpc_knn: the density peaks of every frame, each frame on its own. What MMG-Vid is without its two contributions."""
+"""dpc_knn: the density peaks of each frame on its own. MMG-Vid without its two contributions."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class DPCKNN(Method):
     """Keep the cluster centres that DPC-KNN finds in each frame, the budget evenly spread over the frames.
 
     rho_i = exp(-mean of the k smallest squared distances in the frame, the token's own 0 included), with
-    k = min(knn, the frame's budget, N - 1) and d = ||a - b|| / sqrt(D); delta_i = distance to the nearest denser token;
-    the tokens of highest rho * delta stay, unmerged, ties by the lower index. Remainders of the budget go to the
+    k = min(knn, the frame's budget, N - 1) and d = ||a - b|| / sqrt(D); delta_i = distance to the nearest denser token.
+    The tokens of highest rho * delta are kept, unmerged, ties by the lower index. Remainders of the budget go to the
     earliest frames, so that exactly max(1, round(R*T*N)) tokens are kept.
 
-    With one token a frame k = 1 and all tokens tie: token 0 of every frame is kept. With two, mutual nearest
+    With one token per frame, k = 1 and all tokens tie: token 0 of every frame is kept. With two, mutual nearest
     neighbours tie. Results at such budgets say nothing about the method.
 
     Source: Du et al., arXiv 1602.07983 (2016), without its random tie-breaking.

@@ -1,4 +1,4 @@
-"""DyCoke: drop the tokens that repeat an earlier frame, and look at few visual keys while decoding."""
+"""DyCoke: drop tokens that repeat an earlier frame, and see only some visual keys while decoding."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
 def references(frames: int) -> list[int]:
     """The frame that each frame is compared with; a frame kept whole refers to itself.
 
-    Frame 2i + 1 refers to 2i; and of each group of four, 0, 1, 2, 3, but the last, frame 2 refers to frame 0.
+    Frame 2i + 1 refers to 2i. In each group of four, 0, 1, 2, 3, except the last group, frame 2 refers to frame 0.
     """
     refers = [t - 1 if t % 2 else t for t in range(frames)]
     for first in range(0, frames - 4, 4):
@@ -30,11 +30,11 @@ def references(frames: int) -> list[int]:
 def least_similar_first(features: Tensor, refers: Sequence[int]) -> Tensor:
     """Order of each frame's tokens by cosine with the same position of the frame it refers to: `[T, N]`, ascending.
 
-    Equal similarities by the lower index; a frame that refers to itself is in raster order.
+    Ties by the lower index; a frame that refers to itself is in raster order.
     """
     x = features.detach().float()
     similarity = x.new_zeros(x.shape[:2])  # [T, N]
-    # The official code scales the vectors of pairs before it takes the cosine, and no others: to the last bit as there.
+    # As the official code, to the last bit: only vectors of pairs are normalised before the cosine.
     for odd, vectors in ((1, unit(x)), (0, x)):
         if reduced := [t for t, refer in enumerate(refers) if refer != t and t % 2 == odd]:
             at, refer = on_device([*reduced, *(refers[t] for t in reduced)], x.device).chunk(2)
@@ -43,7 +43,7 @@ def least_similar_first(features: Tensor, refers: Sequence[int]) -> Tensor:
 
 
 def temporal_merge(features: Tensor, counts: Sequence[int], refers: Sequence[int]) -> Tensor:
-    """Flat positions kept of `features [T, N, D]`: `counts[t]` tokens of frame t, least similar first: `[K]`."""
+    """Flat positions `[K]` to keep of `features [T, N, D]`: `counts[t]` tokens of frame t, least similar first."""
     order = least_similar_first(features, refers)
     frames, size = order.shape
     flat = order + torch.arange(frames, device=order.device).unsqueeze(1) * size
@@ -52,7 +52,7 @@ def temporal_merge(features: Tensor, counts: Sequence[int], refers: Sequence[int
 
 
 def similarity(attention: Tensor, memory: Tensor) -> Tensor:
-    """Cosine of the attention `[n]` of two decoding steps."""
+    """Cosine between the attention `[n]` of two decoding steps."""
     return torch.cosine_similarity(attention.float(), memory.float(), dim=0)
 
 
@@ -60,14 +60,14 @@ def similarity(attention: Tensor, memory: Tensor) -> Tensor:
 class DyCoke(Method):
     """DyCoke (Tao et al., CVPR 2025).
 
-    Idea: in groups of four frames keep the first whole; of the second, third and fourth keep the tokens least
+    Idea: in groups of four frames, keep the first whole; of the second, third and fourth, keep the tokens least
     similar to the same position of frame 1 or 3. While decoding, layers from the fourth on see only the visual keys
     that the current token attends to most in the layer before, whenever that attention has changed since the last step.
 
-    Source: arXiv 2411.15024; KD-TAO/DyCoke dd74634 (dycole_ttm, PrunableDynamicCache). `retention_ratio` is what the
-    first stage leaves; `inner` switches the second off, which costs no token its place in the cache.
-    Parameters: see the fields. The official knob of stage 1 is k, the share dropped of a reduced frame; here the
-    reduced frames share what the whole ones leave of the budget, remainder to the earliest.
+    Source: arXiv 2411.15024; KD-TAO/DyCoke dd74634 (dycole_ttm, PrunableDynamicCache). `retention_ratio` is the share
+    that the first stage keeps; `inner=false` switches off the second, which removes no token from the cache.
+    Parameters: see the fields. The official knob of stage 1 is k, the share dropped from a reduced frame; here the
+    reduced frames share the budget that the whole ones leave, remainder to the earliest.
     Quirks kept: the third frame of the last group stays whole; a decoding step whose attention resembles the last
     one's sees all keys.
     Deviations: kept tokens enter the model in raster order (official: by ascending similarity within a reduced
@@ -80,14 +80,14 @@ class DyCoke(Method):
     p: float = 0.7
     """Share of the visual keys that is hidden. 0.7 in the official README, 0.8 in the code's constructor."""
     layer: int = 3
-    """First layer from which on they are hidden."""
+    """First layer in which they are hidden."""
     change: float = 0.9
-    """They are chosen only where the cosine with the last step's attention is below this; else all are seen."""
+    """Keys are hidden only if the cosine with the last step's attention is below this; otherwise all are seen."""
 
     name: ClassVar[str] = "dycoke"
     positions: ClassVar[Positions] = "contiguous"
     exact: ClassVar[bool] = False
-    """Whole frames are never reduced: not below about a quarter (3/8 at eight frames, all at one)."""
+    """Whole frames are never reduced, so at least about a quarter is kept (3/8 at eight frames, all at one)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""EVS: the first frame whole, then the tokens that changed most since the frame before."""
+"""EVS: keep the first frame whole, then the tokens that changed most since the previous frame."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
 
 
 def changed_most(features: Tensor, count: int) -> Tensor:
-    """The `count` tokens of frames 1..T-1 of `[T, N, D]` least like the token at their place a frame before.
+    """The `count` tokens of frames 1..T-1 of `[T, N, D]` least similar to the same place in the previous frame.
 
-    Flat raster indices into T * N, int64 `[count]`, the greatest change first.
+    Flat raster indices into T * N, int64 `[count]`, greatest change first.
     """
     change = 1 - neighbour_cosines(features).flatten()  # [(T - 1) * N]; equal changes tie as they officially do
     return features.shape[1] + descending(change)[:count]
@@ -27,15 +27,15 @@ def changed_most(features: Tensor, count: int) -> Tensor:
 class EVS(Method):
     """EVS (Bagrov et al., 2025): efficient video sampling, the pruning built into vLLM, SGLang and TensorRT-LLM.
 
-    Idea: what stands still need not be seen again. The first frame is kept whole; of the others, over the whole video,
-    the tokens whose cosine to the token at the same place a frame before is lowest.
+    Idea: what does not change need not be seen again. Keep the first frame whole; from all others together, keep the
+    tokens with the lowest cosine to the token at the same place in the previous frame.
 
     Source: arXiv 2510.14624; vllm-project/vllm 094f117 (`compute_retention_mask`). Parameters: `retention_ratio` only,
     1 - `video_pruning_rate` there.
-    Not exact: the first frame is paid from the budget, and kept where that does not suffice. So max(N, round(R*T*N))
-    tokens are left, and at R <= 1/T nothing but the first frame.
+    Not exact: the first frame counts towards the budget and is kept even if it exceeds it. So max(N, round(R*T*N))
+    tokens are kept, and at R <= 1/T only the first frame.
     Deviations: round(R*T*N) instead of int((1 - q)*T*N), at most one token more; float32 throughout. The paper compares
-    pixels, the code of its authors in vLLM the tokens; so do we.
+    pixels; its authors' code in vLLM compares tokens, and so do we.
     """
 
     name: ClassVar[str] = "evs"

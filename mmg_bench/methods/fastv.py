@@ -21,13 +21,13 @@ def keep_by_attention(attention: Tensor, ratio: float) -> Tensor:
 class FastV(InsideMethod):
     """FastV (Chen et al., ECCV 2024): an image is worth half its tokens after layer 2.
 
-    Idea: in deep layers visual tokens receive little attention; before layer K drop those that the last prompt token
+    Idea: in deep layers visual tokens receive little attention. Before layer K, drop those that the last prompt token
     attends to least in layer K - 1 (mean over heads).
 
     Source: arXiv 2403.06764; pkunlp-icler/FastV d165972 (`fastv_forward`). Parameters: `layer` is the paper's K.
-    `retention_ratio` is 1 - R of the paper: what is left from layer K on; all tokens enter the layers before.
-    Deviations: the official code runs eager attention in layer K - 1, here that one row is recomputed; equal scores
-    by the lower index; at least one token is kept.
+    `retention_ratio` is 1 - R of the paper: the share kept from layer K on; all tokens enter the earlier layers.
+    Deviations: the official code runs eager attention in layer K - 1, here only that one row is recomputed; equal
+    scores by the lower index; at least one token is kept.
     """
 
     layer: int = 2

@@ -31,7 +31,7 @@ _ATTENTION = {"probe": "probe_attention", "mean_query": "mean_query_attention", 
 
 
 class Reduced(NamedTuple):
-    """A video after FastVID."""
+    """Result of FastVID on a video."""
 
     tokens: Tensor
     """`[K, D]`, float32."""
@@ -40,7 +40,7 @@ class Reduced(NamedTuple):
     is_anchor: Tensor
     """`[T, N]` bool: anchors, the merged tokens."""
     is_salient: Tensor
-    """`[T, N]` bool: tokens kept as they are."""
+    """`[T, N]` bool: tokens kept unchanged."""
     density_score: Tensor
     """`[T, N]`: log(rho * delta) among a frame's non-salient tokens; -inf at salient ones."""
 
@@ -50,7 +50,7 @@ def dynamic_segments(similarity: Sequence[float], c: int, tau: float) -> list[in
 
     A video of fewer than `c` frames is cut everywhere (the official code raises there).
     """
-    similar = np.array(similarity, np.float32)  # as `tau` is then, too
+    similar = np.array(similarity, np.float32)  # so that `tau` is compared in float32
     cut = similar < tau
     cut[similar.argsort(kind="stable")[: c - 1]] = True
     ends = [0, *(np.flatnonzero(cut) + 1).tolist(), len(similar) + 1]
@@ -66,12 +66,12 @@ def token_counts(
     variant: str,
     keep_remainder: bool = True,
 ) -> tuple[list[int], list[int]]:
-    """Salient tokens and anchors of every frame: two lists of T counts.
+    """Numbers of salient tokens and of anchors in each frame: two lists of T counts.
 
-    `budgets`: tokens to keep per frame, of `size`. The share `d` of a segment's budget are anchors, which sit in every
-    p-th frame, counted back from the segment's last. `variant` onevision rounds the share per frame, video per segment.
-    Anchors that do not divide evenly go to the last anchor frames; those that a frame has no room for to the
-    segment's other frames. `keep_remainder=False` drops the former, as the official onevision code does.
+    `budgets`: tokens to keep per frame, out of `size`. The share `d` of a segment's budget are anchors, which sit in
+    every p-th frame, counted back from the segment's last. `variant` onevision rounds the share per frame, video per
+    segment. Remainders of the division go to the last anchor frames; anchors that a frame has no room for go to the
+    segment's other frames. `keep_remainder=False` drops the remainders, as the official onevision code does.
     """
     salient: list[int] = []
     anchors: list[int] = []
@@ -108,11 +108,12 @@ def token_counts_of_runs(
     similarity: Sequence[float],
     ignore: float,
 ) -> tuple[list[int], list[int]]:
-    """The same in the version for Qwen2.5-VL, given the `similarity` of adjacent frames.
+    """Like `token_counts`, in the version for Qwen2.5-VL, given the `similarity` of adjacent frames.
 
-    Frames of a segment that are at least `ignore` alike are one run, and its last frame alone keeps tokens, as many as
-    it has room for: anchors, in every p-th run counted back from the segment's last, no more than half of its tokens,
-    then salient ones. So what is left can be less than the budget; or more, for a segment has at least one anchor.
+    Adjacent frames of a segment with a similarity of at least `ignore` form a run. Only the last frame of a run keeps
+    tokens, as many as it has room for: first anchors, in every p-th run counted back from the segment's last and at
+    most half of the frame's tokens, then salient ones. So fewer tokens than the budget can be kept; or more, because
+    every segment has at least one anchor.
     """
     similar = np.array(similarity, np.float32)
     salient, anchors = [0] * len(budgets), [0] * len(budgets)
@@ -132,37 +133,37 @@ def token_counts_of_runs(
 
 
 class Plan(NamedTuple):
-    """What `reduce_segments` needs to know beside the tokens; the tensors come to the device in one transfer.
+    """Inputs of `reduce_segments` other than the tokens; the tensors go to the device in one transfer.
 
-    A frame with anchors is called a host. There are G of them, numbered in temporal order, at most H in a segment.
+    A frame with anchors is called a host. There are G hosts, numbered in temporal order, at most H per segment.
     """
 
     lengths: Sequence[int]
-    """Frames of each segment."""
+    """Number of frames of each segment."""
     hosts_in: Sequence[int]
-    """Hosts of each segment; they add up to G."""
+    """Number of hosts in each segment; the sum is G."""
     slots: int
-    """A: the most anchors of a frame."""
+    """A: the largest number of anchors in a frame."""
     number: Tensor
-    """0, 1, 2, ...: at least N and at least G of them."""
+    """0, 1, 2, ...: at least N and at least G numbers."""
     counts: Tensor
     """`[2, T]`: salient tokens of each frame, and its anchors."""
     near: Tensor
-    """`[T]`: neighbours in its densities; fewer than k if it has fewer tokens that are not salient."""
+    """`[T]`: neighbours in each frame's density; fewer than k if the frame has fewer non-salient tokens."""
     own: Tensor
-    """`[T]`: its number, -2 if it is no host."""
+    """`[T]`: host number of each frame, -2 if it is no host."""
     hosts: Tensor
-    """`[T, H]`: the numbers of its segment's hosts, -1 behind the last of them."""
+    """`[T, H]`: host numbers of each frame's segment, padded with -1."""
     room: Tensor
     """`[G]`: anchors of each host."""
     first: Tensor
-    """`[G]`: anchors of those before it."""
+    """`[G]`: total anchors of the hosts before it."""
 
 
 def make_plan(
     lengths: Sequence[int], salient: Sequence[int], anchors: Sequence[int], near: Sequence[int], features: Tensor
 ) -> Plan:
-    """The plan for `features [T, N, D]` in segments of such `lengths`, from three lists of T counts."""
+    """The plan for `features [T, N, D]` in segments of the given `lengths`, from three lists of T counts."""
     numbers = count()
     own = [next(numbers) if n else -2 for n in anchors]
     ends = accumulate(lengths)
@@ -192,8 +193,8 @@ def reduce_segments(
 ) -> Reduced:
     """FastVID on `features [T, N, D]`, the frames' `means [T, D]` and `attention [T, N]`.
 
-    `salient` and `anchors`: the counts of each frame. Every non-salient token of a segment joins, once per anchor
-    frame, that frame's anchor of highest cosine; an anchor a becomes w a + (1 - w) mean(joined) with
+    `salient` and `anchors`: the counts of each frame. In every anchor frame of its segment, each non-salient token
+    joins the anchor of highest cosine. An anchor a that n tokens join becomes w a + (1 - w) mean(joined) with
     w = max(beta, 1 / (n + 1)). `own_anchors`: whether the frame's own anchors join too (each then joins itself).
     """
     near = [min(k, max(1, features.shape[1] - n)) for n in salient]
@@ -221,12 +222,12 @@ def merge_into_anchors(
 ) -> tuple[Tensor, Tensor]:
     """The `count` merged anchors of `reduce_segments`, float32 `[M, D]`, and their flat positions `[M]`, ascending.
 
-    Every frame has room for H hosts of A anchors each.
+    Arrays are padded to H hosts per frame and A anchors per host.
     """
     features = features.detach()
     slot = plan.number[: plan.slots]  # [A]
     there = slot < plan.room.unsqueeze(1)  # [G, A]
-    # Where no anchor is there, any token will do: the next host's anchors, and behind the last one -1.
+    # Any token will do as padding: the next host's anchors, and -1 after the last host.
     anchor = positions_of(is_anchor, count + plan.slots)
     centre = features.flatten(0, 1)[anchor[plan.first.unsqueeze(1) + slot]]  # [G, A, D]
     similarity = similarity_to_centres(features, centre, plan)  # [T, N, H, A]
@@ -248,8 +249,9 @@ def merge_into_anchors(
 def similarity_to_centres(features: Tensor, centre: Tensor, plan: Plan) -> Tensor:
     """Cosines of every token with the anchors of its segment, `centre [G, A, D]`: `[T, N, H, A]`, float32.
 
-    In half precision but for the length of the token, which does not change what is nearest; in float32 whole, because
-    the official code rounds so, and that decides between near copies.
+    For half-precision features without division by the length of the token, which does not change the nearest anchor;
+    for float32 ones the full cosine, because the official code rounds that way, and rounding decides between near
+    copies.
     """
     if features.dtype.itemsize >= 4:
         return products_with_centres(unit(features), unit(centre), plan)
@@ -258,9 +260,9 @@ def similarity_to_centres(features: Tensor, centre: Tensor, plan: Plan) -> Tenso
 
 
 def copies_fit(features: Tensor, plan: Plan) -> bool:
-    """Whether every frame may have its own copy of what belongs to its segment's anchors, `[T, H A, D]`.
+    """Whether every frame may have its own copy of the data of its segment's anchors, `[T, H A, D]`.
 
-    Then one product serves all frames, however many segments there are. Otherwise it is one a segment.
+    Then one product serves all frames, however many segments there are. Otherwise each segment takes one product.
     """
     return frames_per_chunk(features, plan.hosts.shape[1] * plan.slots) >= len(features)
 
@@ -293,16 +295,16 @@ def sums_of_joined(features: Tensor, joins: Tensor, of_host: Tensor, plan: Plan)
 class FastVID(Method):
     """FastVID (Shen et al., NeurIPS 2025): dynamic density pruning.
 
-    Idea: cut the video into segments of similar frames (DySeg); per frame keep the salient tokens by the attention of
-    the vision tower's pooling probe (ATS); per segment let density-peak anchors absorb the remaining tokens (DTM).
+    Idea: cut the video into segments of similar frames (DySeg). Per frame, keep the salient tokens by the attention of
+    the vision tower's pooling probe (ATS); per segment, let density-peak anchors absorb the remaining tokens (DTM).
 
     Source: arXiv 2503.11187; LunarShen/FastVID a40a109, versions for LLaVA-OneVision, LLaVA-Video and Qwen2.5-VL
-    (`variant`). Parameters: see the fields; the last version goes with `tau=0.84`, `frame_source="mean"` and
-    `salience="mean_query"`. An anchor that no token joins stays as it is. `salience="received"`, with
-    `frame_source="mean"`, is a stand-in of ours for models without the pooling head.
+    (`variant`). Parameters: see the fields; use the last version with `tau=0.84`, `frame_source="mean"` and
+    `salience="mean_query"`. An anchor that no token joins stays unchanged. `salience="received"` with
+    `frame_source="mean"` is our own stand-in for models without the pooling head.
     Quirks kept: in the onevision variant an anchor is also among the tokens averaged into it; the position ids of
     the kept tokens are the original ones.
-    Deviations: the budget is met exactly, but for `variant="qwen"` (B/T tokens a frame, remainder to the earliest
+    Deviations: the budget is met exactly, except with `variant="qwen"` (B/T tokens per frame, remainder to the earliest
     frames, none lost to rounding); a video of fewer than `c` frames is cut everywhere; anchors that their frames have
     no room for (large ratios) move to the segment's other frames. The official code loses tokens in the first case and
     raises in the other two.
@@ -321,19 +323,19 @@ class FastVID(Method):
     k: int = 4
     """Nearest neighbours in the density."""
     variant: str = "onevision"
-    """`onevision`, `video` or `qwen`: which official version; the first two differ in rounding and in which tokens join
-    an anchor. In `qwen` frames that repeat keep nothing, and the budget is met only nearly."""
+    """Official version: `onevision`, `video` or `qwen`. The first two differ in rounding and in which tokens join an
+    anchor. With `qwen`, frames that repeat keep nothing, and the budget is met only approximately."""
     frame_source: str = "head"
-    """What segments compare: `head`, the frame feature of the tower's pooling head; `mean`, the frame's mean token."""
+    """Frame feature for segmentation: `head`, from the tower's pooling head; `mean`, the frame's mean token."""
     salience: str = "probe"
     """Attention that makes a token salient: `probe`, of the pooling head's probe; `mean_query`, of the frame's mean
     query in the tower's last layer; `received`, from all patches."""
     ignore: float = 0.95
-    """Cosine from which on frames of a segment repeat one another (`variant="qwen"` alone); above 1: none do."""
+    """Cosine from which frames of a segment count as repeated (only with `variant="qwen"`); above 1: none do."""
 
     name: ClassVar[str] = "fastvid"
     needs: ClassVar[frozenset[str]] = frozenset({"probe_attention", "frame_features"})
-    """Of the defaults; an instance has those of its options."""
+    """For the default options; an instance has those of its own options."""
     stand_ins: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"variant": "qwen", "tau": 0.84, "frame_source": "mean", "salience": "mean_query"},
         {"frame_source": "mean", "salience": "received"},
@@ -361,7 +363,7 @@ class FastVID(Method):
         attention = supplied(tokens, _ATTENTION[self.salience])
         means = frame_means(tokens.features)
         frame = supplied(tokens, "frame_features") if self.frame_source == "head" else means
-        # A sum carries NaN and infinities along. All is read at once: on a GPU every read waits for the work before it.
+        # A sum propagates NaN and infinities. One read for everything: on a GPU each waits for all work queued before.
         total = torch.cat([x.flatten() for x in (means, attention, frame)]).sum(0, keepdim=True)
         *similarity, checksum = torch.cat([neighbour_cosines(frame), total]).tolist()
         if not isfinite(checksum):

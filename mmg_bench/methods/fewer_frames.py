@@ -14,10 +14,10 @@ from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
 
 @dataclass(frozen=True)
 class FewerFrames(Method):
-    """Keep whole frames, evenly spaced over time, as many as the budget of max(1, round(R*T*N)) tokens pays for.
+    """Keep whole frames, evenly spaced over time, as many as fit into the budget of max(1, round(R*T*N)) tokens.
 
-    What is left of the budget goes to one more frame, the last of the evenly spaced ones, whose tokens are evenly
-    spaced in raster order.
+    The rest of the budget goes to one more frame, the last of the evenly spaced ones; its tokens are evenly spaced in
+    raster order.
     """
 
     name: ClassVar[str] = "fewer_frames"

@@ -1,4 +1,4 @@
-"""FlashVID: keep attended, diverse tokens; merge the others along trees through each segment, then by clusters."""
+"""FlashVID: keep attended, diverse tokens; merge the others along trees within each segment, then by clusters."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens, 
 
 PRUNING_LAYER, OFFICIAL_DEPTH = 20, 28
 NEIGHBOURS = 7
-"""k of DPC-KNN, or fewer where there are fewer clusters."""
+"""k of DPC-KNN; fewer if there are fewer clusters."""
 
 
 class Budgets(NamedTuple):
-    """Tokens of one frame, on average over its segment."""
+    """Tokens per frame, on average over a segment."""
 
     total: int
     adts: int
@@ -39,11 +39,11 @@ def frame_budgets(tokens_per_frame: int, retention_ratio: float, expansion: floa
 
 
 def segment_lengths(features: Tensor, threshold: float, min_segments: int) -> list[int]:
-    """Cut `[T, N, D]` where neighbouring frame means have a cosine below `threshold`, and at the next lowest ones.
+    """Lengths of the segments of `[T, N, D]`: cut where neighbouring frame means have a cosine below `threshold`.
 
-    Further cuts are added until there are `min_segments` segments (or as many as frames).
+    The next lowest cosines are cut too, until there are `min_segments` segments (or as many as frames).
     """
-    means = features.mean(1, dtype=torch.float32)  # as the official code rounds, for frames that are nearly copies
+    means = features.mean(1, dtype=torch.float32)  # rounds like the official code, which matters for near copies
     similarity = neighbour_cosines(means).cpu()  # [T - 1]
     cut = similarity < threshold
     missing = max(0, min_segments - 1 - int(cut.sum()))
@@ -53,7 +53,7 @@ def segment_lengths(features: Tensor, threshold: float, min_segments: int) -> li
 
 
 def by_segment(values: Tensor, lengths: list[int]) -> Tensor:
-    """Means over the frames of each segment, repeated for each of them: `[T, ...]` to `[T, ...]`."""
+    """Mean over the frames of each segment, repeated for each frame: `[T, ...]` to `[T, ...]`."""
     segment = [s for s, length in enumerate(lengths) for _ in range(length)]  # [T]
     return torch.stack([part.mean(0) for part in values.split(lengths)])[on_device(segment, values.device)]
 
@@ -61,9 +61,9 @@ def by_segment(values: Tensor, lengths: list[int]) -> Tensor:
 def adts(features: Tensor, attention: Tensor, lengths: list[int], count: int, method: str) -> Tensor:
     """Attention and diversity based token selection: `count` of each frame, within-frame `[T, count]`, ascending.
 
-    Max-min selection where a candidate's distances are scaled by its attention and, in `attn_div_v2`, by its mean dot
-    product with the frame means of its segment too. There picks are not masked, so a candidate whose dot product is
-    negative can make the search pick a token twice.
+    Max-min selection, where a candidate's distances are scaled by its attention and, in `attn_div_v2`, also by its mean
+    dot product with the frame means of its segment. In that mode picks are not masked, so a candidate with a negative
+    dot product can make the search pick a token twice.
     """
     x = features.float()
     distance = cosine_distances(unit(x)) * (attention.float() * 1e6).unsqueeze(1)  # [T, N, N], columns scaled
@@ -76,24 +76,24 @@ def adts(features: Tensor, attention: Tensor, lengths: list[int], count: int, me
 def temporal_trees(
     features: Tensor, selected: Tensor, lengths: list[int], budget: int, threshold: float
 ) -> tuple[Tensor, Tensor]:
-    """Merge the tokens that were not `selected [T, N]` backwards in time, within segments: tokens, those left.
+    """Merge the tokens that were not `selected [T, N]` backwards in time, within segments.
 
-    Each joins its most similar token in the frame before if their cosine exceeds `threshold`, raised per segment so
-    that `budget` tokens a frame are left, selected ones included. Returns `[T, N, D]` and a mask `[T, N]` of the
-    unmerged tokens that are not selected, on the CPU; in a segment of one frame of all its tokens.
-    A token passes on its sum but counts as 1 for its parent: official, and it inflates the norm of long chains.
+    Each joins its most similar token in the frame before if their cosine exceeds `threshold`, which is raised per
+    segment so that `budget` tokens per frame remain, selected ones included. Returns the tokens `[T, N, D]` and, on
+    the CPU, a mask `[T, N]` of the unmerged tokens that are not selected (all tokens in a segment of one frame).
+    A token passes on its sum but counts as 1 for its parent. This is official, and inflates the norm of long chains.
     """
     values = features.detach().to(torch.float32, copy=True)
     x = unit(values)
     cosine = x[1:] @ x[:-1].mT  # [T - 1, N, N]
     cosine = cosine.masked_fill_(selected[1:, :, None] | selected[:-1, None, :], -1)
     similarity, parent = cosine.max(-1)  # [T - 1, N] both
-    # [2, T, N]; frame 0 has no parents. The host decides what merges: its one read here.
+    # [2, T, N]; frame 0 has no parents. The host decides what merges; this is its only read here.
     best, chosen = torch.stack([F.pad(similarity, (0, 0, 1, 0), value=-1), selected.float()]).cpu().unbind()
     is_merged, is_left = allowed_merges(best, chosen > 0, lengths, budget, threshold)
     merges = is_merged.to(values.device, non_blocking=True)
 
-    # One-hot, so that a frame's children are added up by one matrix product: to [T - 1, parents, children].
+    # One-hot [T - 1, parents, children], so that one matrix product sums a frame's children.
     places = torch.arange(selected.shape[1], device=values.device)
     joins = ((places.unsqueeze(1) == parent.unsqueeze(1)) & merges[1:].unsqueeze(1)).float()
     for t in range(len(values) - 1, 0, -1):
@@ -106,7 +106,7 @@ def temporal_trees(
 def allowed_merges(
     best: Tensor, selected: Tensor, lengths: list[int], budget: int, threshold: float
 ) -> tuple[Tensor, Tensor]:
-    """Which tokens join one of the frame before, and which are left to be clustered: bool `[T, N]`, on the CPU.
+    """Which tokens join one of the frame before, and which remain to be clustered: both bool `[T, N]`, on the CPU.
 
     `best [T, N]`: cosine with the most similar token of the frame before.
     """
@@ -125,9 +125,9 @@ def allowed_merges(
 
 
 def cluster(values: Tensor, valid: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """DPC-KNN in all frames at once: merge the `valid [T, N]` tokens of `[T, N, D]` into `counts [T]` means a frame.
+    """DPC-KNN in all frames at once: merge the `valid [T, N]` tokens of `[T, N, D]` into `counts [T]` means per frame.
 
-    Returns the means `[K, D]`, frame by frame in descending score, and the flat index `[K]` of their centres.
+    Returns the means `[K, D]`, frame by frame in descending score, and the flat indices `[K]` of their centres.
     With one cluster (k = 1) all scores tie, and the first token is the centre; with two (k = 2), mutual nearest
     neighbours tie.
     """
@@ -143,7 +143,7 @@ def cluster(values: Tensor, valid: Tensor, counts: Sequence[int]) -> tuple[Tenso
 
 
 class Compressed(NamedTuple):
-    """A video after both stages, each part frame by frame."""
+    """Result of both stages on a video."""
 
     tokens: Tensor
     """`[K, D]` in ascending order of `anchors`, float32."""
@@ -152,13 +152,13 @@ class Compressed(NamedTuple):
     adts: Tensor
     """`[T, A]`: the selected tokens, flat indices."""
     left: Tensor
-    """`[T]`: tokens of each frame that were clustered; on the CPU."""
+    """`[T]`: number of tokens of each frame that were clustered; on the CPU."""
 
 
 def compress(
     features: Tensor, attention: Tensor, lengths: list[int], budgets: Budgets, threshold: float, method: str
 ) -> Compressed:
-    """Select and merge the tokens of `[T, N, D]` in its segments."""
+    """Select and merge the tokens of `[T, N, D]` segment by segment."""
     frames, size, _ = features.shape
     within = adts(features, attention, lengths, budgets.adts, method)  # [T, A]
     flat = torch.arange(frames * size, device=features.device).view(frames, size)
@@ -182,7 +182,7 @@ def compress(
 def second_stage(attention: Tensor, llm_retention_ratio: float) -> Tensor:
     """The ceil(n * ratio) most attended of n visual tokens inside the language model: ascending indices into `[n]`.
 
-    `attention [n]`: head mean of what the last prompt token gives to each, in the layer before (officially 19).
+    `attention [n]`: from the last prompt token, averaged over heads, in the layer before (officially 19).
     """
     return most_attended(attention, math.ceil(len(attention) * llm_retention_ratio))
 
@@ -192,21 +192,21 @@ class FlashVID(Method):
     """FlashVID (ICLR 2026).
 
     Idea: cut the video into segments of similar frames. In each frame, select tokens that are attended, relevant to
-    the segment and diverse (ADTS); merge the others with the frame before, tree-wise through the segment, and cluster
-    what is left of each frame (TSTM). Late in the language model keep the tokens that the last one attends to.
+    the segment and diverse (ADTS); merge the others with the frame before, in trees through the segment, and cluster
+    the remaining tokens of each frame (TSTM). Late in the language model, keep the tokens that the last one attends to.
 
     Source: arXiv 2602.08024; Fanziyang-v/FlashVID 1d37422. Parameters: see the fields, with the official defaults.
-    `retention_ratio` is the mean over 28 layers: 1.25 times that enters layer 0, and 30 % of it layer 20; with `inner`
-    off, set `expansion` to 1.
+    `retention_ratio` is the mean over 28 layers: 1.25 times as many tokens enter layer 0, and 30 % of these layer 20.
+    With `inner=false`, set `expansion=1`.
     Not exact: frame and cluster counts are rounded up, and every frame keeps at least one token.
     Quirks kept: chains of merges inflate norms; in a segment of one frame the selected tokens are clustered as well,
     so a position can appear twice; `attn_div_v2` does not mask its picks.
-    Deviations: segments without frames, which the official code makes of short videos, are not; float32 throughout;
-    nothing is random; a budget of all tokens leaves them as they are (officially an error).
+    Deviations: no segments without frames (the official code makes them for short videos); float32 throughout;
+    nothing is random; a budget of all tokens leaves them unchanged (officially an error).
     """
 
     expansion: float = 1.25
-    """Factor on the frame budget, which the stage inside the language model makes up for."""
+    """Factor on the frame budget, compensated by the stage inside the language model."""
     alpha: float = 0.7
     """Share of the budget that is selected (ADTS); the rest is for merged tokens (TSTM)."""
     token_selection_method: str = "attn_div_v2"
@@ -216,13 +216,13 @@ class FlashVID(Method):
     segment_threshold: float = 0.9
     """Cosine of neighbouring frame means below which the video is cut."""
     min_segment_num: int = 8
-    """Segments to have at least, as far as there are frames."""
+    """Minimum number of segments, if there are enough frames."""
     inner: bool = True
     """Whether to prune inside the language model too."""
     llm_retention_ratio: float = 0.3
-    """Share of the tokens that are left there."""
+    """Share of the tokens that are kept there."""
     pruning_layer: int | None = None
-    """Layer before which `inner` prunes: officially 20 of 28, and 28 of Qwen3-VL's 36. None: at 20/28 of the depth."""
+    """Layer before which `inner` prunes: officially 20 of 28, or 28 of 36 for Qwen3-VL. None: 20/28 of the depth."""
 
     name: ClassVar[str] = "flashvid"
     needs: ClassVar[frozenset[str]] = frozenset({"attention"})

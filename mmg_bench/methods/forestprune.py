@@ -1,4 +1,4 @@
-"""ForestPrune: of each frame the tokens that others resemble, then the roots of trees through the video."""
+"""ForestPrune: keep the tokens of each frame that others resemble, then the roots of trees through the video."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmg_bench.methods.base import Method, Positions, check_range
 from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
 
 SIMILARITY, TEMPERATURE, STEPS = 0.5, 0.03, 5
-"""Of the walk within a frame: least cosine of neighbours, temperature of their softmax, steps."""
+"""Constants of the walk within a frame: least cosine of neighbours, temperature of their softmax, steps."""
 _UNRELATED = -5000.0  # logit
 
 
@@ -24,13 +24,13 @@ def walk_scores(features: Tensor) -> Tensor:
     """G-Prune's importance of each token of `[T, N, D]` within its frame: `[T, N]`, float32.
 
     The norms of the tokens take 5 steps along a graph of similar tokens (softmax of cosines of at least 0.5, at
-    temperature 0.03), and are divided by how many such neighbours a token has, itself included.
+    temperature 0.03). They are then divided by each token's number of such neighbours, itself included.
     """
     scores = []
     for part in features.split(frames_per_chunk(features)):
         direction = unit(part)
         cosine = direction @ direction.mT  # [t, N, N]
-        # a zero vector is related to none, nor to itself: its row is uniform
+        # a zero vector is related to no token, not even itself: its row is uniform
         graph = (cosine / TEMPERATURE).where(cosine >= SIMILARITY, _UNRELATED).softmax(-1)
         mass = part.float().norm(dim=-1).unsqueeze(1)  # [t, 1, N]
         for _ in range(STEPS):
@@ -40,7 +40,7 @@ def walk_scores(features: Tensor) -> Tensor:
 
 
 def places_apart(grid: tuple[int, int], device: torch.device) -> Tensor:
-    """Between the places of a frame, the larger of rows apart over H - 1 and columns apart over W - 1: `[N, N]`."""
+    """Distances of the places in a frame, `[N, N]`: the larger of rows apart / (H - 1) and columns apart / (W - 1)."""
     rows, columns = (torch.arange(n, device=device) / max(n - 1, 1) for n in grid)
     coordinates = torch.cartesian_prod(rows, columns)  # [N, 2]
     return (coordinates.unsqueeze(1) - coordinates).abs().amax(-1)
@@ -50,15 +50,15 @@ def grow_forest(direction: Tensor, places: Tensor, distance: Tensor, tau: float,
     """Join each token to the tree of the most similar token of all earlier frames, frame by frame.
 
     `direction [T, n, D]` unit vectors; `places [T, n]` int64 raster indices of the tokens in their frames; `distance
-    [N, N]` between places. Only tokens of cosine >= tau within `reach` are joined; of equals, the nearest, then that of
-    the earliest tree. Returns for each of the T * n tokens its tree, named by the index of its root, and its level in
-    it, int64: a root has 0, and all that join a tree in one frame one more than those that joined it last.
+    [N, N]` between places. Only tokens of cosine >= tau within `reach` are joined; ties go to the nearest token, then
+    to the earliest tree. Returns, for each of the T * n tokens, the index of its tree's root and its level in the tree,
+    both int64. A root has level 0; tokens that join a tree in one frame get one more than those that joined it last.
     """
     frames, size, _ = direction.shape
     total = frames * size
     flat, own = direction.flatten(0, 1), torch.arange(total, device=direction.device)
     tree, level = own.clone(), torch.zeros_like(own)
-    height = torch.zeros_like(own)  # of the tree with this root
+    height = torch.zeros_like(own)  # of the tree rooted here
     for start in range(size, total, size):
         now = slice(start, start + size)
         cosine = flat[:start] @ flat[now].T  # [M, n]
@@ -75,16 +75,16 @@ def grow_forest(direction: Tensor, places: Tensor, distance: Tensor, tau: float,
 
 
 def root_depths(direction: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Depth of each root `[R, D]` once only `count` of them are roots: `[R]`.
+    """Depth of each root `[R, D]` after merging trees until only `count` roots remain: `[R]`.
 
-    Of all pairs of roots, the later one of the most similar pair becomes a child of the earlier one, and so on; ties
-    go to the pair whose earlier root, then whose later one, comes first.
+    Repeatedly, the later root of the most similar pair becomes a child of the earlier one; ties go to the pair whose
+    earlier root, then whose later one, comes first.
     """
     roots = len(direction)
     parent = np.full(roots, -1)
     similar = direction @ direction.T
     similar[np.tril_indices(roots)] = -np.inf
-    child = similar.argmax(1)  # the most similar later one of each
+    child = similar.argmax(1)  # the most similar later root of each
     best = similar.max(1)
     for _ in range(roots - count):
         first = int(best.argmax())
@@ -105,24 +105,24 @@ def root_depths(direction: NDArray[np.float32], count: int) -> NDArray[np.int64]
 class ForestPrune(Method):
     """ForestPrune (Ju et al., CVPR 2026 Findings): spatial-temporal forest modeling.
 
-    Idea: half of each frame's tokens are kept by their standing among similar tokens (G-Prune). Through the video these
-    grow into trees of tokens that look alike and lie near each other. Roots say what is new, and the deeper a token
-    lies, the more often it was seen: tokens are kept from the roots on, earlier frames first.
+    Idea: keep half of each frame's tokens by their importance among similar tokens (G-Prune). Through the video, these
+    grow into trees of tokens that are similar and near each other. Roots show what is new; the deeper a token is, the
+    more often it was seen. Tokens are kept from the roots down, earlier frames first.
 
     Source: arXiv 2603.22911; luminousllsa/ForestPrune 1686829 (`GraphPruner`). Parameters: see the fields, named as
     there; 0.9, 0.8 and 0.5 in its scripts.
-    Exact: round(R*T*N) tokens; officially R/0.5 of what half of each frame, rounded, comes to. Where more than the
-    budget are roots, those most like an earlier one become its children, until they are not.
-    Deviations: float32 throughout. Tokens of one depth and frame, of which officially any may stay, tie by place; and
-    tokens of a frame keep their order, where officially it is that of an unsorted `topk`.
+    Exact: round(R*T*N) tokens; officially R/0.5 of the rounded halves of all frames. If there are more roots than the
+    budget, those most similar to an earlier root become its children until there are not.
+    Deviations: float32 throughout. Ties within a depth and frame go by place (officially any of the tokens may stay).
+    Tokens of a frame keep their order (officially that of an unsorted `topk`).
     """
 
     tau: float = 0.9
-    """Least cosine to a token of the tree that is joined; in [-1, 1]."""
+    """Least cosine to the token whose tree is joined; in [-1, 1]."""
     tau_spatial: float = 0.8
-    """1 less the farthest that it may lie, in heights or widths of the frame, whichever is more; in [0, 1]."""
+    """1 minus the largest distance to that token, in heights or widths of the frame, whichever is more; in [0, 1]."""
     gprune_ratio: float = 0.5
-    """Share of each frame's tokens that the trees are made of; at least what the budget needs. In (0, 1]."""
+    """Share of each frame's tokens that form the trees; at least what the budget needs. In (0, 1]."""
 
     name: ClassVar[str] = "forestprune"
     positions: ClassVar[Positions] = "contiguous"
@@ -140,9 +140,9 @@ class ForestPrune(Method):
         return keep(tokens, positions[descending(-rank)[: self.budget(tokens)]])
 
     def forest(self, tokens: VideoTokens) -> tuple[Tensor, Tensor]:
-        """The tokens that the trees are made of, and how deep each lies: flat positions and depths, both `[M]` int64.
+        """The tokens that form the trees and their depths: flat positions and depths, both `[M]` int64.
 
-        As many of each frame, ascending. Roots have depth 0; there are at most as many as tokens are kept.
+        Positions ascend, with the same number in each frame. Roots have depth 0; there are at most `budget` roots.
         """
         x, device = tokens.features.detach(), tokens.features.device
         frames, size, budget = tokens.frames, tokens.tokens_per_frame, self.budget(tokens)

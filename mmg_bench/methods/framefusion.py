@@ -1,4 +1,4 @@
-"""FrameFusion: merge what repeats from frame to frame, layer by layer while much does, then keep the most attended."""
+"""FrameFusion: merge tokens that repeat between frames, layer by layer while many do, then keep the most attended."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OFFICIAL_DEPTH = 28
 
 
 class Progress(NamedTuple):
-    """How far the reduction of one video has come."""
+    """State of the reduction of one video."""
 
     tokens_per_frame: int
     """N."""
@@ -28,13 +28,13 @@ class Progress(NamedTuple):
     merging: bool = True
     """Whether the next stage merges; otherwise it prunes."""
     finished: bool = False
-    """Whether nothing is left to do."""
+    """Whether the reduction is complete."""
 
 
 def share_to_remove(removed: Sequence[float], cost: float, depth: int) -> float:
     """The share to remove now so that `depth` layers see `cost` of the tokens on average, in [0, 1].
 
-    `removed`: the shares that went before, each of what was left then; every one of them has taken one layer.
+    `removed`: the shares removed so far, one per layer, each relative to the tokens that remained at that point.
     """
     left, seen = 1.0, 0.0
     for share in removed:
@@ -45,10 +45,10 @@ def share_to_remove(removed: Sequence[float], cost: float, depth: int) -> float:
 
 
 def place_by_place(features: Tensor, positions: Tensor, tokens_per_frame: int) -> tuple[Tensor, Tensor]:
-    """Tokens `[n, D]` at flat `positions [n]` in the order of their place in the frame, then of time.
+    """Sort tokens `[n, D]` at flat `positions [n]` by their place in the frame, then by time.
 
-    Returns that order, int64 `[n]`, and the cosine of each with the one before it there, `[n]`, rounded as officially;
-    -1.5 where there is none for a token of length zero, -2 for the first of a place.
+    Returns that order, int64 `[n]`, and the cosine of each token with the previous one in it, `[n]`, rounded as in the
+    official code; -1.5 if it is undefined because a token has length zero, -2 for the first token of a place.
     """
     place, frame = positions % tokens_per_frame, positions // tokens_per_frame
     order = (place * (frame.max() + 1) + frame).argsort()
@@ -61,14 +61,14 @@ def place_by_place(features: Tensor, positions: Tensor, tokens_per_frame: int) -
 
 
 def most_alike(similarity: Tensor, count: int) -> Tensor:
-    """Which of `[n]` are the `count` highest, ties by the lower place: bool `[n]`."""
+    """Mask of the `count` highest of `[n]`, ties by the lower place: bool `[n]`."""
     return torch.zeros_like(similarity, dtype=torch.bool).index_fill(0, descending(similarity)[:count], True)
 
 
 def merge_runs(features: Tensor, order: Tensor, joins: Tensor, count: int, state: Progress) -> Selection:
     """Merge each of the `count` tokens that `joins [n]` (in `order`) marks into the one before it, in runs.
 
-    The first token of each run stays, and becomes its mean, in float32; the features are left alone if none joins.
+    The first token of each run stays and becomes the run's mean, in float32. If none joins, features do not change.
     """
     if not count:
         return Selection(torch.arange(len(order), device=order.device), state=state)
@@ -83,25 +83,25 @@ def merge_runs(features: Tensor, order: Tensor, joins: Tensor, count: int, state
 class FrameFusion(Method):
     """FrameFusion (Fu et al., ICCV 2025).
 
-    Idea: before the language model, and after the attention of its first layers, tokens that resemble the one before
-    them at their place in the frame are merged with it, until few do; then, after the next attention, the tokens that
-    the prompt's last one attends to least are dropped.
+    Idea: before the language model, and after the attention of its first layers, merge tokens that resemble the
+    previous token at their place in the frame, until few do. Then, after the next attention, drop the tokens that the
+    prompt's last token attends to least.
 
     Source: arXiv 2501.01986; thu-nics/FrameFusion fbec1d2 (framefusion/main.py). Parameters: see the fields.
-    `retention_ratio` is the official `cost`: the mean over the layers of the tokens that they see. How many enter
-    layer 0 follows from the video.
+    `retention_ratio` is the official `cost`: the share of tokens that a layer sees, averaged over the layers. How many
+    enter layer 0 depends on the video.
     Deviations: attention is recomputed for one row; float32 whatever the model's dtype; the cost counts the model's
-    own layers (officially 28 whatever the model); at least one token is kept, and where the merges alone have seen more
-    than the cost allows (officially an error), the next stage leaves one; equal values by the lower place; newline
-    tokens are left alone.
+    own layers (officially 28 for every model); at least one token is kept; if the layers that merge already exceed the
+    cost (officially an error), the next stage keeps one token; ties go to the lower place; newline tokens are not
+    touched.
     """
 
     similarity_lower_bound: float = 0.6
-    """Cosine from which on a token is merged with the one before it at its place."""
+    """Cosine from which a token is merged with the previous one at its place."""
     ratio_lower_bound: float = 0.1
     """Share of mergeable tokens below which merging ends and the next stage prunes."""
     inner: bool = True
-    """Whether to go on inside the language model; otherwise the most alike are merged before it, down to the ratio."""
+    """Whether to continue inside the language model; otherwise merge the most similar before it, down to the ratio."""
 
     name: ClassVar[str] = "framefusion"
     exact: ClassVar[bool] = False
@@ -117,17 +117,17 @@ class FrameFusion(Method):
         flat, size = tokens.flat, tokens.tokens_per_frame
         everything = torch.arange(tokens.total, device=flat.device)
         if self.inner:
-            # before anything is merged, depths differ in the last bit alone: the official one
+            # nothing is merged yet, so the depth changes only the last bit: use the official one
             left = self._merge(flat, everything, Progress(size), OFFICIAL_DEPTH)
         else:
             order, similarity = place_by_place(flat, everything, size)
-            count = tokens.total - max(self.budget(tokens), size)  # the first token of each place has none before it
+            count = tokens.total - max(self.budget(tokens), size)  # the first token of each place cannot merge
             left = merge_runs(flat, order, most_alike(similarity, count), count, Progress(size, finished=True))
         features = flat if left.features is None else left.features.to(flat.dtype)
         return PrunedTokens(features, left.index, state=left.state)
 
     def layers(self, depth: int) -> tuple[int, ...]:
-        """Any layer may be the last to merge or prune; those behind it see what it leaves."""
+        """All layers but the first, since any of them may be the last to merge or prune."""
         return tuple(range(1, depth)) if self.inner else ()
 
     def finished(self, state: Progress) -> bool:
@@ -143,13 +143,13 @@ class FrameFusion(Method):
         return Selection(kept, state=state._replace(finished=True))
 
     def _merge(self, features: Tensor, positions: Tensor, state: Progress, depth: int) -> Selection:
-        """Merge all tokens that repeat; of more than are to go, the most alike, and then nothing is left to do."""
+        """Merge all tokens that repeat; if they are too many, only the most similar, which completes the reduction."""
         order, similarity = place_by_place(features, positions, state.tokens_per_frame)
         joins = similarity >= self.similarity_lower_bound  # [n], in order
         count = int(joins.sum())
         share, most = count / len(order), share_to_remove(state.removed, self.retention_ratio, depth)
         if share < most:
-            merging = share >= self.ratio_lower_bound and most < 1  # what is overspent goes with the next stage
+            merging = share >= self.ratio_lower_bound and most < 1  # an exceeded cost is left to the next stage
             after = state._replace(removed=(*state.removed, share), merging=merging)
             return merge_runs(features, order, joins, count, after)
         count = int(most * len(order))

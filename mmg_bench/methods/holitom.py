@@ -1,4 +1,4 @@
-"""HoliTom: windows that maximise what merges over time, density and attention in space, merging inside the LLM."""
+"""HoliTom: windows that maximise merging over time, density and attention in space, merging inside the LLM."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ Window = tuple[int, int]
 
 
 def still_links(features: Tensor, tau: float) -> Tensor:
-    """Where a position's cosine with the next frame exceeds `tau`: `features [T, N, D]` to `[T - 1, N]` bool."""
+    """Mask of positions whose cosine with the next frame exceeds `tau`: `features [T, N, D]` to `[T - 1, N]` bool."""
     return neighbour_cosines(features) > tau
 
 
 def best_windows(still: Tensor) -> tuple[list[Window], int]:
-    """Cut T frames into windows so that the tokens saved by merging static positions are most, by dynamic programming.
+    """Cut T frames into windows that save the most tokens by merging static positions, by dynamic programming.
 
     A window saves (its length - 1) tokens for every position whose links inside it are all `still` (`[T - 1, N]`).
     Equal totals: the last frame stays alone, then the shortest window. Returns the windows and the tokens saved.
     """
-    still = still.cpu()  # few and small steps: no work for a GPU
+    still = still.cpu()  # a few small steps, not worth a GPU
     links = len(still)
     number = torch.arange(links).unsqueeze(1)
     broken = number.masked_fill(still, -1).cummax(0).values if links else number  # [T - 1, N]: the last broken link
@@ -66,7 +66,7 @@ def best_windows(still: Tensor) -> tuple[list[Window], int]:
 
 
 def static_positions(still: Tensor, windows: Sequence[Window]) -> Tensor:
-    """Positions whose links inside the window are all still; none in a window of one frame: `[windows, N]` bool."""
+    """Mask of positions whose links inside the window are all still; none in a window of one frame: `[windows, N]`."""
     return torch.stack([still[a:b].all(0) if b > a else still.new_zeros(still.shape[1]) for a, b in windows])
 
 
@@ -75,9 +75,9 @@ def merge_by_density(
 ) -> tuple[Tensor, Tensor]:
     """Reduce each group of `x [G, n, D]` to `counts[g]` tokens: `[G, m, D]`, and their centres `[G, m]`, ascending.
 
-    Centres by DPC-KNN; the others join the nearest centre c, which becomes beta c + (1 - beta) mean(joined). The first
-    `sizes[g]` rows of a group are its points (None: all); of the m >= 1 results, the most of `counts`, the first
-    `counts[g]`.
+    Centres are chosen by DPC-KNN. The other points join the nearest centre c, which becomes
+    beta c + (1 - beta) mean(joined). The first `sizes[g]` rows of a group are its points (None: all); the first
+    `counts[g]` of the m = max(counts) >= 1 results are valid.
     """
     groups, size, width = x.shape
     sizes = [size] * groups if sizes is None else sizes
@@ -111,11 +111,11 @@ def merge_outer(
 ) -> tuple[Tensor, Tensor]:
     """Merge `features [T, N, D]` in `windows` with static positions `is_static [windows, N]`.
 
-    `static_counts` and `dynamic_counts`: tokens to leave of each window's static positions and of each frame's dynamic
+    `static_counts` and `dynamic_counts`: tokens to keep of each window's static positions and of each frame's dynamic
     ones. Static positions are averaged over time and merged by density. Of a frame's dynamic tokens the most attended
     round((1 - D) * count) are kept (`attention [T, N]`); the share D is merged by density from the others.
-    Returns the tokens `[K, D]`, float32, and their flat positions `[K]`, of static ones in the window's first frame:
-    attended ones, static ones, then those of the share D, each in raster order.
+    Returns the tokens `[K, D]`, float32, and their flat positions `[K]`; static ones are placed in the window's first
+    frame. Order: attended tokens, static ones, then those of the share D, each in raster order.
     """
     frames, size, _ = features.shape
     device = features.device
@@ -131,7 +131,7 @@ def merge_outer(
     attended = positions_of(chosen, sum(dominant))
     tokens, positions = [features.flatten(0, 1)[attended].float()], [attended]
 
-    # Groups to merge by density: the windows' static means, and with D > 0 what is left of some frames.
+    # Groups to merge by density: the windows' static means and, with D > 0, the remaining tokens of some frames.
     values = torch.stack([part.mean(0, dtype=torch.float32) for part in features.split(lengths)])
     member, counts, frame = static, list(static_counts), [first for first, _ in windows]
     if rest := [t for t in range(frames) if contextual[t]]:
@@ -153,31 +153,31 @@ def merge_outer(
 
 
 def group_sizes(windows: Sequence[Window], is_static: Tensor) -> tuple[list[int], list[int]]:
-    """Static tokens of each window, once merged over time, and dynamic tokens of each frame."""
+    """Numbers of static tokens in each window, after merging over time, and of dynamic tokens in each frame."""
     static: list[int] = is_static.sum(1).tolist()
     size = is_static.shape[1]
     return static, [size - s for (first, last), s in zip(windows, static, strict=True) for _ in range(first, last + 1)]
 
 
 class Inner(NamedTuple):
-    """What the inner merging makes of n tokens."""
+    """Result of the inner merging of n tokens."""
 
     kept: Tensor
-    """`[K]`: ascending indices of the tokens that stay."""
+    """`[K]`: ascending indices of the kept tokens."""
     tokens: Tensor
-    """`[K, D]` float32: with the dropped ones merged into them."""
+    """`[K, D]` float32: the kept tokens, with the dropped ones merged into them."""
     target: Tensor
-    """`[n]`: the token that each went into; itself where it stays."""
+    """`[n]`: the token that each one is merged into; a kept token has its own index."""
 
 
 def merge_inside(features: Tensor, attention: Tensor, r: float) -> Inner:
-    """Keep the round(n * (1 - r)) most attended of `[n, D]`, and merge each other into the one it is most similar to.
+    """Keep the round(n * (1 - r)) most attended of `[n, D]`, and merge each other token into the most similar of them.
 
-    Dropped tokens, in raster order, are merged one after another by h = (h + x) / 2: of the d that join a token the
-    i-th (from 0) weighs 2^-(d - i), the token itself 2^-d. One matrix product does it.
+    Dropped tokens are merged one after another, in raster order, by h = (h + x) / 2. Of d tokens that join one, the
+    i-th (from 0) thus has weight 2^-(d - i), and the token itself 2^-d: one matrix product.
     """
     count = len(attention)
-    ranked = descending(attention)[: max(1, round(count * (1 - r)))]  # [K], of equally similar ones the first is taken
+    ranked = descending(attention)[: max(1, round(count * (1 - r)))]  # [K]; equally similar ones: the first
     kept = ranked.sort().values
     stays = torch.zeros(count, dtype=torch.bool, device=kept.device).index_fill(0, kept, True)
     x = features.float()
@@ -186,7 +186,7 @@ def merge_inside(features: Tensor, attention: Tensor, r: float) -> Inner:
     nearest = ranked[similarity.nan_to_num_(0).argmax(1)]
     slot = torch.searchsorted(kept, torch.where(stays, torch.arange(count, device=kept.device), nearest))
     joins = (slot.unsqueeze(0) == torch.arange(len(kept), device=kept.device).unsqueeze(1)) & ~stays  # [K, n]
-    later = joins.sum(1, keepdim=True) - joins.cumsum(1) + joins.long()  # of those that join, from this one on
+    later = joins.sum(1, keepdim=True) - joins.cumsum(1) + joins.long()  # number that join from this one on
     weight = torch.where(joins, 0.5 ** later.double(), 0).float()  # [K, n]
     own = 0.5 ** joins.sum(1, keepdim=True).double()  # [K, 1]
     return Inner(kept, own.float() * x[kept] + weight @ x, kept[slot])
@@ -196,21 +196,21 @@ def merge_inside(features: Tensor, attention: Tensor, r: float) -> Inner:
 class HoliTom(Method):
     """HoliTom (Shao et al., NeurIPS 2025).
 
-    Idea: dynamic programming cuts the video where most tokens can be merged over time; static positions become
-    their time mean and are merged by density peaks, dynamic tokens are kept by the attention they receive. In the
-    middle of the language model the less attended half is merged into the tokens it resembles.
+    Idea: dynamic programming cuts the video so that the most tokens can be merged over time. Static positions become
+    their mean over time and are merged by density peaks; dynamic tokens are kept by the attention they receive. In the
+    middle of the language model, the less attended half is merged into the tokens it resembles.
 
     Source: arXiv 2505.21334; cokeshao/HoliTom e9b2972 (holitom/llava_arch.py, holitom/modeling_qwen2.py).
-    `retention_ratio` is what the outer merging leaves; `inner` switches the inner one off.
+    `retention_ratio` is the share that the outer merging keeps; `inner=false` switches the inner one off.
     Parameters: see the fields; the paper uses tau 0.8, and 0.65 at retention 10 %.
-    Quirk kept: D = 0 means that all dynamic tokens are chosen by attention (the dominant share is 1 - D).
+    Quirk kept: with D = 0, all dynamic tokens are chosen by attention (the dominant share is 1 - D).
     Deviations: the groups share the budget by largest remainder, so that it is met exactly (official: round for static
-    and ceil for dynamic groups); tokens enter the model in raster order (official: per window static ones first);
+    and ceil for dynamic groups); tokens enter the model in raster order (official: static ones first in each window);
     D > 0, which raises in the release, merges that share of a frame's dynamic tokens by density.
     """
 
     tau: float = 0.8
-    """A position is still from one frame to the next if their cosine exceeds this."""
+    """A position is still from one frame to the next if its cosine exceeds this."""
     beta: float = 0.6
     """Weight of a centre in its merged token."""
     k: int = 7
@@ -260,7 +260,7 @@ class HoliTom(Method):
         return in_raster_order(merged, positions, tokens.features, windows=windows)
 
     def layers(self, depth: int) -> tuple[int, ...]:
-        """Officially before layer 18 of 28; at the same share of another depth."""
+        """Officially before layer 18 of 28; scaled to another depth."""
         return layers_at([MERGING_LAYER], OFFICIAL_DEPTH, depth) if self.inner else ()
 
     def select_inside(self, tokens: LayerTokens) -> Selection:

@@ -1,4 +1,4 @@
-"""LLaVA-Scissor: connected components of similar tokens, first within frames and then over the whole video."""
+"""LLaVA-Scissor: merge connected components of similar tokens, first within frames, then over the whole video."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Components(NamedTuple):
     label: Tensor
     """`[n]`: the component of each node."""
     keys: Tensor
-    """`[c]`, ascending: the node with most neighbours in each component, of equals the lowest."""
+    """`[c]`, ascending: the node with the most neighbours in each component, ties by the lower index."""
 
 
 def components(edges: Tensor, nodes: int) -> Components:
-    """Connected components of `nodes` nodes under `edges [2, E]`, in which each edge is there in both directions."""
+    """Connected components of `nodes` nodes under `edges [2, E]`, which list each edge in both directions."""
     source, target = edges
     root = torch.arange(nodes, device=edges.device)  # [n]
     while True:
-        # The least root among the neighbours' goes to the node and to its own root, then pointers are followed.
+        # Each node and its root take the least root among the neighbours, then pointers are followed.
         least = torch.minimum(root[source], root[target])
         lower = root.scatter_reduce(0, source, least, "amin").scatter_reduce(0, root[source], least, "amin")
         lower = lower[lower]
@@ -49,7 +49,7 @@ def components(edges: Tensor, nodes: int) -> Components:
 
 
 def similar_pairs(similarity: Tensor, tau: float) -> Tensor:
-    """Both directions of every pair above `tau` in `[G, n, n]`, numbered through all G blocks: `[2, E]`."""
+    """Both directions of every pair above `tau` in `[G, n, n]`, numbered across all G blocks: `[2, E]`."""
     block, i, j = ((similarity > tau) | (similarity.mT > tau)).nonzero(as_tuple=True)
     return torch.stack([i, j]) + block * similarity.shape[-1]
 
@@ -58,18 +58,18 @@ class Representatives(NamedTuple):
     """The means of the components of both stages."""
 
     spatial: Components
-    """Of the T * N tokens; no component spans two frames."""
+    """Components of the T * N tokens; none spans two frames."""
     temporal: Components
-    """Of the spatial components."""
+    """Components of the spatial components."""
     tokens: Tensor
-    """`[K, D]`: means over the members' means, float32."""
+    """`[K, D]`: means of the members' means, float32."""
 
     def __len__(self) -> int:
         return len(self.tokens)
 
 
 def two_stage_components(features: Tensor, similarity: Tensor, tau: float) -> Representatives:
-    """Components of `[T, N, D]` under cosine > `tau`: in every frame, given `similarity [T, N, N]`; then of these."""
+    """Components of `[T, N, D]` under cosine > `tau`: per frame, given `similarity [T, N, N]`; then of their means."""
     flat = features.flatten(0, 1)
     spatial = components(similar_pairs(similarity, tau), len(flat))
     means = bag_means(flat, spatial.label, len(spatial.keys))  # [C, D]
@@ -79,9 +79,9 @@ def two_stage_components(features: Tensor, similarity: Tensor, tau: float) -> Re
 
 
 def absorb(features: Tensor, representatives: Tensor) -> tuple[Tensor, Tensor]:
-    """Give each token of `[T, N, D]` to its most similar representative `[K, D]`, ties to the first.
+    """Assign each token of `[T, N, D]` to its most similar representative `[K, D]`, ties to the first.
 
-    Returns the means of each representative and its tokens `[K, D]`, and the assignment `[T * N]`.
+    Returns the mean of each representative with its tokens, `[K, D]`, and the assignment `[T * N]`.
     """
     flat = features.flatten(0, 1)
     assign = (unit(flat) @ unit(representatives).mT).argmax(-1)  # [T * N]
@@ -93,15 +93,16 @@ def absorb(features: Tensor, representatives: Tensor) -> tuple[Tensor, Tensor]:
 class LlavaScissor(Method):
     """LLaVA-Scissor (Sun et al., 2025): semantic connected components.
 
-    Idea: in each frame, tokens whose cosine exceeds tau are neighbours, and a connected component becomes its mean; the
-    same again for all these means of the video. Every token is then averaged into the most similar mean.
+    Idea: in each frame, tokens whose cosine exceeds tau are neighbours, and a connected component becomes its mean. The
+    same is done with all these means of the video. Every token is then averaged into the most similar mean.
 
     Source: arXiv 2506.21862; HumanMLLM/LLaVA-Scissor b63354c. Parameters: see the fields.
-    Budget: the method has a threshold only. With `tau` None, bisection finds the tau that leaves most tokens, of those
-    tried, without exceeding round(R*T*N); every step costs both stages, and counts as pruning time. With `tau` given
-    (0.90 in the README, 0.95 in the code), `retention_ratio` is ignored. Not exact: counts jump with tau, and
+    Budget: the method has only a threshold. With `tau` None, bisection finds the tau that keeps the most tokens, among
+    those tried, without exceeding round(R*T*N); every step runs both stages and counts as pruning time. With `tau`
+    given (0.90 in the README, 0.95 in the code), `retention_ratio` is ignored. Not exact: counts jump with tau, and
     copies of a token cannot be told apart.
-    Position of a token: its key's, the token of most neighbours in the frame and mean of most neighbours in the video.
+    Position of a token: that of its key, the token with the most neighbours in its frame, for the mean with the most
+    neighbours in the video.
     Deviations: the components are exact. Officially they are found on a random sample of ln(n)/0.05^2 nodes (all nodes
     up to about 3200), and nodes can get lost; hence there is no `epsilon`. float32 throughout.
     """
@@ -109,7 +110,7 @@ class LlavaScissor(Method):
     tau: float | None = None
     """Cosine above which two tokens are neighbours; None to meet `retention_ratio`."""
     search_steps: int = 20
-    """Halvings of the range of tau when it is searched for."""
+    """Bisection steps of the search for tau."""
 
     name: ClassVar[str] = "llava_scissor"
     positions: ClassVar[Positions] = "contiguous"

@@ -58,7 +58,7 @@ Order = Literal["temporal", "greedy"]
 def inner_products(vectors: Tensor) -> Tensor:
     """Inner products of all pairs of vectors: `[T, D]` to `[T, T]`, float64.
 
-    Of the frames' mean tokens, they are all that stages 1 and 2 look at.
+    Stages 1 and 2 use nothing but those of the frames' mean tokens.
     """
     vectors = vectors.double()
     return vectors @ vectors.mT
@@ -78,7 +78,7 @@ def find_segments(similarity: Sequence[float], tau: float) -> list[Segment]:
 
 
 def merge_short_segments(segments: Sequence[Segment], similarity: Sequence[float], min_frames: int) -> list[Segment]:
-    """[S] says that one-frame segments are not left alone; [O] how: each joins the neighbour it resembles more.
+    """[S] One-frame segments are merged; [O] how: each joins the neighbour that it resembles more.
 
     From left to right, a segment shorter than `min_frames` joins the neighbour whose adjacent frame is the more
     similar (ties: the left one), until it is long enough or is the only segment.
@@ -93,9 +93,9 @@ def merge_short_segments(segments: Sequence[Segment], similarity: Sequence[float
         left = similarity[start - 1] if i > 0 else -torch.inf
         right = similarity[stop - 1] if i + 1 < len(merged) else -torch.inf
         if left >= right:
-            merged[i - 1 : i + 1] = [(merged[i - 1][0], stop)]  # long enough: the one before had been
+            merged[i - 1 : i + 1] = [(merged[i - 1][0], stop)]  # long enough, since the previous one was
         else:
-            merged[i : i + 2] = [(start, merged[i + 1][1])]  # looked at again
+            merged[i : i + 2] = [(start, merged[i + 1][1])]  # checked again
     return merged
 
 
@@ -103,8 +103,8 @@ def merge_short_segments(segments: Sequence[Segment], similarity: Sequence[float
 
 
 def segment_products(products: Products, segments: Sequence[Segment]) -> Products:
-    """Inner products of the mean tokens of segments, from those of the frames: `[T, T]` to `[S, S]`."""
-    shares = np.zeros((len(segments), len(products)))  # [S, T]: of each frame in its segment's mean
+    """Inner products of the segments' mean tokens, from those of the frames: `[T, T]` to `[S, S]`."""
+    shares = np.zeros((len(segments), len(products)))  # [S, T]: weight of each frame in the segment's mean
     for row, (start, stop) in zip(shares, segments, strict=True):
         row[start:stop] = 1 / (stop - start)
     means: Products = shares @ products @ shares.T
@@ -114,29 +114,29 @@ def segment_products(products: Products, segments: Sequence[Segment]) -> Product
 def marginal_gains(
     products: Products, k: float = 0.5, gain_sign: GainSign = "natural", order: Order = "temporal"
 ) -> list[float]:
-    """[P] that budgets follow marginal gains, [R] this gain: what segment i adds to the segments taken before it.
+    """[P] Budgets follow marginal gains; [R] this gain: what segment i adds to the segments taken before it.
 
-    `products`: inner products of the segments' mean features `[S, S]`, all that the cosines with their sums need. With
-    g_sel the mean feature of the segments taken before i and g_rem that of those still left after it,
+    `products`: inner products of the segments' mean features `[S, S]`; the cosines with their sums need no more. With
+    g_sel the mean feature of the segments taken before i and g_rem that of the segments left after it,
 
         natural [R]   MV_i = k * cos(s_i, g_rem) + (1 - k) * (1 - cos(s_i, g_sel))     representative and new
         swapped [R]   MV_i = k * cos(s_i, g_sel) + (1 - k) * (1 - cos(s_i, g_rem))
 
-    where a term whose mean is over no segment is 0. Segments are taken in `temporal` order [R], or `greedy` [O]: the
-    highest gain next, ties by the lower index.
+    where a term whose mean is over no segment is 0. Segments are taken in `temporal` order [R], or `greedy` [O]:
+    highest gain first, ties by the lower index.
     """
     count = len(products)
     norms: list[float] = products.diagonal().tolist()  # squared
     open_segments = list(range(count))
-    with_taken = np.zeros(count)  # inner products with the sum of the segments taken,
-    with_left = products.sum(1)  # and of those left
+    with_taken = np.zeros(count)  # inner products with the sum of the segments taken
+    with_left = products.sum(1)  # and with the sum of those left
     taken, left = 0.0, float(products.sum())  # squared norms of these sums
     gains = [0.0] * count
 
     def gain(i: int) -> float:
         own, old, rest = norms[i], float(with_taken[i]), float(with_left[i])
         similar_taken = _cosine(old, own * taken)
-        similar_left = _cosine(rest - own, own * (left - 2 * rest + own))  # without itself
+        similar_left = _cosine(rest - own, own * (left - 2 * rest + own))  # without segment i
         attract, repel = (similar_left, similar_taken)
         has_attract, has_repel = len(open_segments) > 1, len(open_segments) < count
         if gain_sign == "swapped":
@@ -146,7 +146,7 @@ def marginal_gains(
     while open_segments:
         chosen = open_segments[0]
         if order == "greedy":
-            # Rounded, for two segments always tie at first: each is then as near to the other. The first of equals.
+            # Rounded, because two segments always tie at first: their cosine is symmetric. The first of equals.
             chosen = max(open_segments, key=lambda i: round(gain(i), 12))
         gains[chosen] = gain(chosen)
         open_segments.remove(chosen)
@@ -158,12 +158,12 @@ def marginal_gains(
 
 
 def _cosine(product: float, squared: float) -> float:
-    """Inner product over the root of the product of the squared norms; 0 where a norm is (or less, by rounding)."""
+    """Inner product over the root of `squared`, the product of squared norms; 0 if a norm is (or less, by rounding)."""
     return product / math.sqrt(max(squared, sys.float_info.min))
 
 
 def segment_ratios(gains: Sequence[float], retention_ratio: float, r_extra: float) -> list[float]:
-    """[R] R_i = R + r_extra * z_i, z the gains' z-scores (population). Not yet in [0, 1], not conserving the budget."""
+    """[R] R_i = R + r_extra * z_i, z the gains' z-scores (population). Not yet in [0, 1], nor conserving the budget."""
     mean = math.fsum(gains) / len(gains)
     deviation = math.sqrt(math.fsum((gain - mean) ** 2 for gain in gains) / len(gains))
     return [retention_ratio + r_extra * (gain - mean) / (deviation + 1e-8) for gain in gains]
@@ -174,8 +174,8 @@ def segment_budgets(
 ) -> list[int]:
     """[O] Tokens of each segment: `ratios` clamped, scaled and rounded so that they add up to exactly `budget`.
 
-    The lower bound of a segment's ratio is `r_min`, or one token a frame if that is more and `budget` allows it; a
-    bound that the budget cannot meet falls to the even share. Rounding is by largest remainder.
+    The lower bound of a segment's ratio is `r_min`, or one token per frame if that is more and `budget` allows it. A
+    bound that the budget cannot meet is lowered to the even share. Rounding is by largest remainder.
     """
     frames = [stop - start for start, stop in segments]
     low = max(r_min, 1 / tokens_per_frame if budget >= sum(frames) else 0.0)
@@ -185,7 +185,7 @@ def segment_budgets(
 
 
 def frame_budgets(budgets: Sequence[int], segments: Sequence[Segment]) -> list[int]:
-    """[O] Tokens of each of the T frames: every segment's budget evenly, remainders to its earliest frames."""
+    """[O] Tokens of each of the T frames: each segment's budget is spread evenly, remainders to its earliest frames."""
     shares = (spread(b, stop - start) for b, (start, stop) in zip(budgets, segments, strict=True))
     return [count for share in shares for count in share]
 
@@ -194,7 +194,7 @@ def frame_budgets(budgets: Sequence[int], segments: Sequence[Segment]) -> list[i
 
 
 class Chosen(NamedTuple):
-    """Outcome of stage 3, `[T, N]` where nothing else is said. A frame with no budget has no scores (0)."""
+    """Result of stage 3, `[T, N]` unless stated otherwise. A frame without budget has no scores (0)."""
 
     kept: Tensor
     """bool."""
@@ -203,13 +203,13 @@ class Chosen(NamedTuple):
     distance: Tensor
     """delta, float32. Tokens are ranked by gamma = rho * delta."""
     positions: Tensor
-    """`[K]` int64, ascending: flat raster indices of the tokens that are kept."""
+    """`[K]` int64, ascending: flat raster indices of the kept tokens."""
 
 
 def low_variance_channels(features: Tensor, segments: Sequence[Segment]) -> Tensor:
     """[R] The int(D/2) channels (at least 1) of lowest population variance over each segment's tokens: bool `[S, D]`.
 
-    Ties by the lower index; in float64, so that constant channels do tie.
+    Ties by the lower index; computed in float64, so that constant channels do tie.
     """
     variances = []
     for start, stop in segments:
@@ -241,14 +241,14 @@ def temporal_dpc(
         later frames   rho_i = 1 - exp(-mean over g in G of d(x_i, g)^2), G all tokens kept in the segment so far
         all frames     delta_i = least d(x_i, x_j) to a token of the frame with rho_j > rho_i; else its largest d
 
-    and the tokens of highest rho * delta stay, ties by the lower index. A frame without budget keeps nothing and is
-    passed over: a segment's first frame is its first one with a budget. Plain DPC-KNN in every frame is this
-    function with one-frame `segments`. `channels` (bool `[T, D]`, the same number in every row) restricts d to some
-    channels of each frame; `means` (`[T, D]`) are the frames' mean tokens and `squared` their `frame_distances`, if
-    known already. `fused`: whether one kernel takes the sequential part; None: on a CUDA device, with all channels.
+    and the tokens of highest rho * delta are kept, ties by the lower index. A frame without budget keeps nothing and is
+    skipped: a segment's first frame is its first one with a budget. Plain DPC-KNN in every frame is this function with
+    one-frame `segments`. `channels` (bool `[T, D]`, the same number in every row) restricts d to some channels of each
+    frame. `means` (`[T, D]`): the frames' mean tokens, and `squared`: their `frame_distances`, if already known.
+    `fused`: whether one kernel runs the sequential part; None: on a CUDA device, with all channels.
 
     Two identities keep it cheap: distances within all frames are one batched Gram matrix; and the mean squared
-    distance to G is ||x - mean(G)||^2 plus the scatter of G, so G need not be stored however large it grows.
+    distance to G is ||x - mean(G)||^2 plus the scatter of G, so G need not be stored, however large it grows.
     """
     features = features.detach()
     means = frame_means(features) if means is None else means
@@ -272,14 +272,14 @@ def _one_kernel(
     neighbours: Sequence[int],
     means: Tensor,
 ) -> Chosen:
-    """The sequential part of `temporal_dpc` in one launch; the step-by-step form is what it is tested against."""
+    """The sequential part of `temporal_dpc` in one launch; tested against `_step_by_step`."""
     from mmg_bench.methods._temporal_dpc_triton import follow_chains
 
     steps = max(map(len, chains))
     padded = [[*chain, *[0] * (steps - len(chain))] for chain in chains]
     before = [0, *itertools.accumulate(counts)]
     lengths = [len(chain) for chain in chains]
-    # one copy for everything
+    # a single transfer
     schedule = on_device([*counts, *before[:-1], *neighbours, *lengths, *itertools.chain(*padded)], features.device)
     return Chosen(*follow_chains(features, squared, means, schedule, len(chains), steps, before[-1]))
 
@@ -293,7 +293,7 @@ def _step_by_step(
     means: Tensor,
     weight: Tensor | None,
 ) -> Chosen:
-    """The same on the host, most of it in numpy: a call of torch costs several of its."""
+    """The same on the host, mostly in numpy, because a torch call costs several numpy calls."""
     frames, tokens, width = features.shape
     used = np.float32(width if weight is None else float(weight[0].sum()))
     rho, delta = np.zeros((2, frames, tokens), np.float32)
@@ -310,7 +310,7 @@ def _step_by_step(
             rho[t] = np.exp(order)
             delta[t] = apart = _peak_distance(order, within)
             with np.errstate(divide="ignore"):
-                score = order + np.log(apart)  # of rho * delta, without underflow
+                score = order + np.log(apart)  # log(rho * delta), without underflow
         elif t in guided:
             order = guide.distances(t, x, norms) / used  # [N]: mean squared distance to G
             rho[t] = rise = -np.expm1(-order)
@@ -329,9 +329,9 @@ def _step_by_step(
 def _host_frames(
     features: Tensor, squared: Tensor | None, means: Tensor, weight: Tensor | None, used: np.float32
 ) -> Iterator[tuple[int, Matrix, Vector, Matrix]]:
-    """Each frame's number, centred tokens `[N, D]`, their squared norms `[N]` and distances over `used` `[N, N]`.
+    """Yield each frame's number, centred tokens `[N, D]`, their squared norms `[N]` and distances / `used` `[N, N]`.
 
-    Yielded while the frame is in the CPU's cache: to read it from memory once more costs more than the arithmetic.
+    Yielded while the frame is in the CPU's cache: reading it again from memory costs more than the arithmetic.
     """
     if squared is None and features.device.type != "cpu":
         squared = frame_distances(features, means, weight)
@@ -346,16 +346,16 @@ def _host_frames(
 
 
 class _Guide:
-    """G, the tokens kept so far: of them only how many, their mean, and the sum of squared distances from it.
+    """G, the tokens kept so far: stores only their number, their mean, and the sum of squared distances from it.
 
-    It is told of frames by their centred tokens `[N, D]` and the squared norms of these `[N]`.
+    Frames are given by their centred tokens `[N, D]` and the squared norms of these `[N]`.
     """
 
     def __init__(self, means: Matrix, weight: Matrix | None):
         self.means, self.weight = means, weight  # [T, D]
 
     def restart(self, t: int, x: Matrix, norms: Vector) -> None:
-        """Forget all, and look at frame t. While there is no mean of G, the frame's will do."""
+        """Empty G and set frame t as the current one. The frame's mean stands in for that of G."""
         self.mean, self.size, self.scatter = self.means[t].copy(), 0, 0.0
         self.x, self.offset, self.norms = x, np.zeros_like(self.mean), norms
 
@@ -364,13 +364,13 @@ class _Guide:
         self.x, self.offset = x, self.mean - self.means[t]
         if self.weight is not None:
             self.offset *= self.weight[t]
-        # of each from the mean; row by row, so that equal tokens have equal ones
+        # squared distances from the mean, row by row, so that equal tokens get equal distances
         apart = norms - 2 * np.vecdot(x, self.offset) + self.offset @ self.offset
         self.norms = np.maximum(apart, 0, out=apart)
         return self.norms + np.float32(self.scatter / self.size)
 
     def add(self, chosen: Indices) -> None:
-        """Add tokens `chosen` of the frame last looked at."""
+        """Add the tokens `chosen` of the current frame."""
         self.size += len(chosen)
         total = np.add.reduce(self.x[chosen]) - np.float32(len(chosen)) * self.offset
         shift = total / np.float32(self.size)  # [D]
@@ -389,7 +389,7 @@ def _log_density(within: Matrix, k: int) -> Vector:
 def _peak_distance(order: Vector, within: Matrix) -> Vector:
     """`_ops.peak_distance` of one frame on the host: `[N]` and `[N, N]` to `[N]`."""
     no_denser = np.less_equal.outer(order, order)  # [j, i]: is j no denser than i?
-    # those at the largest distance; the least over j, for `within` is symmetric
+    # points that are not denser count as at the largest distance; minimum over j, as `within` is symmetric
     nearest: Vector = np.minimum.reduce(np.maximum(within, no_denser * within.max()))
     return np.sqrt(nearest, out=nearest)
 
@@ -406,22 +406,22 @@ def _best(scores: Vector | Matrix, count: int) -> Indices:
 class MMGVid(Method):
     """Segments of similar frames, more tokens for segments that add more, and tokens unlike those already kept.
 
-    Stage 1 cuts the video into segments, stage 2 shares the budget out among them, stage 3 (TG-DPC) picks tokens that
+    Stage 1 cuts the video into segments, stage 2 allocates the budget among them, stage 3 (TG-DPC) picks tokens that
     are new within the segment and apart within their frame. Kept tokens are the original ones in raster order; nothing
-    is merged. Exactly max(1, round(R*T*N)) tokens are kept. Looks neither at attention nor at the question.
+    is merged. Exactly max(1, round(R*T*N)) tokens are kept. Neither attention nor the question is used.
 
     With a budget of one token, plain DPC-KNN (a segment's first frame; every frame with `stage3="dpc"`) has k = 1: all
     densities tie, all distances are the frame's largest, and the frame's token 0 is kept. With two, k = 2 and mutual
     nearest neighbours tie. Later frames of TG-DPC are not affected. With fewer tokens than frames, a segment's earliest
     frames get one each.
 
-    Source: arXiv 2508.21044, no official code. Grades [P], [S], [R], [O]: see the module's docstring.
+    Source: arXiv 2508.21044, no official code. For the marks [P], [S], [R], [O] see the module's docstring.
     """
 
     tau: float = 0.95
     """[S] Frames whose cosine similarity is below tau belong to different segments; in [-1, 1]."""
     min_segment_frames: int = 2
-    """[S] that one-frame segments are merged, [O] how: shorter segments join a neighbour. 1 switches merging off."""
+    """[S] One-frame segments are merged; [O] how: shorter segments join a neighbour. 1 switches merging off."""
     budgets: Literal["marginal_gain", "uniform"] = "marginal_gain"
     """[P] Segment budgets follow the marginal gain; `uniform` (ablation) gives all segments the ratio R."""
     k: float = 0.5
@@ -429,11 +429,11 @@ class MMGVid(Method):
     r_extra: float = 0.1
     """[R] Change of a segment's ratio for one standard deviation of gain; 0 equals `budgets="uniform"`."""
     gain_sign: GainSign = "natural"
-    """[R] `natural`: like what is still to come, unlike what was taken; `swapped`: the other way round."""
+    """[R] `natural`: like the segments to come, unlike those taken; `swapped`: the other way round."""
     order: Order = "temporal"
     """[R] Order in which segments are taken: `temporal`, or `greedy` [O], highest gain first."""
     r_min: float = 0.0
-    """[O] Lower bound of a segment's ratio; in [0, 1]. At least one token a frame while the budget allows it."""
+    """[O] Lower bound of a segment's ratio; in [0, 1]. At least one token per frame if the budget allows it."""
     stage3: Literal["tg_dpc", "dpc"] = "tg_dpc"
     """[P] `tg_dpc`: later frames are guided by the tokens kept; `dpc` (ablation): plain DPC-KNN in every frame."""
     knn: int = 7
@@ -461,8 +461,8 @@ class MMGVid(Method):
     def select(self, tokens: VideoTokens) -> PrunedTokens:
         x = tokens.features.detach()  # [T, N, D]; a choice has no gradient
         means = frame_means(x)  # [T, D]
-        products = inner_products(means).cpu().numpy()  # [T, T]: the one thing that a GPU is waited for
-        # it goes on with the distances while the host shares out the budget
+        products = inner_products(means).cpu().numpy()  # [T, T]: the only wait for a GPU
+        # the GPU computes the distances while the host allocates the budget
         squared = frame_distances(x, means) if self.channels == "all" and x.device.type != "cpu" else None
         if not np.isfinite(products).all():
             tokens.require_finite(self.needs, self.name)

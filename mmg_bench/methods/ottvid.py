@@ -1,4 +1,4 @@
-"""OTT-Vid: of each frame the tokens that cover it; these merge along optimal transport from frame to frame."""
+"""OTT-Vid: keep the tokens that cover each frame, then merge them along optimal transport from frame to frame."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mmg_bench.methods.base import Method, Positions, check_flag, check_range
 from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
 
 _AT_ONCE = {"cpu": 2**21}
-"""Bytes of similarities that are searched at once: on a CPU what its cache holds, elsewhere all."""
+"""Bytes of similarities searched at once: on a CPU as many as its cache holds, elsewhere all."""
 
 
 def similarities(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Of `[T, N, D]`: cosines within frames `[T, N, N]`, and means of places with themselves a frame on, `[T - 1]`."""
+    """Cosines of `[T, N, D]` within frames, `[T, N, N]`, and with the same place a frame on, averaged, `[T - 1]`."""
     cosine, still, last = [], [], features.new_empty(0)
     for part in features.split(frames_per_chunk(features)):
         direction = unit(part)  # [t, N, D]
@@ -33,8 +33,8 @@ def similarities(features: Tensor) -> tuple[Tensor, Tensor]:
 def covering(cosine: Tensor, weight: Tensor, count: int) -> Tensor:
     """Greedy facility location in each frame: the `count` tokens that cover it best, int64 `[T, count]`, ascending.
 
-    `cosine [T, N, N]`, `weight [T, N]`. Token i is covered by its highest cosine to a pick, or 0; each pick is the one
-    that adds most to the weighted sum of that, of equals the first.
+    `cosine [T, N, N]`, `weight [T, N]`. The cover of token i is its highest cosine to a pick, at least 0. Each pick
+    adds most to the weighted sum of covers; ties go to the first.
     """
     size = cosine.shape[1]
     chunk = max(1, _AT_ONCE.get(cosine.device.type, 2**62) // (4 * size * size))
@@ -42,7 +42,7 @@ def covering(cosine: Tensor, weight: Tensor, count: int) -> Tensor:
 
 
 def _cover(cosine: Tensor, weight: Tensor, count: int) -> Tensor:
-    """`covering` of a few frames."""
+    """`covering` for a few frames."""
     frames, size, _ = cosine.shape
     covered, picked = torch.zeros_like(weight), torch.zeros_like(weight, dtype=torch.bool)  # [t, N] both
     more, row = torch.empty_like(cosine), weight.unsqueeze(1)
@@ -57,10 +57,10 @@ def _cover(cosine: Tensor, weight: Tensor, count: int) -> Tensor:
 
 
 def leave_one_out_mass(cosine: Tensor, weight: Tensor, within: Tensor, tau: float) -> Tensor:
-    """Mass of each of the tokens `within [T, K]` of their frames: `[T, K]`, 1 a frame; the less, the more it covers.
+    """Mass of the tokens `within [T, K]` of each frame: `[T, K]`, sum 1 per frame; less for tokens that cover more.
 
-    Softmax of -s / tau, where s is what the frame's weighted cover (as in `covering`) would lose without the token,
-    over the most that one of its frame does. `cosine [T, N, N]`, `weight [T, N]`.
+    Softmax of -s / tau, where s is what the frame's weighted cover (see `covering`) would lose without the token,
+    divided by the largest such loss in the frame. `cosine [T, N, N]`, `weight [T, N]`.
     """
     size, kept = cosine.shape[1], within.shape[1]
     to_kept = cosine.gather(2, within.unsqueeze(1).expand(-1, size, -1))  # [T, N, K]
@@ -72,10 +72,10 @@ def leave_one_out_mass(cosine: Tensor, weight: Tensor, within: Tensor, tau: floa
 
 
 def pair_costs(direction: Tensor, places: Tensor, alpha: Tensor) -> Tensor:
-    """What it costs to move a token to one of the next frame: `[T - 1, K, K]`, in [0, 1].
+    """Cost of moving each token to each token of the next frame: `[T - 1, K, K]`, in [0, 1].
 
-    `alpha [T - 1]` times how unlike they are (1 less their cosine, if above 0), and 1 - alpha times how far apart.
-    `direction [T, K, D]` unit vectors, `places [T, K, 2]` in [0, 1].
+    `alpha [T - 1]` times their dissimilarity (1 - cosine, with negative cosines as 0), plus 1 - alpha times their
+    distance in the frame. `direction [T, K, D]` unit vectors, `places [T, K, 2]` in [0, 1].
     """
     unlike = 1 - (direction[:-1] @ direction[1:].mT).clamp_min(0)
     apart = (places[:-1].unsqueeze(2) - places[1:].unsqueeze(1)).norm(dim=-1) / math.sqrt(2)
@@ -86,7 +86,7 @@ def pair_costs(direction: Tensor, places: Tensor, alpha: Tensor) -> Tensor:
 def transport(cost: Tensor, source: Tensor, target: Tensor, eps: float, iterations: int) -> Tensor:
     """Sinkhorn's plan between the masses `source [P, n]` and `target [P, m]` under `cost [P, n, m]`: float64.
 
-    As products, not as logarithms: with costs up to 1, float64 has room for them down to an eps of 0.005.
+    Computed with products, not logarithms: for costs up to 1, float64 has enough range down to an eps of 0.005.
     """
     kernel = (cost.double() / -eps).exp()
     back = kernel.mT.contiguous()
@@ -101,8 +101,8 @@ def transport(cost: Tensor, source: Tensor, target: Tensor, eps: float, iteratio
 def merge_budgets(distance: Tensor, total: int, most: int, temperature: float) -> Tensor:
     """Share `total` merges among pairs of frames, at most `most` each: int64 `[P]`, on the CPU like `distance [P]`.
 
-    In the proportions of softmax(-distance / temperature), rounded by largest remainder; what a full pair cannot take
-    is shared among the others in the same way, as long as there are any.
+    Proportional to softmax(-distance / temperature), rounded by largest remainder. The excess of full pairs is shared
+    among the others in the same way, as long as there are any.
     """
     budget = torch.zeros(len(distance), dtype=torch.int64)
     while total > 0 and len(free := (budget < most).nonzero().squeeze(1)):
@@ -116,65 +116,64 @@ def merge_budgets(distance: Tensor, total: int, most: int, temperature: float) -
 
 
 def grow_trees(parent: Tensor, joins: Tensor) -> Tensor:
-    """The token that each of `[T, K]` ends up in when some join one of the frame before: flat indices `[T * K]`.
+    """The root of each of `[T, K]` tokens, of which some join a token of the frame before: flat indices `[T * K]`.
 
-    `parent [T - 1, K]` int64: a place in the frame before; `joins [T - 1, K]` bool.
+    `parent [T - 1, K]` int64: index of that token in its frame; `joins [T - 1, K]` bool.
     """
     pairs, kept = parent.shape
     own = torch.arange((pairs + 1) * kept, device=parent.device)
     before = parent + kept * torch.arange(pairs, device=parent.device).unsqueeze(1)
     root = torch.cat([own[:kept], before.flatten().where(joins.flatten(), own[kept:])])
-    for _ in range(pairs.bit_length()):  # each time twice as far
+    for _ in range(pairs.bit_length()):  # each step doubles the distance
         root = root[root]
     return root
 
 
 class Between(NamedTuple):
-    """What moving each frame's tokens to the next one's takes."""
+    """Optimal transport from each frame's tokens to those of the next."""
 
     mass: Tensor
-    """`[T, K]`, 1 a frame."""
+    """`[T, K]`, sum 1 per frame."""
     cost: Tensor
     """`[T - 1, K, K]`."""
     plan: Tensor
-    """`[T - 1, K, K]`: the mass that goes from each token to each of the next frame, float64."""
+    """`[T - 1, K, K]`: the mass that moves from each token to each token of the next frame, float64."""
     distance: Tensor
-    """`[T - 1]`: the cost of it all, float32, on the CPU."""
+    """`[T - 1]`: the total cost, float32, on the CPU."""
 
 
 @dataclass(frozen=True)
 class OTTVid(Method):
     """OTT-Vid (Kang et al., 2026): optimal transport temporal token compression.
 
-    Idea: of each frame keep the tokens that cover it, attended ones above all. Move those of each frame to the next by
-    optimal transport, where tokens without which less is covered have less mass. Cheap pairs of frames merge more;
-    what the plan moves most merges into the frame before, or, where that is dear, is given up.
+    Idea: keep the tokens of each frame that cover it, above all the attended ones. Move them to the next frame by
+    optimal transport, in which tokens that cover more have less mass. Pairs of frames with a low cost merge more
+    tokens. The tokens that the plan moves most merge into the frame before, or are dropped if that costs too much.
 
     Source: arXiv 2605.11803; minseokii/OTT-Vid 12a6d26 (LLaVA). Parameters: see the fields, named and set as in its
     published commands.
-    Not exact: the share is of each frame's tokens, rounded, and no frame merges its last one, the first frame none.
-    Quirks kept: of tokens that the first stage drops, the mass knows no attention but the mean of those kept; without
-    the second stage (or with one frame) R^(1 - `temporal_share`) of the tokens stay.
-    Deviations: float32 throughout, the plan in float64; equal scores, of which officially any may be first, go by
-    index.
+    Not exact: the share of each frame's tokens is rounded, every frame keeps at least one, and the first merges none.
+    Quirks kept: for tokens that the first stage drops, the mass uses the mean attention of those kept; without the
+    second stage (or with one frame), R^(1 - `temporal_share`) of the tokens are kept.
+    Deviations: float32 throughout, the plan in float64; ties go by index (officially in any order).
     """
 
     temporal_share: float = 0.3
-    """g: each frame keeps R^(1 - g) of its tokens, of which merging leaves R^g; in [0, 1]."""
+    """g: each frame keeps R^(1 - g) of its tokens, and merging then keeps R^g of these; in [0, 1]."""
     spatial_retention: float | None = None
-    """Share of each frame's tokens to keep, in place of R^(1 - g); in (0, 1]."""
+    """Share of each frame's tokens to keep, instead of R^(1 - g); in (0, 1]."""
     enable_temporal: bool = True
     """Whether to merge through time."""
     ot_mass_tau: float | None = 0.3
-    """Temperature of the masses; None: all equal."""
+    """Temperature of the masses; None: all masses are equal."""
     ot_budget_temperature: float = 0.3
-    """Temperature at which merges are shared out by the distances of the frames."""
+    """Temperature of the softmax over the distances of the frames that allocates the merges."""
     ot_cost_threshold: float | None = 0.3
-    """Cost above which a token that would merge is given up; None: none is."""
+    """Cost above which a token is dropped instead of merged; None: never."""
     ot_sinkhorn_eps: float = 0.01
     """Entropic regularisation."""
     ot_sinkhorn_iters: int = 200
-    """Rounds of Sinkhorn's algorithm."""
+    """Iterations of Sinkhorn's algorithm."""
 
     name: ClassVar[str] = "ottvid"
     needs: ClassVar[frozenset[str]] = frozenset({"attention"})
@@ -208,14 +207,14 @@ class OTTVid(Method):
 
         between = self.between(tokens, cosine, still, within)
         budgets = merge_budgets(between.distance, merges, most, self.ot_budget_temperature)
-        # Officially a greedy search over pairs, in which each later token has one turn: so it joins what most of it
-        # comes from, and those of which most does so are first. In float32, lest rounding order flows that tie.
+        # Officially a greedy search over pairs, in which each later token has one turn. So each joins the token of its
+        # largest inflow, and the largest inflows go first. In float32, so that rounding does not order tied flows.
         flow, parent = between.plan.float().max(1)  # [T - 1, K] both
         joins = top_mask(flow, budgets.to(x.device, non_blocking=True))
         cost = between.cost.gather(1, parent.unsqueeze(1)).squeeze(1)
         dear = joins & (cost > (torch.inf if self.ot_cost_threshold is None else self.ot_cost_threshold))
         root = grow_trees(parent, joins & ~dear)  # [T * K]
-        gone = torch.cat([torch.zeros_like(dear[0]), dear.flatten()])[root]  # with all that has joined it
+        gone = torch.cat([torch.zeros_like(dear[0]), dear.flatten()])[root]  # with the tokens that joined them
 
         left = total - int(budgets.sum())
         stays = (root == torch.arange(total, device=x.device)) & ~gone
@@ -232,7 +231,7 @@ class OTTVid(Method):
         return self.retention_ratio ** (1 - self.temporal_share) if given is None else given
 
     def spatial(self, tokens: VideoTokens, cosine: Tensor) -> Tensor:
-        """The first stage: which tokens of each frame stay, int64 `[T, K]`, ascending; `cosine [T, N, N]`."""
+        """The first stage: tokens to keep in each frame, int64 `[T, K]`, ascending; `cosine [T, N, N]`."""
         size = tokens.tokens_per_frame
         count = max(1, round(size * self.spatial_share))
         if count >= size:
@@ -240,12 +239,12 @@ class OTTVid(Method):
         return covering(cosine, shares(supplied(tokens, "attention")), count)
 
     def merges(self, total: int) -> int:
-        """How many of the `total` tokens that are left of all frames the second stage is to merge, if it can."""
+        """How many of the `total` tokens kept by the first stage the second should merge, if it can."""
         target = max(1, round(total * (self.retention_ratio / max(self.spatial_share, 1e-6))))
         return max(0, total - target) if self.enable_temporal else 0
 
     def between(self, tokens: VideoTokens, cosine: Tensor, still: Tensor, within: Tensor) -> Between:
-        """Transport between the tokens `within [T, K]` of frames with these `similarities`."""
+        """Transport between the tokens `within [T, K]`, given the results of `similarities`."""
         mass = torch.full(within.shape, 1 / within.shape[1], device=within.device)
         if self.ot_mass_tau is not None:
             attention = supplied(tokens, "attention").detach().float()
@@ -264,6 +263,6 @@ class OTTVid(Method):
 
 
 def shares(attention: Tensor) -> Tensor:
-    """Of the attention that a frame's tokens receive, what each has: `[T, N]`, float32."""
+    """Each token's share of the attention that its frame's tokens receive: `[T, N]`, float32."""
     attention = attention.detach().float()
     return attention / (attention.sum(1, keepdim=True) + 1e-8)

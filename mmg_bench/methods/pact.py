@@ -1,4 +1,4 @@
-"""PACT: drop what the mean query passes over, then merge what is left around its densest tokens, by their keys."""
+"""PACT: drop tokens that the mean query hardly attends to, then merge the rest around the densest, by their keys."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from mmg_bench.tokens import Heads, LayerTokens, Selection
 
 OFFICIAL_LAYER, OFFICIAL_DEPTH = 4, 28
 WIDTH = 2.0
-"""Of the Gaussian in the density, as officially: the largest cosine distance there is."""
+"""Width of the Gaussian in the density, as in the official code: the largest possible cosine distance."""
 HALVINGS = 20
-"""Of the search for a cutoff, to two millionths."""
+"""Bisection steps of the search for a cutoff, down to two millionths."""
 
 
 def importance(heads: Heads, features: Tensor) -> Tensor:
-    """EUTI: what the mean query attends to in each visual token, times the length of its hidden state: `[n]`.
+    """EUTI: attention of the mean query to each visual token, times the length of its hidden state: `[n]`.
 
-    Query and softmax are over the whole sequence up to the last visual token, without rotary embeddings or mask.
+    Query and softmax run over the whole sequence up to the last visual token, without rotary embeddings or mask.
     `features [n, D]`.
     """
     query = heads.queries.mean(1).unflatten(0, (len(heads.keys), -1))  # [key-value heads, queries of each, d]
@@ -38,17 +38,17 @@ def importance(heads: Heads, features: Tensor) -> Tensor:
 
 
 def cosine_distances(keys: Tensor) -> Tensor:
-    """1 - cosine of each two of `[n, K]`, at least 0, and 0 of each with itself: `[n, n]` float32."""
+    """1 - cosine between all pairs of `[n, K]`, at least 0, with a zero diagonal: `[n, n]` float32."""
     return (1 - gram_matrix(unit(keys))).clamp_min_(0).fill_diagonal_(0)
 
 
 def densest_first(distance: Tensor) -> Tensor:
-    """Order of `[n, n]` points by how many lie near, as officially the later of equal ones first: int64 `[n]`."""
+    """Order of `[n, n]` points by descending density; ties: the later one first, as officially. int64 `[n]`."""
     return (-((distance / WIDTH) ** 2)).exp().sum(1).sort(stable=True).indices.flip(0)
 
 
 def centres_in_turn(distance: NDArray[np.float32], cutoff: float) -> Tensor:
-    """DBDPC: which points are centres, those that lie further than `cutoff` from every centre before them: bool `[n]`.
+    """DBDPC: mask of the centres, the points further than `cutoff` from every earlier centre: bool `[n]`.
 
     `distance [n, n]` of points in order of density, on the host.
     """
@@ -62,9 +62,9 @@ def centres_in_turn(distance: NDArray[np.float32], cutoff: float) -> Tensor:
 
 
 def centres_in_rounds(distance: Tensor, denser: Tensor, cutoff: float) -> Tensor:
-    """The same on a GPU, which it asks a few times: many at once, as soon as nothing before them is undecided.
+    """The same on a GPU in a few rounds: a round decides all points that depend on no undecided earlier point.
 
-    `denser [n]` what `to_denser` says of `distance [n, n]`.
+    `denser [n]`: `to_denser(distance)`; `distance [n, n]`.
     """
     centre = denser > cutoff
     taken, rest = centre.nonzero().squeeze(1), (~centre).nonzero().squeeze(1)
@@ -77,30 +77,30 @@ def centres_in_rounds(distance: Tensor, denser: Tensor, cutoff: float) -> Tensor
 
 
 def to_denser(distance: Tensor) -> Tensor:
-    """How far each of `[n, n]` points, in order of density, is from the nearest before it: `[n]`, infinite if none."""
+    """Distance of each of `[n, n]` points, in order of density, to the nearest earlier one: `[n]`, infinite if none."""
     later = torch.ones_like(distance, dtype=torch.bool).triu_()
     return distance.masked_fill(later, torch.inf).amin(1)
 
 
 def centres_within(distance: Tensor) -> Callable[[float], Tensor]:
-    """What makes centres of a cutoff, of points in order of density `[n, n]`."""
+    """The function from a cutoff to the centres, for the distances `[n, n]` of points in order of density."""
     if distance.device.type == "cpu":
         return partial(centres_in_turn, distance.numpy())
     return partial(centres_in_rounds, distance, to_denser(distance))
 
 
 def centres_for(distance: Tensor, count: int) -> tuple[Tensor, float]:
-    """Exactly `count` of the points as centres, bool `[n]`, and the cutoff that makes them.
+    """A mask of exactly `count` centres, bool `[n]`, and the cutoff that makes them.
 
-    The cutoff is found by halving: the first that is met with so many centres; else the least found that makes fewer,
-    and then the points furthest from their centres are centres as well. `distance [n, n]` in order of density.
+    Bisection takes the first cutoff that gives `count` centres. Failing that, it takes the lowest cutoff found that
+    gives fewer, and the points furthest from their centres become centres too. `distance [n, n]` in order of density.
     """
     within, low, high = centres_within(distance), 0.0, float(distance.max())
-    centre = within(low)  # one for all that are equal
+    centre = within(low)  # one centre per group of equal points
     if int(centre.sum()) <= count:
         high = low
     else:
-        centre = within(high)  # the densest alone
+        centre = within(high)  # only the densest
         for _ in range(HALVINGS):
             if int(centre.sum()) == count:
                 break
@@ -115,20 +115,20 @@ def centres_for(distance: Tensor, count: int) -> tuple[Tensor, float]:
 
 
 class Clusters(NamedTuple):
-    """Which of n tokens are centres, and which the others went into."""
+    """The centres among n tokens, and the assignment of the others."""
 
     centres: Tensor
     """`[K]` int64: ascending."""
     label: Tensor
-    """`[n]` int64: the place among them of the centre that each belongs to; -1 where it is dropped."""
+    """`[n]` int64: index into `centres` of the one that each token belongs to; -1 if it is dropped."""
     cutoff: float
 
 
 def cluster(keys: Tensor, important: Tensor, *, alpha: float, count: int = 0, cutoff: float | None = None) -> Clusters:
-    """Cluster the `important` (`[m]`, ascending) of n tokens by `keys [n, K]`; the others join what is near enough.
+    """Cluster the `important` (`[m]`, ascending) of n tokens by `keys [n, K]`; the others join centres nearby.
 
-    With the `cutoff`, or, where that is None, one that makes `count` clusters, at most m. An important token belongs
-    to its nearest centre (the lower of two), another one too, but only within `alpha` times the cutoff.
+    Uses the `cutoff`; if it is None, one that makes `count` clusters, at most m. An important token belongs to its
+    nearest centre (the lower of two); any other token does so only within `alpha` times the cutoff.
     """
     keys = keys.detach()
     distance = cosine_distances(keys[important])  # [m, m]
@@ -142,7 +142,7 @@ def cluster(keys: Tensor, important: Tensor, *, alpha: float, count: int = 0, cu
     centres, own = important[among], torch.arange(len(among), device=keys.device)
     label = torch.full((len(keys),), -1, device=keys.device)
     label[important] = distance[:, among].argmin(1)
-    label[centres] = own  # also where two are equal
+    label[centres] = own  # even if two centres are equal
     if alpha and len(important) < len(keys):
         lost = (label < 0).nonzero().squeeze(1)  # [n - m]
         apart, nearest = (1 - unit(keys[lost]) @ unit(keys[centres]).mT).min(1)
@@ -154,31 +154,31 @@ def cluster(keys: Tensor, important: Tensor, *, alpha: float, count: int = 0, cu
 class PACT(InsideMethod):
     """PACT (Dhouib et al., CVPR 2025): prune what is unimportant, merge what repeats.
 
-    Idea: early in the language model, tokens that are short or that the mean query hardly attends to are dropped; the
-    others are clustered by their keys, so that no token is further than a cutoff from its centre, and each cluster
-    becomes its mean; dropped ones close to a centre are merged with it after all. Layers behind weigh their attention
-    to a cluster by its size.
+    Idea: early in the language model, drop tokens that are short or that the mean query hardly attends to. Cluster the
+    others by their keys, so that no token is further than a cutoff from its centre, and replace each cluster by its
+    mean. Dropped tokens close to a centre are merged with it after all. Later layers weight their attention to a
+    cluster by its size.
 
     Source: arXiv 2504.08966; orailix/PACT cf9a0c9 (transformers/PACT/utils.py, models/qwen2/modeling_qwen2.py).
-    Parameters: see the fields. `retention_ratio` is FastV's: what is left from the layer on, exactly, of the tokens
-    that enter it; all enter the layers before. Officially a fixed cutoff decides what is left, and no ratio: give
-    `cutoff` for that, and the ratio changes nothing.
+    Parameters: see the fields. `retention_ratio` is FastV's: the exact share of the tokens entering the layer that is
+    kept from there on; all tokens enter the earlier layers. Officially a fixed cutoff decides how many are kept, not a
+    ratio: set `cutoff` for that, and the ratio has no effect.
     Deviations: a cutoff that meets the ratio is searched for; each video is clustered on its own (officially all
-    visual tokens of the prompt together); float32 whatever the model's dtype; of equally important or near ones the
+    visual tokens of the prompt together); float32 whatever the model's dtype; ties in importance or distance go to the
     lower index; at least one token is kept.
     """
 
     layer: int | None = None
-    """Layer before which tokens are merged: officially 4, of 28. None: at the same share of the model's depth."""
+    """Layer before which tokens are merged: officially 4 of 28. None: the same share of the model's depth."""
     share: float = 0.55
-    """Share of the tokens that pruning leaves to be clustered: 0.55 for LLaVA-OneVision, 0.8 for Qwen2-VL. Raised to
-    the ratio where that is higher and no cutoff is given."""
+    """Share of the tokens that pruning keeps for clustering: 0.55 for LLaVA-OneVision, 0.8 for Qwen2-VL. Raised to the
+    ratio if that is higher and no cutoff is given."""
     cutoff: float | None = None
-    """Cosine distance of keys within which tokens are merged: officially 0.21 and 0.1. None: what meets the ratio."""
+    """Cosine distance of keys within which tokens are merged: officially 0.21 and 0.1. None: chosen by the ratio."""
     alpha: float = 1.5
-    """How many times the cutoff a pruned token may lie from a centre to be merged with it; 0: none is."""
+    """Largest distance, in cutoffs, at which a pruned token is merged with a centre; 0: none is."""
     proportional: bool = True
-    """Whether the logarithms of the clusters' sizes are added to attention scores, from the layer on."""
+    """Whether the logarithms of the cluster sizes are added to the attention scores from the layer on."""
 
     name: ClassVar[str] = "pact"
     positions: ClassVar[Positions] = "original"
@@ -195,7 +195,7 @@ class PACT(InsideMethod):
 
     @property
     def weighs(self) -> bool:  # type: ignore[override]
-        """If attention is to be proportional."""
+        """Whether attention is proportional."""
         return self.proportional
 
     def layers(self, depth: int) -> tuple[int, ...]:

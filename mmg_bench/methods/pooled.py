@@ -1,4 +1,4 @@
-"""pooled: a control. Coarser frames, which is what simply using a lower resolution would give."""
+"""pooled: a control. Coarser frames, as a lower resolution would give."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mmg_bench.tokens import PrunedTokens, VideoTokens
 
 
 def cells(grid: tuple[int, int], count: int) -> tuple[Tensor, Tensor]:
-    """Cut an H x W grid into `count` (1..H*W) rectangles, near square and of near equal size.
+    """Cut an H x W grid into `count` (1..H*W) rectangles, nearly square and of nearly equal size.
 
-    Bands of whole rows, each cut into as many or one fewer cells as the band above. Returns `cell [H*W]`, the cell of
-    every token, and `center [count]`, the token nearest each cell's middle (the upper left one of several), ascending.
+    Bands of whole rows, each cut into as many cells as the band above or one fewer. Returns `cell [H*W]`, the cell of
+    every token, and `center [count]`, the token nearest each cell's middle (ties: the upper left one), ascending.
     """
     height, width = grid
     bands = min(height, count, max(ceil(count / width), round(sqrt(count * height / width))))
@@ -35,10 +35,10 @@ def cells(grid: tuple[int, int], count: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Pooled(Method):
-    """Average the tokens of rectangular cells of each frame; a cell's token stands at the cell's middle.
+    """Average the tokens of rectangular cells of each frame; the result is placed at the cell's middle.
 
     The budget of max(1, round(R*T*N)) tokens is spread evenly over the frames, remainders to the earliest, and each
-    frame is cut into that many cells. With fewer tokens than frames, the earliest frames become one token each.
+    frame is cut into its number of cells. With fewer tokens than frames, the earliest frames become one token each.
     """
 
     name: ClassVar[str] = "pooled"
@@ -48,7 +48,7 @@ class Pooled(Method):
         size = tokens.tokens_per_frame
         counts = spread(self.budget(tokens), tokens.frames)
         features, positions = [], []
-        for count in sorted(set(counts) - {0}, reverse=True):  # at most two, the larger one in the earlier frames
+        for count in sorted(set(counts) - {0}, reverse=True):  # at most two; the earlier frames have the larger one
             cell, center = cells(tokens.grid, count)
             member = torch.nn.functional.one_hot(cell, count).T.float()  # [m, N]
             average = (member / member.sum(1, keepdim=True)).to(x.device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""LLaVA-PruMerge: keep the tokens of outstanding attention and add to each what is most similar to it."""
+"""LLaVA-PruMerge: keep the tokens of outstanding attention and add to each the tokens most similar to it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def outlier_ratio(attention: Tensor) -> float:
 
 
 def with_grid(centres: Tensor, size: int, ratio: float) -> Tensor:
-    """PruMerge+: `centres [m]`, then every third of 1/`ratio`-th token of the `size` of a frame not yet among them.
+    """PruMerge+: `centres [m]`, then every (1/`ratio`/3)-th of a frame's `size` tokens, unless it is a centre already.
 
-    Like the official code (which is fixed to 576 tokens) it never takes the frame's last token. A ratio of 0 adds
-    the first token; a ratio above 1/3, where the official step is 0, adds all tokens but the last.
+    Like the official code (which is fixed to 576 tokens), it never takes the frame's last token. A ratio of 0 adds
+    the first token; a ratio above 1/3, for which the official step is 0, adds all tokens but the last.
     """
     step = max(1, int(1 / ratio) // 3) if ratio > 0 else size
     grid = torch.arange(0, max(1, size - 1), step, device=centres.device)
@@ -35,8 +35,8 @@ def with_grid(centres: Tensor, size: int, ratio: float) -> Tensor:
 def merge_around(features: Tensor, attention: Tensor, keys: Tensor, centres: Tensor, neighbours: int = 32) -> Tensor:
     """Reduce frames `features [T, N, D]` to their `centres [T, m]` (m < N) and one token for all others.
 
-    To each centre is added the attention-weighted sum of its nearest other tokens by the cosine of `keys [T, N, K]`;
-    the last token is the attention-weighted sum of all that are no centres. Returns `[T, m + 1, D]`, float32.
+    Each centre gets the attention-weighted sum of its nearest other tokens added, by the cosine of `keys [T, N, K]`.
+    The last token is the attention-weighted sum of all tokens that are not centres. Returns `[T, m + 1, D]`, float32.
     """
     frames, size, _ = features.shape
     rows = torch.arange(frames, device=features.device).unsqueeze(1)
@@ -54,7 +54,7 @@ def merge_around(features: Tensor, attention: Tensor, keys: Tensor, centres: Ten
 class PruMerge(Method):
     """LLaVA-PruMerge and PruMerge+ (Shang et al., ICCV 2025), per frame.
 
-    Idea: keep the tokens to which the vision tower attends most, enrich each with its most similar tokens weighted by
+    Idea: keep the tokens that the vision tower attends to most, add to each its most similar tokens weighted by
     attention, and sum up everything not kept in one more token. PruMerge+ adds spatially uniform tokens.
 
     Source: arXiv 2403.15388; 42Shawn/LLaVA-PruMerge 097c041 (token_prune_merge_advanced and ..._plus).
@@ -62,15 +62,15 @@ class PruMerge(Method):
     and the summed token; with `plus` a quarter of the centres are the most attended (1 : 3 as officially), the
     others evenly spaced among the rest. Below one token a frame, later frames have none.
     Quirk kept: no sum is normalised, so merged tokens are longer than tokens, and the summed one is shorter.
-    Deviations: where the tower has no class token, as SigLIP's, the attention is what a token receives on average; it
-    is scaled to sum to 1 in a frame; tokens enter the model in raster order (official: by descending attention), the
-    summed one at the place of the last token that is no centre; `plus` works for any grid (official: 576 tokens only).
+    Deviations: if the tower has no class token (SigLIP), the attention is what a token receives on average; it is
+    scaled to sum to 1 per frame; tokens enter the model in raster order (official: by descending attention), the summed
+    one at the place of the last token that is not a centre; `plus` works for any grid (official: 576 tokens only).
     """
 
     plus: bool = False
-    """PruMerge+: part of the centres are spatially uniform. The official default."""
+    """PruMerge+, the official default: part of the centres are spatially uniform."""
     adaptive: bool = False
-    """Let each frame's count follow from its attention outliers, as the paper does; ignores `retention_ratio`."""
+    """Derive each frame's count from its attention outliers, as in the paper; ignores `retention_ratio`."""
     neighbours: int = 32
     """Tokens added to each centre."""
 
@@ -88,7 +88,7 @@ class PruMerge(Method):
     def select(self, tokens: VideoTokens) -> PrunedTokens:
         attention, keys = supplied(tokens, "attention"), supplied(tokens, "keys")
         attention = attention.float()
-        # Pooling averages what officially sums to 1 over the tokens that are summed up here.
+        # Officially the attention sums to 1 over the tokens that are summed up here; pooling averages it.
         attention = attention / attention.sum(1, keepdim=True).clamp(min=torch.finfo(attention.dtype).tiny)
         size = tokens.tokens_per_frame
         features, positions = [], []

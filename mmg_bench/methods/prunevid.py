@@ -1,4 +1,4 @@
-"""PruneVid: merge what is static in time, cluster what is redundant in space, keep what the question attends to."""
+"""PruneVid: merge static tokens over time, cluster redundant ones in space, keep those the question attends to."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens
 
 SELECTED_LAYER, OFFICIAL_DEPTH = 10, 32
 SMALL_GROUP = 14
-"""Groups of at most this many tokens are left alone (fixed in the official code)."""
+"""Groups of at most this many tokens are not merged (fixed in the official code)."""
 
 
 class Clusters(NamedTuple):
     """Clusters of a batch of G groups of up to n points."""
 
     centres: Tensor
-    """`[G, m]`: the points that are centres, m the largest count; a group uses its first ones."""
+    """`[G, m]`: the points that are centres, m the largest count; a group uses the first of its row."""
     assign: Tensor
-    """`[G, n]`: the cluster of each point; clusters are in descending score order. -1 behind a group's points."""
+    """`[G, n]`: the cluster of each point; clusters are in descending score order. Padded with -1."""
 
 
 class Merged(NamedTuple):
@@ -43,7 +43,7 @@ class Merged(NamedTuple):
     tokens: Tensor
     """`[K, D]`, float32: each the mean of a cluster."""
     anchors: Tensor
-    """`[K]`: flat position of each row's centre; of static rows in the window's first frame."""
+    """`[K]`: flat position of each row's centre; static rows are placed in the window's first frame."""
     group: Tensor
     """`[K]`: the group of each row, 0..W + T - 1."""
     place: Tensor
@@ -55,10 +55,10 @@ class Merged(NamedTuple):
 def cluster(
     x: Tensor, counts: Sequence[int], k: int, sizes: Sequence[int] | None = None, whole: Sequence[bool] | None = None
 ) -> Clusters:
-    """DPC-KNN clusters of each group of `x [G, n, D]`: `counts[g]` centres, every point to the nearest of them.
+    """DPC-KNN clusters of each group of `x [G, n, D]`: `counts[g]` centres, every point goes to the nearest.
 
-    The first `sizes[g]` rows of a group are its points (None: all). Where `whole[g]` (None: nowhere), each point is a
-    cluster of its own, and these are in the points' order.
+    The first `sizes[g]` rows of a group are its points (None: all). If `whole[g]` (None: for no group), each point is
+    its own cluster, in the points' order.
     """
     groups, size, width = x.shape
     device = x.device
@@ -76,16 +76,16 @@ def cluster(
 
 
 def temporal_labels(features: Tensor, clusters: int, k: int) -> list[int]:
-    """The cluster of each frame's mean token, of `features [T, N, D]`."""
+    """The cluster of each frame of `features [T, N, D]`, by its mean token."""
     labels: list[int] = cluster(frame_means(features).unsqueeze(0), [clusters], k).assign[0].tolist()
     return labels
 
 
 def refine(labels: Sequence[int]) -> list[int]:
-    """Make clusters contiguous: of each label keep the longest run(s), and give the others to a neighbour.
+    """Make clusters contiguous: keep the longest run(s) of each label, and give the others to a neighbour.
 
-    A label without a run of two frames is given up. Each stretch of freed frames, left to right, takes the label of
-    the longer adjacent run (equal: the left one; no neighbour: 0).
+    A label without a run of two frames is dropped. Each stretch of freed frames, left to right, takes the label of the
+    longer adjacent run (ties: the left one; no neighbour: 0).
     """
     runs = [(label, len(list(members))) for label, members in groupby(labels)]
     longest = {label: max(n for other, n in runs if other == label) for label, _ in runs}
@@ -111,9 +111,10 @@ def window_lengths(labels: Sequence[int]) -> list[int]:
 
 
 def static_in_windows(features: Tensor, lengths: Sequence[int], tau: float) -> Tensor:
-    """Where the mean cosine between all pairs of frames of a window exceeds `tau`: `[T, N, D]` to `[windows, N]` bool.
+    """Mask of positions whose mean cosine over all pairs of a window's frames exceeds `tau`: bool `[windows, N]`.
 
-    One frame alone has no pairs, and nothing static (in the official code 0 / 0 or rounding noise / 0 decides).
+    `features [T, N, D]`. A single frame has no pairs, so nothing is static (officially 0 / 0 or rounding noise / 0
+    decides).
     """
     frames = on_device(lengths, features.device).unsqueeze(1)  # [windows, 1]
     sums = torch.stack([window.sum(0) for window in unit(features).split(list(lengths))])
@@ -131,9 +132,9 @@ def merge_windows(
 ) -> Merged:
     """Merge `features [T, N, D]` given the windows' `lengths` and static positions (`is_static [windows, N]`).
 
-    `static_counts` and `dynamic_counts`: tokens to leave of each window's static positions and of each frame's dynamic
+    `static_counts` and `dynamic_counts`: tokens to keep of each window's static positions and of each frame's dynamic
     ones. Static positions are averaged over time first; then both are replaced by the means of their clusters.
-    All W + T groups, the windows' and then the frames', are clustered at once.
+    All W + T groups, first the windows', then the frames', are clustered at once.
     """
     frames, size, _ = features.shape
     device = features.device
@@ -161,17 +162,17 @@ def merge_windows(
 
 
 def group_sizes(lengths: Sequence[int], is_static: Tensor) -> tuple[list[int], list[int]]:
-    """Static tokens of each window, once merged over time, and dynamic tokens of each frame."""
+    """Numbers of static tokens in each window, after merging over time, and of dynamic tokens in each frame."""
     static: list[int] = is_static.sum(1).tolist()
     size = is_static.shape[1]
     return static, [size - s for length, s in zip(lengths, static, strict=True) for _ in range(length)]
 
 
 def counts_by_budget(sizes: Sequence[int], budget: int) -> list[int]:
-    """Counts that add up to `budget`, or to all tokens where those are fewer.
+    """Counts that add up to `budget`, or to the number of tokens if that is smaller.
 
-    The cluster ratio that meets the budget, groups of up to 14 tokens being left alone; where that would leave a
-    larger group without a token, all groups share alike. Fractions by largest remainder.
+    Groups of up to 14 tokens stay whole; all larger ones have the cluster ratio that meets the budget. If one of these
+    would then get no token, all groups share the budget in proportion. Fractions by largest remainder.
     """
     budget = min(budget, sum(sizes))
     large = [n if n > SMALL_GROUP else 0 for n in sizes]
@@ -183,10 +184,10 @@ def counts_by_budget(sizes: Sequence[int], budget: int) -> list[int]:
 
 
 def rank_in_groups(attention: Tensor, group: Tensor, alpha: float) -> Tensor:
-    """Stage 2: of each group of size g the int(g * alpha) tokens of highest attention: ascending indices `[K]`.
+    """Stage 2: the int(g * alpha) tokens of highest attention in each group of size g: ascending indices `[K]`.
 
-    `attention [heads, queries, n]`: without rotary embedding and causal mask, queries all text behind the video; its
-    maximum over both is the score. `group [n]`: group numbers from 0.
+    `attention [heads, queries, n]`: without rotary embedding and causal mask, from all text after the video; its
+    maximum over heads and queries is the score. `group [n]`: group numbers from 0.
     """
     score = attention.amax((0, 1))  # [n]
     order = descending(score)
@@ -201,18 +202,18 @@ def rank_in_groups(attention: Tensor, group: Tensor, alpha: float) -> Tensor:
 class PruneVid(Method):
     """PruneVid (Huang et al., ACL 2025): spatial-temporal token merging, then selection by the question.
 
-    Idea: cluster frames into windows; in a window average over time the positions that hardly change; cluster the
-    static tokens of each window and the dynamic tokens of each frame, and replace clusters by their means. Behind a
-    middle layer of the language model keep of each group what the question's tokens attend to, in all caches too.
+    Idea: cluster frames into windows. In a window, average over time the positions that hardly change. Cluster the
+    static tokens of each window and the dynamic tokens of each frame, and replace clusters by their means. After a
+    middle layer of the language model, keep the tokens of each group that the question attends to, in all caches too.
 
     Source: arXiv 2412.16117; Visual-AI/PruneVid b12600c (merge_frames_dynamic, VTPWindowCache). `retention_ratio` is
-    what stage 1 leaves; `inner` switches stage 2 off.
+    the share that stage 1 keeps; `inner=false` switches stage 2 off.
     Parameters: see the fields. The official knob is a `cluster_ratio`; here it follows from `retention_ratio`, so
     that the total meets the budget (`counts_by_budget`).
-    Quirks kept: groups of up to 14 tokens stay whole; of a label with several longest runs all are kept.
+    Quirks kept: groups of up to 14 tokens stay whole; if a label has several longest runs, all are kept.
     Deviations: rows enter the model in raster order of their cluster centres; k is lowered to the number of points
-    and there is at least one temporal cluster, where the official code raises (T < 7, T * ratio < 1). Where stage 2
-    would leave nothing, because of every group int(size * alpha) is 0, it leaves the token of highest attention.
+    and there is at least one temporal cluster, where the official code raises (T < 7, T * ratio < 1). If stage 2 would
+    keep nothing, because int(size * alpha) is 0 for every group, it keeps the token of highest attention.
     """
 
     tau: float = 0.8
@@ -254,7 +255,7 @@ class PruneVid(Method):
         )
 
     def layers(self, depth: int) -> tuple[int, ...]:
-        """Officially behind layer 10 of 32, that is before layer 11; at the same share of another depth."""
+        """Officially after layer 10 of 32, that is before layer 11; scaled to another depth."""
         return layers_at([SELECTED_LAYER + 1], OFFICIAL_DEPTH, depth) if self.inner else ()
 
     def select_inside(self, tokens: LayerTokens) -> Selection:

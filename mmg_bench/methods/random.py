@@ -1,4 +1,4 @@
-"""random: a control. What any number of tokens is worth, however chosen."""
+"""random: a control. What a number of tokens is worth, however they are chosen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens, 
 
 
 def draw(count: int, total: int, seed: int, device: torch.device) -> Tensor:
-    """`count` of `total` indices, without replacement: ascending int64. Those of a smaller count are among them."""
+    """`count` of `total` indices, drawn without replacement: ascending int64. A larger count contains a smaller one."""
     drawn = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     return drawn[:count].sort().values.to(device, non_blocking=True)
 
@@ -23,17 +23,17 @@ def draw(count: int, total: int, seed: int, device: torch.device) -> Tensor:
 class Random(Method):
     """Keep max(1, round(R*T*N)) of the video's tokens, drawn without replacement.
 
-    The draw depends on T * N and `seed` alone: not on the content, the device or the global random state. With one
+    The draw depends only on T * N and `seed`, not on the content, the device or the global random state. With the same
     seed, the tokens of a smaller retention ratio are among those of a larger one.
 
-    With a `layer` they are drawn inside the language model, before that layer, as fastv drops its tokens: the control
-    of methods that prune there. `retention_ratio` is then what is left from the layer on; all enter those before.
+    With a `layer`, they are drawn inside the language model, before that layer, as in fastv: the control for methods
+    that prune there. `retention_ratio` is then the share kept from the layer on; all tokens enter the earlier layers.
     """
 
     seed: int = 0
-    """Of the generator made for each video; >= 0."""
+    """Seed of the generator created for each video; >= 0."""
     layer: int | None = None
-    """Layer of the language model before which they are drawn; None: before the model."""
+    """Layer of the language model before which tokens are drawn; None: before the model."""
 
     name: ClassVar[str] = "random"
 
@@ -45,7 +45,7 @@ class Random(Method):
 
     @property
     def exact(self) -> bool:  # type: ignore[override]
-        """Before the model."""
+        """True if the tokens are drawn before the model."""
         return self.layer is None
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:

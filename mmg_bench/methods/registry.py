@@ -1,4 +1,4 @@
-"""Names of methods. A file in this package is a method; third parties add theirs by an entry point."""
+"""Names of methods. Each file in this package is a method; third parties add theirs through an entry point."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _NOT_METHODS = {"base", "registry"}
 
 @cache
 def built_in() -> tuple[str, ...]:
-    """Methods of this package."""
+    """Names of this package's methods."""
     names = (module.name for module in pkgutil.iter_modules(mmg_bench.methods.__path__))
     return tuple(n for n in names if not n.startswith("_") and n not in _NOT_METHODS)
 
 
 def _third_party() -> dict[str, EntryPoint]:
-    """Entry points of methods, by the methods' names."""
+    """Entry points of third-party methods, by method name."""
     return _entries(tuple(sys.path))
 
 
@@ -47,11 +47,11 @@ def method_names() -> list[str]:
 
 
 def read_label(label: str) -> tuple[str, dict[str, str]]:
-    """What a label says, as tables print it (`mmg_vid(tau=0.9)`, `random (control)`): the method and its parameters."""
+    """Parse a label as tables print it (`mmg_vid(tau=0.9)`, `random (control)`) into the method and its parameters."""
     name, _, inside = "".join(label.split()).removesuffix("(control)").partition("(")
     parts: list[str] = []
     for piece in re.split(r",(?=\w+=)", inside.removesuffix(")")):
-        if parts and parts[-1].count("(") > parts[-1].count(")"):  # within a value that is a label itself
+        if parts and parts[-1].count("(") > parts[-1].count(")"):  # inside a value that is itself a label
             parts[-1] += f",{piece}"
         elif piece:
             parts.append(piece)
@@ -65,21 +65,21 @@ def write_label(name: str, parameters: Mapping[str, Any]) -> str:
 
 
 def spelt(value: Any) -> Any:
-    """A parameter's value in its one spelling: whole numbers without a point, as kept answers have them."""
+    """A parameter's value in canonical spelling: whole numbers without a point, as in stored answers."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def at_ratio(label: str, retention_ratio: float) -> str:
-    """What a sentence calls a method at a retention ratio."""
+    """Name of a method at a retention ratio, for use in sentences."""
     return f"{label} at R = {100 * retention_ratio:.4g} %"
 
 
 _AS_PRINTED = {"true": "True", "false": "False", "null": "None"}
-"""What configurations and commands write, and labels print otherwise."""
+"""Spellings in configurations and commands -> as labels print them."""
 
 
 def without_defaults(label: str) -> tuple[str, dict[str, str]]:
-    """What a label says but for parameters at their defaults, which no table prints; all where nobody registers it."""
+    """Parse a label and drop parameters at their defaults, as tables do; keep all of an unregistered method."""
     name, parameters = read_label(label)
     if not parameters or name not in method_names():
         return name, parameters
@@ -90,7 +90,7 @@ def without_defaults(label: str) -> tuple[str, dict[str, str]]:
 
 
 def _in_order(label: str) -> str:
-    """A label without blanks and defaults, its parameters by their names."""
+    """Normalise a label without blanks: drop defaults and sort the parameters by name."""
     name, parameters = without_defaults(label)
     return write_label(name, dict(sorted(parameters.items())))
 
@@ -105,7 +105,7 @@ def _says(text: str, value: Any) -> bool:
 
 @contextmanager
 def _told(name: str) -> Iterator[None]:
-    """What goes wrong while the code of a method is read becomes one line that names it, and the place."""
+    """Turn any error while a method is imported into a one-line ValueError that names the method and the place."""
     try:
         yield
     except Exception as error:
@@ -113,8 +113,8 @@ def _told(name: str) -> Iterator[None]:
 
 
 def method_class(name: str) -> type[Method]:
-    """The class registered as `name`. Raises ValueError where there is none, listing the names, or it is broken."""
-    from mmg_bench.methods.base import Method  # torch, which takes seconds; names are to be had without
+    """The class registered as `name`. Raises ValueError if there is none (listing the names) or it is broken."""
+    from mmg_bench.methods.base import Method  # imports torch, which takes seconds; names do not need it
 
     entry = _third_party().get(name)
     if name in built_in():
@@ -155,7 +155,7 @@ def method_class(name: str) -> type[Method]:
 
 
 def unreadable(names: Iterable[str]) -> dict[str, str]:
-    """Those of the methods that `method_class` does not give, each with why: the others are good all the same."""
+    """The methods that `method_class` cannot load, each with the reason; the others can still be used."""
     faults = {}
     for name in names:
         try:
@@ -166,20 +166,20 @@ def unreadable(names: Iterable[str]) -> dict[str, str]:
 
 
 def plug_ins(names: Iterable[str]) -> dict[str, str]:
-    """Those of the methods that came by an entry point, each with its package and version."""
+    """The methods that come from an entry point, each with its package and version."""
     entries = _third_party()
     given = {name: entries[name].dist for name in sorted(set(names) & set(entries))}
     return {name: "unknown" if dist is None else f"{dist.name} {dist.version}" for name, dist in given.items()}
 
 
 def defaults(name: str) -> dict[str, Any]:
-    """The parameters of a method that have defaults, with these; without `retention_ratio`, which every method has."""
+    """The defaults of a method's parameters; without `retention_ratio`, which every method has."""
     own = (f for f in fields(method_class(name)) if f.name != "retention_ratio")
     return {f.name: f.default for f in own if f.default is not MISSING}
 
 
 def get_method(name: str, **parameters: Any) -> Method:
-    """Build a method by name. Raises ValueError for an unknown name, parameter or a value out of range."""
+    """Build a method by name. Raises ValueError for an unknown name or parameter, or a value out of range."""
     cls = method_class(name)
     known = [f.name for f in fields(cls)]
     unknown = sorted(set(parameters) - set(known))

@@ -22,11 +22,11 @@ OFFICIAL_BUDGETS = {  # version -> mean tokens over the layers, of 576 -> tokens
     2: {64: (66, 34, 20), 96: (246, 54, 28), 128: (238, 108, 60), 192: (300, 200, 118), 576: (576, 576, 576)},
 }
 PRIORITY_HEADS = 14
-"""Heads that version 2 listens to, in the official code whatever the model has."""
+"""Number of heads that version 2 uses; the official code fixes it for every model."""
 
 
 def stage_budgets(version: int, ratio: float, total: int) -> list[int]:
-    """Tokens that each stage leaves of `total`: the official lists, linear between and proportional below them."""
+    """Tokens of `total` that each stage keeps: the official lists, linear between and proportional below them."""
     table = OFFICIAL_BUDGETS[version]
     wanted = ratio * OFFICIAL_TOTAL
     knots = [(0, (0, 0, 0)), *table.items()]
@@ -36,9 +36,9 @@ def stage_budgets(version: int, ratio: float, total: int) -> list[int]:
 
 
 def text_raters(visual: Tensor, text: Tensor) -> Tensor:
-    """The text tokens that rate: those whose mean affinity to `visual [M, D]` exceeds the average of `text [L, D]`.
+    """The rating text tokens, whose mean affinity to `visual [M, D]` exceeds the average over `text [L, D]`.
 
-    Affinity: softmax over the text of v.t, unscaled. Ascending indices `[R]` int64; all where none exceeds the average.
+    Affinity: softmax over the text of v.t, unscaled. Ascending indices `[R]` int64; all if none exceeds the average.
     """
     affinity = (visual.float() @ text.float().T).softmax(-1).mean(0)  # [L]
     raters = (affinity > affinity.mean()).nonzero().squeeze(1)
@@ -46,19 +46,19 @@ def text_raters(visual: Tensor, text: Tensor) -> Tensor:
 
 
 def rotary_bias(text: Tensor, visual: Tensor) -> Tensor:
-    """The attention `[L, n]` that the rotary embedding alone would give: products of rotated ones, over sqrt(width)."""
+    """Attention `[L, n]` of the rotary embedding alone: products of rotated vectors of ones, over sqrt(width)."""
     return text @ visual.T / text.shape[-1] ** 0.5
 
 
 def priority_heads(attention: Tensor) -> Tensor:
-    """The heads of `attention [heads, R, n]` that give most to the video: `[14]`, ascending (fewer if there are)."""
+    """The heads of `attention [heads, R, n]` that attend most to the video: `[14]` or fewer, ascending."""
     return most_attended(attention.sum((1, 2)), PRIORITY_HEADS)
 
 
 def recycle(features: Tensor, score: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor]:
-    """Merge the best of the dropped tokens: sums over counts `[C, D]` float32, and the centres `[C]` among the n.
+    """Merge the best of the dropped tokens: sums / counts `[C, D]` float32, and the centres `[C]` among the n.
 
-    `features [n, D]`, `score [n]`, `dropped [M]` indices. The top int(0.3 M) + 1 by score become int(that / 10) + 1
+    `features [n, D]`, `score [n]`, `dropped [M]` indices. The top m = int(0.3 M) + 1 by score form int(m / 10) + 1
     clusters by DPC-KNN with as many neighbours; each token joins the nearest centre.
     """
     candidates = dropped[descending(score[dropped])[: int(0.3 * len(dropped)) + 1]]
@@ -75,16 +75,17 @@ def recycle(features: Tensor, score: Tensor, dropped: Tensor) -> tuple[Tensor, T
 class SparseVLM(InsideMethod):
     """SparseVLM (Zhang et al., ICML 2025), and SparseVLM+ as `version=2`.
 
-    Idea: text tokens that match the video rate its tokens by their attention; behind each of three layers the lowest
+    Idea: text tokens that match the video rate its tokens by their attention. After each of three layers, the lowest
     are dropped, and the best of the dropped are merged into a few (version 1). Version 2 divides the attention by
-    what the rotary embedding alone gives, listens to the 14 heads that look at the video most, and merges nothing.
+    that of the rotary embedding alone, uses the 14 heads that attend most to the video, and merges nothing.
 
     Source: arXiv 2410.04417; Gumpest/SparseVLMs 26a5f48 (`LlamaDynamicvitModel.forward`, `score.py`). Parameters: see
     the fields. `retention_ratio` is the mean over the layers of a model of 32, as in its paper: the official lists for
-    64, 96, 128 and 192 of 576 tokens, scaled, and linear between them; tables show the realised mean.
-    Quirks kept: raters come from the input embeddings, once; a stage keeps at most all but one of its tokens; merged
-    tokens stand behind the kept ones, and position ids are renumbered (version 1) or kept (version 2).
-    Deviations: attention is recomputed for the raters' rows only; equal scores by the lower index; at least one token.
+    64, 96, 128 and 192 of 576 tokens, scaled, and interpolated linearly; tables show the realised mean.
+    Quirks kept: raters are chosen once, from the input embeddings; a stage keeps at most all but one of its tokens;
+    merged tokens come after the kept ones, and position ids are renumbered (version 1) or kept (version 2).
+    Deviations: attention is recomputed only for the raters' rows; equal scores by the lower index; at least one token
+    is kept.
     """
 
     version: int = 1
@@ -103,7 +104,7 @@ class SparseVLM(InsideMethod):
         return "contiguous" if self.version == 1 else "original"
 
     def layers(self, depth: int) -> tuple[int, ...]:
-        """Officially behind layers 2, 6 and 15 of 32, that is before 3, 7, 16; at the same share of another depth."""
+        """Officially after layers 2, 6 and 15 of 32, that is before 3, 7 and 16; scaled to another depth."""
         return layers_at([layer + 1 for layer in PRUNED_AFTER], OFFICIAL_DEPTH, depth)
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:

@@ -1,4 +1,4 @@
-"""STTM: a quadtree over every frame, whose nodes merge with those of the same place in the frames before."""
+"""STTM: a quadtree over every frame, whose nodes merge with nodes at the same place in earlier frames."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmg_bench.tokens import PrunedTokens, VideoTokens
 
 
 class Level(NamedTuple):
-    """One level of the quadtree, its nodes in a grid of h x w."""
+    """One level of the quadtree, with its nodes in an h x w grid."""
 
     features: Tensor
     """`[T, h, w, D]`: mean of the children, float32."""
@@ -26,7 +26,7 @@ class Level(NamedTuple):
     columns: Tensor
     """`[w, 2]`."""
     agreement: Tensor
-    """`[T, h, w]`: lowest cosine of a node with its child slots; of the finest level infinite."""
+    """`[T, h, w]`: lowest cosine of a node with its child slots; infinite at the finest level."""
 
 
 def child_slots(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -52,7 +52,7 @@ def finest(features: Tensor, grid: tuple[int, int]) -> Level:
 
 
 def coarser(level: Level) -> Level:
-    """The level above: every node the mean of its up to 2 x 2 children."""
+    """The next coarser level: every node is the mean of its up to 2 x 2 children."""
     x = level.features
     (_, height, width, _), device = x.shape, x.device
     (row, has_row), (column, has_column) = child_slots(height, device), child_slots(width, device)
@@ -79,24 +79,24 @@ def pyramid(features: Tensor, grid: tuple[int, int]) -> list[Level]:
 
 
 class Trees(NamedTuple):
-    """The quadtrees of all frames, of M nodes each, level by level from the coarsest. Token n = y W + x is one of N."""
+    """The quadtrees of all frames, M nodes each, level by level from the coarsest. Token y W + x is one of N."""
 
     features: Tensor
     """`[T, M, D]`, float32."""
     agreement: Tensor
     """`[T, M]`: see `Level`."""
     cosines: Tensor
-    """`[T - 1, M, M]`: of every node with every node of the next frame."""
+    """`[T - 1, M, M]`: cosine of every node with every node of the next frame."""
     boxes: Tensor
-    """`[M, 4]`: first row and column of the tokens under a node, row and column after the last."""
+    """`[M, 4]`: first row and column of the tokens under a node, then the row and column after the last."""
     first: Tensor
     """`[M]`: first token under a node."""
     above: Tensor
-    """`[L, N]`: the nodes above a token, one of each level."""
+    """`[L, N]`: the nodes above a token, one per level."""
 
 
 def trees(levels: list[Level]) -> Trees:
-    """All that both steps look at, for any thresholds, from the coarsest of `levels` on."""
+    """The data of both steps, for any thresholds; the first of `levels` is the coarsest."""
     height, width = levels[-1].features.shape[1:3]
     boxes, above, count = [], [], 0
     for level in levels:
@@ -125,16 +125,16 @@ def leaves(found: Trees, threshold: float) -> Tensor:
 
 
 class Groups(NamedTuple):
-    """Leaves that become one token each time."""
+    """Groups of leaves, each of which becomes one token."""
 
     leaf: Tensor
-    """`[n]`: the leaves in order of their first token, as nodes of their frame,"""
+    """`[n]`: the leaves in order of their first token, as node numbers within their frame."""
     frame: Tensor
-    """`[n]`: which is this."""
+    """`[n]`: the frame of each leaf."""
     group: Tensor
     """`[n]`: the token that a leaf becomes part of, 0..K - 1."""
     anchors: Tensor
-    """`[K]`, ascending: flat index of each token's first."""
+    """`[K]`, ascending: flat index of the first input token of each group."""
 
     def __len__(self) -> int:
         return len(self.anchors)
@@ -143,7 +143,7 @@ class Groups(NamedTuple):
 def representatives(pairs: Tensor, count: int) -> Tensor:
     """The node that each of `count` nodes is merged into, for linked `pairs [2, L]`: `[count]`.
 
-    Officially it stops as soon as every representative is its own one, which can leave linked nodes apart.
+    As in the official code, it stops once every representative represents itself, which can leave linked nodes apart.
     """
     rep = torch.arange(count, device=pairs.device)
     while True:
@@ -155,15 +155,15 @@ def representatives(pairs: Tensor, count: int) -> Tensor:
 
 
 def merge(found: Trees, threshold: float, temporal_thresh: float) -> Groups:
-    """Both steps: leaves, and those merged that are linked through time.
+    """Both steps: find the leaves, then merge those that are linked through time.
 
-    Two leaves of neighbouring frames are linked if one covers the other and their cosine is at least `temporal_thresh`;
-    none are where that is not positive.
+    Two leaves of neighbouring frames are linked if one covers the other and their cosine is at least `temporal_thresh`.
+    If that is not positive, none are linked.
     """
     leaf = leaves(found, threshold)  # [T, N]
     frames, size = leaf.shape
     place = torch.arange(frames * size, device=leaf.device).view(frames, size)
-    anchor = place[:, :1] + found.first[leaf]  # [T, N]; a leaf goes by its first token, and links by those they share
+    anchor = place[:, :1] + found.first[leaf]  # [T, N]; a leaf is named by its first token, linked by shared ones
     own = (anchor == place).flatten().nonzero().squeeze(1)  # [n]
     rep = own
     if temporal_thresh > 0:
@@ -184,30 +184,31 @@ def areas(found: Trees, groups: Groups) -> Tensor:
 class STTM(Method):
     """STTM (Hyun et al., ICCV 2025): multi-granular spatio-temporal token merging.
 
-    Idea: in each frame, a quadtree splits an area only where its parts differ from its mean; then nodes that cover the
-    same place in neighbouring frames and are similar become one.
+    Idea: in each frame, a quadtree splits an area only where its parts differ from its mean. Then similar nodes that
+    cover the same place in neighbouring frames become one.
 
     Source: arXiv 2507.07990; HYUNJS/STTM 00736c7. Parameters: see the fields.
     Budget: the method has two thresholds and no ratio. With `threshold` None, bisection along
-    1 - temporal_thresh = temporal_slack * (1 - threshold) finds the pair that leaves most tokens, of those tried,
-    without exceeding round(R*T*N), from a coarser root if need be. If even the coarsest tree has more, the nodes of
+    1 - temporal_thresh = temporal_slack * (1 - threshold) finds the pair that keeps the most tokens, among those tried,
+    without exceeding round(R*T*N), from a coarser root if necessary. If even the coarsest tree has more, the nodes of
     largest area are kept. Officially (0.85, 0.65), (0.85, 0.55), (0.80, 0.60) or (0.80, 0.50): with `threshold` and
     `temporal_thresh` given, `retention_ratio` is ignored. Not exact: counts jump with the thresholds.
-    Quirks kept: at odd borders, missing child slots stand for the frame's first node in the test; merging through time
+    Quirks kept: at odd borders, missing child slots count as the frame's first node in the test; merging through time
     stops early, which can leave linked nodes apart.
-    Deviation: before layer 0, as officially for LLaVA-Video 72B; the 7B models merge hidden states before layer 2.
+    Deviation: merges before layer 0, as officially for LLaVA-Video 72B; the official 7B models merge hidden states
+    before layer 2.
     """
 
     threshold: float | None = None
     """A node splits if its cosine with any child is below this; None to meet `retention_ratio`."""
     temporal_thresh: float | None = None
-    """Cosine from which nodes of neighbouring frames merge; not positive: never. Given if `threshold` is."""
+    """Cosine from which nodes of neighbouring frames merge; not positive: never. Set if and only if `threshold` is."""
     root_level: int = 1
     """Coarsest level of the trees, from 0 (a side of 2 nodes) up to that of the tokens."""
     temporal_slack: float = 2.5
-    """How much farther from 1 `temporal_thresh` is than `threshold` in the search; 2 to 3 in the official settings."""
+    """In the search, (1 - `temporal_thresh`) / (1 - `threshold`); 2 to 3 in the official settings."""
     search_steps: int = 20
-    """Halvings of the range of `threshold` when it is searched for."""
+    """Bisection steps of the search for `threshold`."""
 
     name: ClassVar[str] = "sttm"
     positions: ClassVar[Positions] = "contiguous"
@@ -242,7 +243,7 @@ class STTM(Method):
         return in_raster_order(features, anchors, tokens.features)
 
     def _groups(self, found: Trees, budget: int) -> Groups:
-        """By the thresholds that are given, or by those that leave most tokens of at most `budget`, if any do."""
+        """Groups by the given thresholds, or by those that keep the most tokens within `budget`, if any do."""
         if self.threshold is not None and self.temporal_thresh is not None:
             return merge(found, self.threshold, self.temporal_thresh)
 

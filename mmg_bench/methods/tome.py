@@ -16,16 +16,16 @@ from mmg_bench.tokens import PrunedTokens, VideoTokens
 
 
 class Merging(NamedTuple):
-    """Frames that are being merged, n tokens each."""
+    """State of frames during merging, n tokens each."""
 
     tokens: Tensor
     """`[T, n, D]`, float32: size-weighted means."""
     sizes: Tensor
     """`[T, n]`: how many input tokens each stands for."""
     assign: Tensor
-    """`[T, N]`: the row that an input token went into."""
+    """`[T, N]`: the row that each input token was merged into."""
     anchors: Tensor
-    """`[T, n]`: the input token that each row is the destination of."""
+    """`[T, n]`: the input token that each row stands at, the target of its merges."""
 
 
 Round = Callable[[Merging, int], Merging]
@@ -33,7 +33,7 @@ Round = Callable[[Merging, int], Merging]
 
 
 def unmerged(features: Tensor) -> Merging:
-    """The start: every token of `features [T, N, D]` on its own."""
+    """The initial state: every token of `features [T, N, D]` on its own."""
     index = torch.arange(features.shape[1], device=features.device).repeat(len(features), 1)
     return Merging(features.float(), torch.ones_like(index), index, index)
 
@@ -41,9 +41,9 @@ def unmerged(features: Tensor) -> Merging:
 def merge_once(state: Merging, r: int) -> Merging:
     """One round of bipartite soft matching: r tokens fewer in every frame, r at most n // 2.
 
-    Tokens at even places (A) each propose their most similar one at odd places (B); the r most similar proposals
-    are merged into B. The result lists the other A tokens by descending similarity, then all B tokens in order; with
-    nothing to merge it is `state` itself.
+    Each token at an even place (A) proposes its most similar token at an odd place (B); the r most similar proposals
+    are merged into B. The result lists the other A tokens by descending similarity, then all B tokens in order. With
+    r = 0 it is `state` itself.
     """
     if not r:
         return state
@@ -74,7 +74,7 @@ def merge_once(state: Merging, r: int) -> Merging:
 
 
 def merge_to(features: Tensor, target: int, once: Round = merge_once) -> tuple[Merging, list[int]]:
-    """Merge every frame of `features [T, N, D]` down to `target` >= 1 tokens; also the tokens removed each round."""
+    """Merge every frame of `features [T, N, D]` down to `target` >= 1 tokens; also the tokens removed per round."""
     state = unmerged(features)
     rounds: list[int] = []
     while (count := state.tokens.shape[1]) > target:
@@ -84,7 +84,7 @@ def merge_to(features: Tensor, target: int, once: Round = merge_once) -> tuple[M
 
 
 def merged_frames(tokens: VideoTokens, budget: int, once: Round = merge_once) -> PrunedTokens:
-    """Frames merged to `budget` tokens in all, shared evenly, which stand in raster order."""
+    """Merge all frames to `budget` tokens in total, shared evenly; the result is in raster order."""
     flat = torch.arange(tokens.total, device=tokens.features.device).view(tokens.frames, -1)  # [T, N]
     features, positions = [], []
     for run, count in frame_groups(budget, tokens.frames):
@@ -98,13 +98,13 @@ def merged_frames(tokens: VideoTokens, budget: int, once: Round = merge_once) ->
 class ToMe(Method):
     """Token Merging (Bolya et al., ICLR 2023), applied to each frame's tokens before the language model.
 
-    Idea: split the tokens in two alternating sets, match each of the first with its most similar one of the second,
-    and merge the most similar pairs into size-weighted means; repeat until the budget is met.
+    Idea: split the tokens into two alternating sets, match each token of the first with its most similar one of the
+    second, and merge the most similar pairs into size-weighted means. Repeat until the budget is met.
 
     Source: arXiv 2210.09461; facebookresearch/ToMe af95e4b (tome/merge.py).
-    Parameters: none but `retention_ratio`; r, the tokens removed in a round, is as large as possible (half of them)
-    until the frame's budget is reached. Frame budgets are B/T tokens, remainder to the earliest frames; below one token
-    a frame, later frames have none.
+    Parameters: `retention_ratio` only; r, the tokens removed in a round, is as large as possible (half of them) until
+    the frame's budget is reached. Frame budgets are B/T tokens, remainder to the earliest frames; below one token per
+    frame, later frames have none.
     Quirk kept: in later rounds odd and even refer to the merged sequence, whose order is not raster.
     Deviations: ToMe merges between the blocks of a vision transformer, with its keys as the metric; here the final
     tokens are merged, by their own cosine. The result enters the model in raster order of the merging targets.

@@ -14,7 +14,7 @@ from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
 class Uniform(Method):
     """Keep max(1, round(R*T*N)) tokens, evenly spaced over the video's T * N tokens in raster order.
 
-    The i-th of B tokens is the one in the middle of the i-th of B equal shares.
+    The i-th of B tokens is in the middle of the i-th of B equal shares.
     """
 
     name: ClassVar[str] = "uniform"

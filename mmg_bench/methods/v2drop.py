@@ -1,4 +1,4 @@
-"""V2Drop: drop, in three stages of the language model, the visual tokens that its layers change least."""
+"""V2Drop: drop the visual tokens that the language model's layers change least, in three stages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmg_bench.methods.base import Positions, check_range
 from mmg_bench.tokens import LayerTokens, Selection
 
 OFFICIAL_LAYERS = {32: (3, 17, 22), 28: (3, 16, 22)}
-"""Depth of the language model -> layers before which tokens are dropped: of LLaVA-1.5-7B and of Qwen2-VL-7B."""
+"""Depth of the language model -> layers before which tokens are dropped, for LLaVA-1.5-7B and Qwen2-VL-7B."""
 
 
 def variation(features: Tensor, previous: Tensor) -> Tensor:
@@ -23,9 +23,9 @@ def variation(features: Tensor, previous: Tensor) -> Tensor:
 
 
 def shares_for(ratio: float, lengths: Sequence[int]) -> tuple[float, float, float]:
-    """What three stages, each in force for so many layers, leave of what they get so that the mean is `ratio`.
+    """Shares of their input that three stages keep so that the mean over their `lengths` in layers is `ratio`.
 
-    s, s and nothing, as officially on LLaVA; where even s = 1 is too little, all, all and what the mean lacks.
+    (s, s, 0), as officially on LLaVA; if even s = 1 is too little, (1, 1, the share that the mean still needs).
     """
     first, second, third = lengths
     wanted = ratio * sum(lengths)
@@ -39,20 +39,20 @@ def shares_for(ratio: float, lengths: Sequence[int]) -> tuple[float, float, floa
 class V2Drop(InsideMethod):
     """V2Drop (Chen et al., CVPR 2026): variation-aware vision token dropping.
 
-    Idea: a token that a layer hardly changes has no part in what the model works out; before each of three layers keep
-    the visual tokens that the layer before moved furthest (L2). No attention is looked at.
+    Idea: a token that a layer hardly changes does not take part in the model's computation. Before each of three layers
+    keep the visual tokens that the previous layer moved furthest (L2). Attention is not used.
 
     Source: arXiv 2509.01552; xuyang-liu16/V2Drop 219e03e (`V2DropLlamaModel.forward`; `DART.forward` of its Qwen2-VL).
-    Parameters: see the fields. `retention_ratio` is the mean over the layers from the first stage on, as pdrop's is;
-    all tokens enter the layers before, and tables show the mean over all layers beside it. With `first` and `second`
-    given it changes nothing.
+    Parameters: see the fields. `retention_ratio` is the mean over the layers from the first stage on, as in pdrop. All
+    tokens enter the earlier layers; tables also show the mean over all layers. With `first` and `second` given, the
+    ratio has no effect.
     Deviations: distances are float32 whatever the model's dtype; equal ones by the lower index.
     """
 
     first: float | None = None
-    """Share of the tokens that the first stage leaves: officially 0.5 (LLaVA), 0.25 (Qwen2-VL); None: by the ratio."""
+    """Share of the tokens that the first stage keeps: officially 0.5 (LLaVA), 0.25 (Qwen2-VL); None: by the ratio."""
     second: float | None = None
-    """Share of those that the second leaves: officially 0.5 or 0.05; None as `first` is. The third leaves one token."""
+    """Share of these that the second keeps: officially 0.5 or 0.05; None if `first` is. The third keeps one token."""
 
     name: ClassVar[str] = "v2drop"
     positions: ClassVar[Positions] = "original"
@@ -69,7 +69,7 @@ class V2Drop(InsideMethod):
             )
 
     def layers(self, depth: int) -> tuple[int, ...]:
-        """Officially 3, 17, 22 of 32 and 3, 16, 22 of 28; of another depth, at the same share as of 32."""
+        """Officially 3, 17, 22 of 32 and 3, 16, 22 of 28; for another depth, scaled from 32."""
         return OFFICIAL_LAYERS.get(depth) or layers_at(OFFICIAL_LAYERS[32], 32, depth)
 
     def select_inside(self, tokens: LayerTokens) -> Selection:
@@ -78,6 +78,6 @@ class V2Drop(InsideMethod):
         else:
             one, two, three = self.layers(tokens.depth)
             shares = shares_for(self.retention_ratio, (two - one, three - two, tokens.depth - three))
-        share = round(shares[tokens.stage], 12)  # a rounding error below 0.5 would leave one token less
+        share = round(shares[tokens.stage], 12)  # a rounding error below 0.5 would keep one token less
         count = max(1, int(len(tokens.features) * share))
         return Selection(most_attended(variation(tokens.features, tokens.previous), count))

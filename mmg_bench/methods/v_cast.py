@@ -1,4 +1,4 @@
-"""V-CAST: more tokens for frames at which the video turns; in a frame, the tokens that stand out and the long ones."""
+"""V-CAST: more tokens for frames at which the video turns; in a frame, tokens that stand out or are long."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mmg_bench.methods.base import Method, check_range
 from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
 
 EPSILON = 1e-6
-"""The least length by which vectors are divided, and what is added to the span of a frame's lengths."""
+"""The least length that vectors are divided by; also added to the range of a frame's lengths."""
 
 
 def curvature(directions: Tensor) -> Tensor:
-    """How sharply the path of the frames' `directions [T, D]` (unit vectors) turns at each of them: `[T]`, in [0, 2].
+    """How sharply the path of the frames' `directions [T, D]` (unit vectors) turns at each frame: `[T]`, in [0, 2].
 
-    1 - cos of the step to a frame and the step from it; 1 at the ends, and where a step leads nowhere.
+    1 - cos between the step to a frame and the step from it; 1 at the ends, and where a step is zero.
     """
     steps = F.normalize(directions.diff(dim=0), dim=-1, eps=EPSILON)  # [T - 1, D]
     turns = 1 - (steps[:-1] * steps[1:]).sum(-1)  # [T - 2]
@@ -27,22 +27,22 @@ def curvature(directions: Tensor) -> Tensor:
 
 
 def frame_budgets(weights: Tensor, least: int, most: int, budget: int) -> Tensor:
-    """Share `budget` out among frames by their `weights [T]`, `least` to `most` tokens each: int64 `[T]`.
+    """Allocate `budget` among frames by their `weights [T]`, `least` to `most` tokens each: int64 `[T]`.
 
-    Shares are rounded down, and all that is left goes to the frame of the largest fraction while there is room, then to
+    Shares are rounded down. The whole remainder goes to the frame of the largest fraction while it has room, then to
     the next one. Needs T * least <= budget <= T * most.
     """
     rest = budget - len(weights) * least
-    shares = weights / weights.sum() * rest  # summed once more, as officially: where frames are alike it rounds them
+    shares = weights / weights.sum() * rest  # normalised again, as officially, which rounds the shares of equal frames
     extra = shares.floor().long().clamp(max=most - least)
     order = descending(shares.frac())
     room = most - least - extra[order]
-    left = rest - extra.sum() - (room.cumsum(0) - room)  # when it is a frame's turn
+    left = rest - extra.sum() - (room.cumsum(0) - room)  # remaining at each frame's turn
     return least + extra.scatter_add(0, order, left.clamp(min=0).minimum(room))
 
 
 def token_scores(features: Tensor, directions: Tensor) -> Tensor:
-    """1 - cos of each token of `[T, N, D]` and its frame's direction, plus its length, scaled to [0, 1]: `[T, N]`."""
+    """1 - cos of each token of `[T, N, D]` with its frame's direction, plus its length scaled to [0, 1]: `[T, N]`."""
     lengths = features.float().norm(dim=-1)  # [T, N]
     along = float_product(features, directions.unsqueeze(-1)).squeeze(-1)  # [T, N]
     low, high = lengths.aminmax(dim=1, keepdim=True)
@@ -53,9 +53,9 @@ def token_scores(features: Tensor, directions: Tensor) -> Tensor:
 class VCast(Method):
     """V-CAST (Lin et al., 2026): video curvature-aware spatio-temporal pruning.
 
-    Idea: the mean tokens of the frames are a path; where it turns, something happens. A frame's budget is its share of
-    the softmax over the turns. In a frame stay the tokens that are unlike its mean and those that are long. None are
-    merged, and each keeps its place.
+    Idea: the mean tokens of the frames form a path; where it turns, something happens. A frame's budget is its share of
+    the softmax over the turns. In a frame, keep the tokens that are unlike its mean or long. No tokens are merged, and
+    each keeps its place.
 
     Source: arXiv 2603.27650; xinyouu/V-CAST c235ef3 (Qwen3-VL). Parameters: see the fields.
     Not exact: a frame keeps at least `min_k` tokens, so that max(round(R*T*N), T*min_k) are left.
@@ -63,9 +63,9 @@ class VCast(Method):
     """
 
     temperature: float = 0.7
-    """Of the softmax over the turns: lower gives more to the frames at which the video turns."""
+    """Temperature of the softmax over the turns: lower gives more to the frames at which the video turns."""
     min_k: int = 1
-    """Tokens that every frame keeps at least; no more than it has."""
+    """Minimum number of tokens per frame, limited to the number that it has."""
 
     name: ClassVar[str] = "v_cast"
     exact: ClassVar[bool] = False

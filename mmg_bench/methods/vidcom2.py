@@ -1,4 +1,4 @@
-"""VidCom2: more tokens for frames that stand out of the video; in a frame, the tokens that stand out."""
+"""VidCom2: more tokens for frames that stand out from the video; in a frame, the tokens that stand out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmg_bench.methods.base import Method, Positions, check_range
 from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
 
 BANDWIDTHS = (1 / 8, 1 / 4, 1 / 2, 1, 2)
-"""The widths a of the Gaussian kernels exp(-d^2 / (2 a)) that are added up."""
+"""Widths a of the Gaussian kernels exp(-d^2 / (2 a)) that are summed."""
 
 
 def steady_channels(features: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def steady_channels(features: Tensor) -> Tensor:
 
 
 def similarity(x: Tensor, centre: Tensor) -> Tensor:
-    """Sum of Gaussian kernels of several widths between `x [T, N, C]` and a centre that broadcasts: `[T, N]`."""
+    """Sum of Gaussian kernels of several widths between `x [T, N, C]` and `centre`, which broadcasts: `[T, N]`."""
     squared = (x - centre).square_().sum(-1)
     return sum(((-squared / (2 * a)).exp() for a in BANDWIDTHS), start=squared.new_zeros(()))
 
@@ -51,17 +51,17 @@ class VidCom2(Method):
     """VidCom2 (Liu et al., EMNLP 2025): video compression commander.
 
     Idea: score every token by its similarity (Gaussian kernels of unit vectors, steadier half of the channels) to the
-    mean of the video and of its frame. Frames that differ from the video get more tokens, by a softmax over frames;
-    a frame keeps the tokens that are least similar to both means. `base_scale` is `retention_ratio`.
+    means of the video and of its frame. Frames that differ from the video get more tokens, by a softmax over frames; a
+    frame keeps the tokens that are least similar to both means. `base_scale` is `retention_ratio`.
 
     Source: arXiv 2505.14454; xuyang-liu16/VidCom2 944a17d. Parameters: see the field.
-    Not exact: frame budgets are rounded one by one, at least 1 each, so they add up to R*T*N only nearly (never below
-    T). Officially the layout of LLaVA-Video keeps every newline too; newlines are the model's here.
+    Not exact: frame budgets are rounded one by one, at least 1 each, so their sum is only approximately R*T*N (never
+    below T). Officially the layout of LLaVA-Video keeps every newline too; here newlines are left to the model.
     Deviations: float32 throughout; a video of one channel keeps that channel (officially none, which raises).
     """
 
     temperature: float = 0.01
-    """Of the softmax over frames: lower gives more to the frames that stand out."""
+    """Temperature of the softmax over frames: lower gives more to the frames that stand out."""
 
     name: ClassVar[str] = "vidcom2"
     positions: ClassVar[Positions] = "contiguous"

@@ -24,14 +24,14 @@ class Zipped(NamedTuple):
     anchors: Tensor
     """`[T, c]`: the contextual anchors within their frame, ascending."""
     assign: Tensor
-    """`[T, N]`: the contextual token (0..c-1) that a token was merged into; -1 where it is dominant or dropped."""
+    """`[T, N]`: the contextual token (0..c-1) that a token was merged into; -1 if it is dominant or dropped."""
 
 
 def zip_frames(features: Tensor, attention: Tensor, keys: Tensor, dominant: int, contextual: int) -> Zipped:
     """Reduce every frame of `features [T, N, D]` to `dominant + contextual` tokens (at most N).
 
-    Every s-th of the M tokens left by the dominant ones is an anchor, s = max(1, M // c); each other one joins the
-    anchor of highest cosine between `keys [T, N, K]`. A contextual token is anchor + mean(joined): officially a sum.
+    Every s-th of the M tokens that are not dominant is an anchor, s = max(1, M // c). Each other one joins the anchor
+    with the highest cosine of `keys [T, N, K]`. A contextual token is anchor + mean(joined): a sum, as officially.
     """
     frames, size, _ = features.shape
     rows = torch.arange(frames, device=features.device).unsqueeze(1)  # [T, 1]
@@ -59,12 +59,12 @@ def zip_frames(features: Tensor, attention: Tensor, keys: Tensor, dominant: int,
 class VisionZip(Method):
     """VisionZip (Yang et al., CVPR 2025), in its port to SigLIP towers and video.
 
-    Idea: per frame, the tokens that receive most attention in the vision tower are kept (dominant); the others are
-    merged, by the similarity of their keys, into evenly spaced anchors (contextual).
+    Idea: per frame, keep the tokens that receive most attention in the vision tower (dominant), and merge the others,
+    by the similarity of their keys, into evenly spaced anchors (contextual).
 
     Source: arXiv 2412.04467; dvlab-research/VisionZip 3151f6d, and the video port in cokeshao/HoliTom e9b2972.
-    Parameters: see the fields. The frame budgets are B/T tokens, remainder to the earliest frames; int(54/64) of a
-    frame's budget is dominant, the rest contextual. Below one token a frame, later frames have none.
+    Parameters: see the fields. The frame budgets are B/T tokens, remainder to the earliest frames; int(54/64 * budget)
+    tokens of a frame are dominant, the rest contextual. Below one token per frame, later frames have none.
     Quirk kept: a contextual token is a sum, anchor + mean of what it absorbed, so its norm about doubles.
     Deviations: tokens enter the model in raster order (official: dominant ones first); the official newline-grid
     variant, which permutes the dominant tokens among their positions by mistake, is not offered.
