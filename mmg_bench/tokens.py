@@ -189,14 +189,15 @@ class Attention(Protocol):
 
         Computed in the layer before the one that prunes; with `own`, from the pruning layer's own queries and keys.
         `rotary=False` and `causal=False` serve methods that leave out the rotary embedding or the mask. The softmax
-        runs over the whole sequence; only its visual part is returned.
+        runs over the whole sequence; only its visual part is returned. Raises ValueError for `rows` of a prompt without
+        text after the video, and for `own` with `Method.before_mlp`.
         """
 
     def phases(self) -> tuple[Tensor, Tensor]:
         """A vector of ones, rotated to the positions of the text `[L, width]` and of the visual tokens `[n, width]`."""
 
     def heads(self) -> Heads:
-        """Queries and keys of the layer that prunes."""
+        """Queries and keys of the layer that prunes. Raises ValueError with `Method.before_mlp`."""
 
     def keys(self) -> Keys:
         """Keys of the layer before the one that prunes."""

@@ -307,7 +307,7 @@ def _number(value: Any, what: str) -> float:
                 "OPENAI_API_KEY (docs/lmms-eval.md)"
             )
         for field in SCORE_FIELDS:
-            if field in value:
+            if isinstance(value.get(field), bool | int | float):
                 return float(value[field])
         for predicted, right in ANSWER_FIELDS:
             if predicted in value and right in value:  # compared as text: a number may be given as a string

@@ -38,8 +38,9 @@ class Timing:
     def __post_init__(self) -> None:
         if self.fps is not None and not self.fps > 0:
             raise ValueError(f"fps={self.fps}: a video shows more than 0 frames a second")
-        if list(self.indices) != sorted(self.indices) or not 0 <= self.indices[0] <= self.indices[-1] < self.total:
-            raise ValueError(f"indices={self.indices}: not ascending in a video of {self.total} frames")
+        ascending = list(self.indices) == sorted(self.indices)
+        if not self.indices or not ascending or self.indices[0] < 0 or self.indices[-1] >= self.total:
+            raise ValueError(f"indices={self.indices}: give ascending frame numbers below total={self.total}")
 
     @classmethod
     def every_second(cls, frames: int) -> Timing:

@@ -41,7 +41,7 @@ def compare(methods: Sequence[str], config: DictConfig) -> int:
 
 
 def _lost_by(values: Mapping[str, Any], records: Sequence[Record], folder: Path) -> Side | None:
-    """The side whose lost questions get their own line, if any. Raises ValueError for one without records."""
+    """The side whose lost questions get their own line, if any. Raises ValueError for no label, dense or no records."""
     method = values["lost_by"]
     if method is None:
         return None

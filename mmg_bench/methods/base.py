@@ -49,7 +49,7 @@ class Method(ABC):
     finds_faults: ClassVar[bool] = False
     """Whether `prune` skips the check for NaN and infinite values, because `select` checks them or ranks nothing."""
     exact: ClassVar[bool] = True
-    """Whether exactly round(R * T * N) tokens of every input are kept."""
+    """Whether exactly max(1, round(R * T * N)) tokens of every input are kept."""
     ordered_channels: ClassVar[bool] = False
     """Whether the order of channels matters, e.g. because each has its own random weight; for distances it does not."""
     positions: ClassVar[Positions] = "original"

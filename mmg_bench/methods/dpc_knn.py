@@ -16,9 +16,9 @@ class DPCKNN(Method):
     """Keep the cluster centres that DPC-KNN finds in each frame, the budget evenly spread over the frames.
 
     rho_i = exp(-mean of the k smallest squared distances in the frame, the token's own 0 included), with
-    k = min(knn, the frame's budget, N - 1) and d = ||a - b|| / sqrt(D); delta_i = distance to the nearest denser token.
-    The tokens of highest rho * delta are kept, unmerged, ties by the lower index. Remainders of the budget go to the
-    earliest frames, so that exactly max(1, round(R*T*N)) tokens are kept.
+    k = min(knn, the frame's budget, N - 1), at least 1, and d = ||a - b|| / sqrt(D); delta_i = distance to the nearest
+    denser token. The tokens of highest rho * delta are kept, unmerged, ties by the lower index. Remainders of the
+    budget go to the earliest frames, so that exactly max(1, round(R*T*N)) tokens are kept.
 
     With one token per frame, k = 1 and all tokens tie: token 0 of every frame is kept. With two, mutual nearest
     neighbours tie. Results at such budgets say nothing about the method.

@@ -112,8 +112,8 @@ def token_counts_of_runs(
 
     Adjacent frames of a segment with a similarity of at least `ignore` form a run. Only the last frame of a run keeps
     tokens, as many as it has room for: first anchors, in every p-th run counted back from the segment's last and at
-    most half of the frame's tokens, then salient ones. So fewer tokens than the budget can be kept; or more, because
-    every segment has at least one anchor.
+    most half of the frame's tokens (if the segment has several frames), then salient ones. So fewer tokens than the
+    budget can be kept; or more, because every segment has at least one anchor.
     """
     similar = np.array(similarity, np.float32)
     salient, anchors = [0] * len(budgets), [0] * len(budgets)

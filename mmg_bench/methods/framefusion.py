@@ -101,7 +101,8 @@ class FrameFusion(Method):
     ratio_lower_bound: float = 0.1
     """Share of mergeable tokens below which merging ends and the next stage prunes."""
     inner: bool = True
-    """Whether to continue inside the language model; otherwise merge the most similar before it, down to the ratio."""
+    """Whether to continue inside the language model; otherwise merge the most similar tokens before it, down to
+    the ratio, but not below the N tokens of one frame."""
 
     name: ClassVar[str] = "framefusion"
     exact: ClassVar[bool] = False

@@ -68,7 +68,7 @@ def frame_similarity(products: Products) -> list[float]:
     """Cosine similarity of the mean tokens of adjacent frames, from their `products` `[T, T]`: T - 1 values."""
     squared: list[float] = products.diagonal().tolist()
     across: list[float] = products.diagonal(1).tolist()
-    return [_cosine(product, a * b) for product, (a, b) in zip(across, itertools.pairwise(squared), strict=True)]
+    return [_cosine(product, a, b) for product, (a, b) in zip(across, itertools.pairwise(squared), strict=True)]
 
 
 def find_segments(similarity: Sequence[float], tau: float) -> list[Segment]:
@@ -132,11 +132,13 @@ def marginal_gains(
     with_left = products.sum(1)  # and with the sum of those left
     taken, left = 0.0, float(products.sum())  # squared norms of these sums
     gains = [0.0] * count
+    cancelled = 1e-12 * math.fsum(norms)  # a sum no longer than this is rounding noise
 
     def gain(i: int) -> float:
         own, old, rest = norms[i], float(with_taken[i]), float(with_left[i])
-        similar_taken = _cosine(old, own * taken)
-        similar_left = _cosine(rest - own, own * (left - 2 * rest + own))  # without segment i
+        others = left - 2 * rest + own  # without segment i
+        similar_taken = _cosine(old, own, taken if taken > cancelled else 0)
+        similar_left = _cosine(rest - own, own, others if others > cancelled else 0)
         attract, repel = (similar_left, similar_taken)
         has_attract, has_repel = len(open_segments) > 1, len(open_segments) < count
         if gain_sign == "swapped":
@@ -157,9 +159,11 @@ def marginal_gains(
     return gains
 
 
-def _cosine(product: float, squared: float) -> float:
-    """Inner product over the root of `squared`, the product of squared norms; 0 if a norm is (or less, by rounding)."""
-    return product / math.sqrt(max(squared, sys.float_info.min))
+def _cosine(product: float, a: float, b: float) -> float:
+    """Cosine of two vectors from their inner product and their squared norms `a` and `b`; 0 if a norm is 0."""
+    if a * b < sys.float_info.min:
+        return 0.0
+    return min(1.0, max(-1.0, product / math.sqrt(a * b)))
 
 
 def segment_ratios(gains: Sequence[float], retention_ratio: float, r_extra: float) -> list[float]:
@@ -461,7 +465,7 @@ class MMGVid(Method):
     def select(self, tokens: VideoTokens) -> PrunedTokens:
         x = tokens.features.detach()  # [T, N, D]; a choice has no gradient
         means = frame_means(x)  # [T, D]
-        products = inner_products(means).cpu().numpy()  # [T, T]: the only wait for a GPU
+        products = inner_products(means).cpu().numpy()  # [T, T]: with the kernels, the only wait for a GPU
         # the GPU computes the distances while the host allocates the budget
         squared = frame_distances(x, means) if self.channels == "all" and x.device.type != "cpu" else None
         if not np.isfinite(products).all():

@@ -23,7 +23,7 @@ def kept_overlay(frames: Pictures, positions: NDArray[np.int64], grid: tuple[int
     rows, columns = grid
     if len(positions) and not 0 <= positions.min() <= positions.max() < count * rows * columns:
         raise ValueError(
-            f"positions reach {positions.max()}, but {count} frames of {rows} x {columns} tokens were given"
+            f"positions {positions.min()} to {positions.max()}: outside {count} frames of {rows} x {columns} tokens"
         )
     kept = np.zeros(count * rows * columns, dtype=bool)
     kept[positions] = True

@@ -49,7 +49,7 @@ class ResultRow(NamedTuple):
     n: int
     """Questions (or repeats) that the value rests on."""
     n_errors: int
-    """Questions that failed and are left out; 1 for a cell that ran out of memory."""
+    """Questions that failed and are left out; 1 for a cell that ran out of memory, or failed, while it was measured."""
     source: str
     """`measured`, `cited` or `pending`."""
     provenance: str
@@ -98,7 +98,7 @@ class Measurement:
     realised_tokens: float = math.nan
     """Used if there are no records that give it."""
     n_errors: int = 0
-    """1 if memory ran out, and the value is NaN."""
+    """1 if memory ran out or the cell failed, and the value is NaN."""
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:

@@ -139,6 +139,8 @@ def test_scores_in_every_form() -> None:
     assert _as_score({"pred": 2, "ground_truth": 1}, "x") == 0
     with pytest.raises(BenchmarkError, match="cannot tell right from wrong in x"):
         _as_score({"text": "A"}, "x")
+    with pytest.raises(BenchmarkError, match=r"cannot tell right from wrong in x: .'score': None"):
+        _as_score({"score": None}, "x")
     for rating in (4.0, -1, float("nan")):
         with pytest.raises(BenchmarkError, match=r"x is .*: a score must be in 0\.\.1"):
             _as_score({"rating": rating}, "x")

@@ -5,6 +5,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -228,6 +229,20 @@ def test_budgets_are_exact_and_reach_every_frame(data):
         assert sum(share) == budget
         assert share == sorted(share, reverse=True)
         assert max(share) - min(share) <= 1
+
+
+@pytest.mark.parametrize("order", ["temporal", "greedy"])
+@pytest.mark.parametrize("gain_sign", ["natural", "swapped"])
+def test_means_that_cancel_have_no_direction(gain_sign, order):
+    """Their sum is rounding noise, whose cosine would be anything."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        means = rng.standard_normal((5, 8))
+        means[3] = -means[:3].sum(0)
+        gains = mmg_vid.marginal_gains(means @ means.T, gain_sign=gain_sign, order=order)
+        assert np.abs(gains).max() <= 1.5
+        if order == "temporal":  # the last one follows on what cancelled: only its own term of diversity, or none
+            assert gains[4] == pytest.approx(0.5 if gain_sign == "natural" else 0.0)
 
 
 def test_higher_gain_gets_more_tokens():

@@ -19,7 +19,7 @@ def test_kept_cells_are_bright_and_the_others_dark() -> None:
 
 
 def test_positions_outside_are_refused() -> None:
-    with pytest.raises(ValueError, match="positions reach 8"):
+    with pytest.raises(ValueError, match="positions 8 to 8: outside 2 frames"):
         kept_overlay(np.zeros((2, 8, 8, 3), dtype=np.uint8), np.array([8]), (2, 2))
 
 
