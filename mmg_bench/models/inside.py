@@ -243,7 +243,7 @@ class Inside:
         return hidden + self.additions[number].to(hidden.device, hidden.dtype)
 
     def _prune(self, number: int, hidden: Tensor, cache: Any) -> Tensor:
-        """Prune every video before layer `number`, or before the previous layer's MLP: the kept states `[B, K, D]`."""
+        """Prune every video before layer `number`, or before the MLP before it: the kept hidden states `[B, K, D]`."""
         assert self.entered is not None
         current = self._current(hidden.device)
         left = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
@@ -337,7 +337,7 @@ class Inside:
         return self._sent(current, device)
 
     def _sent(self, part: Part, device: torch.device) -> Part:
-        """A copy with all tensors on `device`, including those in tuples, lists and dicts of a `state`."""
+        """`part` with all tensors on `device`, including those in tuples, lists and dicts of a `state`."""
         if not self.spread:
             return part
         sent = {f.name: tree_map_only(Tensor, lambda x: x.to(device), getattr(part, f.name)) for f in fields(part)}
