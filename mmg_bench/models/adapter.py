@@ -73,7 +73,7 @@ class Adapter(ABC):
     """One model family: where its parts are and how its visual tokens are laid out. Holds no run state."""
 
     package: ClassVar[str | None] = None
-    """Package that the family's processor needs and that is not installed with mmg-bench."""
+    """Package that the family's processor needs and mmg-bench does not install."""
     read: ClassVar[frozenset[str]] = frozenset()
     """Optional fields of `VideoTokens` that are derived from the attention of the family's tower (`tower.py`)."""
 
@@ -177,7 +177,7 @@ class Adapter(ABC):
     def column(self, ids: Tensor) -> int | None:
         """Column of the whole prompt that the first of position ids `[..., B, S]` refers to; None if unknown.
 
-        Synchronises with the GPU.
+        If they are on a GPU, this waits for it.
         """
         return int(ids[0, 0]) if ids.dim() == 2 else None
 
@@ -320,7 +320,7 @@ class Adapter(ABC):
 
 
 def _mark_of(output: Any) -> object:
-    """The tower call that this is the output of, or a copy of it; None if unknown."""
+    """The tower call that `output`, or the output that it was copied from, belongs to; None if unknown."""
     return getattr(output, _MARK, None) or getattr(getattr(output, "last_hidden_state", None), _MARK, None)
 
 

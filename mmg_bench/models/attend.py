@@ -73,7 +73,7 @@ class Attend:
         return weights[..., span.columns.to(device)].to(self.hidden.device)
 
     def _own(self, what: str, columns: slice = slice(None)) -> LayerAttention:
-        """Attention of the layer that prunes, in these columns; `what` is requested, for the error message."""
+        """Attention of the layer that prunes, in these columns; `what`: what is requested, for the error."""
         adapter = self.adapter
         if self.method.before_mlp:
             raise ValueError(f"{self.method.name}: before an MLP, the next layer's {what} not known")

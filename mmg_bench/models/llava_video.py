@@ -21,7 +21,7 @@ from mmg_bench.models.llava_onevision import LlavaOnevision
 
 FAMILY = "llava_video"
 POOLS = ("bilinear", "average")
-"""How 2 x 2 patches become a token: interpolated to half the side, rounded up, or averaged without an odd last one."""
+"""How 2 x 2 patches become a token: interpolated to half the side (rounded up), or averaged, dropping an odd last."""
 
 
 class LlavaVideo(LlavaOnevision):

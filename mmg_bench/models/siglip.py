@@ -39,7 +39,7 @@ class Siglip:
     head: Any
     text_tower: Any
     tokenizer: Any
-    """Of the text tower."""
+    """Tokenizer of the text tower."""
     reader: Any
     """Tokenizer of the language model, used to decode the question to text; None if it was not given."""
 
@@ -152,5 +152,5 @@ def attach(model: nn.Module, source: str, reader: Any = None, revision: str | No
 
 
 def attached(model: nn.Module) -> Siglip | None:
-    """What was attached to `model`, if anything."""
+    """The SigLIP parts attached to `model`, if any."""
     return _ATTACHED.get(model)
