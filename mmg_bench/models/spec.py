@@ -37,7 +37,8 @@ class ModelSpec:
     min_pixels: int | None = None
     max_pixels: int | None = None
     """Least and most pixels, as the model's video processor counts them: per frame (Qwen2-VL, Qwen2.5-VL, EXAONE), for
-    all frames together (Qwen3-VL, Qwen3.5, GLM), or one each (VideoLLaMA3). None: the checkpoint's own values."""
+    all frames together (Qwen3-VL, Qwen3.5, GLM), or least per frame and most for all frames together (VideoLLaMA3).
+    None: the checkpoint's own values."""
     dtype: str = "bfloat16"
     attn_implementation: str = "sdpa"
     device: str = "auto"
