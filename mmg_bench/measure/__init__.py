@@ -1,1 +1,1 @@
-"""What pruning costs and saves: latency, FLOPs and memory."""
+"""Measurements of what pruning costs and saves: latency, FLOPs and memory."""

@@ -1,4 +1,4 @@
-"""All that is measured of the speed of some cells on one workload: times, FLOPs, memory, roofline, energy."""
+"""All efficiency measurements of some cells on one workload: times, FLOPs, memory, roofline, energy."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ ENERGY = "prefill_energy_joules"
 
 @dataclass(frozen=True)
 class Value:
-    """A measured value; of a time the 5th and 95th percentile, of a ratio its 95 % interval."""
+    """A measured value; `low` and `high` are the 5th and 95th percentile of a time, or the 95 % interval of a ratio."""
 
     value: float
     low: float = math.nan
     high: float = math.nan
     n: int = 1
-    """Repeats that it rests on."""
+    """Number of repeats behind it."""
 
 
 @dataclass(frozen=True)
 class CellResult:
-    """What was measured of one cell."""
+    """Measurements of one cell."""
 
     values: dict[str, Value]
     """By metric."""
     realised_tokens: float
-    """Visual tokens of a video that entered layer 0."""
+    """Visual tokens per video that entered layer 0."""
     failure: Failure | None
-    """Why values are missing, where some are: all of them where it failed in the rounds, or what is watched."""
+    """Why values are missing, if any are: all of them if the cell failed in the rounds, else those of `_watch`."""
 
 
 def measure_efficiency(
@@ -65,7 +65,7 @@ def measure_efficiency(
 ) -> list[CellResult]:
     """Measure every cell; the first should be dense. FLOPs, bytes and energy are those of the whole batch.
 
-    A cell that fails is told of at once, and the others go on, as in `measure_cells`.
+    A cell that fails is reported at once, and the others continue, as in `measure_cells`.
     """
     all_times = measure_cells(llm, cells, workload, settings, option)
     with attention_backend(settings.sdpa):
@@ -87,9 +87,9 @@ def _watch(
     energy_seconds: float,
     option: str,
 ) -> list[tuple[dict[str, float], Failure | None]]:
-    """What is watched rather than timed, and why there is none of it or no time, cell by cell.
+    """For each cell, the values that are observed rather than timed, and its failure here or in timing, if any.
 
-    Whatever fails here, the minutes of timing before it are not lost.
+    A failure here does not lose the minutes of timing before it.
     """
     clock = Clock(llm.device)
     clock.stage_now = "a pass that watches memory"
@@ -130,7 +130,7 @@ def _answer(
     new_tokens: int,
     energy_seconds: float,
 ) -> dict[str, float]:
-    """Memory, FLOPs as torch counts them, and energy where the board tells it."""
+    """Memory, FLOPs as counted by torch, and energy if the board reports it."""
     inputs, tokens = workload.inputs(llm, encoded), encoded.tokens
     values: dict[str, float] = {**memory_values(llm, cell, encoded, encoding, inputs, new_tokens)}
     with torch.inference_mode(), pruning(llm.model, cell.method, cell.positions, encoded=tokens):
@@ -145,7 +145,7 @@ def _answer(
 
 
 def _formulas(llm: VideoLLM, cell: Cell, times: CellTimes, workload: Workload, ceilings: Ceilings) -> dict[str, float]:
-    """What follows from token counts: FLOPs as published, and distances to the roofline, where the formulas hold."""
+    """Values derived from token counts: FLOPs as published, and distances to the roofline, if the formulas apply."""
     model, batch = LanguageModel.of(llm.adapter), workload.batch
     visual = [round(n) for n in times.layer_tokens]
     seen = {"retention_layer_mean": sum(visual) / len(visual) / times.total_tokens}
@@ -153,7 +153,7 @@ def _formulas(llm: VideoLLM, cell: Cell, times: CellTimes, workload: Workload, c
         return seen
     prompt = [n + times.prompt_tokens - visual[0] for n in visual]
     cached = prompt[-1:] * len(prompt) if cell.method.prunes_caches else prompt
-    middle = [n + (times.new_tokens - 1) / 2 for n in cached]  # of the tokens that were decoded
+    middle = [n + (times.new_tokens - 1) / 2 for n in cached]  # mean context of the decoded tokens
     prefill_floor = model.prefill(prompt, batch).floor_ms(ceilings)
     decode_floor = model.decode_step(middle, batch).floor_ms(ceilings)
     return {

@@ -1,4 +1,4 @@
-"""What cannot be measured: memory that ends, or a method that fails. Either is a result, and the others go on."""
+"""What cannot be measured: out of memory, or a method that fails. Either is a result, and the others continue."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ class Failure:
     """Why something has no value."""
 
     why: str
-    """In one line."""
+    """The reason, in one line."""
     memory: bool
-    """Whether memory ended, which another try does not change; else it is a fault, which can be mended."""
+    """Whether memory ran out, which a retry does not change; otherwise it is a fault, which can be fixed."""
 
     @classmethod
     def of(cls, error: Exception, stage: str) -> Failure:
-        """What an error comes to that was raised in `stage`."""
+        """The failure for an error raised in `stage`."""
         if out_of_memory(error):
             return cls(f"out of memory in {stage}: {(str(error).splitlines() or [type(error).__name__])[0]}", True)
         return cls(told(error), False)
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that the device, or the machine, has no memory left."""
+    """Whether an error means that the device or the machine ran out of memory."""
     signs = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return known or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs))
 
 
 def attempt(clock: Clock, task: Callable[..., T], *arguments: Any) -> T | Failure:
-    """What a task returns; or why it failed, once the memory that it held is free again."""
-    return _tried(clock, task, arguments, lambda error: True)  # a method's, whatever it is
+    """The result of a task, or its failure, after the memory that it held is freed."""
+    return _tried(clock, task, arguments, lambda error: True)  # any error counts as the method's
 
 
 def within_memory(clock: Clock, task: Callable[..., T], *arguments: Any) -> T | Failure:
-    """As `attempt`, of a task that is no method's: raises what it raises, but where memory ended."""
+    """As `attempt`, for a task that does not belong to a method: errors other than out of memory are raised."""
     return _tried(clock, task, arguments, out_of_memory)
 
 
@@ -59,30 +59,30 @@ def _tried(
         if not a_result(error):
             raise
         failure = Failure.of(error, clock.stage_now.removesuffix("_ms"))
-    # behind the except clause: the traceback, which holds the tensors, is gone
+    # after the except clause: the traceback, which holds the tensors, is gone
     clock.clear()
     free()
     return failure
 
 
 def free() -> None:
-    """Give back the memory that nothing holds any more."""
+    """Release memory that is no longer in use."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def tell(who: str, failure: Failure, option: str) -> None:
-    """Say at once that a fault keeps `who` from being measured; `option` is where the command has its methods from.
+    """Report at once that a fault keeps `who` from being measured; `option` is the command's option for methods.
 
-    Of memory that ended, the table tells.
+    Out of memory is reported by the table instead.
     """
     if not failure.memory:
         tqdm.write(f"{who} cannot be measured: {failure.why}; mend it, or leave it out of `{option}`")
 
 
 def listed(failed: Iterable[tuple[str, str]]) -> str:
-    """Lines that name all of the (who, why), those of one reason together."""
+    """Lines that name all `(who, why)`, grouped by reason."""
     by_reason: dict[str, list[str]] = {}
     for who, why in failed:
         by_reason.setdefault(why, []).append(who)

@@ -1,7 +1,7 @@
 """FLOPs of the language model's prefill: two published formulas, and a count by torch itself.
 
 Everything here is in multiply-adds. Papers call them FLOPs; counting a multiply and an add as two doubles the figures.
-The formulas count the visual tokens alone and leave out the vision tower, the text, the pruning and the output head.
+The formulas count only the visual tokens and leave out the vision tower, the text, the pruning and the output head.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-"""What configurations call the number of experts."""
+"""Names that configurations use for the number of experts."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class TextGeometry:
     layers: int
     """L."""
     hidden: int
-    """d, the width of the residual stream; the queries are taken to be as wide."""
+    """d, the width of the residual stream; the queries are assumed to be as wide."""
     intermediate: int
     """m, the width inside the MLP."""
     kv_width: int
     """kv, the width of the keys: key-value heads * head size, equal to d without grouped queries."""
     dense: bool = True
-    """Whether every layer is full attention and one MLP; the formulas say nothing of experts and other attention."""
+    """Whether every layer is full attention and one MLP; the formulas do not cover experts and other attention."""
 
     def __post_init__(self) -> None:
         for f in (f for f in fields(self) if f.name != "dense"):
@@ -48,7 +48,7 @@ class TextGeometry:
         return cls(*sizes, dense=full and not experts)
 
     def tokens_per_layer(self, tokens: int | Sequence[int]) -> list[int]:
-        """`[L]` token counts from one count for all layers, or from the counts of an in-LLM method as they are."""
+        """`[L]` token counts, from one count for all layers or from the per-layer counts of an in-LLM method."""
         counts = [tokens] * self.layers if isinstance(tokens, int) else list(tokens)
         if len(counts) != self.layers:
             raise ValueError(f"got token counts of {len(counts)} layers; the language model has {self.layers}")
@@ -58,7 +58,7 @@ class TextGeometry:
 
 
 def layer_counts(entering: int, stages: Iterable[Sequence[int]], depth: int) -> list[int]:
-    """`[depth]` tokens in each layer, from those that enter layer 0 and `(layer, tokens from there on)` of others."""
+    """`[depth]` tokens in each layer, from those that enter layer 0 and `(layer, tokens from there on)` stages."""
     counts = [entering] * depth
     for layer, tokens in stages:
         counts[layer:] = [tokens] * (depth - layer)
@@ -70,7 +70,7 @@ def flops_gqa(geometry: TextGeometry, tokens: int | Sequence[int]) -> int:
 
         n d^2 (2 + 2 kv/d) + 2 n^2 d + 3 n d m
 
-    for n visual tokens, one number or one a layer. The convention of InfoMerge's tables (arXiv 2606.02161), which
+    for n visual tokens, one number or one per layer. The convention of InfoMerge's tables (arXiv 2606.02161), which
     quote MMG-Vid and its rivals: 48.82 T for LLaVA-OneVision-7B with 32 frames.
     """
     d, m, kv = geometry.hidden, geometry.intermediate, geometry.kv_width
@@ -82,7 +82,7 @@ def flops_4nd2(geometry: TextGeometry, tokens: int | Sequence[int]) -> int:
 
         4 n d^2 + 2 n^2 d + 3 n d m
 
-    for n visual tokens, one number or one a layer. FastV's convention (arXiv 2403.06764; 2 n d m there, for an MLP
+    for n visual tokens, one number or one per layer. FastV's convention (arXiv 2403.06764; 2 n d m there, for an MLP
     without a gate), with the gated MLP as PyramidDrop (arXiv 2410.17247) has it; it overstates models with grouped
     queries.
     """
@@ -93,10 +93,11 @@ def flops_4nd2(geometry: TextGeometry, tokens: int | Sequence[int]) -> int:
 def flops_counted(model: Any, inputs: Mapping[str, Any]) -> int:
     """Multiply-adds of one forward pass `model(**inputs)`, as torch's own counter sees them.
 
-    Unlike the formulas this counts all that runs: text tokens, pruning inside the pass, the vision tower when `inputs`
-    hold pixels, and the output head (of the last position only, as in generation, where the model offers that). torch's
-    own attention counts as full, not causal, squares, as in the formulas, whichever kernel runs it. Kernels of other
-    packages, such as flash-attn's or Triton's, count as nothing: load the model with `sdpa` or `eager` attention.
+    Unlike the formulas, this counts everything that runs: text tokens, pruning inside the pass, the vision tower if
+    `inputs` contain pixels, and the output head (only for the last position, as in generation, if the model supports
+    that). torch's own attention counts as full, not causal, squares, as in the formulas, whichever kernel runs it.
+    Kernels of other packages, such as flash-attn's or Triton's, are not counted: load the model with `sdpa` or `eager`
+    attention.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -104,14 +105,14 @@ def flops_counted(model: Any, inputs: Mapping[str, Any]) -> int:
     arguments = dict(inputs)
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         arguments.setdefault("logits_to_keep", 1)
-    # the counter knows not all of torch's fused kernels, nor keys with fewer heads than the queries
+    # the counter does not know all of torch's fused kernels, nor keys with fewer heads than the queries
     aten = torch.ops.aten
     kernels = [getattr(aten, f"_scaled_dot_product_{name}", None) for name in _FUSED_ATTENTION]
     known: dict[Any, Any] = {kernel: _attention_flops for kernel in kernels if kernel is not None}
-    known[aten.bmm] = _bmm_flops  # before torch 2.12 or so, it trips over bmm with a dtype
+    known[aten.bmm] = _bmm_flops  # before torch 2.12 or so, it fails on bmm with a dtype
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=known) as counter:
         model(**arguments)
-    return counter.get_total_flops() // 2  # the counter takes a multiply-add for two
+    return counter.get_total_flops() // 2  # the counter counts a multiply-add as two
 
 
 _FUSED_ATTENTION = (
@@ -121,12 +122,12 @@ _FUSED_ATTENTION = (
 
 
 def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
-    """Of `query` `[B, heads, S, width]` against any number of key heads: two products of full squares."""
+    """FLOPs of `query` `[B, heads, S, width]` with any number of key heads: two products of full squares."""
     batch, heads, rows, width = query
     return 2 * batch * heads * rows * key[-2] * (width + value[-1])
 
 
 def _bmm_flops(a: Sequence[int], b: Sequence[int], *_: Any, **__: Any) -> int:
-    """Of `a` `[B, n, D]` times `b` `[B, D, m]`."""
+    """FLOPs of `a` `[B, n, D]` times `b` `[B, D, m]`."""
     batch, rows, width = a
     return 2 * batch * rows * width * b[-1]

@@ -1,4 +1,4 @@
-"""What NVIDIA's management library says of a GPU: its settings, and the energy that it has used."""
+"""Settings and energy use of a GPU, from NVIDIA's management library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmg_bench.measure.clock import Clock
 
 
 def _handle(device: torch.device) -> tuple[Any, Any] | None:
-    """The library and its handle of a device; None where the library or the driver is missing."""
+    """The library and its handle for a device; None if the library or the driver is missing."""
     if device.type != "cuda":
         return None
     try:
@@ -27,7 +27,7 @@ def _handle(device: torch.device) -> tuple[Any, Any] | None:
 
 
 def _ask(device: torch.device, question: str) -> Any:
-    """The answer to one query of the library; None where it cannot be had."""
+    """The answer to one query of the library; None if it is not available."""
     found = _handle(device)
     if found is None:
         return None
@@ -39,7 +39,7 @@ def _ask(device: torch.device, question: str) -> Any:
 
 
 def gpu_facts(device: torch.device) -> dict[str, Any]:
-    """Settings of a GPU that its speed depends on, as far as they can be read; nothing for a CPU."""
+    """GPU settings that affect its speed, as far as they can be read; empty for a CPU."""
     if device.type != "cuda":
         return {}
     milliwatts = _ask(device, "nvmlDeviceGetEnforcedPowerLimit")
@@ -53,9 +53,9 @@ def gpu_facts(device: torch.device) -> dict[str, Any]:
 
 
 def joules(device: torch.device, task: Callable[[], Any], seconds: float) -> float | None:
-    """Energy of one call of a task, the whole board's, from calls for at least `seconds`; None where it is not told.
+    """Energy of the whole board per call of a task, measured for at least `seconds`; None if not reported.
 
-    The counter moves in steps of up to a tenth of a second: half a second or more is needed.
+    The counter updates in steps of up to a tenth of a second: half a second or more is needed.
     """
     if _ask(device, "nvmlDeviceGetTotalEnergyConsumption") is None:
         return None

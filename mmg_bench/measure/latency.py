@@ -1,9 +1,9 @@
 """Latency of one question, stage by stage, with dense and every cell interleaved.
 
-A run of its own: nothing is scored, and in every round the video is decoded, preprocessed and encoded anew. Prefill is
-one forward call of the whole model on encoded video, up to the first token's logits; pruning before the language model
-happens inside it and is taken out into its own stage. A cell that fails, or runs out of memory, is a result, not an
-end: the others are measured on.
+This is a separate run: nothing is scored, and every round decodes, preprocesses and encodes the video again. Prefill is
+one forward call of the whole model on encoded video, up to the first token's logits. Pruning before the language model
+happens inside it and is reported as its own stage instead. A cell that fails or runs out of memory is a result and does
+not end the run: the others are still measured.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from mmg_bench.options import check_whole
 
 STAGES = ("decode_ms", "preprocess_ms", "encode_ms", "prune_ms", "prefill_ms", "decode_token_ms")
 SUMS = {"ttft_ms": ("encode_ms", "prune_ms", "prefill_ms"), "e2e_ms": STAGES}
-"""Sum -> its stages; all tokens that were decoded count."""
+"""Sum -> its stages; all decoded tokens count."""
 SPEEDUPS = {
     "prefill_speedup": ("prune_ms", "prefill_ms"),
     "ttft_speedup": SUMS["ttft_ms"],
@@ -45,7 +45,7 @@ SPEEDUPS = {
 }
 """Speed-up against dense -> the stages whose sum it compares."""
 TIMES = (*STAGES, *SUMS, "tokens_per_second", *SPEEDUPS)
-"""Every metric that `time_values` gives."""
+"""Every metric that `time_values` returns."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,15 @@ class LatencySettings:
     """How often to measure."""
 
     repeats: int = 20
-    """Rounds; each takes every cell once, dense first."""
+    """Rounds; each runs every cell once, dense first."""
     warmup: int = 3
-    """Rounds before those."""
+    """Unmeasured rounds before those."""
     new_tokens: int = 8
-    """Decoding steps whose mean is `decode_token_ms`."""
+    """Decoding steps; their mean time is `decode_token_ms`."""
     engine: Engine = "stock"
     """How the language model prefills (`models/engines.py`)."""
     sdpa: Backend = "auto"
-    """Kernels of `scaled_dot_product_attention`, for the whole model; one that cannot serve is an error."""
+    """Kernels of `scaled_dot_product_attention`, for the whole model; an unusable one is an error."""
 
     def __post_init__(self) -> None:
         for name, low in (("repeats", 2), ("warmup", 0), ("new_tokens", 1)):
@@ -79,35 +79,35 @@ class LatencySettings:
 
 @dataclass(frozen=True)
 class CellTimes:
-    """Milliseconds of each stage in each round, `[repeats]` a stage."""
+    """Milliseconds of each stage in each round, `[repeats]` per stage."""
 
     stages: dict[str, NDArray[np.float64]]
-    """Empty when the cell failed; without `decode_ms` when there was no video file."""
+    """Empty if the cell failed; without `decode_ms` if there was no video file."""
     layer_tokens: tuple[float, ...] = ()
-    """Visual tokens of a video in each layer of the language model."""
+    """Visual tokens per video in each layer of the language model."""
     prompt_tokens: int = 0
     """All tokens of a prompt that entered layer 0."""
     total_tokens: int = 0
     """T * N of a video."""
     failure: Failure | None = None
-    """Why there are no times, where there are none."""
+    """Why there are no times, if there are none."""
     new_tokens: int = 1
     """Tokens decoded after the first."""
     batch: int = 1
 
     @property
     def realised_tokens(self) -> float:
-        """Visual tokens of a video that entered layer 0; NaN where the cell never ran."""
+        """Visual tokens per video that entered layer 0; NaN if the cell never ran."""
         return self.layer_tokens[0] if self.layer_tokens else math.nan
 
     def total(self, names: Sequence[str]) -> NDArray[np.float64]:
-        """Sum of some stages in each round, every decoded token counted."""
+        """Sum of some stages in each round, counting every decoded token."""
         times = {"decode_token_ms": self.new_tokens}
         return np.sum([times.get(name, 1) * self.stages[name] for name in names], axis=0)
 
 
 def check_engine(settings: LatencySettings, spec: ModelSpec) -> None:
-    """Raise ValueError unless a model of `spec` can be run as the settings say: known before it is loaded."""
+    """Raise ValueError unless a model of `spec` can run with these settings; checked before it is loaded."""
     engine = settings.engine
     if spec.fps is not None:
         raise ValueError(
@@ -135,9 +135,9 @@ def measure_cells(
 ) -> list[CellTimes]:
     """Time every cell on one workload; the first cell should be dense.
 
-    A cell that fails, in whichever round, is told of at once and sits out the rest; `option` is where the command has
-    its methods from. What is no cell's own (a video that cannot be read, a vision tower that fails) is raised. Raises
-    ValueError where the model cannot be run by the settings' engine.
+    A cell that fails in any round is reported at once and skipped from then on; `option` is the command's option for
+    methods. Errors outside the cells (a video that cannot be read, a vision tower that fails) are raised. Raises
+    ValueError if the model cannot run with the settings' engine.
     """
     check_engine(settings, llm.spec)
     with attention_backend(settings.sdpa), prefill_engine(llm.adapter.language_model, settings.engine) as switch:
@@ -159,7 +159,7 @@ def _measure_cells(
     clock = Clock(llm.device)
 
     def read() -> tuple[Pixels, dict[str, float]]:
-        """Pixels, and the times that all cells share."""
+        """Pixels, and the times shared by all cells."""
         with clock.stage("decode_ms"):
             clips = workload.decode()
         with clock.stage("preprocess_ms"):
@@ -173,10 +173,10 @@ def _measure_cells(
         return encoded, clock.read()["encode_ms"]
 
     def answer(cell: Cell, encoded: Encoded) -> tuple[float, tuple[tuple[float, ...], int, int]]:
-        """Prune, prefill and decode once: milliseconds of pruning; tokens in the layers, in the prompt, in all."""
+        """Prune, prefill and decode once: milliseconds of pruning; tokens per layer, in the prompt, and in total."""
         inputs = workload.inputs(llm, encoded)
         switch.on = not cell.method.prunes_inside(depth)
-        switch.unpadded = bool(inputs["attention_mask"].all())  # so are equal prompts, pruned alike
+        switch.unpadded = bool(inputs["attention_mask"].all())  # equal prompts stay unpadded when pruned alike
         with torch.inference_mode(), pruning(llm.model, cell.method, cell.positions, encoded=encoded.tokens) as run:
             with clock.stage("prefill_ms"):
                 out = prefill(llm, encoded, inputs)
@@ -203,7 +203,7 @@ def _measure_cells(
         pixels, shared = begun
         encodings: dict[frozenset[str], tuple[Encoded, float]] = {}
         for needs in needs_sets(llm, [cell for i, cell in enumerate(cells) if i not in failed]):
-            # what some methods need of the tower must not take the others down
+            # a failure in what some methods need from the tower must not stop the others
             made = (attempt if needs else within_memory)(clock, encode, pixels, needs)
             if isinstance(made, Failure):
                 fail((i for i, cell in enumerate(cells) if tower_needs(llm, cell) == needs), made)
@@ -238,7 +238,7 @@ def _measure_cells(
 def time_values(dense: CellTimes, cell: CellTimes) -> dict[str, tuple[float, float, float]]:
     """Metric -> (value, low, high): median, 5th and 95th percentile of times; speed-ups with their 95 % interval.
 
-    Empty for a cell that failed; without speed-ups where dense did.
+    Empty for a cell that failed; without speed-ups if dense failed.
     """
     if cell.failure is not None:
         return {}
@@ -253,7 +253,7 @@ def time_values(dense: CellTimes, cell: CellTimes) -> dict[str, tuple[float, flo
 
 
 def speedup(dense: CellTimes, cell: CellTimes, names: Sequence[str]) -> tuple[float, float, float]:
-    """Ratio of median times dense / cell, and its 95 % interval by resampling whole rounds (10,000 times)."""
+    """Ratio of median times, dense / cell, and its 95 % interval from resampling whole rounds (10,000 times)."""
     a, b = dense.total(names), cell.total(names)
     picks = np.random.default_rng(0).integers(len(a), size=(10_000, len(a)))
     ratios = np.median(a[picks], axis=1) / np.median(b[picks], axis=1)

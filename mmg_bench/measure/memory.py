@@ -1,4 +1,4 @@
-"""Memory: weights, activations and KV cache apart. In passes of their own, because watching an allocator takes time."""
+"""Memory of weights, activations and KV cache, in separate passes because tracking an allocator takes time."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from mmg_bench.models.loading import Encoded, VideoLLM
 
 
 class PeakMemory:
-    """Bytes of tensors that are allocated inside the context: `peak` at most at a time, `kept` at its end.
+    """Bytes of tensors allocated inside the context: `peak` is the maximum at any time, `kept` what is left at its end.
 
-    On a GPU from torch's allocator; on a CPU, where torch keeps no such count, from its profiler. Neither sees what
-    libraries take for themselves (CUDA's own context, workspaces of a few megabytes).
+    On a GPU from torch's allocator; on a CPU, where torch has no such count, from its profiler. Neither includes memory
+    that libraries allocate themselves (CUDA's own context, workspaces of a few megabytes).
     """
 
     def __init__(self, device: torch.device):
@@ -32,7 +32,7 @@ class PeakMemory:
         self.peak = self.kept = 0
 
     def __enter__(self) -> Self:
-        gc.collect()  # what is freed inside is to be of inside
+        gc.collect()  # so that only memory of the context is freed inside it
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -60,7 +60,7 @@ class PeakMemory:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the profiler's C++ code writes to the process's stderr when it starts and stops."""
+    """Suppress what the profiler's C++ code writes to the process's stderr when it starts and stops."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -79,7 +79,7 @@ def weight_bytes(*modules: nn.Module) -> int:
 
 
 def cache_bytes(cache: Any) -> int:
-    """Bytes of the keys and values in a transformers cache; of linear attention, those of its states."""
+    """Bytes of the keys and values in a transformers cache, and of the states of linear attention."""
     names = ("keys", "values", "conv_states", "recurrent_states")
     entries = [getattr(layer, name, None) for layer in cache.layers for name in names]
     held = [t for entry in entries for t in (entry.values() if isinstance(entry, dict) else [entry]) if t is not None]
@@ -89,13 +89,14 @@ def cache_bytes(cache: Any) -> int:
 def memory_values(
     llm: VideoLLM, cell: Cell, encoded: Encoded, encoding: PeakMemory, inputs: dict[str, Tensor], new_tokens: int
 ) -> dict[str, int]:
-    """Metric -> bytes, of one answer of a cell to `encoded` video, whose encoding was watched by `encoding`.
+    """Metric -> bytes, for one answer of a cell to `encoded` video, whose encoding was measured by `encoding`.
 
-    `weights_bytes`, of a SigLIP checkpoint those that the method needs; `encode_memory_bytes`, the most that encoding
-    takes beside them; `kv_cache_bytes` after the prefill; `activation_memory_bytes`, the most that encoded video,
-    pruning, prefill and decoding take beside weights and KV cache; `peak_memory_bytes`, the most of the whole answer.
+    `weights_bytes`, including the modules of a SigLIP checkpoint that the method needs; `encode_memory_bytes`, the peak
+    of encoding on top of the weights; `kv_cache_bytes` after the prefill; `activation_memory_bytes`, the peak of
+    encoded video, pruning, prefill and decoding on top of weights and KV cache; `peak_memory_bytes`, the peak of the
+    whole answer.
 
-    Raises ValueError when the model's logits are not finite: such numbers must not be measured on.
+    Raises ValueError if the model's logits are not finite, because such a model must not be measured.
     """
     with (
         PeakMemory(llm.device) as answering,

@@ -1,4 +1,4 @@
-"""How long the methods' own work takes, without a model: every method on the same made video, round by round."""
+"""How long the methods' own work takes, without a model: every method on the same synthetic video, round by round."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ class PruneTimeSettings:
     """What to time, and how often."""
 
     frames: tuple[int, ...] = (32, 128)
-    """Videos of so many frames each; 32 and 128 with the rest as below are LLaVA-OneVision-7B's."""
+    """Frames of each video; 32 and 128, with the defaults below, match LLaVA-OneVision-7B."""
     tokens: int = 196
     """N of a frame, in the squarest grid."""
     width: int = 3584
     """D of a token."""
     dtype: str = "float32"
     device: str = "auto"
-    """`auto` takes a GPU when there is one."""
+    """`auto` uses a GPU if there is one."""
     repeats: int = 20
-    """Rounds; each takes every method once."""
+    """Rounds; each runs every method once."""
     warmup: int = 3
-    """Rounds before those."""
+    """Unmeasured rounds before those."""
     seconds: float = 60.0
-    """A method that has taken so long at one number of frames sits out further rounds, but not the first three."""
+    """A method that has taken this long at one number of frames skips further rounds, but not the first three."""
     seed: int = 0
-    """Of the video."""
+    """Seed of the video."""
 
     def __post_init__(self) -> None:
         for name, least in (("tokens", 1), ("width", 1), ("repeats", LEAST_ROUNDS), ("warmup", 0)):
@@ -68,33 +68,33 @@ class PruneTimeSettings:
 
     @property
     def torch_device(self) -> torch.device:
-        """The device that `auto` stands for, or the one named. Raises ValueError where there is none."""
+        """The device that `auto` stands for, or the one named. Raises ValueError if it does not exist."""
         return device_of("device", self.device)
 
 
 @dataclass(frozen=True)
 class PruneTimes:
-    """What one method took at one number of frames."""
+    """Times of one method at one number of frames."""
 
     name: str
     frames: int
     total_tokens: int
     realised_tokens: int | None
-    """Tokens left; None when the first call failed."""
+    """Tokens left; None if the first call failed."""
     ms: NDArray[np.float64]
-    """`[repeats]`; NaN in rounds that it sat out. Empty when it failed, or has no work outside the model."""
+    """`[repeats]`; NaN in rounds that it skipped. Empty if it failed or has no work outside the model."""
     gram: NDArray[np.float64]
-    """`[repeats]`: what the Gram product took in the same rounds."""
+    """`[repeats]`: time of the Gram product in the same rounds."""
     failure: Failure | None = None
-    """Why there are no times of it, where it failed."""
+    """Why it has no times, if it failed."""
 
 
 def measure_methods(methods: Mapping[str, Method], settings: PruneTimeSettings) -> Iterator[list[PruneTimes]]:
-    """Time every method; beside it the one batched Gram product of the video's frames. One list a number of frames.
+    """Time every method, and one batched Gram product of the video's frames. One list per number of frames.
 
     That product, `[T, N, D]` with its own transpose in float32, is what MMG-Vid cannot avoid, and a yardstick for the
-    others: a ratio to it says more than milliseconds of one machine. A method that fails is told of at once, and the
-    others are timed on.
+    others: a ratio to it says more than milliseconds on one machine. A method that fails is reported at once, and the
+    others are still timed.
     """
     device, dtype = settings.torch_device, dtype_of("dtype", settings.dtype)
     make_current(device)
@@ -117,7 +117,7 @@ def _at(
     clock.stage_now = f"pruning {frames} frames"
 
     def fail(name: str, failure: Failure) -> None:
-        if name == GRAM:  # no method's, and without it no ratio
+        if name == GRAM:  # not a method, and without it there is no ratio
             raise RuntimeError(f"the {GRAM} of {frames} frames cannot be timed: {failure.why}; choose fewer `frames`")
         failed[name] = failure
         tell(f"{name} of {frames} frames", failure, "methods")
@@ -128,7 +128,7 @@ def _at(
             fail(name, left)
             continue
         realised[name] = left
-        # what leaves every token prunes inside the language model, without which its work cannot be timed
+        # a method that leaves every token prunes inside the language model, without which it cannot be timed
         if left < tokens.total or method.retention_ratio == 1:
             work[name] = partial(method.prune, tokens)
     ms = time_rounds(work, device, settings.repeats, settings.warmup, settings.seconds, f"{frames} frames", fail=fail)
@@ -151,10 +151,10 @@ def time_rounds(
     *,
     fail: Callable[[str, Failure], None],
 ) -> dict[str, NDArray[np.float64]]:
-    """Milliseconds of every piece of `work`, `[repeats]` each; all of them once a round, so that drifts meet all alike.
+    """Milliseconds of every piece of `work`, `[repeats]` each; each runs once per round, so drift affects all equally.
 
-    One that has taken `seconds` sits out further rounds (NaN), warm-up included, once it has three. One that raises an
-    error sits out the rest, and `fail` is called with its name.
+    A piece that has taken `seconds` skips further rounds (NaN), including warm-up, but not the first three. A piece
+    that raises an error skips the rest, and `fail` is called with its name.
     """
     clock = Clock(device)
     clock.stage_now = f"pruning {title}"
@@ -177,7 +177,7 @@ def time_rounds(
 
 
 def _timed(run: Callable[[], object], device: torch.device) -> float:
-    """Milliseconds until all the work that `run` queued is done."""
+    """Milliseconds until all work queued by `run` is done."""
     elapsed = Elapsed(device)
     run()
     elapsed.stop()

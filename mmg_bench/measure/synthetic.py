@@ -1,7 +1,7 @@
-"""Made videos for timing: the structure of visual tokens, without a model.
+"""Synthetic videos for timing: the structure of visual tokens, without a model.
 
-Zeros or independent noise would not do: methods that cut scenes, merge what is still or look for thresholds take other
-paths on them, and other times.
+Zeros or independent noise are unsuitable: methods that segment scenes, merge static content or search for thresholds
+take different paths on them, and different times.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ TEXT_TOKENS = 32
 def synthetic_video(frames: int, grid: tuple[int, int], width: int, seed: int = 0) -> VideoTokens:
     """A video `[frames, H * W, width]` in float32 on the CPU, every optional field filled; the same for the same seed.
 
-    Scenes of about eight frames: each has a mean and a smooth background, over which tokens drift (AR(1); 40 % of them
-    hardly), an object moves, and in every 16th frame something flashes up. Token norms and channel scales differ.
+    Scenes last about eight frames. Each has a mean and a smooth background, over which tokens drift (AR(1); 40 % of
+    them hardly) and an object moves. In every 16th frame a spot flashes up. Token norms and channel scales differ.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -55,7 +55,7 @@ def synthetic_video(frames: int, grid: tuple[int, int], width: int, seed: int = 
             x[t] += 2 * blob(uniform(2), 0.08)[:, None] * looks[1]
     x *= (0.9 + 0.2 * uniform(frames, size, 1)) * (0.3 + 1.4 * uniform(width))
 
-    def seen(columns: int) -> Tensor:  # [T, N, columns], as some layer of a tower would see the tokens
+    def seen(columns: int) -> Tensor:  # [T, N, columns], as a tower layer might see the tokens
         return x @ (normal(width, columns) / width**0.5)
 
     def attention() -> Tensor:  # [T, N]

@@ -1,4 +1,4 @@
-"""What every measurement runs: some frames of a video and a prompt, encoded, prefilled and decoded."""
+"""The workload of every measurement: some frames of a video and a prompt, encoded, prefilled and decoded."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from mmg_bench.models.loading import Encoded, Pixels, VideoLLM
 from mmg_bench.options import check_folder, check_path, check_whole
 
 PIXELS = (360, 640)
-"""Height and width of frames of random pixels."""
+"""Height and width of random frames."""
 _SIDE = 384  # pixels of the standard video
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A prompt about some frames of a video, several times in one batch."""
+    """A prompt about some frames of a video, repeated in one batch."""
 
     video: Path | None
-    """None: random pixels, and nothing to decode."""
+    """None: random pixels, and no video decoding."""
     prompt: str
     frames: int
     batch: int = 1
@@ -41,7 +41,7 @@ class Workload:
             check_whole(name, getattr(self, name), 1)
 
     def decode(self) -> list[Clip]:
-        """The frames of each video of the batch."""
+        """The frames of each video in the batch."""
         if self.video is None:
             return [self._random] * self.batch
         return [read_clip(self.video, self.frames) for _ in range(self.batch)]
@@ -52,13 +52,13 @@ class Workload:
         return Clip(pixels, Timing.every_second(self.frames))
 
     def inputs(self, llm: VideoLLM, encoded: Encoded) -> dict[str, Tensor]:
-        """What `VideoLLM.tokenize` makes of the prompt, `[batch, S]` each."""
+        """The output of `VideoLLM.tokenize` for the prompt, `[batch, S]` each."""
         one = llm.tokenize(self.prompt, encoded.texts[:1])
         return {name: value.repeat(self.batch, 1) for name, value in one.items()}
 
 
 def standard_video() -> Path:
-    """An mp4 file to measure on where no other is given: made on first use, 384 pixels a side."""
+    """The default mp4 file for measurements: created on first use, 384 pixels per side."""
     path = cache_folder() / f"measure-{_SIDE}-{VERSION}.mp4"
     if not path.exists():
         check_folder("MMG_BENCH_CACHE", str(cache_folder()))
@@ -67,24 +67,24 @@ def standard_video() -> Path:
 
 
 def video_file(given: str) -> Path:
-    """The file that the option `video` names, which need not exist; of `generated`, the standard one."""
+    """The file that the option `video` names, which need not exist; for `generated`, the standard one."""
     return standard_video() if given == "generated" else check_path("video", given)
 
 
 def preprocess(llm: VideoLLM, clips: Sequence[Clip]) -> Pixels:
-    """A batch of videos as the processor makes them."""
+    """Process a batch of videos with the model's processor."""
     each = [llm.preprocess(clip.pixels, clip.timing) for clip in clips]
     tensors = {name: torch.cat([pixels.tensors[name] for pixels in each]) for name in each[0].tensors}
     return Pixels(tensors, [text for pixels in each for text in pixels.texts])
 
 
 def tower_needs(llm: VideoLLM, cell: Cell) -> frozenset[str]:
-    """What a cell asks of the vision tower: encoding with it costs more, and is charged to the cell."""
+    """The fields that a cell needs from the vision tower: they make encoding slower, which is charged to the cell."""
     return cell.method.needs & llm.adapter.supplies
 
 
 def needs_sets(llm: VideoLLM, cells: Collection[Cell]) -> list[frozenset[str]]:
-    """The different needs of some cells, the plain encoding first."""
+    """The distinct needs of some cells, plain encoding first."""
     return sorted({tower_needs(llm, cell) for cell in cells}, key=lambda needs: (len(needs), sorted(needs)))
 
 
@@ -94,7 +94,7 @@ def prefill(llm: VideoLLM, encoded: Encoded, inputs: dict[str, Tensor]) -> Any:
 
 
 def decode_steps(llm: VideoLLM, out: Any, mask: Tensor, steps: int) -> None:
-    """Some more tokens after a prefill, the most likely one each time."""
+    """Decode `steps` more tokens after a prefill, greedily."""
     for _ in range(steps):
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         out = llm.model(
@@ -107,7 +107,7 @@ def decode_steps(llm: VideoLLM, out: Any, mask: Tensor, steps: int) -> None:
 
 
 def random_prompt(tokenizer: Any, words: int) -> str:
-    """`words` random words of the tokenizer's own vocabulary, most of them one token each."""
+    """`words` random words from the tokenizer's own vocabulary, most of them one token each."""
     known = {token.lstrip("Ġ▁") for token in tokenizer.get_vocab()}
     choices = sorted(word for word in known if word.isascii() and word.isalpha())
     return " ".join(np.random.default_rng(0).choice(choices, size=words))

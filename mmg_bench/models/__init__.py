@@ -1,1 +1,1 @@
-"""Models: what reads and writes visual tokens of unmodified transformers models."""
+"""Models: reading and writing the visual tokens of unmodified transformers models."""

@@ -1,4 +1,4 @@
-"""What the hooks must know of a model family, and which family a model belongs to."""
+"""Model families: what the hooks need to know about each, and the lookup of a model's family."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ FAMILIES = {
     "llava_next_video": "mmg_bench.models.llava_next_video:LlavaNextVideo",
     "video_llama_3": "mmg_bench.models.video_llama_3:VideoLlama3",
 }
-"""`model.config.model_type` -> adapter; `model.config.mmg_family`, where a conversion of ours set it, goes before."""
+"""`model.config.model_type` -> adapter. `model.config.mmg_family`, set by our own conversions, takes precedence."""
 FALLBACK = "mmg_bench.models.scatter:Scatter"
-"""Adapter of all other types, where the model has what it takes."""
+"""Adapter for all other types, provided the model has the required parts."""
 
 _MASKED_OUTSIDE = "it makes the masks of its layers, in which visual tokens may see one another, outside its decoder"
 REFUSED = {
@@ -52,12 +52,12 @@ REFUSED = {
     "kimi_k25": "it cuts videos into chunks, each with a grid of its own, and makes one frame of each",
     "qwen4_exp": "its layers read the ids of the tokens beside their embeddings, which pruning does not follow",
 }
-"""`model_type` -> why `FALLBACK` must not try to serve it."""
+"""`model_type` -> why `FALLBACK` must not be used for it."""
 
 WEIGHED = ("sdpa", "eager")
-"""Attention implementations that take a mask to be added to the scores."""
+"""Attention implementations that accept a mask added to the scores."""
 
-_MARK = "mmg_bench_call"  # attribute of what a vision tower returned, and of a tensor in it: which call that was
+_MARK = "mmg_bench_call"  # attribute of a vision tower's output, and of a tensor in it: identifies the call
 
 _USUAL_LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 
@@ -70,12 +70,12 @@ class UnsupportedModelError(ValueError):
 
 
 class Adapter(ABC):
-    """One model family: where its parts are and how its visual tokens are laid out. Holds no state of a run."""
+    """One model family: where its parts are and how its visual tokens are laid out. Holds no run state."""
 
     package: ClassVar[str | None] = None
-    """What the family's processor needs beyond what is installed with mmg-bench."""
+    """Package that the family's processor needs and mmg-bench does not install."""
     read: ClassVar[frozenset[str]] = frozenset()
-    """Optional fields of `VideoTokens` that are read from what the family's tower attends to (`tower.py`)."""
+    """Optional fields of `VideoTokens` that are derived from the attention of the family's tower (`tower.py`)."""
 
     def __init__(self, model: Any):
         self.model = model
@@ -87,12 +87,12 @@ class Adapter(ABC):
 
     @property
     def from_siglip(self) -> frozenset[str]:
-        """Those that it can fill beside, once the model has its original SigLIP checkpoint."""
+        """Further fields that it can fill once the model has its original SigLIP checkpoint."""
         return frozenset()
 
     @property
     def timed(self) -> bool:
-        """Whether prompts or position ids hold the times of frames, so that preprocessing must be told them."""
+        """Whether prompts or position ids contain frame times, so that preprocessing needs them."""
         return False
 
     @property
@@ -116,9 +116,9 @@ class Adapter(ABC):
         return self.language_model.layers
 
     def attention_module(self, layer: Any) -> Any:
-        """The attention of a decoder layer, with `q_proj`, `k_proj`, `head_dim` and `scaling`.
+        """The attention module of a decoder layer, with `q_proj`, `k_proj`, `head_dim` and `scaling`.
 
-        Raises UnsupportedModelError where it may be computed otherwise, by what the layer is made of.
+        Raises UnsupportedModelError if the layer's submodules suggest that attention may be computed differently.
         """
         if not hasattr(layer, "input_layernorm"):
             raise UnsupportedModelError(
@@ -129,20 +129,20 @@ class Adapter(ABC):
 
     @property
     def final_norm(self) -> nn.Module:
-        """The norm behind the last decoder layer."""
+        """The norm after the last decoder layer."""
         norm: nn.Module = self.language_model.norm
         return norm
 
     def normalised(self, layer: Any, hidden: Tensor) -> Tensor:
-        """What the attention of a decoder layer gets of the layer's input `[S, D]`."""
+        """The input of a decoder layer's attention, computed from the layer's input `[S, D]`."""
         normalised: Tensor = layer.input_layernorm(hidden)
         return normalised
 
     def mlp(self, layer: Any) -> tuple[nn.Module, nn.Module]:
-        """The norm behind the attention of a decoder layer, and its MLP: the layer ends with `x + mlp(norm(x))`.
+        """The norm after the attention of a decoder layer, and its MLP: the layer ends with `x + mlp(norm(x))`.
 
-        In place of an MLP whose output passes a norm of its own, that norm.
-        Raises UnsupportedModelError where the layer may end otherwise, by what it is made of.
+        If the MLP's output passes through its own norm, that norm is returned in place of the MLP.
+        Raises UnsupportedModelError if the layer's submodules suggest that it may end differently.
         """
         made_of = {name for name, part in layer.named_children() if not isinstance(part, nn.Dropout)}
         if made_of != _USUAL_LAYER or getattr(layer, "residual_multiplier", 1) != 1:
@@ -153,8 +153,8 @@ class Adapter(ABC):
         return layer.post_attention_layernorm, layer.mlp
 
     def rotary(self, hidden: Tensor, ids: Tensor) -> Any:
-        """The rotary embeddings that the language model makes of position ids `[..., B, S]` for its layers."""
-        # of four, the first counts the text, for masks only
+        """The rotary embeddings that the language model computes from position ids `[..., B, S]` for its layers."""
+        # with four axes, the first one counts the text and is used for masks only
         return self.language_model.rotary_emb(hidden, ids[-3:] if ids.dim() == 3 else ids)
 
     def rows(self, rotary: Any, row: int) -> tuple[Tensor, Tensor]:
@@ -163,47 +163,47 @@ class Adapter(ABC):
         return cos[row if len(cos) > 1 else 0], sin[row if len(sin) > 1 else 0]
 
     def next_ids(self, mask: Tensor) -> Tensor:
-        """Position ids `[..., B, 1]` of the last of the columns in `mask` `[B, S]`, one that was decoded."""
+        """Position ids `[..., B, 1]` of the last column in `mask` `[B, S]`, which is a decoded token."""
         return mask.sum(-1, keepdim=True) - 1
 
     @property
     def deltas(self) -> Tensor | None:
-        """`[B, 1]`: by how much position ids of later text differ from its columns, as the model last counted them.
+        """`[B, 1]`: offset of later text's position ids from its columns, as the model last computed it.
 
-        None where they do not.
+        None if there is no offset.
         """
         return None
 
     def column(self, ids: Tensor) -> int | None:
-        """Which column of the whole prompt the first of position ids `[..., B, S]` stands for; None if they do not say.
+        """Column of the whole prompt that the first of position ids `[..., B, S]` refers to; None if unknown.
 
-        On a GPU it waits for them.
+        If they are on a GPU, this waits for it.
         """
         return int(ids[0, 0]) if ids.dim() == 2 else None
 
     @property
     def interleaved(self) -> bool:
-        """Whether rotary embeddings turn each number of a head with its neighbour, and not half with half."""
+        """Whether rotary embeddings rotate each element of a head with its neighbour, not half with half."""
         return False
 
     @property
     @abstractmethod
     def video_token_id(self) -> int:
-        """Id of the placeholder of a visual token."""
+        """Id of the placeholder for a visual token."""
 
     @property
     def placeholder_ids(self) -> list[int]:
-        """Ids of the placeholders of all visual tokens, those of images too: what is no text."""
+        """Ids of all visual placeholders, including those of images: everything that is not text."""
         image = getattr(self.model.config, "image_token_id", None)
         return [self.video_token_id] if image is None else [self.video_token_id, image]
 
     @property
     def trailing(self) -> int:
-        """Placeholders behind the `T * H * W` tokens of a video (newline tokens): never counted, always kept."""
+        """Placeholders after the `T * H * W` tokens of a video (newline tokens): never counted, always kept."""
         return 0
 
     def placeholders(self, layout: Layout) -> int:
-        """How many placeholders a video has, those of newlines included."""
+        """Number of placeholders of a video, including newlines."""
         return math.prod(layout) + self.trailing
 
     def body(self, layout: Layout) -> slice | Tensor:
@@ -211,59 +211,59 @@ class Adapter(ABC):
         return slice(math.prod(layout))
 
     def in_a_row(self, layout: Layout) -> int:
-        """How many placeholders of a video stand side by side; other tokens may stand between such runs."""
+        """Number of adjacent placeholders in a run of a video; other tokens may separate such runs."""
         return self.placeholders(layout)
 
     def holds_videos(self, inputs: dict[str, Any]) -> bool:
-        """Whether a forward call with these keyword arguments brings videos."""
+        """Whether a forward call with these keyword arguments contains videos."""
         return self.encoded(inputs) is not None or inputs.get("pixel_values_videos") is not None
 
     def encoded(self, inputs: dict[str, Any]) -> Any:
-        """What a forward call with these keyword arguments brings instead of pixels; None where it encodes itself."""
+        """Encoded videos that a forward call receives instead of pixels; None if the call encodes them itself."""
         return (inputs.get("mm_encoder_outputs") or {}).get("video")
 
     def one_video(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the processor made of one video, so laid out that several can be concatenated for `encode`."""
+        """The processor's output for one video, in a layout that can be concatenated across videos for `encode`."""
         return tensors
 
     @abstractmethod
     def layouts(self, inputs: dict[str, Any], captured: Capture) -> list[Layout]:
-        """The videos that were encoded for a forward call with these keyword arguments, in order."""
+        """Layouts of the videos that were encoded for a forward call with these keyword arguments, in order."""
 
     def additions(self, kwargs: dict[str, Any], kept: Kept | None) -> tuple[dict[str, Any], list[Tensor]]:
-        """What the language model adds to the hidden states behind its first layers, `[B, K, D]` for each of them.
+        """Tensors that the language model adds to the hidden states after its first layers, `[B, K, D]` for each.
 
-        Taken out of the keyword arguments of its call, and narrowed to the columns that are `kept`.
+        They are removed from the keyword arguments of its call and narrowed to the columns that are `kept`.
         """
         return kwargs, []
 
     @abstractmethod
     def encode(self, videos: dict[str, Tensor], needs: Collection[str]) -> tuple[list[VideoTokens], dict[str, Any]]:
-        """Encode what the processor made of one or several videos, once.
+        """Encode the processor's output for one or several videos, once.
 
-        Returns their tokens, with the fields in `needs` filled, and the keyword arguments by which `generate` takes
-        the encoded videos instead of pixels (pass them through `fresh`).
+        Returns their tokens, with the fields in `needs` filled, and the keyword arguments that pass the encoded videos
+        to `generate` instead of pixels (pass them through `fresh`).
         """
 
     @abstractmethod
     def capture(self, needs: Collection[str]) -> AbstractContextManager[Capture]:
-        """A context that records, of each vision-tower call, what the fields in `needs` are made of."""
+        """A context that records, for each vision-tower call, what the fields in `needs` are computed from."""
 
     @classmethod
     def lacking(cls, model: Any) -> str | None:
-        """What `model` lacks for this adapter, for an error; None when it has everything."""
+        """What `model` lacks for this adapter, for an error message; None if it has everything."""
         return None
 
     def check(self, needs: Collection[str], who: str, *, siglip: bool = False) -> None:
-        """Raise UnsupportedModelError when the family cannot supply what `who` needs.
+        """Raise UnsupportedModelError if the family cannot supply what `who` needs.
 
-        `siglip`: whether the model will have its SigLIP checkpoint, though it is not loaded yet.
+        `siglip`: whether the model will have its SigLIP checkpoint, even if that is not loaded yet.
         """
         if (lacking := self.lacking_for(needs, who, siglip=siglip)) is not None:
             raise UnsupportedModelError(": ".join((who, *lacking)))
 
     def lacking_for(self, needs: Collection[str], who: str, *, siglip: bool = False) -> tuple[str, str] | None:
-        """What the family cannot supply of what `who` needs, and what to do about it; None when it has everything."""
+        """What `who` needs and the family cannot supply, and what to do about it; None if nothing is missing."""
         supplied = {*self.supplies, "query", *(self.from_siglip if siglip else ())}
         if not (missing := sorted(set(needs) - supplied)):
             return None
@@ -275,10 +275,10 @@ class Adapter(ABC):
         return fault, ", or ".join(ways)
 
     def stages(self, method: Method) -> tuple[tuple[int, ...], int | None]:
-        """The layers before which `method` prunes, and the one from which on it hides keys.
+        """The layers before which `method` prunes, and the first layer at which it hides keys.
 
-        Raises UnsupportedModelError where that is not to be had of these layers, and ValueError for layers that the
-        model does not have.
+        Raises UnsupportedModelError if these layers do not support that, and ValueError for layers that the model does
+        not have.
         """
         layers, key_layer = layers_of(method, len(self.layers))
         if not layers and key_layer is None:
@@ -296,9 +296,9 @@ class Adapter(ABC):
         return layers, key_layer
 
     def not_inside(self) -> str | None:
-        """Where a method would prune inside the language model, and why it cannot; None where it can.
+        """Where a method would prune inside the language model, and why it cannot; None if it can.
 
-        To follow the words "<method> prunes".
+        The text continues "<method> prunes".
         """
         kinds = set(getattr(self.text_config, "layer_types", None) or ())
         if kinds - {"full_attention"}:
@@ -306,7 +306,7 @@ class Adapter(ABC):
                 "inside the language model, whose layers must attend to all that is before them: "
                 f"this one has {', '.join(sorted(kinds))}"
             )
-        if type_of(self.model) not in FAMILIES:  # a wrong guess of how its layers attend would show nowhere
+        if type_of(self.model) not in FAMILIES:  # a wrong guess about their attention would go unnoticed
             return (
                 f"inside the language model, and how layers of models of type {self.model.config.model_type!r} compute "
                 "attention is not known here: that needs an entry in FAMILIES (mmg_bench/models/adapter.py) and its "
@@ -315,55 +315,55 @@ class Adapter(ABC):
         return None
 
     def _ways(self, fields: Collection[str]) -> list[str]:
-        """How a model of the family comes to supply some fields, in the imperative."""
+        """Ways to make a model of the family supply some fields, in the imperative."""
         return []
 
 
 def _mark_of(output: Any) -> object:
-    """Which call of the tower this is of, or was copied from; None where that is not known."""
+    """The tower call that `output`, or the output that it was copied from, belongs to; None if unknown."""
     return getattr(output, _MARK, None) or getattr(getattr(output, "last_hidden_state", None), _MARK, None)
 
 
 class Capture(ABC):
-    """What was recorded of the vision tower's last call."""
+    """Data recorded from the vision tower's last call."""
 
     mark: object
-    """Of what that call returned; None where there is nothing to be told by."""
+    """Mark of that call's output; None if there is nothing to identify it by."""
 
     def note_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Forward hook of the tower. The model hands on what its tower returned, and completes that in place."""
+        """Forward hook of the tower. The model passes its tower's output on and completes it in place."""
         self.mark = _mark_of(output) or object()
         for part in (output, getattr(output, "last_hidden_state", None)):
             if isinstance(part, ModelOutput | Tensor):
                 setattr(part, _MARK, self.mark)
 
     def claim(self, encoded: Any, copied: bool) -> None:
-        """Before a call that brings encoded videos, or pixels (None): forget what is not of these videos.
+        """Before a call with encoded videos, or pixels (None): forget what does not belong to these videos.
 
-        `generate` encodes first, and brings the same again at each step, if it has no cache. `copied`: whether what it
-        brings may have been copied to another device, and so have lost its mark; it is then taken to be of this call.
+        `generate` encodes first and, without a cache, passes the same output at each step. `copied`: whether the output
+        may have been copied to another device and so lost its mark; it is then taken to belong to the recorded call.
         """
         mark = _mark_of(encoded)
         if encoded is None or (mark is not self.mark if mark is not None else not copied):
             self.forget()
 
     def forget(self) -> None:
-        """Drop what was recorded."""
+        """Drop the recorded data."""
         self.mark = None
 
     def fields(self, first: int, count: int) -> dict[str, Tensor]:
-        """The optional fields of `VideoTokens` for frames `[first, first + count)` of the call; none, unless said."""
+        """The optional fields of `VideoTokens` for frames `[first, first + count)` of the call; none by default."""
         return {}
 
     def video(self, features: Tensor, grid: tuple[int, int], first: int) -> VideoTokens:
-        """The video whose frames begin with the `first` of the call, all where its `features` `[T, N, D]` are."""
+        """The video that starts at frame `first` of the call, on the device of its `features` `[T, N, D]`."""
         given = self.fields(first, len(features))
         return VideoTokens(features, grid, **{name: value.to(features.device) for name, value in given.items()})
 
 
 @contextmanager
 def hooked(captured: Capture, handles: Collection[Any]) -> Iterator[Capture]:
-    """What hooks record, which are removed at the end: these `handles`."""
+    """Yield what hooks record, and remove the hooks (`handles`) at the end."""
     try:
         yield captured
     finally:
@@ -372,7 +372,7 @@ def hooked(captured: Capture, handles: Collection[Any]) -> Iterator[Capture]:
 
 
 def unseen(needs: Collection[str]) -> RuntimeError:
-    """The error for fields of `VideoTokens` of which the vision tower has told nothing."""
+    """The error for fields of `VideoTokens` that were not recorded from the vision tower."""
     return RuntimeError(
         f"{', '.join(sorted(needs))}: the vision tower did not encode these frames for this call, inside the context: "
         "pass pixels, or the tokens of `Adapter.encode` to `pruning` as `encoded`"
@@ -380,24 +380,24 @@ def unseen(needs: Collection[str]) -> RuntimeError:
 
 
 def marked(made: Any, like: Any) -> Any:
-    """What was made of a vision tower's output, marked as of the same call."""
+    """Mark `made`, derived from a vision tower's output `like`, as belonging to the same call."""
     setattr(made, _MARK, _mark_of(like))
     return made
 
 
 def fresh(arguments: dict[str, Any]) -> dict[str, Any]:
-    """A copy of encoded videos for one call of `generate`, which repeats them in place when it searches with beams."""
+    """A copy of encoded videos for one call of `generate`, which repeats them in place during beam search."""
     outputs = {name: copy.copy(output) for name, output in arguments["mm_encoder_outputs"].items()}
     return {**arguments, "mm_encoder_outputs": outputs}
 
 
 def _stand_in(who: str, supplied: Collection[str]) -> list[str]:
-    """How the registered method labelled `who` does without, given fields that are supplied; empty where it cannot.
+    """How the registered method labelled `who` can run with the supplied fields alone; empty if it cannot.
 
-    The options stand without a prefix: each command, a table's file and Python have their own way to give them.
+    The options have no prefix: each command, a table's file and Python pass them in their own way.
     """
     name, parameters = read_label(who)
-    for part in (name, *(read_label(value)[0] for value in parameters.values())):  # of a chain, the parts
+    for part in (name, *(read_label(value)[0] for value in parameters.values())):  # the parts of a chain
         for options in method_class(part).stand_ins if part in method_names() else ():
             if get_method(part, **options).needs <= set(supplied):
                 said = " and ".join(f"{option}={value}" for option, value in options.items())
@@ -406,29 +406,29 @@ def _stand_in(who: str, supplied: Collection[str]) -> list[str]:
 
 
 def unserved(what: str, kind: object, fault: str) -> UnsupportedModelError:
-    """The error for a model of a type that no adapter serves."""
+    """The error for a model type that no adapter supports."""
     return UnsupportedModelError(
         f"no adapter for {what} (model_type {kind!r}): {fault}; supported: {', '.join(FAMILIES)}"
     )
 
 
 def type_of(model: Any) -> str:
-    """What `FAMILIES` calls the type of `model`, if it is there."""
+    """The key of `model`'s type in `FAMILIES`, if it is there."""
     config = getattr(model, "config", None)
     return str(getattr(config, "mmg_family", None) or getattr(config, "model_type", None))
 
 
 def unwrapped(model: Any) -> Any:
-    """`model`, or what it wraps: PEFT's models, compiled ones."""
-    if hasattr(model, "get_base_model"):  # PEFT's own `model` is a wrapper, too
+    """`model` without a PEFT or torch.compile wrapper."""
+    if hasattr(model, "get_base_model"):  # PEFT's own `model` is a wrapper too
         model = model.get_base_model()
-    return getattr(model, "_orig_mod", model)  # of torch.compile
+    return getattr(model, "_orig_mod", model)  # set by torch.compile
 
 
 def adapter_for(model: Any) -> Adapter:
-    """The adapter of `model`, or of what it wraps.
+    """The adapter for `model`, or for the model that it wraps.
 
-    Raises UnsupportedModelError, naming the supported families, when there is none.
+    Raises UnsupportedModelError, naming the supported families, if there is none.
     """
     model = unwrapped(model)
     kind = type_of(model)

@@ -1,4 +1,4 @@
-"""What a method that prunes inside the language model may look at of attention: `tokens.Attention` of one video."""
+"""The attention that a method inside the language model may read: `tokens.Attention` of one video."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmg_bench.tokens import Heads, Keys
 
 
 def unhooked(method: Method) -> RuntimeError:
-    """The error for a model that was called, and did not call its hooks."""
+    """The error for a model that was called without running its hooks."""
     return RuntimeError(
         f"{method.name}: not all hooks ran, as where torch.compile goes on with what it traced before they were set: "
         "call torch.compiler.reset() before the context is opened"
@@ -24,7 +24,7 @@ def unhooked(method: Method) -> RuntimeError:
 
 
 def textless(method: Method) -> ValueError:
-    """The error for a prompt that ends with a video, where a method reads what follows."""
+    """The error for a prompt that ends with a video, if a method reads the text after it."""
     return ValueError(
         f"{method.name} reads the text behind a video, and a prompt has none there: put the question behind the video, "
         "or choose a method that does without, such as mmg_vid"
@@ -32,7 +32,7 @@ def textless(method: Method) -> ValueError:
 
 
 def device_of(module: nn.Module) -> torch.device | None:
-    """Where a module is; None where it comes in only when it is called."""
+    """The device of a module; None if its weights are loaded only when it is called."""
     return next((p.device for p in module.parameters() if p.device.type != "meta"), None)
 
 
@@ -50,10 +50,10 @@ class Attend:
         rotary: Any,
         before: tuple[Tensor, Any] | None,
     ) -> None:
-        """Before layer `number`, of whose input `[B, S, D]` `hidden` is the video's row `[S, D]`.
+        """Before layer `number`; `hidden` `[S, D]` is the video's row of that layer's input `[B, S, D]`.
 
-        `mask` `[B, >= S]` and `rotary` are those of that layer; `before`: what the attention of the layer before it was
-        called with, hidden states and rotary embeddings of all rows.
+        `mask` `[B, >= S]` and `rotary` are those of that layer. `before`: the arguments of the previous layer's
+        attention, hidden states and rotary embeddings of all rows.
         """
         self.adapter, self.method, self.number, self.span, self.hidden = adapter, method, number, span, hidden
         self.real = mask[span.row, : len(hidden)].bool()
@@ -67,13 +67,13 @@ class Attend:
         if rows is not None and not len(span.text):
             raise textless(self.method)
         attention = self._own("own attention is") if own else self._before()
-        last, device = len(attention.hidden) - 1, attention.hidden.device  # of the layer that it is of
+        last, device = len(attention.hidden) - 1, attention.hidden.device  # of that attention's layer
         where = torch.full((1,), last, device=device) if rows is None else span.text[rows].to(device)
         weights = attention.weights(where, rotary=rotary, causal=causal)  # [heads, R, S]
         return weights[..., span.columns.to(device)].to(self.hidden.device)
 
     def _own(self, what: str, columns: slice = slice(None)) -> LayerAttention:
-        """Of the layer that prunes, in these columns; `what` is asked of it, for an error."""
+        """Attention of the layer that prunes, in these columns; `what`: what is requested, for the error."""
         adapter = self.adapter
         if self.method.before_mlp:
             raise ValueError(f"{self.method.name}: before an MLP, the next layer's {what} not known")
@@ -83,7 +83,7 @@ class Attend:
         return LayerAttention(adapter.attention_module(layer), hidden, rotary, self.real[columns], adapter.interleaved)
 
     def _before(self) -> LayerAttention:
-        """Of the layer before."""
+        """Attention of the previous layer."""
         if self.before is None:
             raise unhooked(self.method)
         adapter, (inputs, whole) = self.adapter, self.before
@@ -114,7 +114,7 @@ class Attend:
 
     @cached_property
     def first(self) -> int:
-        """The column of the prompt's first token, behind its padding."""
+        """The column of the prompt's first token, after its padding."""
         return int(self.real.int().argmax())
 
     def final_norm(self, hidden: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Rows of a decoder layer's attention, recomputed from queries and keys, so that the layer itself can stay on SDPA."""
+"""Rows of a decoder layer's attention, recomputed from queries and keys so that the layer itself can stay on SDPA."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Rotary = tuple[Tensor, Tensor]
 
 
 def rotate(x: Tensor, rotary: Rotary, interleaved: bool = False) -> Tensor:
-    """Apply the rotary embedding to `[..., S, head width]`, which is float32, and stays so.
+    """Apply the rotary embedding to float32 `[..., S, head width]`; the result is float32 too.
 
-    It turns the first half of a head with the second, or, `interleaved`, each number with its neighbour.
+    It rotates the first half of a head with the second or, if `interleaved`, each element with its neighbour.
     """
     cos, sin = rotary
-    width = cos.shape[-1]  # models may rotate a part of the head only
+    width = cos.shape[-1]  # models may rotate only part of the head
     turned, rest = x[..., :width], x[..., width:]
     if interleaved:
         across = torch.stack([-turned[..., 1::2], turned[..., ::2]], dim=-1).flatten(-2)
@@ -31,15 +31,15 @@ def rotate(x: Tensor, rotary: Rotary, interleaved: bool = False) -> Tensor:
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """The attention module of one decoder layer, and what it was called with."""
+    """The attention module of one decoder layer, and its inputs."""
 
     module: Any
     """With `q_proj`, `k_proj`, `head_dim`, `scaling`, and `q_norm`, `k_norm` where the family has them."""
     hidden: Tensor
-    """`[S, D]`: its input, one sequence of a batch."""
+    """`[S, D]`: its input, for one sequence of a batch."""
     rotary: Rotary
     real: Tensor
-    """`[S]` bool: False where the sequence is padded."""
+    """`[S]` bool: False at padding."""
     interleaved: bool = False
     """See `rotate`."""
 
@@ -69,7 +69,7 @@ def softmax_weights(queries: Tensor, keys: Tensor, seen: Tensor, scaling: float)
 
 
 def _heads(x: Tensor, module: nn.Module, norm: str) -> Tensor:
-    """`[S, heads * width]` to `[heads, S, width]`, normalised where the family does that, float32."""
+    """`[S, heads * width]` to `[heads, S, width]`, normalised if the family does so, float32."""
     x = x.unflatten(-1, (-1, module.head_dim))
     normalise = getattr(module, norm, None)
     return (x if normalise is None else normalise(x)).transpose(0, 1).float()

@@ -1,4 +1,4 @@
-"""What transformers calls the cache of keys and values: `cache` since 5.24, `past_key_values` before."""
+"""The key-value cache, which transformers calls `cache` since 5.24 and `past_key_values` before."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAMES = ("cache", "past_key_values")
 
 
 def _name() -> str:
-    """That of the two which is used here. Raises ImportError for a version that has a third one."""
+    """The one of the two names in use here. Raises ImportError if the installed version uses neither."""
     known = inspect.signature(create_causal_mask).parameters
     for name in _NAMES:
         if name in known:
@@ -27,7 +27,7 @@ def _name() -> str:
 
 
 CACHE = _name()
-"""Name of the argument of models and masks, and of the field of what models return."""
+"""Name of the cache as an argument of models and masks, and as a field of model outputs."""
 
 
 def cache_of(arguments: Mapping[str, Any]) -> Any:
@@ -36,14 +36,14 @@ def cache_of(arguments: Mapping[str, Any]) -> Any:
 
 
 def is_static(cache: Any) -> bool:
-    """Whether a cache has its full size from the start, whatever it holds; false for None."""
+    """Whether a cache has its full size from the start, whatever it holds; False for None."""
     return cache is not None and any(isinstance(layer, StaticLayer) for layer in cache.layers)
 
 
 def held(layer: Any, length: int, who: str) -> tuple[Tensor, Tensor]:
-    """Keys and values `[B, key-value heads, length, width]` that a layer of a cache holds, as they are.
+    """Keys and values `[B, key-value heads, length, width]` of a cache layer, unconverted.
 
-    Raises ValueError, which names the method `who` looks at them, where it holds something else, as a quantised one.
+    Raises ValueError, naming the method `who` that reads them, if the layer holds them otherwise, such as quantised.
     """
     if layer.keys.dim() != 4 or layer.keys.shape[2] != length:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What is known of a model before it is loaded or downloaded: its family, what it lacks, and what cannot run here."""
+"""Checks of a model before it is loaded or downloaded: its family, what it lacks, and what cannot run here."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ _OLDER_NAMES = {
 
 
 class ModelError(RuntimeError):
-    """A model that cannot be loaded; the message names what is missing and the remedy."""
+    """The model cannot be loaded; the message names what is missing and the remedy."""
 
 
 def check_method(adapter: Adapter, method: Method, who: str) -> None:
-    """Raise UnsupportedModelError or ValueError for what keeps `method`, labelled `who`, off a loaded model."""
+    """Raise UnsupportedModelError or ValueError if `method`, labelled `who`, cannot run on a loaded model."""
     adapter.check(method.needs, who)
     adapter.stages(method)
 
 
 def check_model(spec: ModelSpec, methods: Mapping[str, Method]) -> None:
-    """Raise an error for what would end a command with this model, and is known before it is loaded or downloaded.
+    """Raise an error for problems that would stop a command and are known before the model is loaded or downloaded.
 
-    UnsupportedModelError: no adapter serves its family, or the family is not made for what methods need. ValueError: a
-    method names layers that the model does not have, or random weights are wanted of an architecture that is not known.
-    ModelError: a checkpoint of the hub is needed that is not in its cache, and the hub is out of reach (loading would
-    find out too, after minutes of trying); or one is damaged.
-    `methods`: those that are to run, by their labels.
+    UnsupportedModelError: no adapter supports its family, or the family does not support what methods need. ValueError:
+    a method names layers that the model does not have, or random weights are requested for an unknown architecture.
+    ModelError: a hub checkpoint is needed that is not in the cache, and the hub is unreachable (loading would find this
+    too, but only after minutes); or a checkpoint is damaged.
+    `methods`: the methods to run, by their labels.
     """
     if (bare := bare_adapter(spec)) is not None:
         for label, method in methods.items():
@@ -68,10 +68,10 @@ def check_model(spec: ModelSpec, methods: Mapping[str, Method]) -> None:
 
 
 def bare_adapter(spec: ModelSpec) -> Adapter | None:
-    """The adapter of the model that is meant, without its weights: what its family can do. Nothing is downloaded.
+    """The adapter of the specified model, without its weights: what its family can do. Nothing is downloaded.
 
-    None where its configuration is neither on this machine nor known without a download. Raises UnsupportedModelError
-    where no adapter serves its family, and ModelError where its configuration is damaged.
+    None if its configuration is neither on this machine nor known without a download. Raises UnsupportedModelError if
+    no adapter supports its family, and ModelError if its configuration is damaged.
     """
     from transformers import AutoModelForImageTextToText
 
@@ -81,15 +81,15 @@ def bare_adapter(spec: ModelSpec) -> Adapter | None:
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(config)
         if getattr(config, "mmg_family", None) == llava_video.FAMILY:
-            llava_video.attach(model, SimpleNamespace())  # no processor: nothing is prepared
+            llava_video.attach(model, SimpleNamespace())  # no processor: none is needed here
         adapter = adapter_for(model)
-        adapter.text_config._attn_implementation = spec.attn_implementation  # not all serve methods that weigh it
+        adapter.text_config._attn_implementation = spec.attn_implementation  # not all support methods that weigh it
         return adapter
     except UnsupportedModelError:
         raise
     except ImportError as error:
         raise ModelError(f"model {spec.name!r} needs a package: {_first_line(error)}") from error
-    except Exception as error:  # a wrong entry of a configuration shows as one of many kinds
+    except Exception as error:  # a wrong configuration entry can raise many kinds
         raise ModelError(
             f"the configuration of model {spec.name!r} ({spec.path}) is damaged: {_first_line(error)}; copy the "
             f"checkpoint's config.json again, or set {spec.option('path')} to another"
@@ -97,7 +97,7 @@ def bare_adapter(spec: ModelSpec) -> Adapter | None:
 
 
 def _config(spec: ModelSpec) -> Any | None:
-    """The configuration of the model that is meant; None where it is not known here."""
+    """The configuration of the specified model; None if it is not known here."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as SEEING
 
@@ -109,7 +109,7 @@ def _config(spec: ModelSpec) -> Any | None:
     elif spec.weights == "random":
         return None
     else:
-        with contextlib.suppress(ValueError):  # no hub id: loading says so
+        with contextlib.suppress(ValueError):  # not a hub id: loading will report it
             file = cached(spec.path, "config.json", spec.revision)
     if file is None or not file.is_file():
         published = (known.config for known in GEOMETRIES.values() if known.hub == spec.path)
@@ -121,7 +121,7 @@ def _config(spec: ModelSpec) -> Any | None:
 
 
 def check_folder(folder: Path, option: str) -> None:
-    """Raise ModelError, naming what is missing, unless `folder`, which `option` names, is a complete checkpoint."""
+    """Raise ModelError, naming what is missing, unless `folder`, set by `option`, is a complete checkpoint."""
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such checkpoint folder; set {option} to one, or to a hub id")
     missing = [name for name in _NEEDED if not any((folder / n).is_file() for n in (name, *_OLDER_NAMES.get(name, ())))]
@@ -134,10 +134,10 @@ def check_folder(folder: Path, option: str) -> None:
 
 
 def attention_lacks(name: str) -> str | None:
-    """What is missing here for attention of that name; None when it can run."""
+    """What is missing on this machine for the named attention implementation; None if it can run."""
     from transformers import utils
 
-    if utils.is_kernels_available():  # transformers takes these from the hub
+    if utils.is_kernels_available():  # transformers loads these from the hub
         return None
     if "/" in name:
         return "the package kernels"
@@ -150,7 +150,7 @@ def attention_lacks(name: str) -> str | None:
 
 @contextlib.contextmanager
 def explained(what: str, source: str, option: str) -> Iterator[None]:
-    """Turn what transformers raises while it loads `what`, which `option` names, into ModelError."""
+    """Convert errors that transformers raises while loading `what`, set by `option`, to ModelError."""
     from huggingface_hub.errors import HFValidationError
     from safetensors import SafetensorError
 

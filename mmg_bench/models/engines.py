@@ -1,8 +1,8 @@
-"""Prefill without the host's time: by recorded CUDA graphs, or compiled.
+"""Prefill without the host's overhead: by recorded CUDA graphs, or compiled.
 
-A decoder layer of a stock model launches some forty kernels from Python, a millisecond's work for the host whatever the
-prompt's length: behind strong pruning a GPU waits for it. Fixed budgets give fixed lengths, so that a prefill can be
-recorded, or compiled, once a length. On one instance, and undone on exit.
+A decoder layer of a stock model launches some forty kernels from Python, which takes the host a millisecond whatever
+the prompt's length: after strong pruning, the GPU waits for it. Fixed budgets give fixed lengths, so a prefill can be
+recorded or compiled once per length. This applies to one instance and is undone on exit.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from transformers.cache_utils import DynamicLayer
 from mmg_bench.models.caches import CACHE, cache_of
 
 Engine = Literal["stock", "graphs", "compile"]
-"""`stock`: transformers as it is. `graphs`: its launches, recorded and replayed. `compile`: torch.compile's code."""
+"""`stock`: transformers as it is. `graphs`: its kernel launches, recorded and replayed. `compile`: torch.compile."""
 ROUNDS = {"stock": 0, "graphs": 2, "compile": 3}
-"""Prefills of one length before the engine has made ready for it."""
+"""Number of prefills of one length before the engine is ready for it."""
 Backend = Literal["auto", "flash", "cudnn", "efficient", "math"]
 """Kernels of `scaled_dot_product_attention`; `auto`: torch's own choice, call by call."""
 BACKENDS = {
@@ -42,31 +42,32 @@ class Switch:
     """How a language model prefills."""
 
     on: bool = True
-    """By the engine; off, it runs as ever."""
+    """By the engine; if off, the stock forward runs."""
     unpadded: bool = False
-    """Whether it is known that no prompt is padded, after pruning either: a GPU need not be waited for to see that."""
+    """Whether all prompts are known to be unpadded, before and after pruning: no GPU sync is needed to find out."""
 
 
 @contextmanager
 def attention_backend(backend: Backend) -> Iterator[None]:
-    """While open, attention by SDPA runs on one kind of kernel; torch raises RuntimeError where that cannot serve."""
+    """While open, SDPA runs on one kind of kernel; torch raises RuntimeError if that kernel cannot be used."""
     with nullcontext() if backend == "auto" else sdpa_kernel(BACKENDS[backend]):
         yield
 
 
 @contextmanager
 def prefill_engine(language_model: Any, engine: Engine) -> Iterator[Switch]:
-    """While open, `language_model` prefills by an engine; decoding and prompts with padding run as ever.
+    """While open, `language_model` prefills by an engine; decoding and padded prompts use the stock forward.
 
-    Keys and values of a prefill may be overwritten by the next: keep copies. Switch it off for a method that prunes
-    inside the language model: such a forward is more than the model's own. Raises ValueError for a model whose forward
-    takes more tensors than embeddings, position ids and mask, and torch's own errors for one that it cannot compile.
+    The next prefill may overwrite the keys and values of the last one: keep copies. Switch the engine off for a method
+    that prunes inside the language model, because hooks are then part of the forward. Raises ValueError for a model
+    whose forward takes more tensors than embeddings, position ids and mask, and torch's own errors for one that it
+    cannot compile.
     """
     switch = Switch()
     if engine == "stock":
         yield switch
         return
-    if "forward" in vars(language_model):  # accelerate's, where layers are spread
+    if "forward" in vars(language_model):  # accelerate's, if layers are spread
         raise ValueError(f"measure.engine={engine} needs a model whose forward is its class's own: leave it at stock")
     original = language_model.forward
 
@@ -83,7 +84,7 @@ def prefill_engine(language_model: Any, engine: Engine) -> Iterator[Switch]:
                 f"measure.engine={engine} cannot run {type(language_model).__name__}, which also takes "
                 f"{', '.join(more)}: leave it at stock"
             )
-        if ids is None:  # the stock forward would count them itself
+        if ids is None:  # the stock forward would compute them itself
             ids = torch.arange(embeds.shape[1], device=embeds.device)[None]
         return run({"inputs_embeds": embeds, "position_ids": ids}, others)
 
@@ -91,7 +92,7 @@ def prefill_engine(language_model: Any, engine: Engine) -> Iterator[Switch]:
         language_model.forward = forward
         stack.callback(delattr, language_model, "forward")
         if engine == "compile":
-            # beyond its limit torch would silently go back to the stock forward
+            # beyond its limit, torch would silently fall back to the stock forward
             limits = torch._dynamo.config.patch(
                 recompile_limit=1000, accumulated_recompile_limit=1000, fail_on_recompile_limit_hit=True
             )
@@ -114,19 +115,19 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def _whole(cache: DynamicCache, mask: dict[str, None] | None = None) -> dict[str, Any]:
-    """What the first prefill of a prompt without padding needs beside the tensors.
+    """Further arguments for the prefill of a prompt without padding.
 
-    No mask: causal, as with one that hides nothing. The cache keeps jumps in position ids from being taken for borders
-    between packed sequences.
+    No mask means causal attention, as with a mask that hides nothing. The cache prevents jumps in position ids from
+    being treated as borders between packed sequences.
     """
     return {"attention_mask": mask, CACHE: cache, "use_cache": True}
 
 
 def _no_masks(config: Any) -> dict[str, None] | None:
-    """The mask that keeps a model from making its own while it is compiled: none for each kind of layer.
+    """The mask that keeps a model from making its own while it is compiled: `None` for each kind of layer.
 
-    Given plain `None`, the model decides whether it needs one, and compiled by torch before 2.14 it always makes one,
-    with which attention runs on a slower kernel. Raises ValueError where `None` is all that the model takes.
+    Given plain `None`, the model decides whether it needs a mask. Compiled by torch before 2.14, it always makes one,
+    which forces attention onto a slower kernel. Raises ValueError, with such a torch, if the model accepts only `None`.
     """
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds == {"full_attention"}:
@@ -140,7 +141,7 @@ def _no_masks(config: Any) -> dict[str, None] | None:
 
 
 def _compiled(original: Any, config: Any) -> _Run:
-    """`original` by torch.compile, anew for each length, its launches recorded where there are any."""
+    """`original` by torch.compile, compiled for each length; kernel launches, if any, are recorded."""
     forward = torch.compile(original, mode="reduce-overhead", dynamic=False, fullgraph=True)
 
     def run(inputs: dict[str, Tensor], others: dict[str, Any]) -> Any:
@@ -151,10 +152,10 @@ def _compiled(original: Any, config: Any) -> _Run:
 
 
 class _Graphs:
-    """`original` by CUDA graphs: kernel by kernel what it computes itself.
+    """`original` by CUDA graphs: the same kernels that it launches itself.
 
-    The first prefill of a length runs as ever, the second is recorded. Recordings keep memory of their own, one set for
-    all lengths.
+    The first prefill of a length runs the stock forward, the second is recorded. Recordings of all lengths share one
+    memory pool of their own.
     """
 
     def __init__(self, original: Any, config: Any) -> None:
@@ -187,7 +188,7 @@ class _Graphs:
 
 @dataclass(frozen=True)
 class _Recording:
-    """The launches of one prefill, on tensors that stay where they are."""
+    """The kernel launches of one prefill, on tensors at fixed addresses."""
 
     graph: torch.cuda.CUDAGraph
     inputs: dict[str, Tensor]
@@ -198,7 +199,7 @@ class _Recording:
         for name, tensor in self.inputs.items():
             tensor.copy_(inputs[name])
         self.graph.replay()
-        # decoding makes longer tensors of its own: these are only looked at, until the next replay
+        # decoding makes its own, longer tensors; these are only read, until the next replay
         cache = copy.copy(self.cache)
         cache.layers = [copy.copy(layer) for layer in self.cache.layers]
         output = copy.copy(self.output)

@@ -1,9 +1,9 @@
-"""What InternVL and SmolVLM share: a video goes through the model as its frames, each an image in the prompt.
+"""Shared code of InternVL and SmolVLM: the model sees a video as its frames, each an image in the prompt.
 
-Neither placeholders nor pixels say what is a video and what an image. So that nothing is pruned by a guess, a prompt
-may hold one video, and nothing else that is seen: two or more frames, each a row of as many placeholders as a frame
-has, with the same words before each but for its number or time. Anything else is an error that says so. Images that
-a prompt introduces as the processor introduces frames count as frames.
+Neither placeholders nor pixels tell a video from an image. So that nothing is pruned on a guess, a prompt may contain
+only one video and no other visual input: two or more frames, each a run of as many placeholders as a frame has, with
+the same words before each except for its number or time. Anything else raises an error that says so. Images that a
+prompt introduces in the way the processor introduces frames count as frames.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from mmg_bench.models.adapter import Adapter, Capture, Layout, UnsupportedModelE
 from mmg_bench.models.tower import Attended, TowerCapture, of_frames
 from mmg_bench.tokens import VideoTokens
 
-_DIGITS = 4  # by which the words before two frames may differ in length: frame 1 and frame 10000
+_DIGITS = 4  # maximum difference in length between the words before two frames: frame 1 and frame 10000
 
 
 class Framed(Adapter):
-    """Adapter of a model whose videos are frames."""
+    """Adapter of a model that takes videos as frames."""
 
     words = 0
-    """Tokens between two frames, at least: fewer than the processor's words take, more than stand between images."""
+    """Minimum number of tokens between two frames: more than between images, fewer than the processor's words take."""
     numbered = False
-    """Whether those words count the frames, so that no two of them are the same in one video."""
+    """Whether those words number the frames, so that no two of them are the same in one video."""
 
     @property
     def multimodal(self) -> Any:
@@ -47,12 +47,12 @@ class Framed(Adapter):
     @property
     @abstractmethod
     def last_attention(self) -> Any:
-        """The attention module of the tower's layer that features come from."""
+        """The attention module of the tower layer that produces the features."""
 
     @property
     @abstractmethod
     def side(self) -> int:
-        """Tokens a side of a frame."""
+        """Tokens per side of a frame."""
 
     def in_a_row(self, layout: Layout) -> int:
         _, height, width = layout
@@ -75,7 +75,7 @@ class Framed(Adapter):
         return [layout for layout in prompts if layout is not None]
 
     def _layout(self, number: int, row: Tensor) -> Layout | None:
-        """The video in a prompt `[S]`, the `number`-th of the batch; None where it holds nothing that is seen."""
+        """Layout of the video in a prompt `[S]`, the `number`-th of the batch; None if it has no visual tokens."""
         columns = (row == self.video_token_id).nonzero().flatten()
         if not len(columns):
             return None
@@ -122,13 +122,13 @@ class Framed(Adapter):
 
 
 def _alike(before: list[int], words: list[int]) -> bool:
-    """Whether a prompt up to its first frame ends in the words before the second, but for less than half of them."""
+    """Whether more than half of the `words` before the second frame also end the prompt up to the first frame."""
     same = sum(a == b for a, b in zip(before[-len(words) :], words, strict=False)) if len(before) >= len(words) else 0
     return 2 * same > len(words)
 
 
 class FrameCapture(TowerCapture):
-    """How many frames the vision tower's last call held, and what one of its layers attended to there."""
+    """The number of frames in the vision tower's last call, and the attention of one of its layers."""
 
     def __init__(self, adapter: Framed, needs: frozenset[str]):
         self.side = adapter.side
@@ -137,7 +137,7 @@ class FrameCapture(TowerCapture):
     def forget(self) -> None:
         super().forget()
         self.frames = 0
-        self.seen: Tensor | None = None  # bool `[frames, height, width]`: patches that are no padding
+        self.seen: Tensor | None = None  # bool `[frames, height, width]`: patches that are not padding
 
     def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the tower."""

@@ -1,6 +1,6 @@
 """Full-size architectures with random weights, built without a download: speed does not depend on the weights.
 
-The sizes are the published ones; of their vocabularies only the ids of chat and media tokens are.
+The sizes are the published ones. Of the vocabularies, only the ids of chat and media tokens are.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from mmg_bench.models.processors import (
 from mmg_bench.models.spec import ModelSpec, folder_of
 
 SEED = 0
-"""Of the random weights."""
+"""Seed of the random weights."""
 
 _QWEN2_TOKENS = {PAD: 151643, START: 151644, END: 151645}
 _LLAVA_TOKENS = _QWEN2_TOKENS | {IMAGE: 151646, VIDEO: 151647}
@@ -49,9 +49,9 @@ class Geometry:
     """An architecture: what its model and its stock processor are built from."""
 
     hub: str | None
-    """Hub id of the checkpoint; None where the one on the hub is of another layout."""
+    """Hub id of the checkpoint; None if the one on the hub has another layout."""
     config: dict[str, Any]
-    """Of the model, as its `config.json` holds it."""
+    """Configuration of the model, as in its `config.json`."""
     tokens: dict[str, int]
     """Ids of the chat and media tokens."""
     processor: Callable[[Any, Any], Any]
@@ -98,7 +98,7 @@ GEOMETRIES = {
     "llava_onevision_7b": _llava_onevision("llava-hf/llava-onevision-qwen2-7b-ov-hf", sizes.QWEN2_7B),
     "llava_onevision_0_5b": _llava_onevision("llava-hf/llava-onevision-qwen2-0.5b-ov-hf", sizes.QWEN2_0_5B),
     "llava_video_7b": _llava_onevision(
-        None,  # as converted; its configuration says that it averages patches
+        None,  # a converted checkpoint, whose configuration says that it averages patches
         sizes.QWEN2_7B | {"vocab_size": 152064},
         mmg_family=llava_video.FAMILY,
         mmg_pool="average",
@@ -168,18 +168,18 @@ GEOMETRIES = {
 
 
 def is_named(spec: ModelSpec) -> bool:
-    """Whether a model is built from what is known here by its name: random weights, where its path is no folder."""
+    """Whether a model is built from GEOMETRIES by its name: it has random weights, and its path is not a folder."""
     folder = folder_of(spec.path)
     return spec.weights == "random" and spec.name in GEOMETRIES and (folder is None or not folder.is_dir())
 
 
 def unknown(name: str) -> str:
-    """What to say of an architecture that is not known by its `name`."""
+    """Message for an architecture that is not known by its `name`."""
     return f"the architecture of {name!r} is not known without a download; known: {', '.join(GEOMETRIES)}"
 
 
 def named(name: str) -> tuple[Any, Any]:
-    """Configuration and stock processor of one of GEOMETRIES. The processor's words are made up."""
+    """Configuration and stock processor of one of GEOMETRIES. The processor's vocabulary is made up."""
     from transformers import AutoConfig
 
     geometry = GEOMETRIES[name]
@@ -192,10 +192,10 @@ def named(name: str) -> tuple[Any, Any]:
 
 
 def random_model(config: Any, dtype: torch.dtype, attn_implementation: str, device: torch.device) -> Any:
-    """A model of `config` with random weights, made on `device`; torch's global generator is left as it was.
+    """A model of `config` with random weights, made on `device`; torch's global generator keeps its state.
 
-    The weights are drawn as transformers draws them before training, which keeps activations finite in half precision.
-    Raises MemoryError where a CPU's memory cannot hold them: the system would end the process without a word.
+    The weights are initialised as transformers does for training, which keeps activations finite in half precision.
+    Raises MemoryError if a CPU's memory cannot hold them: the system would otherwise kill the process silently.
     """
     from transformers import AutoModelForImageTextToText
 

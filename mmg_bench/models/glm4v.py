@@ -1,7 +1,7 @@
-"""GLM-4.1V, 4.5V, 4.6V, OCR: each temporal patch stands in the prompt as an image would, its time in text behind it.
+"""GLM-4.1V, 4.5V, 4.6V, OCR: each temporal patch appears in the prompt as an image, followed by its time in text.
 
-T of their videos counts temporal patches (two frames each). Timestamps stay, also those of frames of which no token is
-left. Videos have the placeholders of images; the stock model itself takes no prompt that holds both.
+T of their videos counts temporal patches (two frames each). Timestamps stay, even those of frames without any kept
+token. Videos use the placeholders of images; the stock model itself accepts no prompt that contains both.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DENSE, _EXPERTS = ("glm4v_text", "glm_ocr_text"), "glm4v_moe_text"
 class Glm4V(Scatter):
     """Adapter of `Glm4v`, `Glm4vMoe`, `Glm46V` and `GlmOcrForConditionalGeneration`.
 
-    Raises UnsupportedModelError for a language model of another kind than theirs, which GLM-4.6V's class would take.
+    Raises UnsupportedModelError for a language model of another type, which GLM-4.6V's class would accept.
     """
 
     read = GRID_FIELDS
@@ -33,7 +33,7 @@ class Glm4V(Scatter):
                 f"models of type {model.config.model_type!r} are served with a language model of type "
                 f"{', '.join(_DENSE)} or {_EXPERTS}, and not {kind!r}"
             )
-        self.dense = kind in _DENSE  # whose attention and norms are not those of the one with experts
+        self.dense = kind in _DENSE  # attention and norms differ from those of the model with experts
 
     @property
     def video_token_id(self) -> int:
@@ -51,7 +51,7 @@ class Glm4V(Scatter):
         return height * width
 
     def layouts(self, inputs: dict[str, Any], captured: Capture) -> list[Layout]:
-        patches = iter(super().layouts(inputs, captured))  # the tower is shown each temporal patch on its own
+        patches = iter(super().layouts(inputs, captured))  # the tower gets each temporal patch separately
         side = self.model.config.vision_config.spatial_merge_size
         if (encoded := self.encoded(inputs)) is None:
             lengths = [math.prod(grid) // side**2 for grid in inputs["video_grid_thw"].tolist()]

@@ -1,15 +1,16 @@
 """Pruning inside an unmodified transformers model, by hooks on that one instance, all of them removed on exit.
 
-Two of six do it. One before the multimodal module's forward notes the call's `input_ids`, which say where the visual
-tokens stand (`places.py`). One before the language model's forward takes the kept rows of the prompt at prefill, and
-the matching columns of the attention mask at every later step.
+Two of six hooks do the pruning. One before the multimodal module's forward notes the call's `input_ids`, which show
+where the visual tokens are (`places.py`). One before the language model's forward takes the kept rows of the prompt at
+prefill, and the matching columns of the attention mask at every later step.
 
-The other four serve them. Before the whole model, it is noted whether labels or drafted tokens come with the prompt.
-After the language model, what later steps have to know of the prompt is put on its cache. After the multimodal module,
-the call is forgotten. After the whole model, it is read whether what the method left was sound, and the hooks ran.
+The other four support them. The hook before the whole model notes whether labels or drafted tokens come with the
+prompt. After the language model, the state that later steps need is attached to the prompt's cache. After the
+multimodal module, the call is forgotten. After the whole model, the method's output is validated, and it is checked
+that the hooks ran.
 
-These six are methods of `Splice` (`splice.py`). Besides, hooks on the decoder layers (`inside.py`) do what has to be
-done there, and those on the vision tower (`Adapter.capture`) record what has to be known of its calls. The model's own
+These six are methods of `Splice` (`splice.py`). In addition, hooks on the decoder layers (`inside.py`) do the work
+needed there, and hooks on the vision tower (`Adapter.capture`) record the necessary data of its calls. The model's own
 code does everything else.
 """
 
@@ -32,7 +33,7 @@ from mmg_bench.models.splice import Splice
 from mmg_bench.tokens import VideoTokens
 
 _ACTIVE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-_LOCK = threading.Lock()  # of _ACTIVE
+_LOCK = threading.Lock()  # guards _ACTIVE
 
 
 def pruning(
@@ -41,21 +42,21 @@ def pruning(
     positions: Positions | None = None,
     encoded: Sequence[VideoTokens] | None = None,
 ) -> AbstractContextManager[Run]:
-    """Let `model` prune every video of every prompt with `method` while the context is open.
+    """Make `model` prune every video of every prompt with `method` while the context is open.
 
     `positions` overrides the method's own choice: `original` keeps the position ids that the tokens had in the whole
-    prompt, `contiguous` renumbers the rest without gaps. `encoded` are the tokens of the prompt's videos, in order,
-    where they were encoded beforehand (`Adapter.encode`); each is then pruned once for all prompts, unless the method
-    looks at the question.
+    prompt, `contiguous` renumbers the rest without gaps. `encoded` are the tokens of the prompt's videos, in order, if
+    they were encoded beforehand (`Adapter.encode`); each video is then pruned once for all prompts, unless the method
+    reads the question.
 
-    The context may be opened again once it is closed. Opening it raises UnsupportedModelError for a model (or a need of
-    the method) that no adapter serves, and RuntimeError when the model prunes already.
+    The context may be reopened once it is closed. Opening it raises UnsupportedModelError for a model (or a need of the
+    method) that no adapter supports, and RuntimeError if the model is already being pruned.
     """
     return _Pruning(partial(_opened, model, method, positions, encoded))
 
 
 class _Pruning(ContextDecorator, AbstractContextManager[Run]):
-    """A context that can be opened again, as a cell of a notebook does that is run twice."""
+    """A context that can be reopened, for example by a notebook cell that is run twice."""
 
     def __init__(self, opened: Callable[[], AbstractContextManager[Run]]):
         self._opened = opened
@@ -63,7 +64,7 @@ class _Pruning(ContextDecorator, AbstractContextManager[Run]):
     def __enter__(self) -> Run:
         context = self._opened()
         run = context.__enter__()
-        self._context = context  # only now: what is open already stays the one to close
+        self._context = context  # only now: if opening fails, a context that is already open remains the one to close
         return run
 
     def __exit__(
@@ -76,7 +77,7 @@ class _Pruning(ContextDecorator, AbstractContextManager[Run]):
 def _opened(
     model: Any, method: Method, positions: Positions | None, encoded: Sequence[VideoTokens] | None
 ) -> Iterator[Run]:
-    """What `pruning` does, once."""
+    """One opening of the `pruning` context."""
     adapter = adapter_for(model)
     model = adapter.model  # without a wrapper
     adapter.check(method.needs, method.name)
@@ -98,7 +99,7 @@ def _opened(
         stack.callback(_release, model)
         captured = stack.enter_context(adapter.capture(method.needs if encoded is None else ()))
         splice = Splice(adapter, run, encoded, captured)
-        stack.callback(vars(splice).clear)  # it and `inside` know each other: their tensors would wait to be collected
+        stack.callback(vars(splice).clear)  # breaks its cycle with `inside`, so that tensors are freed at once
         stack.callback(model.register_forward_pre_hook(splice.note_purpose, with_kwargs=True).remove)
         for module, hook in ((multimodal, splice.locate), (language_model, splice.cut)):
             stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)

@@ -1,4 +1,4 @@
-"""Checkpoints of the hub: what of them lies in the local cache, and whether the rest can be fetched. And their kind."""
+"""Hub checkpoints: their configuration, which files are in the local cache, and whether the rest can be fetched."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """What a `config.json` holds. Raises ValueError, naming the file, where it is none."""
+    """The contents of a `config.json`. Raises ValueError, naming the file, if it is not a valid one."""
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -19,7 +19,7 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def cached(repo: str, name: str, revision: str | None) -> Path | None:
-    """A file of a checkpoint in the local hub cache; None where it is not there. ValueError: no such id."""
+    """A file of a checkpoint in the local hub cache; None if it is not there. Raises ValueError for an invalid id."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     found = try_to_load_from_cache(repo, name, constants.HF_HUB_CACHE, revision)
@@ -27,7 +27,7 @@ def cached(repo: str, name: str, revision: str | None) -> Path | None:
 
 
 def commit_of(repo: str, revision: str | None) -> str | None:
-    """The commit that a revision of a checkpoint, or its newest, is in the local hub cache; the revision if in none."""
+    """The cached commit of a checkpoint's revision, or of its newest one; the revision itself if it is not cached."""
     config = cached(repo, "config.json", revision)
     return revision if config is None else config.parent.name
 
@@ -45,11 +45,11 @@ def not_cached(repo: str, revision: str | None) -> list[str]:
 
 
 def check_reachable(repo: str, revision: str | None) -> None:
-    """Ask the hub once for a checkpoint and raise OSError where nothing answers; any answer will do."""
+    """Query the hub once for a checkpoint and raise OSError if it does not answer; any answer will do."""
     from huggingface_hub import constants, get_session, hf_hub_url
 
     url = hf_hub_url(repo, "config.json", revision=revision)
     try:
         get_session().head(url, timeout=constants.HF_HUB_ETAG_TIMEOUT, follow_redirects=False)
-    except Exception as error:  # of the client's own kinds
+    except Exception as error:  # the client's own error types
         raise OSError(f"{constants.ENDPOINT} cannot be reached: {str(error) or type(error).__name__}") from error

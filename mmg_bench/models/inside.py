@@ -1,16 +1,17 @@
 """Pruning between the layers of an unmodified language model, by hooks on its decoder layers.
 
-A layer at which the method prunes takes the kept rows of its hidden states; it and all layers behind it are called with
-the masks and rotary embeddings of what is left. Keys and values of the layers before stay whole, unless
-the method prunes them too. While decoding, the columns that a layer never saw are taken out of its mask.
+A layer at which the method prunes receives only the kept rows of its hidden states. This layer and all later ones are
+called with the masks and rotary embeddings of the kept tokens. Keys and values of earlier layers stay whole, unless the
+method prunes them too. While decoding, the columns that a layer never saw are removed from its mask.
 
-A method may also prune in the middle of the layer before, behind its attention: the MLP then gets the kept rows, and
-what comes of them takes the place of the layer's output.
+A method may also prune in the middle of the previous layer, after its attention: the MLP then receives the kept rows,
+and the result replaces the layer's output.
 
-Where the layers lie on several devices, each stage works on that of its layer, which everything is sent to.
+If the layers are spread over several devices, each stage works on the device of its layer, and all tensors are sent
+there.
 
-No layer gets position ids: the rotary embeddings say all, and attention kernels would take a jump in the ids for the
-border between two packed sequences.
+No layer gets position ids: the rotary embeddings contain all that is needed, and attention kernels would treat a jump
+in the ids as the border between two packed sequences.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ Left = TypeVar("Left")
 def weighed(causal: Tensor | None, weights: Tensor, hidden: Tensor) -> Tensor:
     """A mask `[B, 1, q, S]` to add to attention scores, with `weights` `[B, S]` where it hides nothing.
 
-    `causal`: the mask without them, of bools (SDPA) or to be added (eager); None: only what comes later is hidden.
-    `hidden` `[B, q, D]`: of what it is to be the mask.
+    `causal`: the mask without weights, boolean (SDPA) or additive (eager); None: plain causal masking.
+    `hidden` `[B, q, D]`: the hidden states that the mask is for.
     """
     length, whole = hidden.shape[1], weights.shape[1]
     if causal is None:
@@ -58,17 +59,17 @@ def weighed(causal: Tensor | None, weights: Tensor, hidden: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Flow:
-    """What decoder layers are called with, besides hidden states."""
+    """The arguments of decoder layers other than hidden states."""
 
     mask: Tensor  # [B, columns seen] 2-D attention mask
     ids: Tensor  # [..., B, q] position ids
     rotary: Any = None  # rotary embeddings, as the model makes them of `ids`; known once a layer is called
     causal: Any = None  # the mask as the attention implementation wants it
-    weights: Tensor | None = None  # [B, columns seen] what is added to attention scores of each; None: nothing
+    weights: Tensor | None = None  # [B, columns seen] added to the attention scores of each column; None: nothing
 
 
 class Inside:
-    """The hooks on the decoder layers, and what one prompt and its decoding share."""
+    """The hooks on the decoder layers, and the state that one prompt and its decoding share."""
 
     def __init__(
         self,
@@ -78,9 +79,9 @@ class Inside:
         report: Callable[[int, int, Tensor], None],
         look_over: Callable[[Faults], None],
     ) -> None:
-        """`report(video, layer, positions)` is told what is left of each video at each stage, of its copies too.
+        """`report(video, layer, positions)` is called with what is left of each video, copies included, at each stage.
 
-        `look_over` is told what may be wrong with that.
+        `look_over` is called with the faults to check in it.
         """
         self.adapter, self.method, self.report, self.look_over = adapter, method, report, look_over
         self.contiguous = (method.inside_positions or positions) == "contiguous"
@@ -88,25 +89,25 @@ class Inside:
         self.needed = bool(self.at) or self.key_layer is not None  # whether the method does anything here
         places = {place for layer in adapter.layers if (place := device_of(layer))} if self.needed else set()
         self.spread = len(places) > 1  # on several devices
-        self.prompt = Prompt(0, None, [])  # of the forward call under way
-        self.base: Flow | None = None  # of the forward call under way: before the first stage,
-        self.flow: Flow | None = None  # and what is in force at the layer under way, once it differs from the base
+        self.prompt = Prompt(0, None, [])  # of the current forward call
+        self.base: Flow | None = None  # of the current forward call, before the first stage
+        self.flow: Flow | None = None  # in force at the current layer, once it differs from the base
         self.prefill = False
-        self.reached = False  # whether the forward call under way came to the layers, if it has anything to do there
-        self.additions: list[Tensor] = []  # [B, K, D] to add behind each of the first layers at prefill
-        self.inputs: dict[int, tuple[Tensor, Any]] = {}  # layer -> hidden states, rotary embeddings of its attention
-        self.entered: Tensor | None = None  # `[B, S, D]` that the layer under way was called with, if it is looked at
+        self.reached = False  # whether the current forward call reached the layers, if it has anything to do there
+        self.additions: list[Tensor] = []  # [B, K, D] to add after each of the first layers at prefill
+        self.inputs: dict[int, tuple[Tensor, Any]] = {}  # layer -> its attention's hidden states and rotary embeddings
+        self.entered: Tensor | None = None  # `[B, S, D]` input of the current layer, if a method reads it
         self.residual: Tensor | None = None  # `[B, K, D]` that a pruned layer's MLP adds to, then the layer's output
 
     def install(self, stack: ExitStack) -> None:
-        """Set the hooks; `stack` removes them."""
+        """Register the hooks; `stack` removes them."""
         sources = {layer - 1 for layer in self.at} | ({self.key_layer - 1} if self.key_layer is not None else set())
         for number, layer in enumerate(self.adapter.layers):
             if number in sources:
                 attention = self.adapter.attention_module(layer)
                 stack.callback(attention.register_forward_pre_hook(self._note(number), with_kwargs=True).remove)
             stack.callback(layer.register_forward_pre_hook(self._narrow(number), with_kwargs=True).remove)
-            if number:  # before all others, which are to see what enters the layer
+            if number:  # before all other hooks, which must see the layer's actual input
                 stack.callback(layer.register_forward_pre_hook(self._add(number - 1), prepend=True).remove)
             if number == len(self.adapter.layers) - 1:
                 stack.callback(layer.register_forward_hook(self._add_last).remove)
@@ -114,26 +115,26 @@ class Inside:
                 norm, mlp = self.adapter.mlp(layer)
                 stack.callback(norm.register_forward_pre_hook(self._split(number + 1)).remove)
                 stack.callback(mlp.register_forward_hook(self._rejoin).remove)
-                # before all others, which would see what nobody is to look at
+                # before all other hooks, which would otherwise see the placeholder output
                 stack.callback(layer.register_forward_hook(self._replace, prepend=True).remove)
 
     def begin(self, prompt: Prompt, mask: Tensor, ids: Tensor, additions: list[Tensor], prefill: bool) -> None:
         """A forward call of the language model begins."""
         self.prompt, self.additions, self.prefill = prompt, additions, prefill
         self.base, self.flow, self.residual, self.entered = Flow(mask, ids), None, None, None
-        self.reached = not self.needed and not additions  # recorded launches run no hooks, and need none then
+        self.reached = not self.needed and not additions  # recorded launches run no hooks, and then need none
         self.inputs.clear()
 
     def stop(self) -> None:
-        """The next forward call holds no pruned video."""
+        """The next forward call contains no pruned video."""
         self.base = self.flow = self.residual = self.entered = None
         self.additions, self.reached = [], True
         self.inputs.clear()
 
     def settle(self, prompt: Prompt, device: torch.device) -> None:
-        """Before decoding: stages that pruned the caches of the layers before, too, count from layer 0 on.
+        """Before decoding: stages that also pruned the caches of earlier layers take effect from layer 0 on.
 
-        `device`: that of layer 0.
+        `device`: the device of layer 0.
         """
         if self.method.prunes_caches:
             for stage in prompt.stages:
@@ -142,7 +143,7 @@ class Inside:
             prompt.stages = []
 
     def _prunes_at(self, number: int) -> bool:
-        """Whether a prompt goes through of which a video is pruned before layer `number`."""
+        """Whether this is the prefill of a prompt with a video that is pruned before layer `number`."""
         return (
             self.base is not None
             and self.prefill
@@ -151,7 +152,7 @@ class Inside:
         )
 
     def _note(self, number: int) -> Any:
-        """Forward pre-hook of an attention module: keep what it is called with, if the layer behind will look at it."""
+        """Forward pre-hook of an attention module: keep its arguments if the next layer will need them."""
 
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             decoding = self.base is not None and not self.prefill
@@ -162,7 +163,7 @@ class Inside:
         return hook
 
     def _narrow(self, number: int) -> Any:
-        """Forward pre-hook of a decoder layer: prune if it is the method's, and pass on what is left."""
+        """Forward pre-hook of a decoder layer: prune if the method prunes here, and pass on what is left."""
 
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if self.base is None:
@@ -176,7 +177,7 @@ class Inside:
             if self._prunes_at(number):
                 if not self.method.before_mlp:
                     hidden = self._prune(number, hidden, cache)
-                elif self.at.index(number) == len(self.prompt.stages):  # nothing was, in the layer before
+                elif self.at.index(number) == len(self.prompt.stages):  # nothing was pruned in the previous layer
                     raise unhooked(self.method)
             if self._prunes_at(number + 1):
                 twice = module.training and getattr(module, "gradient_checkpointing", False) and torch.is_grad_enabled()
@@ -198,32 +199,32 @@ class Inside:
         return hook
 
     def _split(self, number: int) -> Any:
-        """Forward pre-hook of the norm before an MLP: prune there if it is the method's place, and pass on the rest."""
+        """Forward pre-hook of the norm before an MLP: prune if the method prunes here, and pass on what is left."""
 
         def hook(module: Any, args: tuple[Any, ...]) -> Any:
             if not self._prunes_at(number):
                 return None
-            self.residual = self._prune(number, args[0], None)  # of the layers behind, a cache holds nothing yet
+            self.residual = self._prune(number, args[0], None)  # the cache holds nothing of later layers yet
             return (self.residual, *args[1:])
 
         return hook
 
     def _rejoin(self, module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        """Forward hook of an MLP: what the layer would do with all rows, with those that are left."""
+        """Forward hook of an MLP: add its output to the rows that are left, as the layer would for all rows."""
         if self.residual is None:
             return None
         self.residual = self.residual + output
-        return output.new_zeros(1, 1, 1)  # for the layer to add to all rows, which nobody looks at any more
+        return output.new_zeros(1, 1, 1)  # for the layer to add to all rows, which are not used any more
 
     def _replace(self, module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Forward hook of a decoder layer: what goes on, where it was pruned before its MLP."""
+        """Forward hook of a decoder layer: replace its output if it was pruned before its MLP."""
         left, self.residual = self.residual, None
         return output if left is None else left
 
     def _add(self, number: int) -> Any:
-        """Forward pre-hook of the layer behind layer `number`: add what the language model would have added there.
+        """Forward pre-hook of the layer after layer `number`: add what the language model would have added there.
 
-        Not in a hook of layer `number` itself: what others see it put out, as hidden states, is without that.
+        This is not a hook of layer `number` itself: its recorded output (hidden states) does not include the addition.
         """
 
         def hook(module: Any, args: tuple[Any, ...]) -> Any:
@@ -232,17 +233,17 @@ class Inside:
         return hook
 
     def _add_last(self, module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Forward hook of the last decoder layer: the same, where no layer is behind."""
+        """Forward hook of the last decoder layer: the same, as no layer follows it."""
         return self._added(len(self.adapter.layers) - 1, output)
 
     def _added(self, number: int, hidden: Tensor) -> Tensor:
-        """What layer `number` put out, `[B, K, D]`, with what the language model would have added behind it."""
+        """The output of layer `number`, `[B, K, D]`, plus what the language model would have added after it."""
         if number >= len(self.additions):
             return hidden
         return hidden + self.additions[number].to(hidden.device, hidden.dtype)
 
     def _prune(self, number: int, hidden: Tensor, cache: Any) -> Tensor:
-        """Prune every video before layer `number`, or the MLP before it: the hidden states `[B, K, D]` that go on."""
+        """Prune every video before layer `number`, or before the MLP before it: the kept hidden states `[B, K, D]`."""
         assert self.entered is not None
         current = self._current(hidden.device)
         left = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
@@ -287,7 +288,7 @@ class Inside:
                     weights = torch.zeros(hidden.shape[:2], device=hidden.device)
                 weights[span.row, going] = chosen.sizes.float().log()
             after.append(replace(span, columns=places, positions=positions, state=chosen.state))
-        self.inputs.clear()  # memory that the layers behind may have
+        self.inputs.clear()  # free this memory for later layers
         self.entered = None
         kept = Kept.of(left, counts, self.contiguous, source)
         if weights is not None:
@@ -307,7 +308,7 @@ class Inside:
         return hidden
 
     def _advance(self, kept: Kept, hidden: Tensor, cache: Any, number: int) -> None:
-        """From here on layers see what `kept` leaves of what they saw so far; `hidden` is already narrowed."""
+        """From this layer on, narrow what layers see to `kept`; `hidden` is already narrowed."""
         current, kept = self._current(hidden.device), self._sent(kept, hidden.device)
         mask = kept.mask(current.mask)
         if self.prefill:
@@ -317,7 +318,7 @@ class Inside:
         self.flow = self._flow(Flow(mask, ids, weights=kept.weights_of(mask)), hidden, cache, number)
 
     def _flow(self, seen: Flow, hidden: Tensor, cache: Any, number: int) -> Flow:
-        """What layers are called with that see this: with its rotary embeddings, and the mask that they want."""
+        """`seen` completed with its rotary embeddings, and the mask as layers expect it."""
         causal = create_causal_mask(
             config=self.adapter.text_config,
             inputs_embeds=hidden,
@@ -330,25 +331,25 @@ class Inside:
         return replace(seen, rotary=self.adapter.rotary(hidden, seen.ids), causal=causal)
 
     def _current(self, device: torch.device) -> Flow:
-        """What is in force at the layer under way, on its device."""
+        """The flow in force at the current layer, on its device."""
         current = self.flow or self.base
         assert current is not None
         return self._sent(current, device)
 
     def _sent(self, part: Part, device: torch.device) -> Part:
-        """The same with all its tensors on a device, those in tuples, lists and dicts of a `state` too."""
+        """`part` with all tensors on `device`, including those in tuples, lists and dicts of a `state`."""
         if not self.spread:
             return part
         sent = {f.name: tree_map_only(Tensor, lambda x: x.to(device), getattr(part, f.name)) for f in fields(part)}
         return replace(part, **sent)
 
     def _hide_keys(self, number: int, hidden: Tensor, cache: Any) -> None:
-        """Mask, from this layer on and for this step, the visual keys that the method does not choose."""
+        """For this step, mask from this layer on the visual keys that the method does not choose."""
         inputs, rotary = self.inputs[number - 1]
         current = self._current(inputs.device)
         mask = current.mask.clone()  # [B, S]
         keys, _ = held(cache.layers[number - 1], mask.shape[1], self.method.name)
-        keys = keys.to(inputs.device)  # [B, key-value heads, S, width], from the host where it is offloaded
+        keys = keys.to(inputs.device)  # [B, key-value heads, S, width], from the host if offloaded
         module = self.adapter.attention_module(self.adapter.layers[number - 1])
         memory = self.prompt.memory
         for i, span in enumerate(self.prompt.spans):
@@ -369,8 +370,8 @@ class Inside:
 
 @torch.compiler.disable
 def untraced(prune: Callable[[Given], Left], tokens: Given) -> Left:
-    """What a method leaves, as it is written, also where torch.compile traces what calls it.
+    """Call `prune` untraced, even when torch.compile traces the caller.
 
-    There some fail (sttm), and a set of numbers has another order (dart's).
+    When traced, some methods fail (sttm), and a set of numbers is ordered differently (dart).
     """
     return prune(tokens)

@@ -1,4 +1,4 @@
-"""InternVL3: `Frame1:` and so on in text before each frame, whose patches are shuffled 2 x 2 into one token."""
+"""InternVL3: text such as `Frame1:` before each frame, and 2 x 2 patches shuffled into one token."""
 
 from __future__ import annotations
 
@@ -41,4 +41,4 @@ class InternVL(Framed):
         pixels = videos["pixel_values"]  # [V, T, 3, H, W], or one video's [T, 3, H, W]
         count = pixels.shape[0] if pixels.dim() == 5 else 1
         outputs = self.model.get_image_features(pixels.reshape(-1, *pixels.shape[-3:]), return_dict=True)
-        return outputs.pooler_output.unflatten(0, (count, -1)), outputs  # of [V * T, N, D]
+        return outputs.pooler_output.unflatten(0, (count, -1)), outputs  # pooler_output: [V * T, N, D]

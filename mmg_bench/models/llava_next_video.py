@@ -1,4 +1,4 @@
-"""LLaVA-NeXT-Video: a CLIP tower with a class token, and patches that are averaged 2 x 2 in each frame."""
+"""LLaVA-NeXT-Video: a CLIP tower with a class token, and patches averaged 2 x 2 in each frame."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: SigLIP tower, 2x2 bilinear pooling of the projected patches, one newline token behind a video."""
+"""LLaVA-OneVision: SigLIP tower, 2x2 bilinear pooling of the projected patches, one newline token after a video."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmg_bench.models import siglip, tower
 from mmg_bench.models.adapter import Adapter, Capture, Layout, hooked, marked, unseen
 from mmg_bench.tokens import VideoTokens
 
-_FRAMES_AT_ONCE = 4  # bounds the memory of what is recomputed
+_FRAMES_AT_ONCE = 4  # bounds the memory of the recomputation
 
 
 class LlavaOnevision(Adapter):
@@ -72,7 +72,7 @@ class LlavaOnevision(Adapter):
         features = outputs.pooler_output[:, self.body((frames, *self.grid))]  # [V, T * N, D]
         per_video = features.unflatten(1, (frames, -1))
         tokens = [captured.video(features, self.grid, v * frames) for v, features in enumerate(per_video)]
-        # the features alone: some versions of transformers return the states of every layer of the tower as well
+        # features only: some versions of transformers also return the states of every tower layer
         alone = marked(type(outputs)(pooler_output=outputs.pooler_output), outputs)
         return tokens, {"mm_encoder_outputs": {"video": alone}}
 
@@ -94,7 +94,7 @@ class LlavaOnevision(Adapter):
 
 
 class SiglipCapture(Capture):
-    """Recomputes, for the one layer that the features come from, what the tower does not return."""
+    """Recompute what the tower does not return, for the layer that produces the features."""
 
     def __init__(self, adapter: LlavaOnevision, needs: frozenset[str]):
         self.adapter, self.siglip = adapter, siglip.attached(adapter.model)
@@ -109,7 +109,7 @@ class SiglipCapture(Capture):
         self.frames = 0  # of the last call
 
     def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        """Forward hook of the layer: keep what goes in and what comes out."""
+        """Forward hook of the layer: keep its input and output."""
         self.frames = len(output)
         if self.needs:
             self.seen = (args[0] if args else kwargs["hidden_states"]).detach(), output.detach()

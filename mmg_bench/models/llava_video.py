@@ -1,9 +1,9 @@
-"""LLaVA-Video: LLaVA-OneVision with a newline token behind every row of every frame, and none behind the video.
+"""LLaVA-Video: LLaVA-OneVision with a newline token after every row of every frame, and none after the video.
 
-Its checkpoints, which `scripts/convert_llava_video.py` brings into the layout of LLaVA-OneVision, say so in their
-configuration (`mmg_family: llava_video`). Stock code lays videos out as LLaVA-OneVision's, on which these weights were
-not trained: `attach` changes that, on one model and one processor. Newlines are never counted and always kept: of
-them alone, 1 / W of the dense tokens is left at any retention ratio.
+`scripts/convert_llava_video.py` converts its checkpoints to the layout of LLaVA-OneVision and marks them in their
+configuration (`mmg_family: llava_video`). Stock code lays videos out as LLaVA-OneVision does, on which these weights
+were not trained: `attach` changes that for one model and one processor. Newlines are never counted and always kept:
+they alone amount to 1 / W of the dense tokens at any retention ratio.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mmg_bench.models.llava_onevision import LlavaOnevision
 
 FAMILY = "llava_video"
 POOLS = ("bilinear", "average")
-"""How 2 x 2 patches become a token: stretched to half the side rounded up, or averaged, which drops an odd last one."""
+"""How 2 x 2 patches become a token: interpolated to half the side (rounded up), or averaged, dropping an odd last."""
 
 
 class LlavaVideo(LlavaOnevision):
@@ -58,7 +58,7 @@ def is_attached(model: Any) -> bool:
 
 
 def attach(model: Any, processor: Any) -> None:
-    """Let one model and its processor lay videos out as LLaVA-Video's authors do, from now on.
+    """Make one model and its processor lay videos out as LLaVA-Video's authors do.
 
     Raises ValueError for a model that is not a converted LLaVA-Video.
     """
@@ -94,7 +94,7 @@ def attach(model: Any, processor: Any) -> None:
 
 
 def _patches(config: Any) -> int:
-    """Patches a side of a frame."""
+    """Patches per side of a frame."""
     return int(config.vision_config.image_size // config.vision_config.patch_size)
 
 
@@ -105,6 +105,6 @@ def _grid(config: Any) -> tuple[int, int]:
 
 
 def _average(side: int, maps: Tensor) -> Tensor:
-    """Mean of 2 x 2 of the patches `[T, side * side, D]`."""
+    """Mean of each 2 x 2 block of the patches `[T, side * side, D]`."""
     square = maps.transpose(1, 2).unflatten(2, (side, side))  # [T, D, side, side]
     return nn.functional.avg_pool2d(square, 2).flatten(2).transpose(1, 2)

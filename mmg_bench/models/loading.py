@@ -1,4 +1,4 @@
-"""A video LLM ready to answer: model, processor and adapter behind one small face."""
+"""A video LLM ready to answer: model, processor and adapter behind one small interface."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ if TYPE_CHECKING:
     from mmg_bench.benchmarks.video import Timing
 
 NEW_TOKENS = 1024
-"""Tokens to generate at most where a task does not say: as lmms-eval's own LLaVA models."""
+"""Maximum number of tokens to generate if a task sets none, as in lmms-eval's own LLaVA models."""
 _SETTINGS = (".json", ".jinja", ".model", ".txt")
 _OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Videos as the model's own processor makes them."""
+    """Videos as processed by the model's own processor."""
 
     tensors: dict[str, Tensor]
-    """What the vision tower takes, and what the model is told of it (grids, times)."""
+    """The vision tower's input, and what the model needs to know about it (grids, times)."""
     texts: list[str]
-    """What stands for each video in a prompt: placeholders, and the words that the model's processor puts there."""
+    """The text that represents each video in a prompt: placeholders, and the words that the processor adds."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Videos as the vision tower left them: what pruning sees, and what `generate` takes instead of pixels."""
+    """Videos encoded by the vision tower: the input of pruning, and what `generate` takes instead of pixels."""
 
     tokens: list[VideoTokens]
     arguments: dict[str, Any]
     texts: list[str]
-    """As of `Pixels`."""
+    """As in `Pixels`."""
 
 
 class VideoLLM:
-    """An unmodified transformers video LLM with its processor. Raises ModelError when it cannot be loaded."""
+    """An unmodified transformers video LLM with its processor. Raises ModelError if it cannot be loaded."""
 
     def __init__(self, spec: ModelSpec):
         self.spec = spec
@@ -67,24 +67,24 @@ class VideoLLM:
         if getattr(self.model.config, "mmg_family", None) == llava_video.FAMILY:
             llava_video.attach(self.model, self.processor)
         self.adapter: Adapter = adapter_for(self.model)
-        self._siglip: str | None = None  # identifies the SigLIP checkpoint, once it is read
+        self._siglip: str | None = None  # identifies the SigLIP checkpoint, once loaded
 
     @cached_property
     def weights(self) -> str:
-        """What identifies the weights: the commit of a hub model, a digest of a checkpoint folder, or `random`."""
+        """Identifier of the weights: the commit of a hub model, a digest of a checkpoint folder, or `random`."""
         if self.spec.weights == "random":
             return "random"
         return _identity(self.spec.name, self.spec.path, self.spec.revision)
 
     @cached_property
     def settings(self) -> str | None:
-        """`settings_of` this model."""
+        """`settings_of` for this model."""
         return settings_of(self.spec)
 
     def prepare(self, needs: Collection[str]) -> None:
-        """Load what the fields in `needs` take beyond the model: the SigLIP checkpoint, where the spec names one.
+        """Load what the fields in `needs` require beyond the model: the SigLIP checkpoint, if the spec names one.
 
-        Raises ModelError when it cannot be loaded.
+        Raises ModelError if it cannot be loaded.
         """
         source = self.spec.siglip
         if source is None or self._siglip is not None or not siglip.FIELDS & set(needs):
@@ -94,13 +94,13 @@ class VideoLLM:
         self._siglip = _identity("siglip", source, self.spec.siglip_revision)
 
     def weights_for(self, needs: Collection[str]) -> str:
-        """As `weights`, with those of the SigLIP checkpoint where one of `needs` comes from it."""
+        """As `weights`, plus the identifier of the SigLIP checkpoint if one of `needs` comes from it."""
         return f"{self.weights} {self._siglip}" if self._siglip and siglip.FIELDS & set(needs) else self.weights
 
     def preprocess(self, frames: NDArray[np.uint8], timing: Timing | None = None) -> Pixels:
-        """One video `[T, H, W, 3]` as the model's processor makes it, on the model's device; no frame is left out.
+        """Process one video `[T, H, W, 3]` with the model's processor, on the model's device; no frame is dropped.
 
-        Raises ValueError where the model wants the times of frames and `timing` does not tell them.
+        Raises ValueError if the model needs the times of frames and `timing` does not give them.
         """
         from transformers.video_utils import VideoMetadata
 
@@ -133,9 +133,9 @@ class VideoLLM:
         return Encoded(*self.adapter.encode(pixels.tensors, needs), pixels.texts)
 
     def tokenize(self, question: str, texts: Sequence[str]) -> dict[str, Tensor]:
-        """`input_ids`, `attention_mask` and what else the model takes of a prompt, `[1, S]` int64 each.
+        """`input_ids`, `attention_mask` and any other prompt inputs of the model, `[1, S]` int64 each.
 
-        The prompt is a question about videos by the model's own template; `texts` are what stands for the videos.
+        The prompt is a question about videos in the model's own template; `texts` represent the videos.
         """
         content = [{"type": "video"} for _ in texts] + [{"type": "text", "text": question}]
         text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
@@ -151,7 +151,7 @@ class VideoLLM:
         return {name: value.to(self.device) for name, value in inputs.items()}
 
     def generate(self, inputs: dict[str, Tensor], encoded: Encoded, generation: dict[str, Any]) -> str:
-        """The generated text, by the model's own `generate`."""
+        """The text generated by the model's own `generate`."""
         until = generation.get("until") or []
         arguments = {k: v for k, v in generation.items() if k in ("max_new_tokens", "num_beams", "do_sample")}
         arguments.setdefault("max_new_tokens", NEW_TOKENS)
@@ -159,7 +159,7 @@ class VideoLLM:
             arguments |= {k: generation[k] for k in ("temperature", "top_p") if k in generation}
         else:  # greedy unless the task says otherwise, whatever a checkpoint's own settings say
             arguments |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        with torch.no_grad():  # outside inference mode, torch tells of what changes in place what was made in it
+        with torch.no_grad():  # outside inference mode, torch reports in-place changes of tensors made inside it
             ids = self.model.generate(
                 **inputs, **fresh(encoded.arguments), **arguments, logits_processor=[_refuse_what_is_no_number]
             )
@@ -170,9 +170,9 @@ class VideoLLM:
 
 
 def settings_of(spec: ModelSpec) -> str | None:
-    """Digest of what else lies in a checkpoint folder and decides answers: configuration, templates, tokenizer.
+    """Digest of the other files in a checkpoint folder that affect answers: configuration, templates, tokenizer.
 
-    None for a hub model, all of which its revision identifies, and for one that is built by its name.
+    None for a hub model, which its revision identifies completely, and for one that is built by its name.
     """
     folder = folder_of(spec.path)
     if folder is None or not folder.is_dir() or is_named(spec):
@@ -181,9 +181,9 @@ def settings_of(spec: ModelSpec) -> str | None:
 
 
 def _refuse_what_is_no_number(ids: Tensor, logits: Tensor) -> Tensor:
-    """Logits processor that changes nothing: of NaN, `generate` would make a token like any other, and a wrong answer.
+    """Logits processor that changes nothing and raises RuntimeError for NaN and plus infinity.
 
-    Minus infinity rules a token out. Raises RuntimeError.
+    `generate` would turn NaN into an ordinary token, and so into a wrong answer. Minus infinity rules a token out.
     """
     if not bool((logits < math.inf).all()):
         raise RuntimeError(
@@ -216,11 +216,11 @@ def _load(spec: ModelSpec) -> tuple[Any, Any]:
         with explained(what, source, option):
             if absent := not_cached(source, spec.revision):
                 cached_file(source, "config.json", revision=spec.revision)
-        if absent:  # its kind is seen before gigabytes are fetched
+        if absent:  # checks the model type before gigabytes are downloaded
             bare_adapter(spec)
     with explained(what, source, option):
         processor = AutoProcessor.from_pretrained(source, revision=spec.revision)
-    settle_frames(processor, spec)  # before gigabytes are read
+    settle_frames(processor, spec)  # before gigabytes are loaded
     with explained(what, source, option):
         model, loaded = AutoModelForImageTextToText.from_pretrained(
             source,

@@ -1,4 +1,4 @@
-"""How large the frames are that a model's own video processor makes: what bounds them, where it does not say."""
+"""The frame size of a model's own video processor: its bounds, and its cap if the processor leaves that open."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from mmg_bench.models.spec import PIXEL_BOUNDS, ModelSpec
 
 
 def settle_frames(processor: Any, spec: ModelSpec) -> None:
-    """Bound the pixels of frames as the spec says, and the tokens of each as qwen-vl-utils does.
+    """Bound the pixels of frames as set in the spec, and the tokens of each frame as qwen-vl-utils does.
 
-    Raises ModelError where all frames have one size, and where the least would be above the most.
+    Raises ModelError if bounds are set but all frames have one size, or if the least exceeds the most.
     """
     if (video := getattr(processor, "video_processor", None)) is None:
         return
     _bound(video, spec)
-    if getattr(video, "cap_pixels_per_frame", False) is None:  # transformers leaves it open, and is to change
+    if getattr(video, "cap_pixels_per_frame", False) is None:  # transformers leaves it unset; its default will change
         video.cap_pixels_per_frame = _can_cap(video, spec.frames)
 
 
@@ -27,7 +27,7 @@ def _bound(video: Any, spec: ModelSpec) -> None:
         return
     size = {edge: value for edge, value in dict(video.size).items() if value is not None}
     options = [f"{spec.option(name)}={limit}" for name in PIXEL_BOUNDS if (limit := getattr(spec, name)) is not None]
-    if set(size) != set(limits):  # which mean edges, not areas
+    if set(size) != set(limits):  # these are edges, not areas
         sizes = ", ".join(f"{name} {value}" for name, value in size.items())
         raise ModelError(
             f"{' and '.join(options)}: {type(video).__name__} makes all frames of one size ({sizes}); leave it at null"
@@ -42,9 +42,9 @@ def _bound(video: Any, spec: ModelSpec) -> None:
 
 
 def _can_cap(video: Any, frames: int) -> bool:
-    """Whether the cap of so many frames keeps to the bounds: it leaves each 1.05 times the least, whatever the most.
+    """Whether the cap for this many frames respects the bounds: it leaves each 1.05 times the least, whatever the most.
 
-    Qwen3-VL's bounds are of all frames together, and that least is then given to each.
+    Qwen3-VL's bounds apply to all frames together, and the cap then gives that least to each frame.
     """
     from transformers import Qwen2VLVideoProcessor
 

@@ -1,6 +1,7 @@
-"""Where videos stand in prompts, and what is left of a prompt's rows when they are pruned.
+"""Where videos are in prompts, and what is left of a prompt's rows after pruning.
 
-Columns are found on the host by numpy: a GPU has nothing to do meanwhile, and a call of torch takes as long as several.
+Columns are computed on the host with numpy: the GPU is idle meanwhile, and a torch call takes as long as several numpy
+calls.
 """
 
 from __future__ import annotations
@@ -19,27 +20,27 @@ from mmg_bench.models.adapter import Adapter, Layout
 from mmg_bench.tokens import PrunedTokens
 
 Columns = NDArray[np.intp]
-"""Of a prompt, ascending."""
+"""Columns of a prompt, ascending."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one video stands in the prompts."""
+    """Where one video is in the prompts."""
 
     row: int
     video: int
-    """Its number among those that were encoded: copies of a prompt share it."""
+    """Its number among the encoded videos; copies of a prompt share it."""
     layout: Layout
     first: int
-    """Frames of the videos that were encoded before it."""
+    """Total number of frames of the videos encoded before it."""
     tokens: Columns
     """`[T * H * W]`: the columns of its tokens."""
     end: int
-    """Behind its last placeholder."""
+    """The column after its last placeholder."""
     ids: NDArray[np.int64]
-    """`[S]`: the prompt in which it stands."""
+    """`[S]`: the prompt that contains it."""
     no_text: Sequence[int]
-    """Ids of all placeholders, those of images too."""
+    """Ids of all placeholders, including those of images."""
 
     @property
     def total(self) -> int:
@@ -47,17 +48,17 @@ class Place:
         return len(self.tokens)
 
     def body(self, device: torch.device) -> slice | Tensor:
-        """The columns of its tokens; a slice where they stand side by side."""
+        """The columns of its tokens; a slice if they are adjacent."""
         return _sliced(self.tokens, device)
 
     def text(self, device: torch.device) -> slice | Tensor:
-        """The columns of the text that follows it, without other videos and images; a slice where they can be one."""
+        """The columns of the text that follows it, without other videos and images; a slice if possible."""
         is_text = np.isin(self.ids[self.end :], self.no_text, invert=True)
         return _sliced(is_text.nonzero()[0] + self.end, device)
 
 
 def _sliced(columns: Columns, device: torch.device) -> slice | Tensor:
-    """Ascending columns as a slice, where they can be one."""
+    """Ascending columns, as a slice if they are adjacent."""
     if not len(columns):
         return slice(0, 0)
     first, last = int(columns[0]), int(columns[-1])
@@ -71,7 +72,7 @@ def _on(device: torch.device, columns: Columns) -> Tensor:
 def places(ids: Tensor, adapter: Adapter, layouts: Sequence[Layout]) -> Iterator[Place]:
     """Every video in prompts `[B, S]`, which are on the host, row by row.
 
-    `generate` repeats each prompt for beams and several answers: its videos were encoded once.
+    `generate` repeats each prompt for beams and several answers, while its videos were encoded once.
     """
     lengths = [adapter.placeholders(layout) for layout in layouts]
     frames = list(accumulate((layout[0] for layout in layouts), initial=0))
@@ -99,7 +100,7 @@ def places(ids: Tensor, adapter: Adapter, layouts: Sequence[Layout]) -> Iterator
                 tokens = columns[body if isinstance(body, slice) else body.numpy()]
                 yield Place(row, video, layout, frames[video], tokens, int(columns[-1]) + 1, prompts[row], no_text)
         first = last
-    if first < len(lengths):  # the model scatters the others where nobody looked: they would go through whole
+    if first < len(lengths):  # the model scatters the others elsewhere: they would not be pruned
         raise ValueError(
             f"the prompts hold placeholders (token {adapter.video_token_id}) of {first} of the {len(lengths)} videos "
             f"that were encoded, of (T, H, W) {layouts}: use the model's own processor; a model that marks videos "
@@ -108,9 +109,9 @@ def places(ids: Tensor, adapter: Adapter, layouts: Sequence[Layout]) -> Iterator
 
 
 def _check_runs(columns: Columns, length: int, row: int) -> None:
-    """Raise ValueError, naming the first that does not, unless columns come in runs of that length."""
+    """Raise ValueError, naming the first violation, unless columns come in runs of `length`."""
     gaps = np.diff(columns) != 1
-    gaps[length - 1 :: length] = False  # those between runs
+    gaps[length - 1 :: length] = False  # gaps between runs
     if gaps.any():
         start = int(gaps.argmax()) // length * length
         run = columns[start : start + length]
@@ -128,20 +129,20 @@ class Row:
         self.pieces: list[Tensor] = []
         """Columns of the prompt."""
         self.length = 0
-        """Of all pieces together."""
+        """Total length of the pieces."""
         self.videos: list[tuple[Place, slice | Tensor, PrunedTokens]] = []
-        """Of each video: where it stood; the columns of its tokens among what is left; the tokens."""
-        self._at = 0  # first column of the prompt that has not been looked at
+        """For each video: its place in the prompt; the columns of its tokens in the pruned row; the tokens."""
+        self._at = 0  # first column of the prompt that has not been processed
 
     def add(self, place: Place, body: slice | Tensor, pruned: PrunedTokens) -> None:
-        """Go on to the end of a video's tokens, `body`, of which `pruned` are left."""
+        """Advance to the end of a video's tokens, `body`, of which `pruned` are left."""
         kept: slice | Tensor
         if isinstance(body, slice):
             self._append(self.whole[self._at : body.start])
             kept = slice(self.length, self.length + len(pruned))
             self._append(body.start + pruned.positions)
             self._at = body.stop
-        else:  # text stands between them
+        else:  # text comes between them
             others = np.ones(place.end - self._at, bool)
             others[place.tokens - self._at] = False
             text = _on(body.device, others.nonzero()[0] + self._at)
@@ -153,7 +154,7 @@ class Row:
         self.videos.append((place, kept, pruned))
 
     def finish(self) -> int:
-        """Go on to the end of the row: how many columns are left."""
+        """Advance to the end of the row, and return how many columns are left."""
         self._append(self.whole[self._at :])
         return self.length
 
@@ -163,7 +164,7 @@ class Row:
         return torch.cat(self.pieces)
 
     def text(self, place: Place) -> Tensor:
-        """`[L]`: the columns, among what is left, of the text that follows a video."""
+        """`[L]`: the columns, in the pruned row, of the text that follows a video."""
         return torch.searchsorted(self.left, self.whole[place.text(self.whole.device)])
 
     def _append(self, piece: Tensor) -> None:
@@ -172,5 +173,5 @@ class Row:
 
 
 def shifted(columns: slice | Tensor, by: int) -> slice | Tensor:
-    """The columns that stand `by` further to the right."""
+    """The columns moved `by` to the right."""
     return slice(columns.start + by, columns.stop + by) if isinstance(columns, slice) else columns + by

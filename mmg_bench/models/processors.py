@@ -1,4 +1,4 @@
-"""Stock processors that fit a configuration, built without a download. Their words are made up."""
+"""Stock processors that match a configuration, built without a download. Their vocabulary is made up."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ CHAT_TEMPLATE = (
 
 
 def chat_template(video: str, image: str) -> str:
-    """The layout of Qwen3-VL's own template, and of InternVL's: media where they stand in the message."""
+    """The layout of Qwen3-VL's and InternVL's own templates: media at their place in the message."""
     return (
         "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
         "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
@@ -59,12 +59,12 @@ def chat_template(video: str, image: str) -> str:
 
 
 QWEN3_CHAT_TEMPLATE = chat_template(*(f"<|vision_start|><|{kind}_pad|><|vision_end|>" for kind in ("video", "image")))
-# Qwen2-VL's and Qwen2.5-VL's: the same behind a system turn where none is given
+# Qwen2-VL's and Qwen2.5-VL's: the same, after a default system turn if none is given
 QWEN_CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
     + QWEN3_CHAT_TEMPLATE
 )
-# of Qwen's layout, too: GLM's own words, which are few, do not matter here
+# also in Qwen's layout: the few words of GLM's own template do not matter here
 GLM_CHAT_TEMPLATE = chat_template(
     *("".join(GLM_MEDIA[f"{kind}{part}"] for part in ("_start", "", "_end")) for kind in ("video", "image"))
 )
@@ -79,7 +79,7 @@ def word_tokenizer(words: list[str]) -> Any:
 def tokenizer_of(vocabulary: dict[str, int], media: Sequence[str] = (IMAGE, VIDEO), *, digits: bool = False) -> Any:
     """A lower-casing word-level tokenizer with these ids; the chat and `media` tokens must be among them.
 
-    `digits`: each is a word of its own, as for the tokenizers of most video LLMs.
+    `digits`: treat each digit as a separate word, as the tokenizers of most video LLMs do.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -100,13 +100,13 @@ def tokenizer_of(vocabulary: dict[str, int], media: Sequence[str] = (IMAGE, VIDE
 
 
 def llava_onevision_processor(config: LlavaOnevisionConfig, tokenizer: Any) -> LlavaOnevisionProcessor:
-    """The stock processor that fits a configuration with a SigLIP tower."""
+    """The stock processor that matches a configuration with a SigLIP tower."""
     from transformers import LlavaOnevisionImageProcessor, LlavaOnevisionProcessor, LlavaOnevisionVideoProcessor
 
     vision: Any = config.vision_config
     pixels: dict[str, Any] = {
         "size": {"height": vision.image_size, "width": vision.image_size},
-        "image_mean": [0.5] * 3,  # as SigLIP's own processor
+        "image_mean": [0.5] * 3,  # as in SigLIP's own processor
         "image_std": [0.5] * 3,
     }
     return LlavaOnevisionProcessor(
@@ -120,7 +120,7 @@ def llava_onevision_processor(config: LlavaOnevisionConfig, tokenizer: Any) -> L
 
 
 def qwen2_vl_processor(config: Qwen2VLConfig, tokenizer: Any) -> Qwen2VLProcessor:
-    """The stock processor that fits a configuration, with the pixels a frame that the checkpoints' own allows."""
+    """The stock processor that matches a configuration, with the pixels per frame of the checkpoints' own processor."""
     from transformers import Qwen2VLProcessor
 
     processor: Qwen2VLProcessor = _qwen_vl_processor(Qwen2VLProcessor, config, tokenizer)
@@ -128,7 +128,7 @@ def qwen2_vl_processor(config: Qwen2VLConfig, tokenizer: Any) -> Qwen2VLProcesso
 
 
 def qwen2_5_vl_processor(config: Qwen2_5_VLConfig, tokenizer: Any) -> Qwen2_5_VLProcessor:
-    """The stock processor that fits a configuration, with the pixels a frame that the checkpoints' own allows."""
+    """The stock processor that matches a configuration, with the pixels per frame of the checkpoints' own processor."""
     from transformers import Qwen2_5_VLProcessor
 
     processor: Qwen2_5_VLProcessor = _qwen_vl_processor(Qwen2_5_VLProcessor, config, tokenizer)
@@ -148,7 +148,7 @@ def _qwen_vl_processor(kind: Any, config: Any, tokenizer: Any) -> Any:
 
 
 def qwen3_vl_processor(config: Qwen3VLConfig, tokenizer: Any) -> Qwen3VLProcessor:
-    """The stock processor that fits a configuration, with the pixels a video that the checkpoints' own allows."""
+    """The stock processor that matches a configuration, with the pixels per video of the checkpoints' own processor."""
     from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
     pixels: dict[str, Any] = {**_patches(config), "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
@@ -170,7 +170,7 @@ def _patches(config: Any) -> dict[str, Any]:
 
 
 def glm4v_processor(config: Glm4vConfig | Glm46VConfig, tokenizer: Any) -> Glm4vProcessor | Glm46VProcessor:
-    """The stock processor that fits a configuration, with the pixels a video that the stock one allows."""
+    """The stock processor that matches a configuration, with the stock limits on the pixels per video."""
     import transformers
 
     kind = {"glm4v": "Glm4v", "glm46v": "Glm46V"}[config.model_type]
@@ -186,7 +186,7 @@ def glm4v_processor(config: Glm4vConfig | Glm46VConfig, tokenizer: Any) -> Glm4v
 
 
 def internvl_processor(config: InternVLConfig, tokenizer: Any) -> InternVLProcessor:
-    """The stock processor that fits a configuration."""
+    """The stock processor that matches a configuration."""
     from transformers import GotOcr2ImageProcessor, InternVLProcessor, InternVLVideoProcessor
     from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -207,7 +207,7 @@ def internvl_processor(config: InternVLConfig, tokenizer: Any) -> InternVLProces
 
 
 def named_tokens(tokenizer: Any, **names: str) -> Any:
-    """The same tokenizer with attributes that name some of its tokens, as checkpoints' own have them."""
+    """The same tokenizer with attributes that name some of its tokens, as in the checkpoints' own."""
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(
@@ -219,7 +219,7 @@ def named_tokens(tokenizer: Any, **names: str) -> Any:
 
 
 def smolvlm_processor(config: SmolVLMConfig, tokenizer: Any) -> SmolVLMProcessor:
-    """The stock processor that fits a configuration. Raises ImportError where `num2words` is not installed."""
+    """The stock processor that matches a configuration. Raises ImportError if `num2words` is not installed."""
     from transformers import SmolVLMImageProcessor, SmolVLMProcessor, SmolVLMVideoProcessor
 
     vision: Any = config.vision_config

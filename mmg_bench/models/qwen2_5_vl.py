@@ -1,8 +1,8 @@
 """Qwen2-VL and Qwen2.5-VL: 2x2 merged patches of frame pairs, and rotary positions in time, height and width.
 
-T of its videos counts temporal patches (two frames each). Kept tokens keep their three position ids; `contiguous`
-closes numbers that no token is left with on any axis (`kept.py`). The tower of Qwen2.5-VL lays its patches out window
-by window, and puts the tokens in order only when they leave it. EXAONE-4.5 has such a tower, and one number a token.
+T of their videos counts temporal patches (two frames each). Kept tokens keep their three position ids; `contiguous`
+closes numbers that no kept token has on any axis (`kept.py`). The tower of Qwen2.5-VL arranges its patches window by
+window and reorders the tokens only at its output. EXAONE-4.5 has such a tower, and one position id per token.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Qwen25VL(Scatter):
     @property
     def supplies(self) -> frozenset[str]:
         vision = self.model.config.vision_config
-        whole = getattr(vision, "fullatt_block_indexes", None)  # of others, layers attend within windows
+        whole = getattr(vision, "fullatt_block_indexes", None)  # the other layers attend within windows
         return self.read if whole is None or vision.depth - 1 in whole else frozenset()
 
     def in_a_row(self, layout: Layout) -> int:

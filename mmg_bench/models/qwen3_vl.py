@@ -1,8 +1,8 @@
-"""Qwen3-VL: a timestamp in text before every temporal patch, and tower features that are added behind the first layers.
+"""Qwen3-VL: a timestamp in text before every temporal patch, and tower features that are added after the first layers.
 
-T of its videos counts temporal patches (two frames each). Timestamps stay, also those of frames of which no token is
-left. A kept token keeps its own deepstack features; a merged one has its anchor's. Qwen3.5 has no such features, and
-layers of linear attention, which see what is kept as one sequence: they have no mask that could hide a token.
+T of its videos counts temporal patches (two frames each). Timestamps stay, even those of frames without any kept token.
+A kept token keeps its own deepstack features; a merged one has its anchor's. Qwen3.5 has no such features. Its linear
+attention layers see the kept tokens as one sequence: they have no mask that could hide a token.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Qwen3VL(Scatter):
         seen, features = kwargs.get("visual_pos_masks"), kwargs.get("deepstack_visual_embeds")
         if seen is None or features is None:
             return kwargs, []
-        number = seen.flatten().cumsum(0).view_as(seen) - 1  # [B, S]: which row of the features a visual token has
+        number = seen.flatten().cumsum(0).view_as(seen) - 1  # [B, S]: row of the features of a visual token
         if kept is not None:
             seen, number = kept.columns(seen) & kept.real, kept.columns(number)
-        # of [visual tokens, D] each; not by a boolean index, for which a GPU would be waited for
+        # layers are [visual tokens, D]; no boolean index, which would synchronise with the GPU
         added = [layer[number.clamp(min=0)].masked_fill_(~seen.unsqueeze(-1), 0) for layer in features]
         return {**kwargs, "visual_pos_masks": None, "deepstack_visual_embeds": None}, added

@@ -1,4 +1,4 @@
-"""What a model in which a method prunes tells of its last prompt."""
+"""Report of a pruned model on its last prompt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmg_bench.models.adapter import Layout
 
 @dataclass(frozen=True)
 class VideoReport:
-    """What was done to one video of one prompt, also where `generate` repeats the prompt for beams or more answers."""
+    """How one video of one prompt was pruned; one report even if `generate` repeats the prompt for beams or answers."""
 
     total_tokens: int
     realised_tokens: int
@@ -22,27 +22,27 @@ class VideoReport:
     layout: Layout
     """Frames, rows and columns of its tokens: T, H, W."""
     positions: Tensor = field(repr=False, compare=False)
-    """`[realised_tokens]` int64: which they are, as flat raster indices into T * H * W, on the model's device."""
+    """`[realised_tokens]` int64: flat raster indices of these tokens into T * H * W, on the model's device."""
     left: Tensor = field(repr=False, compare=False)
-    """`[n]` int64: those that the last layer sees; the same, unless the method prunes inside the language model."""
+    """`[n]` int64: those that the last layer sees; same as `positions` unless the method prunes inside the model."""
     elapsed: Elapsed = field(repr=False)
     notes: dict[str, Any]
     stages: tuple[tuple[int, int], ...] = ()
-    """`(layer, visual tokens that enter it)` of each later layer before which the method pruned."""
+    """`(layer, visual tokens that enter it)` for each later layer before which the method pruned."""
 
     def entering(self, layer: int) -> int:
-        """How many of its visual tokens enter a layer of the language model."""
+        """Number of its visual tokens that enter a layer of the language model."""
         return next((n for at, n in reversed(self.stages) if at <= layer), self.realised_tokens)
 
     @property
     def prune_seconds(self) -> float:
-        """Spent before layer 0, device work included; what a method does inside the language model is part of that."""
+        """Seconds spent before layer 0, device work included; work inside the language model counts as the model's."""
         return self.elapsed.ms / 1000
 
 
 @dataclass
 class Run:
-    """A model in which a method prunes; `report` tells of the last prompt."""
+    """A model that is being pruned with a method; `report` describes the last prompt."""
 
     method: Method
     positions: Positions
@@ -52,6 +52,6 @@ class Run:
 
     @property
     def stages(self) -> list[list[int]]:
-        """`[layer, visual tokens that enter it]` of all videos of the last prompt together."""
+        """`[layer, visual tokens that enter it]`, summed over all videos of the last prompt."""
         layers = sorted({layer for video in self.report for layer, _ in video.stages})
         return [[layer, sum(video.entering(layer) for video in self.report)] for layer in layers]

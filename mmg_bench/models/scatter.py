@@ -1,10 +1,10 @@
 """Any model that scatters video features into the embeddings of its language model, in the layout of transformers 5.
 
 Such a model names its video placeholder in its configuration, and has `get_video_features`, a vision tower and a
-`language_model` with decoder `layers` under `model`. How a video is laid out is read from what the tower is called
-with, `grid_thw`, or else from the square frames `[frames, N, D]` that leave the projector.
+`language_model` with decoder `layers` under `model`. The layout of a video is read from the tower's argument `grid_thw`
+or else from the square frames `[frames, N, D]` that the projector outputs.
 
-What the tower attends to is supplied by the families of which it is known how the patches of a token stand in it.
+The tower's attention is supplied only by families for which it is known where the patches of a token are in it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from mmg_bench.tokens import VideoTokens
 _IDS = ("video_token_id", "video_token_index")
 _TOWERS = ("visual", "vision_tower", "vision_model")
 _SAID = ("video_grid_thw", "second_per_grid_ts", "video_second_per_grid")
-"""What processors say of videos besides pixels: models make position ids of it."""
+"""Processor outputs for videos other than pixels: models compute position ids from them."""
 _OF_COLUMNS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
-"""What a language model is told of each token, and pruning narrows."""
+"""Per-token arguments of a language model, which pruning narrows."""
 
 
 class Scatter(Adapter):
-    """Adapter of the models that the module's text describes."""
+    """Adapter of the models that the module docstring describes."""
 
     @property
     def tower(self) -> Any:
@@ -42,13 +42,13 @@ class Scatter(Adapter):
 
     @property
     def last_attention(self) -> Any:
-        """The attention module of the tower's layer that features come from."""
+        """The attention module of the tower layer that produces the features."""
         return self.tower.blocks[-1].attn
 
     def in_tower(self, grid_thw: Tensor) -> Tensor | None:
-        """Where tokens in raster order stand in that layer, of patches in grids `[n, 3]` on the host; None: in order.
+        """Indices in that layer of tokens in raster order, for patch grids `[n, 3]` on the host; None: same order.
 
-        int64, as many as the tokens of all grids together. The patches of one stand side by side.
+        int64, one per token of all grids together. The patches of a token are adjacent.
         """
         return None
 
@@ -65,7 +65,7 @@ class Scatter(Adapter):
 
     @property
     def timed(self) -> bool:
-        return True  # or it is not known
+        return True  # or unknown
 
     @property
     def multimodal(self) -> Any:
@@ -84,8 +84,8 @@ class Scatter(Adapter):
 
     def next_ids(self, mask: Tensor) -> Tensor:
         counted, deltas = super().next_ids(mask), self.deltas
-        # as the model's own forward counts on, the same on all three axes: from the highest position of the prompt
-        # (`generate` counts on from the last one, which is lower where a video is long)
+        # as the model's own forward continues, equally on all three axes: from the highest position of the prompt
+        # (`generate` continues from the last one, which is lower if a video is long)
         return counted if deltas is None else (counted + deltas).expand(3, -1, -1)
 
     @property
@@ -93,14 +93,14 @@ class Scatter(Adapter):
         return getattr(self.multimodal, "rope_deltas", None)
 
     def column(self, ids: Tensor) -> int | None:
-        if ids.shape[:-2] == (4,):  # the first counts the text
+        if ids.shape[:-2] == (4,):  # the first axis counts the text
             return int(ids[0, 0, 0])
-        if ids.shape[:-2] == (1,) and self.deltas is not None:  # as `generate` counts on from a cache
+        if ids.shape[:-2] == (1,) and self.deltas is not None:  # as `generate` continues from a cache
             return int(ids[0, 0, 0] - self.deltas[0, 0])
         return super().column(ids)
 
     def additions(self, kwargs: dict[str, Any], kept: Kept | None) -> tuple[dict[str, Any], list[Tensor]]:
-        if kwargs.get("deepstack_visual_embeds") is not None:  # of another layout, maybe, than those of Qwen3-VL
+        if kwargs.get("deepstack_visual_embeds") is not None:  # their layout may differ from Qwen3-VL's
             raise UnsupportedModelError(
                 f"models of type {self.model.config.model_type!r} add tower features inside the language model, which "
                 f"needs an adapter of their own; supported: {', '.join(FAMILIES)}"
@@ -162,18 +162,18 @@ class Scatter(Adapter):
 
 
 class GridCapture(TowerCapture):
-    """How the videos of the vision tower's last call are laid out, and what one of its layers attended to there."""
+    """The layout of the videos in the vision tower's last call, and the attention of one of its layers."""
 
     def __init__(self, adapter: Scatter, needs: frozenset[str]):
         self.in_tower = adapter.in_tower
-        # patches a side that make one token, where the call does not say
+        # patches per side of a token, if the call does not say
         self.merge = getattr(adapter.model.config.vision_config, "spatial_merge_size", 1)
         super().__init__(adapter.last_attention if needs else None, needs)
 
     def forget(self) -> None:
         super().forget()
         self.grids: list[Layout] = []
-        self.sides: list[int] = []  # of a token, in patches: of each of them
+        self.sides: list[int] = []  # patches per side of a token, for each grid
         self.grid_thw: Tensor | None = None
         self.frames = self.per_frame = 0
 
@@ -217,7 +217,7 @@ class GridCapture(TowerCapture):
 
 
 def _as_wide(value: Any, kept: Kept | None) -> bool:
-    """Whether a value is of the columns of a prompt, `[B, S, ...]`, of which only some are `kept`."""
+    """Whether a value covers all columns of a prompt, `[B, S, ...]`, of which only some are `kept`."""
     return kept is not None and isinstance(value, Tensor) and value.dim() > 1 and value.shape[1] == kept.whole
 
 

@@ -1,8 +1,8 @@
-"""What a checkpoint of a video LLM leaves out of its SigLIP tower, from the original SigLIP checkpoint.
+"""The parts of SigLIP that a video LLM's checkpoint omits, from the original SigLIP checkpoint.
 
-transformers checkpoints such as LLaVA-OneVision's carry the tower without its pooling head and without the text tower.
-FastVID needs the head, CDPruner the space that images and texts share. Both take the original, frozen, as FastVID's own
-code does: the head, behind its own layer norm, reads the hidden states of the video LLM's tower.
+transformers checkpoints such as LLaVA-OneVision's contain the tower, but neither its pooling head nor the text tower.
+FastVID needs the head, CDPruner the space that images and texts share. Both use the original, frozen, as FastVID's own
+code does: the head, after its own layer norm, reads the hidden states of the video LLM's tower.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from mmg_bench.models.adapter import UnsupportedModelError, adapter_for
 from mmg_bench.models.hub import read_config
 
 TOWER_FIELDS = frozenset({"probe_attention", "frame_features", "joint_features"})
-"""Optional fields of `VideoTokens` that the head makes of the tower's hidden states."""
+"""Optional fields of `VideoTokens` that the head computes from the tower's hidden states."""
 FIELDS = TOWER_FIELDS | {"joint_query"}
-"""All that an attached checkpoint supplies."""
+"""All fields that an attached checkpoint supplies."""
 _USUAL, _WIDTH = "google/siglip-so400m-patch14-384", 1152
-"""The checkpoint that most towers were made of, and the width of such."""
+"""The checkpoint from which most towers were made, and its width."""
 
 _ATTACHED: weakref.WeakKeyDictionary[nn.Module, Siglip] = weakref.WeakKeyDictionary()
 
@@ -35,26 +35,26 @@ class Siglip:
     """Pooling head and text tower of a SigLIP checkpoint, frozen."""
 
     norm: Any
-    """Layer norm behind the last layer; with the head in float32, so that attention weights do not tie."""
+    """Layer norm after the last layer; in float32, like the head, so that attention weights do not tie."""
     head: Any
     text_tower: Any
     tokenizer: Any
-    """Of the text tower."""
+    """Tokenizer of the text tower."""
     reader: Any
-    """Tokenizer of the language model, which gives the question back as text; None if it was not given."""
+    """Tokenizer of the language model, used to decode the question to text; None if it was not given."""
 
     def modules(self, needs: Collection[str]) -> list[nn.Module]:
-        """What of the checkpoint supplies some fields."""
+        """The modules of the checkpoint that supply some fields."""
         head = [self.norm, self.head] if TOWER_FIELDS & set(needs) else []
         return head + ([self.text_tower] if "joint_query" in needs else [])
 
     @torch.no_grad()
     def tower_field(self, name: str, hidden: Tensor) -> Tensor:
-        """The field `name` of frames whose hidden states are `hidden` `[F, P, C]`, per patch or per frame; float32.
+        """The field `name` of frames with hidden states `hidden` `[F, P, C]`, per patch or per frame; float32.
 
-        `frame_features` `[F, C]`: the head's output. `probe_attention` `[F, P]`: what its probe gives to each patch,
-        mean over heads. `joint_features` `[F, P, C]`: the head's output for each patch alone, as CLIP's projection is
-        applied to each patch by CDPruner.
+        `frame_features` `[F, C]`: the head's output. `probe_attention` `[F, P]`: attention of its probe to each patch,
+        mean over heads. `joint_features` `[F, P, C]`: the head's output for each patch alone, just as CDPruner applies
+        CLIP's projection to each patch.
         """
         x = self.norm(hidden.float())
         if name == "frame_features":
@@ -65,9 +65,9 @@ class Siglip:
         return self.head(x.flatten(0, 1).unsqueeze(1)).unflatten(0, x.shape[:2])
 
     def question(self, ids: Tensor) -> str:
-        """The text of the question, from the language model's token ids behind the video, `[L]`.
+        """The text of the question, from the language model's token ids after the video, `[L]`.
 
-        Up to the first special token behind it, so without what the chat template adds.
+        It ends at the first special token after it, so that it excludes what the chat template adds.
         """
         if self.reader is None:
             raise ValueError(
@@ -81,11 +81,11 @@ class Siglip:
 
     @torch.no_grad()
     def joint_query(self, ids: Tensor) -> Tensor:
-        """The question in the joint space, `[M, C]`, from the language model's token ids behind the video, `[L]`.
+        """The question in the joint space, `[M, C]`, from the language model's token ids after the video, `[L]`.
 
-        The ids are best on the host, where no GPU is waited for; the result is on the text tower's device.
-        As CDPruner does, a text longer than the text tower's window is cut into M windows. The last is padded: SigLIP
-        was trained so, without a mask.
+        The ids are best on the host, which avoids a GPU sync; the result is on the text tower's device.
+        As in CDPruner, a text longer than the text tower's window is split into M windows. The last one is padded
+        without a mask, as in SigLIP's training.
         """
         window = self.text_tower.config.max_position_embeddings
         words: list[int] = self.tokenizer(self.question(ids))["input_ids"]
@@ -95,14 +95,14 @@ class Siglip:
 
 
 def to_attach(width: int) -> str:
-    """For an error, which checkpoint a vision tower of some width wants."""
+    """For an error message: which checkpoint a vision tower of some width needs."""
     if width == _WIDTH:
         return f"give the model its original SigLIP checkpoint (option `siglip`, such as {_USUAL})"
     return "give the model the SigLIP checkpoint that its tower was made of, if there is one (option `siglip`)"
 
 
 def lacks(folder: Path) -> str | None:
-    """Why a folder is no SigLIP checkpoint, as far as names and configuration tell; None where it seems to be one."""
+    """Why a folder is not a SigLIP checkpoint, judged by names and configuration; None if it seems to be one."""
     if not folder.is_dir():
         return f"{folder}: no such checkpoint folder"
     if not any(folder.glob("*.safetensors")):
@@ -115,12 +115,12 @@ def lacks(folder: Path) -> str | None:
 
 
 def attach(model: nn.Module, source: str, reader: Any = None, revision: str | None = None) -> Siglip:
-    """Load a SigLIP checkpoint beside a LLaVA-OneVision `model`, which stays as it is.
+    """Load a SigLIP checkpoint for a LLaVA-OneVision `model`, which stays unchanged.
 
-    `source` is a hub id, of which `revision` names a commit, or a folder. From then on methods find `FIELDS` supplied
-    for this model. `reader` is the language model's tokenizer (`processor.tokenizer`), needed for `joint_query` alone.
-    Raises ValueError when the checkpoint is not whole or of another width, OSError when it cannot be read, and
-    UnsupportedModelError for a model of a family that none goes with.
+    `source` is a hub id, with `revision` as its commit, or a folder. From then on, `FIELDS` are supplied for this
+    model. `reader` is the language model's tokenizer (`processor.tokenizer`), needed only for `joint_query`.
+    Raises ValueError if the checkpoint is incomplete or of another width, OSError if it cannot be read, and
+    UnsupportedModelError for a model family that uses no SigLIP checkpoint.
     """
     from transformers import AutoTokenizer, SiglipModel
 
@@ -152,5 +152,5 @@ def attach(model: nn.Module, source: str, reader: Any = None, revision: str | No
 
 
 def attached(model: nn.Module) -> Siglip | None:
-    """What was attached to `model`, if anything."""
+    """The SigLIP parts attached to `model`, if any."""
     return _ATTACHED.get(model)

@@ -1,4 +1,4 @@
-"""Published sizes of vision towers and language models, as the checkpoints' `config.json` hold them.
+"""Published sizes of vision towers and language models, as in the checkpoints' `config.json`.
 
 LLaVA-OneVision's vocabulary is that of its checkpoints in transformers' layout, padded for the two media tokens.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-# google/siglip-so400m-patch14-384 without its last layer and its head: LLaVA takes the features of the last but one
+# google/siglip-so400m-patch14-384 without its last layer and its head: LLaVA uses the second-to-last layer's features
 SIGLIP = {
     "model_type": "siglip_vision_model",
     "image_size": 384,

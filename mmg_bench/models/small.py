@@ -1,6 +1,6 @@
 """Small models of real transformers classes, with real processors, built without a download.
 
-The embedded model is trained from one of these, and the tests run on them with random weights.
+The embedded model is trained from one of these, and the tests use them with random weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class SmallSpec:
     """Sizes of a small LLaVA-OneVision. A frame gives `ceil(image_size / patch_size / 2) ** 2` visual tokens."""
 
-    image_size: int = 112  # pixels a side
+    image_size: int = 112  # pixels per side
     patch_size: int = 8
     vision_width: int = 128
     vision_layers: int = 4
@@ -30,7 +30,7 @@ class SmallSpec:
     text_kv_heads: int = 3
     text_mlp: int = 512
     max_positions: int = 4096
-    rope_theta: float = 1e6  # slow enough rotations that a word finds its token 800 positions away
+    rope_theta: float = 1e6  # rotations slow enough for a word to find its token 800 positions away
 
     def __post_init__(self) -> None:
         for whole, part in (

@@ -1,4 +1,4 @@
-"""SmolVLM2: the time in text before each frame, whose patches are shuffled into one token, 3 x 3 or more of them."""
+"""SmolVLM2: the time in text before each frame, and 3 x 3 or more patches shuffled into one token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which model a command means, and how it runs: as configured, before anything of it is looked at."""
+"""Which model a command uses, and how it runs: the configuration, before any of the model is read."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 EMBEDDED = Path(__file__).parent / "embedded"
 """Checkpoint folder of the embedded model."""
 PIXEL_BOUNDS = ("min_pixels", "max_pixels")
-"""Options of how large frames are made, where a processor does not make all of one size."""
+"""Options for the size of frames, for processors that do not resize all frames to one size."""
 TOLD_IF_SET = ("fps", *PIXEL_BOUNDS)
-"""Options that most models do not have: provenance and keys of records hold them only where they are set."""
+"""Options that most models do not have: provenance and record keys contain them only if they are set."""
 ATTENTIONS = ("sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "eager")
 
 
@@ -33,15 +33,16 @@ class ModelSpec:
     frames: int = 32
     """Frames sampled uniformly from a video."""
     fps: float | None = None
-    """Frames a second to sample, no more than `frames`; None: `frames` of any video, however long it is."""
+    """Frames per second to sample, `frames` at most; None: always `frames`, however long the video is."""
     min_pixels: int | None = None
     max_pixels: int | None = None
-    """Least and most pixels, as the model's video processor counts them: of a frame (Qwen2-VL, Qwen2.5-VL, EXAONE), of
-    all frames together (Qwen3-VL, Qwen3.5, GLM), or one each (VideoLLaMA3). None: as the checkpoint has it."""
+    """Least and most pixels, as the model's video processor counts them: per frame (Qwen2-VL, Qwen2.5-VL, EXAONE), for
+    all frames together (Qwen3-VL, Qwen3.5, GLM), or least per frame and most for all frames together (VideoLLaMA3).
+    None: the checkpoint's own values."""
     dtype: str = "bfloat16"
     attn_implementation: str = "sdpa"
     device: str = "auto"
-    """`auto` takes a GPU when there is one."""
+    """`auto` uses a GPU if there is one."""
     device_map: str | None = None
     """How accelerate spreads the layers over several devices, such as `auto`; None: everything on `device`."""
     siglip: str | None = None
@@ -50,11 +51,11 @@ class ModelSpec:
     siglip_revision: str | None = None
     """Commit of its hub repository."""
     weights: str = "pretrained"
-    """`random` builds the architecture alone: of a checkpoint folder, if there is one, or else that known by `name`."""
+    """`random` builds only the architecture: from a checkpoint folder, if there is one, or else the one of `name`."""
     called: Mapping[str, str] = field(default_factory=dict, compare=False)
-    """What the command that runs calls the options of these names, where not `model.<name>`: for messages alone.
+    """Names that the running command uses for options, if not `model.<name>`; only for messages.
 
-    Not compared, and so no setting: neither an option of a command nor `described`.
+    Not compared, and so not a setting: neither an option of a command nor part of `described`.
     """
 
     def __post_init__(self) -> None:
@@ -74,16 +75,16 @@ class ModelSpec:
             if getattr(self, name) is not None:
                 check_whole(self.option(name), getattr(self, name), 1)
         dtype_of(self.option("dtype"), self.dtype)
-        if self.attn_implementation not in ATTENTIONS and "/" not in str(self.attn_implementation):  # a hub kernel's
+        if self.attn_implementation not in ATTENTIONS and "/" not in str(self.attn_implementation):  # a hub kernel
             given = f"{self.option('attn_implementation')}={self.attn_implementation!r}"
             raise ValueError(f"{given}: choose {', '.join(ATTENTIONS)}")
 
     def option(self, name: str) -> str:
-        """What the command that runs calls one of the fields above, for messages."""
+        """The running command's name for one of the fields above, for messages."""
         return self.called.get(name, f"model.{name}")
 
     def described(self) -> dict[str, Any]:
-        """The fields that tell one model from another, for provenance; those of TOLD_IF_SET only where they are set."""
+        """The fields that distinguish models, for provenance; those of TOLD_IF_SET only if they are set."""
         always = (f.name for f in fields(self) if f.compare and f.name not in TOLD_IF_SET)
         return {name: getattr(self, name) for name in always} | self.set_options
 
@@ -94,7 +95,7 @@ class ModelSpec:
 
     @property
     def torch_device(self) -> torch.device:
-        """The device that `auto` stands for, or the one named. Raises ValueError where there is none."""
+        """The device that `auto` stands for, or the one named. Raises ValueError if it does not exist."""
         return device_of(self.option("device"), self.device)
 
 

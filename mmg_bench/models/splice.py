@@ -1,4 +1,4 @@
-"""The hooks' own work (`hooks.py` says which they are): a prompt is pruned, and what follows it is made to fit."""
+"""What the hooks (listed in `hooks.py`) do: prune a prompt, and adjust later calls to the pruned prompt."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from mmg_bench.tokens import QUESTION_FIELDS, PrunedTokens, VideoTokens
 
 _NUMBERS = itertools.count()  # of contexts
 PROMPT = "mmg_bench_prompt"
-"""Attribute of a cache: the `Prompt` that it is of."""
-_Outcome = tuple[PrunedTokens, Elapsed, bool]  # what is left, the time, and whether it is all there was, untouched
+"""Attribute of a cache that holds its `Prompt`."""
+_Outcome = tuple[PrunedTokens, Elapsed, bool]  # kept tokens, time, and whether these are all tokens, untouched
 _WHOLE = "pass the whole conversation at once, with its videos and no cache, or the new tokens alone, step by step"
 
 
@@ -39,39 +39,39 @@ def _has_pixels(kwargs: dict[str, Any]) -> bool:
 
 
 def _reorder_cache(layers: Sequence[Any], prompt: Prompt, rows: Tensor) -> None:
-    """`reorder_cache` of a cache with these layers, and of what goes with it. Beam search calls it."""
+    """`reorder_cache` for a cache with these layers and for its prompt. Called by beam search."""
     for part in (*layers, prompt):
         part.reorder_cache(rows)
 
 
 def _forget(cache: Any) -> None:
-    """Take from a cache what went with it, if it is one."""
+    """Remove from `cache`, if it is a cache, the prompt data attached to it."""
     if isinstance(cache, Cache):
         for name in (PROMPT, "reorder_cache"):
             vars(cache).pop(name, None)
 
 
 class Splice:
-    """The hooks and what they share."""
+    """The hooks and their shared state."""
 
     def __init__(self, adapter: Adapter, run: Run, encoded: Sequence[VideoTokens] | None, captured: Capture) -> None:
         self.adapter, self.run, self.encoded, self.captured = adapter, run, encoded, captured
         self.inside = Inside(adapter, run.method, run.positions, self._note_stage, self._look_over)
-        self.faults: list[Faults] = []  # what is still to be looked over of this call
-        self.pruned: dict[int, _Outcome] = {}  # of `encoded`, for methods that ignore the question
+        self.faults: list[Faults] = []  # pending checks of this call
+        self.pruned: dict[int, _Outcome] = {}  # results for `encoded`, for methods that ignore the question
         self.call: dict[str, Any] | None = None  # arguments of a call with videos, its `input_ids` on the host
-        self.ids: Tensor | None = None  # `[B, S]` of the call under way, if it has any
-        self.shown = False  # whether it brings images or videos
-        self.unnumbered = False  # whether the model itself makes the position ids,
-        self.counted = False  # and from the length of its cache, for want of a mask
+        self.ids: Tensor | None = None  # `[B, S]` of the current call, if it has any
+        self.shown = False  # whether the call contains images or videos
+        self.unnumbered = False  # whether the model itself computes the position ids
+        self.counted = False  # whether it computes them from the length of its cache, because it got no mask
         self.number = next(_NUMBERS)  # of this context
-        self.within: int | None = None  # the thread in which the call of the whole model is under way,
-        self.brought: Any = None  # the encoded videos that it came with,
-        self.labelled = False  # whether it came with labels,
-        self.indexed = False  # whether it asks for logits of certain columns,
-        self.drafted = False  # and whether it asks for logits of several tokens at the end, as for drafted ones
-        self.prefilled: Prompt | None = None  # in the forward call under way
-        self.reached = False  # whether a call with videos came to the language model
+        self.within: int | None = None  # thread of the current call of the whole model
+        self.brought: Any = None  # encoded videos passed to that call
+        self.labelled = False  # whether labels were passed to it
+        self.indexed = False  # whether it asks for logits of specific columns
+        self.drafted = False  # whether it asks for logits of several tokens at the end, as for drafted ones
+        self.prefilled: Prompt | None = None  # in the current forward call
+        self.reached = False  # whether a call with videos reached the language model
 
     def __deepcopy__(self, memo: Any) -> Any:
         raise RuntimeError(
@@ -80,13 +80,13 @@ class Splice:
         )
 
     def note_purpose(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before the whole model: labels have the prompt's length, logits that of what is left of it.
+        """Before the whole model: note labels, requested logits and encoded videos.
 
-        Assisted decoding lets drafted tokens follow on the prompt in the same call. Where layers are spread over
-        devices, what comes to the multimodal module is a copy.
+        Labels have the length of the whole prompt, logits that of the pruned one. In assisted decoding, drafted tokens
+        follow the prompt in the same call. If layers are spread over devices, the multimodal module receives a copy.
         """
         thread = threading.get_ident()
-        if self.within not in (None, thread):  # calls would take what is noted here for their own
+        if self.within not in (None, thread):  # each call would use the notes of the other
             raise RuntimeError(
                 "a model that is being pruned was called from two threads at once: let one wait (or open the context "
                 "again, where a call was interrupted)"
@@ -97,7 +97,7 @@ class Splice:
         self.indexed, self.drafted = isinstance(wanted, Tensor), isinstance(wanted, int) and wanted > 1
 
     def locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before the multimodal module: note where the visual tokens are, if the call holds videos."""
+        """Before the multimodal module: note where the visual tokens are, if the call contains videos."""
         self.call = None
         mask = kwargs.get("attention_mask")
         self.unnumbered = kwargs.get("position_ids") is None
@@ -112,7 +112,8 @@ class Splice:
             )
         spread = hasattr(self.adapter.model, "hf_device_map")
         self.captured.claim(self.brought if self.within is not None else self.adapter.encoded(kwargs), copied=spread)
-        # A GPU has done little yet that this has to wait for. From here on, all that is not in tensors is known.
+        # The GPU has little work queued yet, so that waiting for it here is cheap. From here on, everything outside
+        # tensors is known.
         self.call = {**kwargs, "input_ids": ids.to("cpu", copy=True)}
         if self.drafted and (self.inside.at or self.run.method.needs & QUESTION_FIELDS):
             raise self._undraftable("looks at the end of the prompt, and logits of several tokens there were asked for")
@@ -127,13 +128,13 @@ class Splice:
     def cut(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Before the language model: prune at prefill, and follow up at each decoding step."""
+        """Before the language model: prune at prefill, and adjust the arguments at each decoding step."""
         embeds, cache = kwargs["inputs_embeds"], cache_of(kwargs)
         past = cache.get_seq_length() if cache is not None else 0
         prompt: Prompt | None = None
         self.prefilled, self.reached = None, self.call is not None
         if not past:
-            _forget(cache)  # it was emptied to be used again
+            _forget(cache)  # it was emptied for reuse
         if self.call is not None:
             prompt, embeds = self._prefill(embeds, self.call, past)
         elif past:
@@ -146,7 +147,7 @@ class Splice:
         return args, self._narrow(kwargs, prompt, embeds, past)
 
     def _prefill(self, embeds: Tensor, call: dict[str, Any], past: int) -> tuple[Prompt | None, Tensor]:
-        """Prune a prompt `[B, S, D]`: what decoding has to know of it, if anything, and its embeddings `[B, K, D]`."""
+        """Prune a prompt `[B, S, D]`: what decoding needs to know about it, if anything, and embeddings `[B, K, D]`."""
         if past:
             raise ValueError(f"a prompt with videos came with a filled cache: {_WHOLE}")
         kept, embeds, spans = self._prune(embeds, call)
@@ -163,13 +164,13 @@ class Splice:
         return self.prefilled, embeds
 
     def _resume(self, cache: Any, past: int, embeds: Tensor) -> Prompt | None:
-        """The pruned prompt whose cache this is, of `past` columns, which `embeds` follow; None if it is another's."""
+        """The pruned prompt of this cache of `past` columns, which `embeds` follow; None if it has none."""
         prompt: Prompt | None = getattr(cache, PROMPT, None)
         if prompt is None:
             return None
         if prompt.context != self.number:
             raise ValueError("the cache is of a prompt that was pruned in another context: go on with it there")
-        # what is left of a single prompt holds for each of its copies; what steps of it attended to does not
+        # the kept columns of a single prompt apply to each of its copies; what its steps attended to does not
         rows = len(embeds)
         if rows != prompt.rows and (prompt.rows > 1 or self.inside.key_layer is not None):
             raise ValueError(
@@ -182,7 +183,7 @@ class Splice:
         return prompt
 
     def _check_columns(self) -> None:
-        """Raise ValueError where the call asks for logits of certain columns, which are others by now."""
+        """Raise ValueError if the call asks for logits of specific columns, whose numbers pruning has changed."""
         if self.indexed:
             raise ValueError(
                 "logits_to_keep names columns of a prompt, which move when it is pruned: give it a number, of the last "
@@ -190,7 +191,7 @@ class Splice:
             )
 
     def _check_steps(self) -> None:
-        """Raise ValueError where a method that hides keys step by step is given several steps to check at once."""
+        """Raise ValueError if a method that hides keys step by step is given several steps to verify at once."""
         if self.drafted and self.inside.key_layer is not None:
             raise self._undraftable("hides keys by what each step attends to, and logits of several were asked for")
 
@@ -201,9 +202,9 @@ class Splice:
         )
 
     def _narrow(self, kwargs: dict[str, Any], prompt: Prompt, embeds: Tensor, past: int) -> dict[str, Any]:
-        """The language model's arguments for what is left: `embeds`, and the mask and position ids that go with them.
+        """The language model's arguments for the pruned prompt: `embeds`, with matching mask and position ids.
 
-        Of the prompt, or behind `past` columns of what is left of it.
+        They cover the prompt itself, or the tokens after `past` columns of the pruned prompt.
         """
         mask, ids = kwargs.get("attention_mask"), kwargs.get("position_ids")
         unlike = mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2)
@@ -214,7 +215,7 @@ class Splice:
             )
         batch, width = kwargs["inputs_embeds"].shape[:2]
         removed = prompt.kept.removed if prompt.kept is not None and past else 0
-        behind = past + removed  # columns before this call, had none been removed
+        behind = past + removed  # columns before this call if none had been removed
         again = removed if past and self._repeats(prompt, past, behind, width, mask, ids) else 0
         if again:
             self._check_columns()
@@ -222,11 +223,11 @@ class Splice:
             embeds, width, removed = embeds[:, again:], width - again, removed - again
             ids = None if ids is None else self._of_prompt(ids[..., again:], prompt)
             prompt.hear(None if self.ids is None else self.ids[:, again:], behind)
-        if mask is None:  # without one, transformers takes a jump in position ids for a border between sequences
+        if mask is None:  # without one, transformers treats a jump in position ids as a border between sequences
             mask = torch.ones(batch, behind + width, dtype=torch.long, device=embeds.device)
         if ids is None:
             ids = torch.arange(behind, behind + width, device=embeds.device)[None]
-        elif self.counted or (self.unnumbered and ids.dim() == 2):  # EXAONE 4.5 does not look at its mask
+        elif self.counted or (self.unnumbered and ids.dim() == 2):  # EXAONE 4.5 ignores its mask
             ids = ids + removed
         mask, ids = mask.to(embeds.device), ids.to(embeds.device)
         ids = ids.expand(*ids.shape[:-2], batch, -1)
@@ -244,16 +245,16 @@ class Splice:
     def _repeats(
         self, prompt: Prompt, past: int, behind: int, width: int, mask: Tensor | None, ids: Tensor | None
     ) -> bool:
-        """Whether the first of `width` columns are in the cache already, whose `past` stand for `behind`.
+        """Whether the first of `width` columns are already in the cache, whose `past` columns stand for `behind`.
 
-        `generate`, given a cache and all ids so far, feeds those behind the cache's length: in a second turn, what the
-        cache is shorter by comes again. Raises ValueError where columns say that they follow elsewhere.
+        Given a cache and all ids so far, `generate` feeds those after the cache's length. In a second turn, it thus
+        repeats as many columns as pruning removed. Raises ValueError if the columns start at another position.
         """
-        first: int | None = None  # of the whole prompt's columns, if they say so
+        first: int | None = None  # column of the whole prompt at which they start, if known
         if mask is not None:
             first = mask.shape[1] - width
         elif ids is not None and not self.unnumbered and width > 1:
-            # not counted from the cache; nor of one token, which would cost a GPU a wait each
+            # not counted from the cache; not for single tokens, each of which would have to wait for the GPU
             first = self.adapter.column(ids)
         removed = behind - past
         if first == behind or (first is None and not (width > 1 and removed and self._has_placeholders())):
@@ -269,32 +270,32 @@ class Splice:
         )
 
     def _has_placeholders(self) -> bool:
-        """Whether a call holds some of a video, as one does that repeats the end of a prompt. A GPU is waited for."""
+        """Whether a call contains video placeholders, as when it repeats the end of a prompt. Waits for the GPU."""
         return self.ids is not None and bool((self.ids == self.adapter.video_token_id).any())
 
     def _of_prompt(self, ids: Tensor, prompt: Prompt) -> Tensor:
-        """Position ids as the model counts them on behind this prompt, also where it saw another one since."""
+        """Position ids as the model would continue them after this prompt, even if it saw another one since."""
         last = self.adapter.deltas
-        if self.shown and ids.shape[:-2] == (4,):  # as `generate` counts anew for it; by hand, it is counted on
+        if self.shown and ids.shape[:-2] == (4,):  # `generate` counts anew for it; other callers continue
             prompt.deltas = last
-        # where they are neither counted by the model nor by `generate`, they are the caller's own
+        # ids that neither the model nor `generate` computed are the caller's own
         counted = self.unnumbered or ids.shape[:-2] in ((1,), (4,))
         if prompt.deltas is last or prompt.deltas is None or last is None or not counted or ids.dim() == 2:
             return ids
         return torch.cat([ids[:-3], ids[-3:] + (prompt.deltas - last).to(ids.device)])
 
     def remember(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """After the language model: let a prefilled prompt go with its cache."""
+        """After the language model: attach a prefilled prompt to its cache."""
         if self.prefilled is None:
             return
         if (cache := getattr(output, CACHE)) is not None:
             setattr(cache, PROMPT, self.prefilled)
-            # not bound to the cache, which would then hold itself
+            # not bound to the cache, which would then reference itself
             cache.reorder_cache = partial(_reorder_cache, cache.layers, self.prefilled)
         self.prefilled = None
 
     def finish(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """After the multimodal module, also one that failed before it came to the language model."""
+        """After the multimodal module, even if it failed before it reached the language model."""
         self.call = self.ids = None
         self.shown = self.unnumbered = self.counted = False
         if _has_pixels(kwargs):
@@ -303,8 +304,8 @@ class Splice:
             self._read_faults()
 
     def conclude(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """After the whole model, also one that failed: a GPU has all its work by now, and may be waited for."""
-        if self.within != threading.get_ident():  # a call that was refused
+        """After the whole model, even if it failed: the GPU has all its work queued by now, so waiting is fine."""
+        if self.within != threading.get_ident():  # a refused call
             return
         self.within, self.brought = None, None
         self.labelled = self.indexed = self.drafted = False
@@ -322,7 +323,7 @@ class Splice:
             raise
 
     def _look_over(self, faults: Faults) -> None:
-        """At once, or of a GPU when it has all its work."""
+        """Raise faults at once, or, on a GPU, after all its work is queued."""
         if faults.right.is_cuda:
             self.faults.append(faults)
         else:
@@ -330,13 +331,13 @@ class Splice:
 
     def _note_stage(self, video: int, layer: int, left: Tensor) -> None:
         report = self.run.report[video]
-        if layer not in dict(report.stages):  # not of another copy
+        if layer not in dict(report.stages):  # not yet noted for another copy
             self.run.report[video] = replace(report, left=left, stages=(*report.stages, (layer, len(left))))
 
     def _prune(self, embeds: Tensor, call: dict[str, Any]) -> tuple[Kept | None, Tensor, list[Span]]:
-        """Prune every video of a prompt `[B, S, D]`: what is left, its embeddings `[B, K, D]`, and its videos in them.
+        """Prune every video of a prompt `[B, S, D]`: the kept columns, their embeddings `[B, K, D]`, and the videos.
 
-        Where all tokens stay as they were, `None` and the very same embeddings: dense is exactly the stock model.
+        If all tokens stay unchanged, return `None` and the same embeddings: dense is exactly the stock model.
         """
         ids = call["input_ids"]
         rows = [Row(ids.shape[1], embeds.device) for _ in ids]
@@ -368,13 +369,13 @@ class Splice:
         return None if whole else kept, embeds, spans
 
     def _layouts(self, call: dict[str, Any]) -> list[Layout]:
-        """Of the videos that were encoded for a call, in order."""
+        """Layouts of the videos that were encoded for a call, in order."""
         if self.encoded is not None:
             return [(tokens.frames, *tokens.grid) for tokens in self.encoded]
         return self.adapter.layouts(call, self.captured)
 
     def _pruned(self, place: Place, body: slice | Tensor, embeds: Tensor, ids: Tensor) -> _Outcome:
-        """Prune one video, whose tokens are columns `body` of prompts `[B, S, D]` with `ids` `[B, S]` on the host."""
+        """Prune one video, whose tokens are columns `body` of prompts `[B, S, D]`; `ids` `[B, S]` are on the host."""
         method, video = self.run.method, place.video
         if video in self.pruned:
             return self.pruned[video]

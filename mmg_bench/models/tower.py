@@ -1,8 +1,8 @@
-"""What a layer of a vision tower attends to, from the very queries and keys that it attends with.
+"""The attention of a vision-tower layer, computed from its actual queries and keys.
 
-Its attention module is run once more on what it was called with, as a copy whose attention function notes queries and
-keys and does nothing else. So rotary embeddings, norms and the borders of sequences are the model's own, and the module
-itself stays on SDPA or FlashAttention.
+A copy of its attention module is run again on the same arguments. The copy's attention function only records queries
+and keys. So rotary embeddings, norms and sequence borders are the model's own, and the module itself stays on SDPA or
+FlashAttention.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from mmg_bench.models.adapter import Capture, UnsupportedModelError, unseen
 
 FIELDS = frozenset({"attention", "keys"})
-"""Optional fields of `VideoTokens` that are made of them."""
+"""Optional fields of `VideoTokens` that are computed from these queries and keys."""
 GRID_FIELDS = FIELDS | {"mean_query_attention"}
-"""Those of towers in which the patches of a token stand side by side."""
+"""The fields for towers in which the patches of a token are adjacent."""
 _NAME = "mmg_bench_noted"
 _AT_ONCE = {"cpu": 2**22}
 _AT_ONCE_ELSEWHERE = 2**26
-"""Numbers (float32) of the attention `[B, heads, rows, S]` that is recomputed at once; two such are there at a time."""
+"""Elements (float32) of the attention `[B, heads, rows, S]` recomputed at once; two such tensors exist at a time."""
 
 
 class Attended(NamedTuple):
-    """B sequences of S patches each, which attend to nothing else."""
+    """B sequences of S patches each, which attend only within themselves."""
 
     queries: Tensor
     """`[B, heads, S, width]`, like the keys, with rotary embeddings where the layer has them."""
@@ -38,13 +38,13 @@ class Attended(NamedTuple):
     scaling: float
 
     def received(self) -> Tensor:
-        """What each patch receives, mean over heads and queries: `[B, S]` float32; a row sums to 1."""
+        """Attention that each patch receives, mean over heads and queries: `[B, S]` float32; a row sums to 1."""
         batch, heads, length, _ = self.queries.shape
         at_once = _AT_ONCE.get(self.queries.device.type, _AT_ONCE_ELSEWHERE)
         return self._given(max(1, at_once // (batch * heads * length))) / (heads * length)
 
     def from_first(self) -> Tensor:
-        """What the first patch of a sequence gives to each, mean over heads: `[B, S]` float32; a row sums to 1."""
+        """Attention of a sequence's first patch to each patch, mean over heads: `[B, S]` float32; a row sums to 1."""
         first = self._replace(queries=self.queries[:, :, :1])
         return first._given(1) / self.queries.shape[1]
 
@@ -56,7 +56,7 @@ class Attended(NamedTuple):
         return total
 
     def from_mean(self, patches: int) -> Tensor:
-        """What the mean query gives to the mean key of each token's `patches`, mean over heads: `[B, S / patches]`.
+        """Attention of the mean query to the mean key of each token's `patches`, mean over heads: `[B, S / patches]`.
 
         float32; a row sums to 1. As in FastVID's code for Qwen2.5-VL.
         """
@@ -64,25 +64,25 @@ class Attended(NamedTuple):
         return Attended(queries, keys.mean(3), self.scaling)._given(1) / self.queries.shape[1]
 
     def mean_keys(self) -> Tensor:
-        """Mean over heads: `[B, S, width]` float32."""
+        """Keys, mean over heads: `[B, S, width]` float32."""
         return self.keys.float().mean(1)
 
 
 def together(some: Sequence[Attended]) -> Attended:
-    """Sequences of one length and one call as one batch."""
+    """Combine sequences of the same length and call into one batch."""
     queries, keys = (torch.cat(tensors) for tensors in zip(*((each.queries, each.keys) for each in some), strict=True))
     return Attended(queries, keys, some[0].scaling)
 
 
 def of_frames(frames: Attended, side: int) -> dict[str, Tensor]:
-    """`FIELDS` of frames whose patches stand in raster order, behind a class token or none: `[F, N]`, `[F, N, width]`.
+    """`FIELDS` of frames with patches in raster order, after an optional class token: `[F, N]`, `[F, N, width]`.
 
-    A token, `side` of them a side, has the mean of its patches. `attention` is what the class token gives, as in the
-    methods' own code for towers that have one, or else what is received. Raises UnsupportedModelError where sequences
-    are no such frames.
+    A frame has `side` tokens per side, and each token gets the mean of its patches. `attention` is that of the class
+    token, as in the methods' own code for towers that have one, or else the attention received. Raises
+    UnsupportedModelError if the sequences are not such frames.
     """
     length = frames.queries.shape[2]
-    each = math.isqrt(length) // side  # patches a side of a token
+    each = math.isqrt(length) // side  # patches per side of a token
     leading = length - (side * each) ** 2
     if leading not in (0, 1):
         raise unknown([length], [side**2])
@@ -94,7 +94,7 @@ def of_frames(frames: Attended, side: int) -> dict[str, Tensor]:
 
 
 def unknown(patches: Sequence[int], tokens: Sequence[int]) -> UnsupportedModelError:
-    """The error for sequences of so many patches where frames have so many tokens."""
+    """The error for sequences with these numbers of patches, for frames with these numbers of tokens."""
     return UnsupportedModelError(
         f"a layer of the vision tower attends within sequences of {sorted(set(patches))} patches, and frames have "
         f"{sorted(set(tokens))} tokens: what each of them receives is not known; choose a method that does not ask for "
@@ -103,10 +103,10 @@ def unknown(patches: Sequence[int], tokens: Sequence[int]) -> UnsupportedModelEr
 
 
 def feature_layer(layers: Any, index: int | Sequence[int]) -> Any:
-    """The layer whose output is hidden state `index` of a tower; of several, which are concatenated, of the last named.
+    """The layer whose output is hidden state `index` of a tower; for several, which are concatenated, the last named.
 
-    Hidden state 0 is the input of layer 0, hidden state -1 the output of the last one. Raises UnsupportedModelError for
-    the former, which no layer puts out.
+    Hidden state 0 is the input of layer 0, hidden state -1 the output of the last layer. Raises UnsupportedModelError
+    for the former, which no layer outputs.
     """
     last = index if isinstance(index, int) else index[-1]
     if last == 0:
@@ -116,18 +116,18 @@ def feature_layer(layers: Any, index: int | Sequence[int]) -> Any:
 
 def _note(module: Any, query: Tensor, key: Tensor, *args: Any, scaling: float, **options: Any) -> tuple[Tensor, None]:
     """An attention function of transformers."""
-    sharing = query.shape[1] // key.shape[1]  # heads of each key; where none shares, nothing is copied
+    sharing = query.shape[1] // key.shape[1]  # heads per key; with one head each, nothing is copied
     key = key.unsqueeze(2).expand(-1, -1, sharing, -1, -1).flatten(1, 2)
     module.noted.append(Attended(query, key, scaling))
-    return query.transpose(1, 2), None  # of the shape that is expected; nobody reads it
+    return query.transpose(1, 2), None  # of the expected shape; never read
 
 
 ALL_ATTENTION_FUNCTIONS.register(_NAME, _note)
 
 
 def attended(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Attended]:
-    """What an attention module of a vision tower attends with when it is called so, one part after the other."""
-    twin: Any = copy.copy(attention)  # of the same weights
+    """Queries and keys of a tower's attention module when called with these arguments, one part after the other."""
+    twin: Any = copy.copy(attention)  # shares the weights
     twin.config, twin.noted = copy.copy(twin.config), []
     twin.config._attn_implementation = _NAME
     type(attention).forward(twin, *args, **kwargs)  # without its hooks
@@ -136,10 +136,10 @@ def attended(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 class TowerCapture(Capture):
-    """Beside what a subclass records of the tower's last call, what one of its attention modules was called with."""
+    """Records the arguments of one attention module in the tower's last call, besides what a subclass records."""
 
     def __init__(self, attention: Any, needs: frozenset[str]):
-        """`needs`: what is to be made of the module `attention`."""
+        """`needs`: the fields to compute from the module `attention`."""
         self.attention, self.needs = attention, needs
         self.forget()
 
@@ -149,7 +149,7 @@ class TowerCapture(Capture):
         self.found: dict[str, Any] = {}  # of the whole call
 
     def handles(self, tower: nn.Module) -> list[Any]:
-        """The hooks that are put on the tower, and on the attention module, if it is needed."""
+        """Register hooks on the tower and, if needed, on the attention module, and return their handles."""
         handles = [tower.register_forward_hook(self.note_output)]
         if self.needs:
             handles.append(self.attention.register_forward_pre_hook(self.note_attention, with_kwargs=True))
@@ -165,7 +165,7 @@ class TowerCapture(Capture):
         if self.call is not None:
             with torch.no_grad():
                 self.found = self.of_call(attended(self.attention, *self.call))
-            self.call = None  # what it was called with is large
+            self.call = None  # its arguments are large
         chosen = {name: list(values[first : first + count]) for name, values in self.found.items()}
         if not all(len(chosen.get(name, ())) == count for name in self.needs):
             raise unseen(self.needs)
@@ -173,4 +173,4 @@ class TowerCapture(Capture):
 
     @abstractmethod
     def of_call(self, parts: list[Attended]) -> dict[str, Any]:
-        """What `needs` may name, of each frame of the call, one after the other: `[N]` or `[N, width]`, float32."""
+        """The fields that `needs` may name, for each frame of the call in order: `[N]` or `[N, width]`, float32."""
