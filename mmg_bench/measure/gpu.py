@@ -26,28 +26,33 @@ def _handle(device: torch.device) -> tuple[Any, Any] | None:
         return None
 
 
-def _ask(device: torch.device, question: str) -> Any:
-    """The answer to one query of the library; None if it is not available."""
+def _ask(device: torch.device, question: Callable[[Any, Any], Any]) -> Any:
+    """The answer to a query, given the library and its handle for the device; None if it is not available."""
     found = _handle(device)
     if found is None:
         return None
     library, handle = found
     try:
-        return getattr(library, question)(handle)
+        return question(library, handle)
     except library.NVMLError:
         return None
+
+
+def _energy(device: torch.device) -> int | None:
+    """The board's energy counter in mJ; None if not reported."""
+    counted: int | None = _ask(device, lambda nvml, handle: nvml.nvmlDeviceGetTotalEnergyConsumption(handle))
+    return counted
 
 
 def gpu_facts(device: torch.device) -> dict[str, Any]:
     """GPU settings that affect its speed, as far as they can be read; empty for a CPU."""
     if device.type != "cuda":
         return {}
-    milliwatts = _ask(device, "nvmlDeviceGetEnforcedPowerLimit")
-    found = _handle(device)
+    milliwatts = _ask(device, lambda nvml, handle: nvml.nvmlDeviceGetEnforcedPowerLimit(handle))
     return {
         "gpu_memory_bytes": torch.cuda.get_device_properties(device).total_memory,
         "cuda": torch.version.cuda,
-        "driver": None if found is None else found[0].nvmlSystemGetDriverVersion(),
+        "driver": _ask(device, lambda nvml, _: nvml.nvmlSystemGetDriverVersion()),
         "power_limit_w": None if milliwatts is None else milliwatts / 1000,
     }
 
@@ -57,13 +62,13 @@ def joules(device: torch.device, task: Callable[[], Any], seconds: float) -> flo
 
     The counter updates in steps of up to a tenth of a second: half a second or more is needed.
     """
-    if _ask(device, "nvmlDeviceGetTotalEnergyConsumption") is None:
+    if (before := _energy(device)) is None:
         return None
     clock, calls, elapsed = Clock(device), 0, 0.0
-    before = _ask(device, "nvmlDeviceGetTotalEnergyConsumption")  # in mJ
     while elapsed < 1000 * seconds:
         with clock.stage("task"):
             task()
         elapsed += clock.read()["task"]
         calls += 1
-    return (_ask(device, "nvmlDeviceGetTotalEnergyConsumption") - before) / 1000 / calls
+    after = _energy(device)
+    return None if after is None else (after - before) / 1000 / calls

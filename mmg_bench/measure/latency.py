@@ -50,7 +50,7 @@ TIMES = (*STAGES, *SUMS, "tokens_per_second", *SPEEDUPS)
 
 @dataclass(frozen=True)
 class LatencySettings:
-    """How often to measure."""
+    """How latency is measured."""
 
     repeats: int = 20
     """Rounds; each runs every cell once, dense first."""
@@ -136,8 +136,9 @@ def measure_cells(
     """Time every cell on one workload; the first cell should be dense.
 
     A cell that fails in any round is reported at once and skipped from then on; `option` is the command's option for
-    methods. Errors outside the cells (a video that cannot be read, a vision tower that fails) are raised. Raises
-    ValueError if the model cannot run with the settings' engine.
+    methods. Errors outside the cells (a video that cannot be read, a vision tower that fails for
+    all) are raised; running out of memory there is a failure of the cells. Raises ValueError if the model cannot run
+    with the settings' engine.
     """
     check_engine(settings, llm.spec)
     with attention_backend(settings.sdpa), prefill_engine(llm.adapter.language_model, settings.engine) as switch:

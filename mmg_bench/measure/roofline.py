@@ -75,7 +75,7 @@ class LanguageModel:
     geometry: TextGeometry
     vocabulary: int
     weight_bytes: int
-    """Bytes of the decoder layers and the output head."""
+    """Bytes of the decoder layers, the final norm and the output head."""
     element_bytes: int
 
     @classmethod

@@ -71,7 +71,7 @@ def bare_adapter(spec: ModelSpec) -> Adapter | None:
     """The adapter of the specified model, without its weights: what its family can do. Nothing is downloaded.
 
     None if its configuration is neither on this machine nor known without a download. Raises UnsupportedModelError if
-    no adapter supports its family, and ModelError if its configuration is damaged.
+    no adapter supports its family, and ModelError if its configuration is damaged or its code needs another package.
     """
     from transformers import AutoModelForImageTextToText
 

@@ -1,4 +1,4 @@
-"""Timing the methods themselves: the made video, the rounds, rows and table."""
+"""Timing the methods themselves: the synthetic video, the rounds, rows and table."""
 
 from __future__ import annotations
 
