@@ -80,8 +80,9 @@ def test_bounds_of_pixels_as_the_page_tells_them() -> None:
         said.append(f"{sizes_table.tokens_of(llm, pixels):,}")
         assert llm.processor.video_processor.cap_pixels_per_frame  # its bounds are of a frame, however many there are
     page = " ".join(sizes_table.PAGE.read_text().split())
-    assert f"are {said[0]} tokens to Qwen2.5-VL by its checkpoint's own bounds, {said[1]} by those of qwen-vl" in page
-    assert f"and {said[2]} by `model.max_pixels=200704`" in page
+    assert f"are {said[0]} tokens to Qwen2.5-VL by its checkpoint's own bounds," in page
+    assert f"own bounds, and {said[2]} by `model.max_pixels=200704`." in page
+    assert f"They are {said[1]} by the bounds of qwen-vl-utils," in page
 
 
 def test_few_frames_are_bounded_as_by_qwen_vl_utils() -> None:
