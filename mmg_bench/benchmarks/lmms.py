@@ -307,8 +307,11 @@ def _number(value: Any, what: str) -> float:
                 "OPENAI_API_KEY (docs/lmms-eval.md)"
             )
         for field in SCORE_FIELDS:
-            if isinstance(value.get(field), bool | int | float):
-                return float(value[field])
+            if field in value:
+                try:
+                    return float(value[field])
+                except (TypeError, ValueError):  # None, or a text that is no number
+                    break
         for predicted, right in ANSWER_FIELDS:
             if predicted in value and right in value:  # compared as text: a number may be given as a string
                 return float(str(value[predicted]) == str(value[right]))

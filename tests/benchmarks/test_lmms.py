@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mmg_bench.benchmarks import lmms
@@ -135,6 +136,7 @@ def test_data_that_is_not_there(tmp_path: Path) -> None:
 def test_scores_in_every_form() -> None:
     assert _as_score(True, "x") == 1
     assert _as_score({"score": 0.5, "pred": 1}, "x") == 0.5
+    assert _as_score({"score": np.int64(1)}, "x") == _as_score({"score": "1"}, "x") == 1
     assert _as_score({"parsed_pred": "A", "answer": "A"}, "x") == 1
     assert _as_score({"pred": 2, "ground_truth": 1}, "x") == 0
     with pytest.raises(BenchmarkError, match="cannot tell right from wrong in x"):
