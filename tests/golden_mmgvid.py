@@ -2,10 +2,12 @@
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from golden_cases import Inputs, Run
 from mmg_bench.methods._ops import frame_means
 from mmg_bench.methods.mmg_vid import (
+    Chosen,
     Products,
     find_segments,
     frame_similarity,
@@ -52,15 +54,9 @@ def _check_ratios(run: Run, inputs: Inputs) -> None:
 
 
 def _check_tokens(run: Run, inputs: Inputs) -> None:
-    features, segments = inputs["feat"], run.hyper["segments"]
-    frames, tokens, _ = features.shape
-    channels = None
-    if run.hyper["channels"] == "lowvar":
-        channels = low_variance_channels(features, segments)  # [S, D]
+    chosen, channels = _chosen(run, inputs)
+    if channels is not None:
         run.check("channels_per_segment", np.stack([row.nonzero().squeeze(1).cpu() for row in channels]))
-        channels = channels.repeat_interleave(torch.tensor(segments, device=features.device).diff().flatten(), 0)
-    counts = [int(run.hyper["R"] * tokens)] * frames
-    chosen = temporal_dpc(features, segments, counts, channels=channels)
     run.check("keep_idx", chosen.kept.flatten().nonzero().squeeze(1))
     run.check("rho", chosen.density)
     # delta, and gamma with it, jumps to another neighbour where two densities all but tie.
@@ -69,8 +65,25 @@ def _check_tokens(run: Run, inputs: Inputs) -> None:
         run.check("gamma", chosen.density * chosen.distance, tolerance=1e-4)
 
 
+def _check_stc(run: Run, inputs: Inputs) -> None:
+    """Stage 3 in the compiled code of another project (lern-to-write/STC), which returns the kept tokens alone."""
+    run.check("keep_idx", _chosen(run, inputs)[0].kept.flatten().nonzero().squeeze(1))
+
+
+def _chosen(run: Run, inputs: Inputs) -> tuple[Chosen, Tensor | None]:
+    """What stage 3 keeps with the same number in every frame, and the channels `[S, D]` it goes by, if not all."""
+    features, segments = inputs["feat"], [(start, stop) for start, stop in run.hyper["segments"]]
+    frames, tokens, _ = features.shape
+    counts = [int(run.hyper["R"] * tokens)] * frames
+    if run.hyper["channels"] != "lowvar":
+        return temporal_dpc(features, segments, counts), None
+    channels = low_variance_channels(features, segments)
+    of_frames = channels.repeat_interleave(torch.tensor(segments, device=features.device).diff().flatten(), 0)
+    return temporal_dpc(features, segments, counts, channels=of_frames), channels
+
+
 def _products(inputs: Inputs) -> Products:
     return inner_products(frame_means(inputs["feat"])).cpu().numpy()
 
 
-CHECKERS = {"mmgvid": check}
+CHECKERS = {"mmgvid": check, "mmgvid_stc": _check_stc}

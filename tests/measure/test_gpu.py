@@ -1,118 +1,111 @@
-"""What NVIDIA's management library is asked, and what is made of a library that does not answer."""
+"""Facts and energy of a GPU, told by a stand-in for NVIDIA's library."""
 
 from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
 from mmg_bench.measure import gpu
-from mmg_bench.measure.gpu import gpu_facts, joules
 
-CUDA = torch.device("cuda:0")
+CUDA = torch.device("cuda")
 
 
 class Library:
-    """A stand-in for `pynvml` whose energy counter advances by 500 mJ a read; `silent` queries raise its error."""
+    """Uses 2 joules in each call of the task."""
 
     class NVMLError(Exception):
         pass
 
-    def __init__(self, *silent: str) -> None:
-        self.silent, self.energy = set(silent), 1000
+    millijoules = 500_000
 
-    def _answer(self, name: str, value: Any) -> Any:
-        if name in self.silent:
-            raise self.NVMLError(name)
-        return value
-
-    def nvmlInit(self) -> None:
-        self._answer("init", None)
+    def nvmlInit(self) -> None: ...
 
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
-        assert uuid == "GPU-abc"
-        return "handle"
+        return uuid
 
     def nvmlSystemGetDriverVersion(self) -> str:
-        return str(self._answer("driver", "570.1"))
+        return "580.1"
 
     def nvmlDeviceGetEnforcedPowerLimit(self, handle: str) -> int:
-        assert handle == "handle"
-        return int(self._answer("power", 700_000))
+        assert handle == "GPU-abc"
+        return 700_000
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
-        assert handle == "handle"
-        self.energy += 500
-        return int(self._answer("energy", self.energy))
+        return self.millijoules
 
 
-@pytest.fixture(autouse=True)
-def device(monkeypatch: pytest.MonkeyPatch) -> None:
-    properties = SimpleNamespace(uuid="abc", total_memory=7)
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Library:
+    made = Library()
+    monkeypatch.setitem(sys.modules, "pynvml", made)
+    properties = SimpleNamespace(uuid="abc", total_memory=80)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    return made
 
 
-def use(monkeypatch: pytest.MonkeyPatch, library: Library | None) -> Library | None:
-    monkeypatch.setitem(sys.modules, "pynvml", library)
-    return library
+def spend(library: Library, monkeypatch: pytest.MonkeyPatch) -> float | None:
+    monkeypatch.setattr(gpu, "Clock", lambda device: gpu_clock)
+    gpu_clock = SimpleNamespace(stage=nullcontext, read=lambda: {"task": 100.0})
+
+    def task() -> None:
+        library.millijoules += 2000
+
+    return gpu.joules(CUDA, task, seconds=0.25)
 
 
-def test_a_gpu_tells_its_driver_and_its_power_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    use(monkeypatch, Library())
-    facts = gpu_facts(CUDA)
-    assert (facts["gpu_memory_bytes"], facts["driver"], facts["power_limit_w"]) == (7, "570.1", 700)
+def test_energy_of_one_call(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert spend(library, monkeypatch) == 2
+    assert library.millijoules == 500_000 + 3 * 2000  # three calls of a tenth of a second
+
+
+def test_facts(library: Library) -> None:
+    facts = gpu.gpu_facts(CUDA)
+    assert (facts["power_limit_w"], facts["driver"], facts["gpu_memory_bytes"]) == (700, "580.1", 80)
+
+
+def test_nothing_is_told_without_the_library_or_the_right(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(handle: str) -> int:
+        raise Library.NVMLError
+
+    monkeypatch.setattr(library, "nvmlDeviceGetTotalEnergyConsumption", refused)
+    monkeypatch.setattr(library, "nvmlDeviceGetEnforcedPowerLimit", refused)
+    assert spend(library, monkeypatch) is None
+    assert gpu.gpu_facts(CUDA)["power_limit_w"] is None
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert spend(library, monkeypatch) is None
+    assert gpu.gpu_facts(CUDA)["driver"] is None
 
 
 @pytest.mark.parametrize(
-    ("library", "driver", "limit"),
-    [
-        (Library("driver"), None, 700),
-        (Library("power"), "570.1", None),
-        (Library("init"), None, None),
-        (None, None, None),
-    ],
+    ("query", "limit"), [("nvmlSystemGetDriverVersion", 700), ("nvmlInit", None), ("nvmlDeviceGetHandleByUUID", None)]
 )
-def test_what_cannot_be_read_is_none(
-    monkeypatch: pytest.MonkeyPatch, library: Library | None, driver: str | None, limit: float | None
+def test_a_library_that_answers_in_part_is_no_error(
+    library: Library, monkeypatch: pytest.MonkeyPatch, query: str, limit: float | None
 ) -> None:
-    use(monkeypatch, library)
-    facts = gpu_facts(CUDA)
-    assert (facts["driver"], facts["power_limit_w"]) == (driver, limit)
+    def refused(*_: str) -> str:
+        raise Library.NVMLError
+
+    monkeypatch.setattr(library, query, refused)
+    facts = gpu.gpu_facts(CUDA)
+    assert (facts["power_limit_w"], facts["driver"], facts["gpu_memory_bytes"]) == (limit, None, 80)
 
 
-def test_a_cpu_has_none_of_it() -> None:
-    assert gpu_facts(torch.device("cpu")) == {}
-    assert joules(torch.device("cpu"), pytest.fail, 1) is None
+def test_a_counter_that_stops_answering_gives_no_energy(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = iter([500_000])
+
+    def once(handle: str) -> int:
+        for value in counted:
+            return value
+        raise Library.NVMLError
+
+    monkeypatch.setattr(library, "nvmlDeviceGetTotalEnergyConsumption", once)
+    assert spend(library, monkeypatch) is None
 
 
-class Seconds:
-    """A clock by which every task takes 0.4 s."""
-
-    def __init__(self, device: torch.device) -> None:
-        pass
-
-    def stage(self, name: str) -> Any:
-        return nullcontext()
-
-    def read(self) -> dict[str, float]:
-        return {"task": 400.0}
-
-
-def test_energy_is_that_of_one_of_the_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    use(monkeypatch, Library())
-    monkeypatch.setattr(gpu, "Clock", Seconds)
-    calls: list[int] = []
-    assert joules(CUDA, lambda: calls.append(1), 1) == pytest.approx(0.5 / 3)
-    assert len(calls) == 3  # the first number of them that takes a second
-
-
-def test_a_counter_that_stops_answering_gives_no_energy(monkeypatch: pytest.MonkeyPatch) -> None:
-    library = Library()
-    use(monkeypatch, library)
-    monkeypatch.setattr(gpu, "Clock", Seconds)
-    assert joules(CUDA, lambda: library.silent.add("energy"), 1) is None
-    assert joules(CUDA, pytest.fail, 1) is None
+def test_a_cpu_tells_nothing() -> None:
+    assert gpu.gpu_facts(torch.device("cpu")) == {}
+    assert gpu.joules(torch.device("cpu"), lambda: None, 1) is None
