@@ -154,6 +154,10 @@ class PrunedTokens:
     def __len__(self) -> int:
         return self.positions.shape[0]
 
+    def is_all_of(self, tokens: VideoTokens) -> bool:
+        """Whether these are all tokens of the video, not even copied, as `keep_all` returns them."""
+        return len(self) == tokens.total and self.features.data_ptr() == tokens.features.data_ptr()
+
 
 class Heads(NamedTuple):
     """A layer's queries and keys for the sequence up to a video's last token, P tokens, float32."""

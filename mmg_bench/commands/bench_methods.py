@@ -9,11 +9,14 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from mmg_bench import config as cfg
+from mmg_bench import specs
+from mmg_bench.commands.profiles import method_entry
 from mmg_bench.commands.publish import publish
 from mmg_bench.measure.failures import listed
 from mmg_bench.measure.prune_time import PruneTimes, PruneTimeSettings, measure_methods
-from mmg_bench.methods.registry import get_method, method_names, plug_ins, unreadable
-from mmg_bench.options import check_folder, check_text
+from mmg_bench.methods.base import Method
+from mmg_bench.methods.registry import method_names, plug_ins, unreadable
+from mmg_bench.options import check_folder
 from mmg_bench.report.prune_time import failed_key, prune_time_rows, prune_time_table
 from mmg_bench.report.table import Table
 from mmg_bench.runner import provenance
@@ -26,19 +29,15 @@ def run(config: DictConfig) -> int:
     given = values.pop("out")
     out = check_folder("out", "outputs/bench_methods" if given is None else given)
     wanted, ratio = values.pop("methods"), values.pop("retention_ratio")
-    others = [name for name in method_names() if name != "dense"]
-    names = others if wanted == "all" else cfg.listed("methods", wanted)
-    for name in names:
-        check_text("methods", name)
-    broken = unreadable(plug_ins(names)) if wanted == "all" else {}  # with `all`, these may be left out
-    names = [name for name in names if name not in broken]
-    methods = {name: get_method(name, retention_ratio=ratio) for name in dict.fromkeys(names)}
+    broken = unreadable(plug_ins(method_names())) if wanted == "all" else {}  # with `all`, these may be left out
+    others = [name for name in method_names() if name != "dense" and name not in broken]
+    methods = _methods(others if wanted == "all" else cfg.listed("methods", wanted), ratio)
     for fault in broken.values():
         print(f"{fault}; it is left out", flush=True)
     settings = PruneTimeSettings(**{**values, "frames": tuple(cfg.listed("frames", values["frames"]))})
     device = settings.torch_device
     whole = check_folder("out", "results/bench_methods") if as_filed and device.type == "cpu" else out
-    described = {**asdict(settings), "torch_device": str(device), "methods": names, "retention_ratio": ratio}
+    described = {**asdict(settings), "torch_device": str(device), "methods": list(methods), "retention_ratio": ratio}
     entry = provenance.describe(described, device)
     model = f"synthetic {settings.tokens} x {settings.width}"
     key = provenance.key_of(entry)
@@ -54,6 +53,18 @@ def run(config: DictConfig) -> int:
     if faults:
         print(f"{listed(faults.items())}\n{len(faults)} of {len(results)} were not timed.")
     return len(faults) + len(broken)
+
+
+def _methods(wanted: list[Any], ratio: float) -> dict[str, Method]:
+    """The methods to time, by their labels. Raises ValueError for entries that are no method, or do not fit here."""
+    entries = [method_entry("methods", given) for given in wanted]
+    for entry in entries:
+        if entry["name"] == "dense":
+            raise ValueError("methods: dense prunes nothing, so there is nothing to time: leave it out")
+        if unfit := {"positions", "retention_ratios"} & set(entry):
+            raise ValueError(f"methods: {entry['name']}: {min(unfit)} does not go with bench-methods: leave it out")
+    cells = specs.table_cells(entries, [ratio])
+    return {cell.label: cell.method for cell in cells if cell.method.name != "dense"}
 
 
 def _layout(rows: pd.DataFrame, sources: dict[str, Any]) -> list[Table]:

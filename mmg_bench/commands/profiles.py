@@ -118,7 +118,7 @@ def _full(where: str, profile: Mapping[str, Any]) -> dict[str, Any]:
         for benchmark in full["benchmarks"]:
             check_text(f"{where}.benchmarks", benchmark)
     methods = cfg.listed(f"{where}.methods", full["methods"])
-    return {**full, "methods": [_method(f"{where}.methods", method) for method in methods]}
+    return {**full, "methods": [method_entry(f"{where}.methods", method) for method in methods]}
 
 
 def _check_entries(where: str, given: Mapping[str, Any], known: Sequence[str], wanted: Sequence[str]) -> None:
@@ -138,8 +138,11 @@ def _check_workloads(where: str, workloads: Any) -> None:
                 raise ValueError(f"{where}.{model}.{entry} is missing: give each model its frames and batch_sizes")
 
 
-def _method(where: str, given: Any) -> dict[str, Any]:
-    """An entry of a profile's methods: a name, or a name and options that differ from the method's configuration."""
+def method_entry(where: str, given: Any) -> dict[str, Any]:
+    """An entry of a list of methods: a name, or a name and options that differ from the method's configuration.
+
+    Raises ValueError, naming `where`, for anything else.
+    """
     entry = {"name": given} if isinstance(given, str) else given
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise ValueError(f"{where}: {given!r} is no method; write a name, or {{name: mmg_vid, tau: 0.9}}")

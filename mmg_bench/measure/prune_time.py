@@ -82,7 +82,7 @@ class PruneTimes:
     realised_tokens: int | None
     """Tokens left; None if the first call failed."""
     ms: NDArray[np.float64]
-    """`[repeats]`; NaN in rounds that it skipped. Empty if it failed or has no work outside the model."""
+    """`[repeats]`; NaN in rounds that it skipped. Empty if it failed or hands the tokens on as they are."""
     gram: NDArray[np.float64]
     """`[repeats]`: time of the Gram product in the same rounds."""
     failure: Failure | None = None
@@ -123,22 +123,17 @@ def _at(
         tell(f"{name} of {frames} frames", failure, "methods")
 
     for name, method in methods.items():
-        left = attempt(clock, _left, method, tokens)
-        if isinstance(left, Failure):
-            fail(name, left)
+        pruned = attempt(clock, method.prune, tokens)
+        if isinstance(pruned, Failure):
+            fail(name, pruned)
             continue
-        realised[name] = left
-        # a method that leaves every token prunes inside the language model, without which it cannot be timed
-        if left < tokens.total or method.retention_ratio == 1:
+        realised[name] = len(pruned)
+        if not pruned.is_all_of(tokens):  # else there is no work to time: it prunes inside the language model, or R = 1
             work[name] = partial(method.prune, tokens)
     ms = time_rounds(work, device, settings.repeats, settings.warmup, settings.seconds, f"{frames} frames", fail=fail)
     for name in methods:
         times = np.empty(0) if name in failed else ms.get(name, np.empty(0))
         yield PruneTimes(name, frames, tokens.total, realised.get(name), times, ms[GRAM], failed.get(name))
-
-
-def _left(method: Method, tokens: VideoTokens) -> int:
-    return len(method.prune(tokens))
 
 
 def time_rounds(

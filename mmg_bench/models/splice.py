@@ -396,7 +396,7 @@ class Splice:
         pruned = untraced(method.prune, tokens)
         elapsed.stop()
         check_kind(method, tokens, pruned)
-        untouched = len(pruned) == tokens.total and pruned.features.data_ptr() == tokens.features.data_ptr()
+        untouched = pruned.is_all_of(tokens)
         if not untouched:
             self._look_over(check_values(method, tokens, pruned))
         outcome = pruned, elapsed, untouched

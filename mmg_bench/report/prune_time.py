@@ -20,7 +20,7 @@ CITED_MS = {"fastvid": 6.1, "prunevid": 37.0, "flashvid": 60.0, "holitom": 78.0}
 """Overhead of the official code on an A100 (LLaVA-OneVision-7B, 32 frames), as reported by its paper or a peer."""
 CITED_MODEL, CITED_FRAMES = "synthetic 196 x 3584", 32
 """The synthetic video of the same size as the cited ones."""
-INSIDE = "inside the LLM"
+NO_WORK = "none before the LLM"
 
 
 def prune_time_rows(
@@ -32,7 +32,7 @@ def prune_time_rows(
 
     The value is the median over the rounds, and the interval is their 5th and 95th percentile. Growth is the time at
     the most frames over that at the fewest. A method that failed, or ran out of memory, has an error and no value; a
-    method without work outside the language model has neither.
+    method without work before the language model has neither.
     """
     rows: list[ResultRow] = []
 
@@ -103,7 +103,7 @@ def prune_time_table(rows: pd.DataFrame, provenance: Sources) -> Table:
             return NONE
         if row.n_errors:
             return "failed" if failed_key(name, t) in failed else "out of memory"
-        return with_interval(row, digits) if math.isfinite(row.value) else INSIDE
+        return with_interval(row, digits) if math.isfinite(row.value) else NO_WORK
 
     lines = []
     for name in methods:

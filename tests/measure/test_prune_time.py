@@ -33,7 +33,7 @@ from mmg_bench.methods.registry import get_method
 from mmg_bench.report.prune_time import CITED_MS, prune_time_rows, prune_time_table
 from mmg_bench.report.rows import read_rows
 from mmg_bench.report.table import to_markdown
-from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
+from mmg_bench.tokens import PrunedTokens, VideoTokens, keep, keep_all
 
 CPU = torch.device("cpu")
 
@@ -83,7 +83,7 @@ class Inside(Method):
     name: ClassVar[str] = "inside"
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
-        return keep(tokens, torch.arange(tokens.total))
+        return keep_all(tokens)
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,16 @@ def test_what_cannot_be_timed_is_told_apart() -> None:
     assert len(found["inside", 2].ms) == len(found["greedy", 3].ms) == 0
     assert found["greedy", 3].failure is not None
     assert found["greedy", 3].failure.why == "out of memory in pruning 3 frames: no memory left"
+
+
+@pytest.mark.parametrize(("tokens", "ratio"), [(1, 0.5), (6, 0.99), (6, 1.0)])
+def test_work_that_leaves_every_token_is_work(tokens: int, ratio: float) -> None:
+    """So small a video, or so high a ratio, loses no token: a method before the LLM is timed, one inside it is not."""
+    methods = {"random": Random(ratio), "inside": Inside(ratio), "fastv": get_method("fastv", retention_ratio=ratio)}
+    settings = PruneTimeSettings(frames=(1,), tokens=tokens, width=4, repeats=3, warmup=0, device="cpu")
+    (found,) = measure_methods(methods, settings)
+    assert [r.realised_tokens for r in found] == [tokens] * 3
+    assert [len(r.ms) for r in found] == [3, 0, 0]
 
 
 @pytest.mark.parametrize("sound_calls", [0, 1, 3])
@@ -170,14 +180,13 @@ def test_the_command_ends_with_what_failed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Broken, "sound_calls", [0])
-    monkeypatch.setattr(bench_methods, "method_names", lambda: ["broken", "dense", "greedy", "uniform"])
-    methods = {"broken": Broken, "greedy": Greedy}
-    monkeypatch.setattr(
-        bench_methods, "get_method", lambda name, **o: methods[name](**o) if name in methods else get_method(name, **o)
-    )
     small = {"frames": (2, 3), "tokens": 4, "width": 8, "repeats": 3, "warmup": 0}
-    original = bench_methods.measure_methods
-    monkeypatch.setattr(bench_methods, "measure_methods", lambda m, s: original(m, replace(s, **small)))
+
+    def quick(methods: dict[str, Method], settings: PruneTimeSettings) -> Iterator[list[PruneTimes]]:
+        methods = {"broken": Broken(0.5), "greedy": Greedy(0.5), "uniform": methods["uniform"]}
+        return measure_methods(methods, replace(settings, **small))
+
+    monkeypatch.setattr(bench_methods, "measure_methods", quick)
     assert run(cfg.composed("bench_methods", [])) == 2  # without memory nothing can be mended
     assert not (tmp_path / "results").exists()  # not whole
     out = tmp_path / "outputs" / "bench_methods"
@@ -223,7 +232,7 @@ def test_rows_and_table() -> None:
     line = {name: row for row in table.splitlines() if (name := row.split("|")[1:2] and row.split("|")[1].strip())}
     assert line[GRAM].split("|")[2:7] == [" 2.00 [1.10, 3.80] ", " 1 ", " 8.00 [4.40, 15.20] ", " 1 ", " 4.00 "]
     assert " 1.50 [1.50, 1.50] " in line["mmg_vid"]
-    assert line["fastv"].count("inside the LLM") == 2
+    assert line["fastv"].count("none before the LLM") == 2
     assert line["divprune"].count("out of memory") == 1
     assert line["fastvid"].endswith("| 6.1 |")
     assert "`perf_counter`, 2 threads" in table
@@ -239,11 +248,12 @@ def test_rows_and_table() -> None:
 
 def test_the_command_writes_rows_table_and_provenance(tmp_path: Path) -> None:
     options = ["frames=[2,4,2]", "tokens=12", "width=8", "repeats=3", "warmup=0", "device=cpu", f"out={tmp_path}"]
-    assert run(cfg.composed("bench_methods", [*options, "methods=[uniform,pooled]"])) == 0
-    with pytest.raises(ValueError, match=r"unknown method 'pool'; did you mean pooled\? the registered"):
+    wanted = "methods=[uniform,pooled,{name: mmg_vid, tau: 0.5},uniform]"
+    assert run(cfg.composed("bench_methods", [*options, wanted])) == 0
+    with pytest.raises(ValueError, match=r"methods: pool: no method is called 'pool'; did you mean pooled\? choose"):
         run(cfg.composed("bench_methods", [*options, "methods=[pool]"]))
     rows = read_rows(tmp_path / "rows.csv")
-    assert set(rows.method) == {GRAM, "uniform", "pooled"}
+    assert set(rows.method) == {GRAM, "uniform", "pooled", "mmg_vid(tau=0.5)"}
     assert not rows.duplicated(["method", "frames", "metric"]).any()
     assert set(rows.realised_tokens.dropna()) == {24, 48, 6, 12}
     assert (rows.value[rows.metric == "prune_ms"] > 0).all()
