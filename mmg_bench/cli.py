@@ -60,8 +60,10 @@ mmg-bench doctor [option=value]: what this machine lacks, and how to get it. Not
 The exit status is 0 if nothing is missing (for a table: in at least one profile), and 1 otherwise.
 """
 _HELP_FLAGS = {"-h", "--help"}
+_SWEEP_FLAGS = {"-m", "--multirun"}
 _ONLY_OF_RUN = re.compile(r"\+*(model|benchmark|method(\.\w+)?|retention_ratio|positions|shard)(\.\w+)?=")
 """Overrides of run.yaml that table.yaml does not have: a table takes changes as `model.<name>.<option>`."""
+_ONLY_OF_TABLE = re.compile(r"\+*(table|profile)(\.\w+)*=")
 _OPTION = re.compile(r"-|[+~]*[\w./@]+=|~")
 """Start of an argument that is an option, not the label of a method."""
 _NOT_CHECKED = {
@@ -187,7 +189,8 @@ def _doctor(overrides: list[str]) -> int:
         print(DOCTOR_HELP)
         return 0
     os.environ["HF_HUB_OFFLINE"] = "1"  # it looks at this machine only
-    name = "run" if any(map(_ONLY_OF_RUN.match, overrides)) else "table"
+    of_table = any(map(_ONLY_OF_TABLE.match, overrides))
+    name = "run" if not of_table and any(map(_ONLY_OF_RUN.match, overrides)) else "table"
     return _configured(name, overrides, lambda configs: _command("doctor").doctor(configs[0]))
 
 
@@ -281,8 +284,10 @@ def _configured(name: str, arguments: list[str], task: Callable[[list[Any]], int
         return 0
     if "--cfg" in flags and "job" in overrides:  # Hydra's own syntax: `--cfg job`
         overrides.remove("job")
-    known = {"--cfg", *(("-m", "--multirun") if sweeps else ())}
+    known = {"--cfg", *(_SWEEP_FLAGS if sweeps else ())}
     if unknown := sorted(flags - known):
+        if unknown[0] in _SWEEP_FLAGS:
+            raise ValueError(f"{unknown[0]}: {cfg.SEVERAL}")
         there = f"{unknown[0]}: no such flag here; there are {', '.join(sorted(known))} and --help"
         option = unknown[0].lstrip("-").partition("=")[0]
         raise ValueError(
@@ -290,7 +295,7 @@ def _configured(name: str, arguments: list[str], task: Callable[[list[Any]], int
         )
     if alone := next((o for o in overrides if "=" not in o and not o.startswith("~")), None):
         raise ValueError(f"{alone}: write option=value; --help lists the options")
-    configs = cfg.sweep(name, overrides) if flags & {"-m", "--multirun"} else [cfg.composed(name, overrides)]
+    configs = cfg.sweep(name, overrides) if flags & _SWEEP_FLAGS else [cfg.composed(name, overrides)]
     if "--cfg" not in flags:
         return task(configs)
     print("---\n".join(cfg.as_yaml(config) for config in configs), end="")

@@ -49,6 +49,8 @@ MUST_HAVE = {
 """Entries that a file of each config group must have; all others have defaults."""
 _UNREADABLE = (UnicodeError, YAMLError, OSError, OmegaConfBaseException, HydraException)
 """Errors raised by a file that is not a valid configuration."""
+SEVERAL = "several values are for run -m, measure -m and show -m, as in retention_ratio=0.1,0.25"
+"""The end of a message about a second value where one is taken."""
 ONLY_FOR_DOCTOR = ("download_gb", "disk_gb", "gpu_gb", "dataset", "videos")
 """Entries that say what a model or benchmark needs, and are not options of it."""
 
@@ -111,9 +113,8 @@ def composed(name: str, overrides: Sequence[str]) -> DictConfig:
         parsed = _parsed(name, overrides)
         for given, override in zip(overrides, parsed, strict=True):
             if override.is_sweep_override():
-                raise ValueError(
-                    f"{given}: several values are for run -m, measure -m and show -m; a list is one, in brackets"
-                )
+                fix = "" if override.key_or_group in _groups(name) else "; write a list in brackets"
+                raise ValueError(f"{given}: {SEVERAL}{fix}")
         (config,) = _combined(name, parsed)
         return config
 
@@ -171,6 +172,8 @@ def _compose(name: str, overrides: Sequence[str], as_given: Mapping[str, str] | 
         key = _option(override)
         if key.startswith(("hydra.", "hydra/")) and key != "hydra.searchpath":
             raise ValueError(f"{key}: mmg-bench takes of Hydra's own options hydra.searchpath alone; see --help")
+        if key in _groups(name) and override.partition("=")[2].startswith(("[", "{")):  # Hydra would merge their files
+            raise ValueError(f"{override}: choose one {key}, without brackets; {SEVERAL}")
         if key == "method.name" and "method" in _groups(name):
             raise ValueError(f"{override}: choose a method so: method={override.partition('=')[2]}")
         if override.startswith("~") and "." not in key:
@@ -237,7 +240,7 @@ def _no_such_option(option: str, group: str, name: str, known: DictConfig) -> Va
         near = f"{last} is an option of {name} itself; "
     where = f"{group} {known.name}" if group in _groups(name) and "name" in known else group or name
     hint = ""
-    if name == "table" and option.startswith("method."):
+    if name == "table" and option.split(".")[0] == "method":
         hint = "; of a table's methods, options stand in its file (docs/your-own-table.md)"
     elif group == "method" and not near and option.count(".") == 1:
         hint = f"; of several methods, an option of one goes by its name: {option.replace('.', '.<name>.', 1)}=..."

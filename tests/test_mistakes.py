@@ -283,7 +283,13 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         ),
         ("bench-methods out=7", "out=7: it must be a text"),
         ("bench-methods -m", "-m: no such flag here"),
-        ("doctor -m model=embedded", "-m: no such flag here"),
+        ("doctor -m model=embedded", "-m: several values are for run -m, measure -m and show -m"),
+        ("compare -x", "-x: no such flag here"),
+        ("run method=[mmg_vid,random]", "method=[mmg_vid,random]: choose one method, without brackets; several"),
+        ("run -m benchmark=[embedded]", "benchmark=[embedded]: choose one benchmark, without brackets; several"),
+        ("table table=[table1]", "table=[table1]: choose one table, without brackets; several values are for run -m"),
+        ("doctor table=table1 model=embedded", "model=embedded: a table names its models itself; change one by"),
+        ("doctor profile=paper method.tau=0.9", "method.tau: no such option; table has: table, measure, profile"),
     ],
 )
 def test_mistakes(command: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
