@@ -186,7 +186,7 @@ def test_sizes_that_are_none_are_refused():
     index = torch.arange(3)
     for method, sizes, says in (
         (PACT(), torch.ones(2), r"sizes are \[2\] float32: they must be \[3\]"),
-        (PACT(), torch.tensor([1, 0, 2]), "sizes must be above 0, and finite"),
+        (PACT(), torch.tensor([1, 0, 2]), "sizes must be positive and finite"),
         (PACT(proportional=False), torch.ones(3), "set weighs = True in the class"),
     ):
         with pytest.raises(ContractError, match=says):
