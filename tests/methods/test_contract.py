@@ -170,7 +170,7 @@ BROKEN = {
     "without the fields that `needs` does not name": _by(
         lambda tokens: tokens.flat[:, 0] * 0 if tokens.attention is None else tokens.attention.flatten()
     ),
-    "names layers": _stage(),
+    r"defines layers\(\) but not select_inside\(\)": _stage(),
     r"layers\(28\) is \(5\.6\d*,\): it must be a tuple of ascending whole numbers in 1\.\.27$": _first(
         layers=lambda self, depth: (depth * 0.2,), select_inside=lambda self, t: Selection(torch.arange(1))
     ),
@@ -423,7 +423,7 @@ def test_a_method_that_cannot_be_imported_costs_the_others_no_times(tmp_path, mo
 
 def test_the_name_of_an_entry_point_is_the_methods(tmp_path):
     third_party.write(tmp_path, third_party.MODULE.replace('= "every_nth"', '= "nth"'))
-    says = r"registers method 'every_nth', and the class has name = 'nth': give both one name"
+    says = r"registers method 'every_nth', but the class has name = 'nth': give both the same name"
     with third_party.installed(tmp_path), pytest.raises(ValueError, match=says):
         method_class(third_party.NAME)
 
@@ -432,7 +432,9 @@ def test_a_method_of_a_name_that_is_taken_is_refused(tmp_path):
     third_party.write(tmp_path)
     points = tmp_path / "someones_methods-1.0.dist-info" / "entry_points.txt"
     points.write_text("[mmg_bench.methods]\nrandom = someones_methods:EveryNth\n")
-    says = "entry point 'someones_methods:EveryNth' registers 'random', which mmg_bench has: give it another name"
+    says = (
+        "entry point 'someones_methods:EveryNth' registers 'random', which is an mmg_bench method: give it another name"
+    )
     with third_party.installed(tmp_path), pytest.raises(ValueError, match=says):
         method_class("random")
 
@@ -463,7 +465,9 @@ def test_a_method_without_a_name_is_told_so_when_it_is_made():
         def select(self, tokens: VideoTokens) -> PrunedTokens:
             raise AssertionError("it is not to come this far")
 
-    with pytest.raises(TypeError, match=r"^Mine has no name: say what tables call it, name: ClassVar\[str\] = ...$"):
+    with pytest.raises(
+        TypeError, match=r"^Mine has no name: set the one that tables show, name: ClassVar\[str\] = ...$"
+    ):
         Mine(retention_ratio=0.5)
 
 

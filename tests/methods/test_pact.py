@@ -175,7 +175,7 @@ def test_parameters_out_of_range_are_named(field: str, value: object):
 
 
 def test_layers_below_cannot_weigh_what_they_have_not_merged():
-    with pytest.raises(TypeError, match="Below: weighs and prunes_caches do not go together"):
+    with pytest.raises(TypeError, match="Below: weighs and prunes_caches cannot be combined"):
 
         class Below(PACT):
             prunes_caches = True
