@@ -39,7 +39,10 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         ("run retention_ratio=1.5", "MMGVid.retention_ratio=1.5: it must be a number in (0, 1]"),
         ("table profile=papers", "has no profile 'papers'; choose auto or paper, embedded"),
         ("run latency=off", "latency='off': choose true or false"),
-        ("run +method.positions=contiguous", "method.positions='contiguous': it is no option of a method, but of the"),
+        (
+            "run +method.positions=contiguous",
+            "method.positions='contiguous': not a method option, but one of the command",
+        ),
         ("run limit=abc", "limit='abc': it must be a whole number, at least 1, or null"),
         ("run method.tua=1", "method.tua: no such option; did you mean tau? method mmg_vid has: tau, min"),
         (
