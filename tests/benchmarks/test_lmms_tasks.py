@@ -307,7 +307,7 @@ def test_a_short_count(name: str, benchmark: Callable[[str], Benchmark]) -> None
     fresh = copy(benchmark(name))  # its tasks are loaded
     fresh.spec = replace(fresh.spec, questions=published)
     vars(fresh).pop("questions", None)
-    with pytest.raises(BenchmarkError, match=rf"has {made} questions here, not {published}: the data is incomplete"):
+    with pytest.raises(BenchmarkError, match=rf"has {made} questions, not {published}: the data is incomplete"):
         _ = fresh.questions
 
 
@@ -332,7 +332,7 @@ def test_annotations_of_another_version(folder: Path, tmp_path: Path) -> None:
 
 def test_ids_that_are_not_unique(folder: Path) -> None:
     with pytest.raises(
-        BenchmarkError, match=r"several questions with one id, such as 'plotQA': set benchmark.question=null"
+        BenchmarkError, match=r"several questions with the same id, such as 'plotQA': set benchmark.question=null"
     ):
         _ = Benchmark(spec(folder, "mlvu", question="task_type")).questions
 

@@ -344,7 +344,7 @@ def test_data_is_counted_by_the_tasks_own_code(made: Path, tmp_path: Path, monke
     embedded, here = load("model", "embedded"), {"data": str(made / "annotations")}
     assert str(checks(embedded, of("videomme", questions=6, **here))[-1]) == "data of videomme: 6 questions"
     (line, *_) = missing(embedded, of("videomme", **here))
-    assert "has 6 questions here, not 2700: the data is incomplete" in line
+    assert "has 6 questions, not 2700: the data is incomplete" in line
     videos_anywhere = of("videomme", questions=6, videos=None, **here)
     assert str(checks(embedded, videos_anywhere)[-1]) == "data of videomme: 6 questions"
     (home / "videomme" / "data" / "clip1.mp4").unlink()
