@@ -203,7 +203,9 @@ def test_answers_from_nowhere_are_told_before_others_are_asked(tmp_path: Path) -
     assert run("limit=1", f"output_dir={tmp_path}") == 0
     before = (tmp_path / "records.jsonl").read_text()
     (tmp_path / "provenance.json").unlink()
-    with pytest.raises(ValueError, match=rf"{tmp_path}/provenance\.json lacks \w+, which records there name: restore"):
+    with pytest.raises(
+        ValueError, match=rf"{tmp_path}/provenance\.json has no entry \w+, which records there refer to: restore"
+    ):
         run("limit=2", f"output_dir={tmp_path}")
     assert (tmp_path / "records.jsonl").read_text() == before
 
