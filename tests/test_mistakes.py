@@ -299,7 +299,7 @@ def test_what_a_run_cannot_do_is_said_before_a_model_is_loaded(options: str, mon
 @pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(b"", "the file is empty; download it again or"), (b"no video", "cannot be decoded ("), (None, "no such video")],
+    [(b"", "the file is empty; download it again, use"), (b"no video", "cannot be decoded ("), (None, "no such video")],
 )
 @pytest.mark.parametrize("command", ["measure -m frames=2,4", "table table=efficiency profile=cpu", "show"])
 def test_a_video_that_cannot_be_read_is_named_before_a_model_is_loaded(

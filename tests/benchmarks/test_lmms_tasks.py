@@ -315,7 +315,7 @@ def test_annotations_that_are_not_there(folder: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr(time, "sleep", lambda _: None)
     with pytest.raises(ValueError, match=r"benchmark.data='/nowhere': no such folder"):
         spec(folder, "videomme", data="/nowhere")
-    with pytest.raises(BenchmarkError, match=r"data of task 'videomme' cannot be loaded .*`mmg-bench doctor` tells"):
+    with pytest.raises(BenchmarkError, match=r"data of task 'videomme' cannot be loaded .*`mmg-bench doctor` shows"):
         Benchmark(spec(folder, "videomme", data=None))
     with pytest.raises(BenchmarkError, match=r"data of task 'mlvu_dev' cannot be loaded"):
         Benchmark(spec(folder, "mlvu", data=str(tmp_path)))

@@ -271,7 +271,9 @@ def test_what_another_command_is_answering_is_not_answered_twice(
         if len(loads) > 1:
             raise ArithmeticError  # far enough
         if refused:
-            with pytest.raises(ClaimedError, match=rf"^{tmp_path}: process \d+ on .* at work there on {refused}, sin"):
+            with pytest.raises(
+                ClaimedError, match=rf"^{tmp_path}: process \d+ on .* has been working there on {refused} sin"
+            ):
                 run(*options, *second.format(tmp_path).split())
         else:
             with pytest.raises(ArithmeticError):
