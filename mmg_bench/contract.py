@@ -99,7 +99,7 @@ def check_kind(method: Method, tokens: VideoTokens, pruned: Any) -> None:
         )
     if not 1 <= (count := len(positions)) <= tokens.total:
         raise ContractError(
-            f"{who} kept {count} {_where(method, tokens)}: at least 1 and at most all {tokens.total} must be left"
+            f"{who} kept {count} tokens {_where(method, tokens)}: it must keep at least 1 and at most {tokens.total}"
         )
     if method.exact and count != (budget := method.budget(tokens)):
         raise ContractError(
@@ -109,7 +109,7 @@ def check_kind(method: Method, tokens: VideoTokens, pruned: Any) -> None:
     if features.shape != (count, width) or features.dtype != tokens.features.dtype:
         raise ContractError(
             f"{who}: features {_where(method, tokens)} are {_described(features)}: they must be [{count}, {width}] "
-            "in the dtype of the video's"
+            "in the dtype of the video's features"
         )
     _check_device(f"{who}.select", tokens.features.device, positions=positions, features=features)
 
@@ -117,12 +117,12 @@ def check_kind(method: Method, tokens: VideoTokens, pruned: Any) -> None:
 def check_values(method: Method, tokens: VideoTokens, pruned: PrunedTokens) -> Faults:
     """Checks of the values of the kept tokens: features must be finite, positions ascending and in range."""
     who, where, positions, features = method.name, _where(method, tokens), pruned.positions, pruned.features
-    once = "; each may stand there once, or set exact = False" if method.exact else ""
+    once = ", each at most once unless the class sets exact = False" if method.exact else ""
     return Faults(
         torch.stack([_finite(features), _in_place(positions, tokens.total, distinct=method.exact)]),
         (
-            f"{who}: features {where} hold NaN or infinite values, and the video has none",
-            f"{who}: positions {where} must ascend within 0..{tokens.total - 1}, as `keep` sorts them{once}",
+            f"{who}: features {where} hold NaN or infinite values, but the video has none",
+            f"{who}: positions {where} must be ascending, within 0..{tokens.total - 1} (`keep` sorts them){once}",
         ),
     )
 
@@ -131,14 +131,14 @@ def _check_tensors(who: str, **values: object) -> None:
     """Raise TypeError for the first value that is not a tensor."""
     for name, value in values.items():
         if not isinstance(value, Tensor):
-            raise TypeError(f"{who} returned {name} of type {type(value).__name__}: they must be a torch.Tensor")
+            raise TypeError(f"{who} returned {name} of type {type(value).__name__}: return a torch.Tensor")
 
 
 def _check_device(who: str, device: torch.device, **values: Tensor) -> None:
     """Raise ContractError for the first value that is on another device."""
     for name, value in values.items():
         if value.device != device:
-            raise ContractError(f"{who} returned {name} on {value.device}: they must be on {device}, as its input")
+            raise ContractError(f"{who} returned {name} on {value.device}: return {name} on {device}, like its input")
 
 
 def _where(method: Method, tokens: VideoTokens) -> str:
@@ -160,13 +160,13 @@ def layers_of(method: Method, depth: int) -> tuple[tuple[int, ...], int | None]:
         raise
     except Exception as error:  # the method's, whatever it is
         raise ContractError(
-            f"{method.name}: it cannot be asked for its layers in a model of {depth}: {told(error)}; mend the method, "
-            "or raise a ValueError that says what the model lacks"
+            f"{method.name}: layers() or key_layer() failed for a model of {depth} layers: {told(error)}; correct it, "
+            "or, if the method cannot prune such a model, raise a ValueError that says why"
         ) from error
     numbered = isinstance(layers, tuple) and all(_is_layer(layer, depth) for layer in layers)
     if not numbered or list(layers) != sorted(set(layers)):
         raise ContractError(
-            f"{method.name}: layers({depth}) is {layers!r}: it must be a tuple of whole numbers, ascending in "
+            f"{method.name}: layers({depth}) is {layers!r}: it must be a tuple of ascending whole numbers in "
             f"1..{depth - 1}"
         )
     if key_layer is not None and not _is_layer(key_layer, depth):
@@ -191,7 +191,7 @@ def check_selection(method: Method, tokens: LayerTokens, chosen: Any) -> Faults:
     n, width = tokens.features.shape
     _check_tensors(f"{method.name}.select_inside", index=index, **({} if features is None else {"features": features}))
     if index.dtype != torch.int64 or index.dim() != 1 or not 1 <= len(index) <= n:
-        raise ContractError(f"{who}: index is {_described(index)}: it must be int64, of 1 to {n} tokens")
+        raise ContractError(f"{who}: index is {_described(index)}: it must be [K] int64 with K in 1..{n}")
     if features is not None and features.shape != (len(index), width):
         raise ContractError(f"{who}: features are {_described(features)}: they must be [{len(index)}, {width}]")
     there = {"index": index, "features": features, "sizes": chosen.sizes}
@@ -205,11 +205,11 @@ def check_selection(method: Method, tokens: LayerTokens, chosen: Any) -> Faults:
     if (sizes := chosen.sizes) is not None:
         _check_tensors(f"{method.name}.select_inside", sizes=sizes)
         if not method.weighs:
-            raise ContractError(f"{who}: sizes came, which attention is weighed by: set weighs = True in the class")
+            raise ContractError(f"{who}: sizes were returned without weighs: set weighs = True in the class")
         if sizes.shape != index.shape:
             raise ContractError(f"{who}: sizes are {_described(sizes)}: they must be [{len(index)}]")
         right.append(((sizes > 0) & sizes.isfinite()).all())
-        told.append(f"{who}: sizes must be above 0, and finite")
+        told.append(f"{who}: sizes must be positive and finite")
     return Faults(torch.stack(right), tuple(told))
 
 
@@ -267,11 +267,13 @@ def deterministic(build: Build) -> None:
         graded = torch.is_grad_enabled()
         torch.manual_seed(123)
         drawn = torch.random.get_rng_state()
-        _check_same(first, build(0.3).prune(video()), "a second time, and with another global seed")
+        _check_same(first, build(0.3).prune(video()), "on a second call, with another global seed")
         if not torch.equal(torch.random.get_rng_state(), drawn):
-            raise ContractError("torch's global random state is changed: draw from a torch.Generator of your own")
+            raise ContractError("torch's global random state was changed: draw from your own torch.Generator")
     if not graded:
-        raise ContractError("torch's gradient mode is changed: use torch.no_grad() as a context, which ends")
+        raise ContractError(
+            "torch's gradient mode was changed: use torch.no_grad() as a context manager, which restores it"
+        )
 
 
 def gradients(build: Build) -> None:
@@ -303,8 +305,8 @@ def order_of_channels(build: Build) -> None:
         within = one.features[:, order]
         if not torch.equal(one.positions, other.positions) or not torch.allclose(within, other.features, 1e-4, 1e-4):
             raise ContractError(
-                "other tokens are left when the channels come in another order: mend that, or, where each channel has "
-                "its own weight, set ordered_channels = True"
+                "the kept tokens change when the channels are permuted: make them independent of the order, or, if "
+                "each channel has its own weight, set ordered_channels = True in the class"
             )
 
 
@@ -333,11 +335,11 @@ def needs(build: Build) -> None:
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
         raise ContractError(
-            f"fails without the fields that `needs` does not name, is one missing there? {what}"
+            f"fails without the fields that `needs` does not name (is one missing from `needs`?): {what}"
         ) from error
     _check_same(whole, pruned, "without the fields that `needs` does not name")
     for name in method.needs:
-        _check_refused(method, _with(tokens, **{name: None}), f"{method.name} needs {name}", f"no {name}")
+        _check_refused(method, _with(tokens, **{name: None}), f"{method.name} needs {name}", f"VideoTokens.{name}=None")
     for options in type(method).stand_ins:
         _check_stand_in(type(method), dict(options))
 
@@ -349,10 +351,10 @@ def inside_the_model(build: Build) -> None:
         for (before, chosen), (again, same) in zip(*twice, strict=True):
             layer = f"stage {before.stage} in {_named(dtype)}"
             if not (torch.equal(before.features, again.features) and torch.equal(chosen.index, same.index)):
-                raise ContractError(f"{layer} chose other tokens a second time")
+                raise ContractError(f"{layer} chose different tokens on a second call")
             merged = dtype == torch.float32 and chosen.features is not None
             if merged and (same.features is None or not torch.equal(chosen.features, same.features)):
-                raise ContractError(f"{layer} merged to other features a second time")
+                raise ContractError(f"{layer} returned different merged features on a second call")
 
 
 def hidden_keys(build: Build) -> None:
@@ -362,9 +364,9 @@ def hidden_keys(build: Build) -> None:
             if one is None and other is None:
                 continue
             if one is None or other is None or not torch.equal(one, other):
-                raise ContractError("select_keys chose other keys a second time")
+                raise ContractError("select_keys chose different keys on a second call")
             if one.dtype != torch.int64 or len(one) != len(one.unique()):
-                raise ContractError(f"select_keys: index {_described(one)} must be int64, each key once")
+                raise ContractError(f"select_keys: index {_described(one)} must be int64, with each key at most once")
             if not set(one.tolist()) <= set(range(n)):
                 raise ContractError(f"select_keys: index {one.tolist()} is not within the {n} keys")
 
@@ -379,7 +381,7 @@ def on_a_gpu(build: Build) -> None:
             there = _left(build(ratio), _with(tokens, **sent))
             # a GPU rounds half precision differently
             if dtype == full and not _alike(_left(build(ratio), tokens), there):
-                raise ContractError("other tokens are left on a GPU than on a CPU")
+                raise ContractError("the kept tokens differ between a GPU and a CPU")
 
 
 Left = list[tuple[Tensor, Tensor | None]]
@@ -406,9 +408,9 @@ def documented(build: Build) -> None:
     """The class has a docstring, and `retention_ratio` as its first parameter, with a check of its range."""
     cls = type(build(1.0))
     if not cls.__doc__ or cls.__doc__.startswith(cls.__name__ + "("):  # generated by dataclass
-        raise ContractError(f"{cls.__name__} has no docstring: the first line of it is what `mmg-bench methods` shows")
+        raise ContractError(f"{cls.__name__} has no docstring: add one; `mmg-bench methods` shows its first line")
     if not getattr(vars(cls).get("__dataclass_params__"), "frozen", False):
-        raise ContractError(f"{cls.__name__} is no frozen dataclass: write @dataclass(frozen=True) above it")
+        raise ContractError(f"{cls.__name__} is not a frozen dataclass: decorate it with @dataclass(frozen=True)")
     if fields(cls)[0].name != "retention_ratio":
         raise ContractError(f"{cls.__name__}'s first parameter is {fields(cls)[0].name}: it must be retention_ratio")
     for ratio in (0, -0.1, 1.01, float("nan"), "half", True):
@@ -418,7 +420,8 @@ def documented(build: Build) -> None:
             if f"{cls.__name__}.retention_ratio=" in str(error):
                 continue
         raise ContractError(
-            f"retention_ratio={ratio!r} is not refused by its name: call super().__post_init__() in __post_init__"
+            f"retention_ratio={ratio!r} does not raise a ValueError that names it: call super().__post_init__() in "
+            "__post_init__"
         )
 
 
@@ -493,7 +496,7 @@ def stages(method: Method, tokens: VideoTokens) -> Iterator[tuple[LayerTokens, S
     pruned = method.prune(tokens)
     features, positions, state, text = pruned.features, pruned.positions, pruned.state, tokens.query
     if text is None:
-        raise ValueError("VideoTokens.query is None: stages inside the model look at the text")
+        raise ValueError("VideoTokens.query is None: fill it; stages inside the model use the text")
     layers, _ = layers_of(method, DEPTH)
     for stage in range(len(layers)):
         if method.finished(state):
@@ -531,7 +534,7 @@ def _with(tokens: VideoTokens, **changes: Any) -> VideoTokens:
 
 def _check_same(one: PrunedTokens, other: PrunedTokens, when: str) -> None:
     if not (torch.equal(one.positions, other.positions) and torch.equal(one.features, other.features)):
-        raise ContractError(f"other tokens are left {when}")
+        raise ContractError(f"the kept tokens change {when}")
 
 
 def _check_refused(method: Method, tokens: VideoTokens, says: str, what: str) -> None:
@@ -541,18 +544,20 @@ def _check_refused(method: Method, tokens: VideoTokens, says: str, what: str) ->
         if isinstance(error, ValueError) and says in str(error):
             return
         fault = f"{type(error).__name__}: {error}"
-        raise ContractError(f"{what} is refused with {fault!r}: it must be a ValueError that says {says!r}") from error
-    raise ContractError(f"{what} is not refused: leave `prune` and `finds_faults` as they are, or raise {says!r}")
+        raise ContractError(f"{what} raises {fault!r}: it must raise a ValueError that says {says!r}") from error
+    raise ContractError(
+        f"{what} raises no error: do not override `prune` or `finds_faults`, or raise a ValueError that says {says!r}"
+    )
 
 
 def _check_stand_in(cls: type[Method], options: dict[str, Any]) -> None:
     try:
         left = cls(**options).needs
     except (TypeError, ValueError) as error:
-        raise ContractError(f"stand_ins: {options} does not go with {cls.__name__}'s fields: {error}") from error
+        raise ContractError(f"stand_ins: {options} does not fit {cls.__name__}'s fields: {error}") from error
     if cls.needs <= left:
         needed = ", ".join(sorted(cls.needs))
-        raise ContractError(f"stand_ins: {options} still needs {needed}: name options that do not")
+        raise ContractError(f"stand_ins: {options} still needs {needed}: choose options that need fewer fields")
 
 
 def _named(dtype: torch.dtype) -> str:

@@ -45,8 +45,8 @@ def cell(config: Mapping[str, Any], retention_ratio: float, positions: Any = Non
     for option in ("retention_ratio", "positions"):
         if option in values:
             raise ValueError(
-                f"method.{option}={values[option]!r}: it is no option of a method, but of the command: give "
-                f"{option}=... there, or, in a table, in the method's entry"
+                f"method.{option}={values[option]!r}: not a method option, but one of the command: give {option}=... "
+                "there, or, in a table, positions or retention_ratios in the method's entry"
             )
     return make_cell(values.pop("name"), retention_ratio, positions, **values)
 

@@ -58,14 +58,14 @@ class VideoTokens:
     def __post_init__(self) -> None:
         if self.features.dim() != 3 or 0 in self.features.shape:
             raise ValueError(
-                f"VideoTokens.features has shape {list(self.features.shape)}; it must be [T, N, D] with none of them 0"
+                f"VideoTokens.features has shape {list(self.features.shape)}; it must be [T, N, D] with no size 0"
             )
         if not self.features.is_floating_point():
             raise ValueError(f"VideoTokens.features has dtype {self.features.dtype}; it must be floating point")
         height, width = self.grid
         if min(height, width) < 1 or height * width != self.features.shape[1]:
             raise ValueError(
-                f"VideoTokens.grid {self.grid} does not make up the {self.features.shape[1]} tokens of a frame"
+                f"VideoTokens.grid {self.grid} does not match the {self.features.shape[1]} tokens per frame (H * W)"
             )
         sizes = dict(zip("TND", self.features.shape, strict=True))
         for name, letters in _SHAPES.items():
@@ -78,11 +78,11 @@ class VideoTokens:
         wanted = ", ".join(f"{letter}={sizes[letter]}" if letter in sizes else letter for letter in letters)
         fits = len(shape) == len(letters) and 0 not in shape
         if not fits or any(sizes.setdefault(letter, n) != n for letter, n in zip(letters, shape, strict=True)):
-            raise ValueError(f"VideoTokens.{name} has shape {shape}; it must be [{wanted}] with none of them 0")
+            raise ValueError(f"VideoTokens.{name} has shape {shape}; it must be [{wanted}] with no size 0")
         if not value.is_floating_point():
             raise ValueError(f"VideoTokens.{name} has dtype {value.dtype}; it must be floating point")
         if value.device != self.features.device:
-            raise ValueError(f"VideoTokens.{name} is on {value.device}, the features are on {self.features.device}")
+            raise ValueError(f"VideoTokens.{name} is on {value.device}, but the features are on {self.features.device}")
 
     @property
     def frames(self) -> int:
@@ -117,7 +117,7 @@ class VideoTokens:
         missing = sorted(name for name in needs if getattr(self, name) is None)
         if missing:
             raise ValueError(
-                f"{who} needs {', '.join(missing)}, which these VideoTokens lack: use a model that supplies them, "
+                f"{who} needs {', '.join(missing)}, missing from these VideoTokens: use a model that supplies them, "
                 "or fill the fields"
             )
 

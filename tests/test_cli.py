@@ -175,7 +175,7 @@ def test_the_second_of_two_equal_runs_is_refused(tmp_path: Path) -> None:
     first.send_signal(signal.SIGCONT)
     assert second.returncode == 2, second.stderr
     assert f"mmg-bench: {tmp_path}: process {first.pid} on " in second.stderr
-    assert " is at work there on random at R = 25 %, since " in second.stderr
+    assert " has been working there on random at R = 25 % since " in second.stderr
     _, errors = first.communicate()
     assert first.returncode == 0, errors
     records = [line for path in tmp_path.glob("records*.jsonl") for line in path.read_text().splitlines()]

@@ -134,7 +134,7 @@ def test_unknown_names_are_answered_with_the_valid_ones() -> None:
     with pytest.raises(
         ValueError,
         match=r"method 'mmg_vid' has no parameter tua; did you mean tau\? "
-        r"it has: .*tau.* its file in configs/method does",
+        r"it has: .*tau.* the method's file in configs/method does",
     ):
         specs.cell({"name": "mmg_vid", "tua": 1}, 0.5)
     with pytest.raises(ValueError, match=r"model has no option frame; it has: .*frames"):

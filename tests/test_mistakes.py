@@ -39,7 +39,10 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         ("run retention_ratio=1.5", "MMGVid.retention_ratio=1.5: it must be a number in (0, 1]"),
         ("table profile=papers", "has no profile 'papers'; choose auto or paper, embedded"),
         ("run latency=off", "latency='off': choose true or false"),
-        ("run +method.positions=contiguous", "method.positions='contiguous': it is no option of a method, but of the"),
+        (
+            "run +method.positions=contiguous",
+            "method.positions='contiguous': not a method option, but one of the command",
+        ),
         ("run limit=abc", "limit='abc': it must be a whole number, at least 1, or null"),
         ("run method.tua=1", "method.tua: no such option; did you mean tau? method mmg_vid has: tau, min"),
         (
@@ -116,8 +119,8 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         ("run shard=2", "shard=2: give shard.index and shard.count"),
         ("run model.path=null", "model.path=None: it must be a text"),
         ("run benchmark.name=null", "benchmark.name=None: it must be a text"),
-        ("run benchmark.name=average", "benchmark.name='average': rows use that name; choose another"),
-        ("run benchmark.name=-", "benchmark.name='-': rows use that name; choose another"),
+        ("run benchmark.name=average", "benchmark.name='average': result rows reserve this name; choose another"),
+        ("run benchmark.name=-", "benchmark.name='-': result rows reserve this name; choose another"),
         ("run benchmark.include_path=/nope", "benchmark.include_path='/nope': no such folder"),
         ("run benchmark.include_path=7", "benchmark.include_path=7: it must be a text"),
         ("run benchmark.video=null", "benchmark.video=None: it must be a text"),
@@ -311,7 +314,7 @@ def test_what_a_run_cannot_do_is_said_before_a_model_is_loaded(options: str, mon
 @pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(b"", "the file is empty; download it again or"), (b"no video", "cannot be decoded ("), (None, "no such video")],
+    [(b"", "the file is empty; download it again, use"), (b"no video", "cannot be decoded ("), (None, "no such video")],
 )
 @pytest.mark.parametrize("command", ["measure -m frames=2,4", "table table=efficiency profile=cpu", "show"])
 def test_a_video_that_cannot_be_read_is_named_before_a_model_is_loaded(

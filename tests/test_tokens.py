@@ -34,20 +34,20 @@ def test_everything_together() -> None:
         ({"features": FEATURES[0]}, r"VideoTokens\.features has shape \[6, 4\]; it must be \[T, N, D\]"),
         ({"features": FEATURES[:0]}, r"VideoTokens\.features has shape \[0, 6, 4\]"),
         ({"features": FEATURES.long()}, r"VideoTokens\.features has dtype torch.int64"),
-        ({"grid": (2, 2)}, r"VideoTokens\.grid \(2, 2\) does not make up the 6 tokens"),
-        ({"grid": (-2, -3)}, r"VideoTokens\.grid \(-2, -3\) does not make up"),
+        ({"grid": (2, 2)}, r"VideoTokens\.grid \(2, 2\) does not match the 6 tokens"),
+        ({"grid": (-2, -3)}, r"VideoTokens\.grid \(-2, -3\) does not match the 6"),
         ({"attention": torch.ones(2, 6, 1)}, r"attention has shape \[2, 6, 1\]; it must be \[T=2, N=6\]"),
         ({"keys": torch.ones(2, 5, 3)}, r"keys has shape \[2, 5, 3\]; it must be \[T=2, N=6, K"),
-        ({"keys": torch.ones(2, 6, 0)}, r"keys has shape \[2, 6, 0\].*none of them 0"),
+        ({"keys": torch.ones(2, 6, 0)}, r"keys has shape \[2, 6, 0\].*with no size 0"),
         (
             {"probe_attention": torch.ones(2, 6).int()},
             "probe_attention has dtype torch.int32; it must be floating point",
         ),
         ({"frame_features": torch.ones(2)}, r"frame_features has shape \[2\]; it must be \[T=2, C\]"),
         ({"query": torch.ones(5, 3)}, r"query has shape \[5, 3\]; it must be \[L, D=4\]"),
-        ({"query": torch.ones(0, 4)}, r"query has shape \[0, 4\].*none of them 0"),
+        ({"query": torch.ones(0, 4)}, r"query has shape \[0, 4\].*with no size 0"),
         ({"joint_query": torch.ones(1, 6)}, r"joint_query has shape \[1, 6\]; it must be \[M, E=7\]"),
-        ({"attention": torch.ones(2, 6, device="meta")}, "attention is on meta, the features are on cpu"),
+        ({"attention": torch.ones(2, 6, device="meta")}, "attention is on meta, but the features are on cpu"),
     ],
 )
 def test_what_does_not_fit_is_named(fields: dict[str, Any], says: str) -> None:
@@ -57,7 +57,7 @@ def test_what_does_not_fit_is_named(fields: dict[str, Any], says: str) -> None:
 
 def test_needs_are_named() -> None:
     tokens = VideoTokens(FEATURES, (2, 3), keys=GOOD["keys"])
-    with pytest.raises(ValueError, match="a method needs attention, query, which these VideoTokens lack"):
+    with pytest.raises(ValueError, match="a method needs attention, query, missing from these VideoTokens"):
         tokens.require({"query", "keys", "attention"}, "a method")
     keys = GOOD["keys"].clone()
     keys[1, 2, 0] = torch.inf

@@ -40,14 +40,14 @@ def test_the_doctor_says_what_of_them_is_missing(
     assert "MISSING data of mine: 4 questions: videos missing: first.mp4, second.mp4\n      -> put them where" in told()
     exec(SCRIPT[0], {})
     assert "  ok      data of mine: 4 questions\n" in told()
-    assert "MISSING data of mine: benchmark 'mine' has 4 questions here, not 7" in told("benchmark.questions=7")
+    assert "MISSING data of mine: benchmark 'mine' has 4 questions, not 7" in told("benchmark.questions=7")
     assert "MISSING data of mine: benchmark.video='film': task 'mine' has no such column; it has question_id, " in told(
         "benchmark.video=film"
     )
     assert "MISSING data of mine: " in told("benchmark.tasks=yours")
     whole = Path("mine/questions.jsonl").read_text()
     Path("mine/questions.jsonl").write_text(re.sub(r'"skill": "[^"]*", ', "", whole, count=1))
-    assert "benchmark.skill='skill': document 0 of task 'mine' has no value there: give it one" in told()
+    assert "benchmark.skill='skill': document 0 of task 'mine' has no value there: fill it in" in told()
     Path("mine/questions.jsonl").unlink()
     assert "questions.jsonl" in (said := told())
     assert "-> correct benchmark.tasks, benchmark.include_path, or the task's files" in said

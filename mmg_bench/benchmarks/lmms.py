@@ -59,7 +59,7 @@ class BenchmarkSpec:
     def __post_init__(self) -> None:
         check_text("benchmark.name", self.name)
         if self.name in (AVERAGE, NO_BENCHMARK):
-            raise ValueError(f"benchmark.name={self.name!r}: rows use that name; choose another")
+            raise ValueError(f"benchmark.name={self.name!r}: result rows reserve this name; choose another")
         for option, column in self.columns.items():
             check_text(option, column)
         if self.questions is not None:
@@ -68,11 +68,13 @@ class BenchmarkSpec:
             raise ValueError(f"benchmark.average={self.average!r}: choose {' or '.join(AVERAGES)}")
         if self.include_path is not None and not check_path("benchmark.include_path", self.include_path).is_dir():
             raise ValueError(
-                f"benchmark.include_path={self.include_path!r}: no such folder; name the one with the task's yaml "
-                "file; null takes the tasks of lmms-eval"
+                f"benchmark.include_path={self.include_path!r}: no such folder; give the one with the task's yaml "
+                "file, or null to use lmms-eval's own tasks"
             )
         if self.data is not None and not Path(self.data).expanduser().is_dir():
-            raise ValueError(f"benchmark.data={self.data!r}: no such folder; null takes the hub's data set")
+            raise ValueError(
+                f"benchmark.data={self.data!r}: no such folder; correct it, or give null to use the hub's data set"
+            )
 
     @property
     def columns(self) -> dict[str, str]:
@@ -130,18 +132,18 @@ class Benchmark:
         found = list(self._read())
         if self.spec.questions is not None and len(found) != self.spec.questions:
             raise BenchmarkError(
-                f"benchmark {self.spec.name!r} has {len(found)} questions here, not {self.spec.questions}: the data is "
-                "incomplete or of another version; download it again, or set benchmark.questions=null to go on"
+                f"benchmark {self.spec.name!r} has {len(found)} questions, not {self.spec.questions}: the data "
+                "is incomplete or of another version; download it again, or set benchmark.questions=null for any number"
             )
         if repeated := [name for name, count in Counter(q.id for q in found).items() if count > 1]:
             raise BenchmarkError(
-                f"benchmark {self.spec.name!r} has several questions with one id, such as {repeated[0]!r}: set "
+                f"benchmark {self.spec.name!r} has several questions with the same id, such as {repeated[0]!r}: set "
                 "benchmark.question=null to number them"
             )
         if called := next((q for q in found if q.skill == ALL), None):
             raise BenchmarkError(
-                f"benchmark {self.spec.name!r}: question {called.id!r} has the skill {ALL!r}; rows use that name for "
-                "all skills together: give the skill another"
+                f"benchmark {self.spec.name!r}: question {called.id!r} has the skill {ALL!r}, the name that result "
+                "rows use for all skills together: rename the skill"
             )
         order = {video: number for number, video in reversed(list(enumerate(q.video for q in found)))}
         found.sort(key=lambda q: order[q.video])
@@ -164,7 +166,7 @@ class Benchmark:
                         )
                     if doc[column] is None:  # such as a field missing in a line of a file
                         raise BenchmarkError(
-                            f"{option}={column!r}: document {doc_id} of task {name!r} has no value there: give it one"
+                            f"{option}={column!r}: document {doc_id} of task {name!r} has no value there: fill it in"
                         )
                 number = str(doc_id) if self.spec.question is None else str(doc[self.spec.question])
                 prompt, target = self._asked(task, doc, f"question {number!r} of task {name!r}")
@@ -186,15 +188,15 @@ class Benchmark:
         except Exception as error:
             raise BenchmarkError(f"{what}: {told(error, self.spec.code)}") from error
         if not isinstance(prompt, str):
-            raise BenchmarkError(f"{what}: doc_to_text gave {prompt!r}, which is no text")
+            raise BenchmarkError(f"{what}: doc_to_text returned {prompt!r}, which is not a string")
         for key in ("doc_to_text", "doc_to_target"):
             if _says_none(getattr(task.config, key), doc):
                 raise BenchmarkError(
-                    f"{what}: {key} says a column that has no value there: give it one (in a csv file, NA and None are "
-                    "none, too)"
+                    f"{what}: {key} uses a column that has no value there: fill it in (in a csv file, NA and None "
+                    "also count as no value)"
                 )
         if target is None:
-            raise BenchmarkError(f"{what}: doc_to_target gave None: an answer cannot be right")
+            raise BenchmarkError(f"{what}: doc_to_target returned None, so no answer can be right")
         return prompt, str(target)
 
     def video_path(self, question: Question) -> Path:
@@ -238,11 +240,11 @@ class Benchmark:
                 raise BenchmarkError(f"{what}: {told(error, self.spec.code)}") from error
         metrics = [m["metric"] for m in task.config.metric_list]
         if not isinstance(results, Mapping):
-            raise BenchmarkError(f"{what}: process_results gave {results!r}, not a dict with one of {metrics}")
+            raise BenchmarkError(f"{what}: process_results returned {results!r}, not a dict with one of {metrics}")
         for metric in metrics:
             if metric in results:
                 return _as_score(results[metric], f"metric {metric!r} of {what}")
-        raise BenchmarkError(f"{what} returned {sorted(results)} and none of its metrics {metrics}")
+        raise BenchmarkError(f"{what}: process_results returned {sorted(results)}, but none of the metrics {metrics}")
 
 
 def _read_answer(task: Any, doc: dict[str, Any], text: str) -> list[Any]:
@@ -286,7 +288,7 @@ def _says_none(template: Any, doc: Mapping[str, Any]) -> bool:
 def single_video(visuals: Any, who: str) -> Path:
     """The single video file in what a task shows the model. Raises BenchmarkError for anything else."""
     if not isinstance(visuals, list | tuple) or len(visuals) != 1 or not isinstance(visuals[0], str | Path):
-        raise BenchmarkError(f"{who} gives no single video file: {visuals!r}")
+        raise BenchmarkError(f"{who} must give a single video file, not {visuals!r}")
     return Path(visuals[0])
 
 
@@ -303,7 +305,7 @@ def _number(value: Any, what: str) -> float:
     if isinstance(value, dict):
         if value.get("match_success") is False and not value.get("chatgpt_response"):
             raise BenchmarkError(
-                f"{what}: the task's rules cannot read the answer, and the judge that it then asks did not reply: set "
+                f"{what}: the task's rules cannot read the answer, and the judge it falls back on did not reply: set "
                 "OPENAI_API_KEY (docs/lmms-eval.md)"
             )
         for field in SCORE_FIELDS:
@@ -315,7 +317,7 @@ def _number(value: Any, what: str) -> float:
         for predicted, right in ANSWER_FIELDS:
             if predicted in value and right in value:  # compared as text: a number may be given as a string
                 return float(str(value[predicted]) == str(value[right]))
-    raise BenchmarkError(f"cannot tell right from wrong in {what}: {value!r}")
+    raise BenchmarkError(f"cannot read a score from {what}: {value!r}")
 
 
 @contextmanager
@@ -345,7 +347,7 @@ def _load_tasks(spec: BenchmarkSpec) -> dict[str, Any]:
         if spec.include_path is None:
             raise
         raise BenchmarkError(
-            f"benchmark.include_path={spec.include_path!r}: lmms-eval reads each yaml file there, and cannot read one: "
+            f"benchmark.include_path={spec.include_path!r}: lmms-eval reads every yaml file there, and one is faulty: "
             f"{unreadable(spec.code, error)}: correct it, or move it elsewhere"
         ) from error
     override = {} if spec.data is None else {"dataset_path": str(Path(spec.data).expanduser())}
@@ -422,8 +424,8 @@ def _no_such_task(name: str, spec: BenchmarkSpec, manager: Any) -> str:
             f"there are: {', '.join(manager.all_subtasks) or 'none'}; correct benchmark.tasks or the file"
         )
     near = [t for t in manager.all_tasks if name.split("_")[0] in t][:12]
-    known = f"near are: {', '.join(near)}" if near else "see `lmms-eval --tasks list`"
-    return f"lmms-eval has no task {name!r}; {known}; of your own tasks, benchmark.include_path names the folder"
+    known = f"similar ones are: {', '.join(near)}" if near else "see `lmms-eval --tasks list`"
+    return f"lmms-eval has no task {name!r}; {known}; for a task of your own, set benchmark.include_path to its folder"
 
 
 def _check_one_answer(name: str, task: Any) -> None:
@@ -440,7 +442,7 @@ def _check_metrics(name: str, task: Any) -> None:
     """Raise BenchmarkError if nothing says which of a task's results is the score."""
     if not task.config.metric_list:
         raise BenchmarkError(
-            f"task {name!r} has no metric_list: name in its yaml file what scores, such as `metric_list: [{{metric: "
+            f"task {name!r} has no metric_list: name its metric in its yaml file, such as `metric_list: [{{metric: "
             "exact_match}]`"
         )
 
@@ -451,6 +453,6 @@ def _check_columns(name: str, task: Any) -> None:
         value = getattr(task.config, key)
         if isinstance(value, str) and value.isidentifier() and value not in task.features:
             raise BenchmarkError(
-                f"task {name!r} has {key}: {value}, and its data no such column; it has {', '.join(task.features)}: "
-                f'correct its yaml file; if the word itself is meant, write "{{{{{value!r}}}}}"'
+                f"task {name!r} has {key}: {value}, but its data has no such column; it has {', '.join(task.features)}"
+                f': correct its yaml file; if the word itself is meant, write "{{{{{value!r}}}}}"'
             )

@@ -57,14 +57,14 @@ def why_not_loaded(name: str, error: BaseException, settings: Mapping[str, Any],
     fault, place = told(error, folder), faults.place_of(error, folder)
     if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
         return (
-            f"the data of task {name!r} cannot be kept or read ({fault}): give access to that place, free some space, "
-            "or choose another by HF_HOME or, for data made by this package, MMG_BENCH_CACHE"
+            f"the data of task {name!r} cannot be written or read ({fault}): allow access to the folder, free some "
+            "space, or set another with HF_HOME or, for data made by this package, MMG_BENCH_CACHE"
         )
     split = settings.get("test_split") or settings.get("validation_split")
     no_split = f"the data of task {name!r} has no split {split!r}"
     lacks_split = isinstance(error, KeyError) and error.args[:1] == (split,) and not place
     download = (
-        "download it, or point HF_HOME at a folder that holds it (docs/reproducing.md); `mmg-bench doctor` tells what "
+        "download it, or point HF_HOME at a folder that holds it (docs/reproducing.md); `mmg-bench doctor` shows what "
         "is missing"
     )
     if own is None and lacks_split:

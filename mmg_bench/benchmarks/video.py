@@ -37,7 +37,7 @@ class Timing:
 
     def __post_init__(self) -> None:
         if self.fps is not None and not self.fps > 0:
-            raise ValueError(f"fps={self.fps}: a video shows more than 0 frames a second")
+            raise ValueError(f"fps={self.fps}: it must be above 0")
         ascending = list(self.indices) == sorted(self.indices)
         if not self.indices or not ascending or self.indices[0] < 0 or self.indices[-1] >= self.total:
             raise ValueError(f"indices={self.indices}: give ascending frame numbers below total={self.total}")
@@ -94,17 +94,19 @@ def read_clip(path: str | Path, frames: int, fps: float | None = None) -> Clip:
     except Exception as error:  # decord raises several kinds, whose message is a C++ trace
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "from_size == to_size" in first_line:  # decord 0.6 on frames of 8, 12, 16, 24, 48 or 72 pixels a row
-            raise VideoError(f"{path}: decord reads no frames of this width; scale it to 96 pixels or more") from error
+            raise VideoError(
+                f"{path}: decord cannot read frames of this width; scale it to 96 pixels or more"
+            ) from error
         raise VideoError(f"{path}: cannot be decoded ({first_line}); {_remedy(path)}") from error
     if pixels is None:
-        raise VideoError(f"{path}: holds no frame; {_remedy(path)}")
+        raise VideoError(f"{path}: the file holds no frames; {_remedy(path)}")
     return Clip(pixels, Timing(tuple(indices), len(reader), rate if rate > 0 else None))
 
 
 def _remedy(path: Path) -> str:
     if cache_folder() in path.parents:
-        return "delete it, and it is made again"
-    return "download it again or take another copy, or encode it as H.264"
+        return "delete it; it will be rendered again"
+    return "download it again, use another copy, or encode it as H.264"
 
 
 def pictures(folder: Path) -> list[Path]:
@@ -122,7 +124,7 @@ def _number(path: Path, frames: int, fps: float | None, total: int, rate: float)
         return frames
     if not rate > 0:
         raise VideoError(
-            f"{path}: it does not say its frames a second, of which fps={fps:g} are asked for: set model.fps to null"
+            f"{path}: the file does not state its frame rate, which model.fps={fps:g} needs; set model.fps to null"
         )
     return min(frames, total, max(LEAST_FRAMES, round(total / rate * fps)))
 
@@ -144,12 +146,12 @@ def _read_picture(path: Path) -> NDArray[np.uint8]:
 def _read_pictures(folder: Path, frames: int, fps: float | None) -> Clip:
     names = pictures(folder)
     if not names:
-        raise VideoError(f"{folder}: the folder holds no picture ({', '.join(PICTURES)})")
+        raise VideoError(f"{folder}: the folder holds no pictures ({', '.join(PICTURES)})")
     indices = _sampled(len(names), _number(folder, frames, fps, len(names), PICTURES_FPS))
     try:
         pixels = np.stack([_read_picture(names[i]) for i in indices])
     except (OSError, ValueError) as error:  # damaged, or of different sizes
         raise VideoError(
-            f"{folder}: cannot be read as one video ({error}): its pictures must be whole, and of one size"
+            f"{folder}: cannot be read as one video ({error}): its pictures must be intact and all the same size"
         ) from error
     return Clip(pixels, Timing(tuple(indices), len(names), PICTURES_FPS))

@@ -30,7 +30,9 @@ def layers_at(official: Sequence[int], official_depth: int, depth: int) -> tuple
     for layer in official:
         layers.append(max(round(layer * depth / official_depth), layers[-1] + 1 if layers else 1))
     if layers and layers[-1] >= depth:
-        raise ValueError(f"a language model of {depth} layers has no room for {len(layers)} pruning stages: {layers}")
+        raise ValueError(
+            f"a language model of {depth} layers has no room for {len(layers)} pruning stages (layers {layers})"
+        )
     return tuple(layers)
 
 

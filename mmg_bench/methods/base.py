@@ -66,16 +66,20 @@ class Method(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if cls.before_mlp and cls.prunes_caches:
-            raise TypeError(f"{cls.__name__}: before_mlp and prunes_caches do not go together; choose one")
+            raise TypeError(f"{cls.__name__}: before_mlp and prunes_caches cannot be combined; choose one")
         if cls.weighs and cls.prunes_caches:  # layers below would weight tokens that they have not merged
-            raise TypeError(f"{cls.__name__}: weighs and prunes_caches do not go together; choose one")
+            raise TypeError(f"{cls.__name__}: weighs and prunes_caches cannot be combined; choose one")
         unknown = cls.needs - set(OPTIONAL_FIELDS)
         if unknown:
-            raise TypeError(f"{cls.__name__}.needs names {sorted(unknown)}; choose from {list(OPTIONAL_FIELDS)}")
+            raise TypeError(
+                f"{cls.__name__}.needs names unknown fields {sorted(unknown)}; choose from {list(OPTIONAL_FIELDS)}"
+            )
 
     def __post_init__(self) -> None:
         if not hasattr(self, "name"):
-            raise TypeError(f"{type(self).__name__} has no name: say what tables call it, name: ClassVar[str] = ...")
+            raise TypeError(
+                f"{type(self).__name__} has no name: set the one that tables show, name: ClassVar[str] = ..."
+            )
         check_range(self, "retention_ratio", 0, 1, low_open=True)
 
     def budget(self, tokens: VideoTokens) -> int:
@@ -128,7 +132,7 @@ class Method(ABC):
 
     def select_inside(self, tokens: LayerTokens) -> Selection:
         """The algorithm of `prune_inside`, for methods that name `layers`."""
-        raise TypeError(f"{type(self).__name__} names layers() but has no select_inside()")
+        raise TypeError(f"{type(self).__name__} defines layers() but not select_inside()")
 
     def finished(self, state: Any) -> bool:
         """Whether a video is pruned no further, given the `state` that its last stage, or `select`, returned."""
@@ -144,7 +148,7 @@ class Method(ABC):
         `attention [n]`: from the current token to each visual token, averaged over heads; `memory`: as returned by the
         last step, None at the first. Returns the indices `[K]` to see (None: all), and the memory for the next step.
         """
-        raise TypeError(f"{type(self).__name__} names a key_layer() but has no select_keys()")
+        raise TypeError(f"{type(self).__name__} defines key_layer() but not select_keys()")
 
     def __call__(self, model: Any, positions: Positions | None = None) -> AbstractContextManager[Any]:
         """A context manager within which `model` (an unmodified transformers model) prunes with this method."""

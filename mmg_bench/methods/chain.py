@@ -69,24 +69,24 @@ class Chain(Method):
             object.__setattr__(self, which, write_label(part.name, part.changed))
         if isinstance(before, InsideMethod):
             raise ValueError(
-                f"chain.before={self.before!r}: {before.name} leaves all tokens to the language model; give it as "
-                f"chain.inside={self.before!r}, and choose one that prunes before it, such as mmg_vid"
+                f"chain.before={self.before!r}: {before.name} prunes only inside the language model; give it as "
+                f"chain.inside={self.before!r}, and one that prunes before the model, such as mmg_vid, as chain.before"
             )
         if _prunes_inside(before):
             raise ValueError(
-                f"chain.before={self.before!r}: {before.name} prunes inside the language model too; switch that off, "
-                f"as in '{before.name}(inner=false)'"
+                f"chain.before={self.before!r}: {before.name} prunes inside the language model too; switch that off "
+                f"if it has an option for it, as in '{before.name}(inner=false)', or choose another method"
             )
         if not isinstance(inside, InsideMethod):
             choices = ", ".join(name for name in built_in() if issubclass(method_class(name), InsideMethod))
             raise ValueError(
-                f"chain.inside={self.inside!r}: {inside.name} does not prune inside the language model alone; choose "
-                f"one of these: {choices}, or one of your own that derives from InsideMethod"
+                f"chain.inside={self.inside!r}: {inside.name} does not prune only inside the language model; choose "
+                f"one of these: {choices}, or your own method derived from InsideMethod"
             )
         if unread := sorted(inside.needs - {"query"}):
             raise ValueError(
-                f"chain.inside={self.inside!r}: {inside.name} reads {', '.join(unread)}, which belongs to the whole "
-                "video and not to what is left of it; choose another method for it"
+                f"chain.inside={self.inside!r}: {inside.name} reads {', '.join(unread)} of the whole video, but gets "
+                "only the tokens that chain.before keeps; choose another method"
             )
         taken = {
             "needs": before.needs | inside.needs,
@@ -118,13 +118,13 @@ class Chain(Method):
             raise ValueError(f"chain.{which}={given!r}: it must be a method, such as {example!r}")
         name, options = read_label(label)
         if name == self.name:
-            raise ValueError(f"chain.{which}={given!r}: a chain has two parts, neither of them a chain")
+            raise ValueError(f"chain.{which}={given!r}: a part of a chain cannot be a chain; choose another method")
         if name == "dense":
             raise ValueError(f"chain.{which}={given!r}: dense prunes nothing; run the other part without a chain")
         own = {"retention_ratio": "inside_ratio" if which == "inside" else "retention_ratio", "positions": "positions"}
         for option in own.keys() & options.keys():
             raise ValueError(
-                f"chain.{which}={given!r}: {option} is no option of a part; give the chain its {own[option]}"
+                f"chain.{which}={given!r}: a part has no {option} of its own; set the {own[option]} of the chain"
             )
         try:
             return get_method(name, retention_ratio=ratio, **{o: value_of(text) for o, text in options.items()})

@@ -120,7 +120,7 @@ def method_class(name: str) -> type[Method]:
     if name in built_in():
         if entry is not None:
             raise ValueError(
-                f"entry point {entry.value!r} registers {name!r}, which mmg_bench has: give it another name"
+                f"entry point {entry.value!r} registers {name!r}, which is an mmg_bench method: give it another name"
             )
         with _told(name):
             module = importlib.import_module(f"mmg_bench.methods.{name}")
@@ -148,8 +148,8 @@ def method_class(name: str) -> type[Method]:
         )
     if getattr(loaded, "name", None) != name:
         raise ValueError(
-            f"entry point {entry.value!r} registers method {name!r}, and the class has name = "
-            f"{getattr(loaded, 'name', None)!r}: give both one name"
+            f"entry point {entry.value!r} registers method {name!r}, but the class has name = "
+            f"{getattr(loaded, 'name', None)!r}: give both the same name"
         )
     return loaded
 
@@ -186,6 +186,6 @@ def get_method(name: str, **parameters: Any) -> Method:
     if unknown:
         raise ValueError(
             f"method {name!r} has no parameter {', '.join(unknown)}; {meant(unknown[0], known)}"
-            f"it has: {', '.join(known)}. Where you did not give it, its file in configs/method does"
+            f"it has: {', '.join(known)}. If you did not set it, the method's file in configs/method does"
         )
     return cls(**parameters)

@@ -64,8 +64,8 @@ class V2Drop(InsideMethod):
                 check_range(self, field, 0, 1, low_open=True)
         if (self.first is None) != (self.second is None):
             raise ValueError(
-                f"V2Drop.first={self.first!r}, second={self.second!r}: give both shares, or neither, which has them "
-                "follow from retention_ratio"
+                f"V2Drop.first={self.first!r}, second={self.second!r}: give both shares, or neither (they then "
+                "follow from retention_ratio)"
             )
 
     def layers(self, depth: int) -> tuple[int, ...]:

@@ -26,9 +26,7 @@ from mmg_bench.runner.evaluate import Shard
 _GUARD = ".claims.lock"
 """Lock held while existing claims are checked and a new one is made, so that one of two equal claims comes first."""
 
-_NO_LOCKS = (
-    "its file system has no locks, so two commands that do the same work there go unnoticed: start one at a time"
-)
+_NO_LOCKS = "its file system has no locks, so commands cannot see that others do the same work there: run one at a time"
 
 
 class ClaimedError(RuntimeError):
@@ -144,7 +142,7 @@ def _told(folder: Path, other: Mapping[str, Any], common: list[str]) -> str:
     """The message about a claim that stands in the way."""
     more = f" and {len(common) - 1} more" if len(common) > 1 else ""
     return (
-        f"{folder}: process {other['pid']} on {other['host']} is at work there on {common[0]}{more}, since "
-        f"{other['since']} (`{other['command']}`): wait for its end and give this command again, which takes over what "
-        "it did, or set another output_dir"
+        f"{folder}: process {other['pid']} on {other['host']} has been working there on {common[0]}{more} "
+        f"since {other['since']} (`{other['command']}`): wait until it ends and run this command again, which reuses "
+        "its results, or set another output_dir"
     )

@@ -201,9 +201,9 @@ class _Pass:
         if faults is None or len(faults.videos) < PATIENCE or key in self.given_up:
             return
         kind, place = faults.kind
-        why = f"all answers about {PATIENCE} videos in a row failed alike ({kind}{place and f' at {place}'})"
+        why = f"all answers about {PATIENCE} videos in a row failed in the same way ({kind}{place and f' at {place}'})"
         self.given_up[key] = f"not asked: {why}"
-        tqdm.write(f"{cell} is asked no more: {why}")
+        tqdm.write(f"giving up on {cell}: {why}")
 
     def record(self, key: str, cell: Cell, question: Question, error: str | None = None, **outcome: Any) -> Record:
         """A record of an answer, or of the fault in its place."""

@@ -37,8 +37,8 @@ class LineFile:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"cannot be written ({error.strerror}): free some space or set another `output_dir`, then run the same "
-                "command again; it goes on after the last whole line",
+                f"cannot be written ({error.strerror}): free some space and run the same command again (it continues "
+                "after the last complete line), or set another `output_dir`",
                 str(self.path),
             ) from error
 

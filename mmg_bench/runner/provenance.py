@@ -106,9 +106,9 @@ def read(folder: Path) -> dict[str, Any]:
     try:
         entries: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
-            raise ValueError("no object of objects")
+            raise ValueError("not a JSON object of objects")
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): restore it, or start anew in another folder") from None
+        raise ValueError(f"{path} is damaged ({error}): restore it, or start again in another folder") from None
     return entries
 
 
@@ -116,8 +116,8 @@ def check_explains(folder: Path, keys: Iterable[str]) -> None:
     """Raise ValueError if `folder`/provenance.json lacks any of the keys: no table can be made without them."""
     if lost := sorted(set(keys) - read(folder).keys()):
         raise ValueError(
-            f"{folder}/provenance.json lacks {', '.join(lost)}, which records there name: restore it, or start anew in "
-            "another folder"
+            f"{folder}/provenance.json has no entry {', '.join(lost)}, which records there refer to: restore it, or "
+            "start again in another folder"
         )
 
 

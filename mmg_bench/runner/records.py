@@ -69,13 +69,13 @@ def read_records(folder: Path) -> list[Record]:
             record = Record(**row)
             if wrong := [name for name in _TEXTS if not isinstance(row[name], str)]:
                 raise ValueError(
-                    f"{path}:{number}: {wrong[0]}={row[wrong[0]]!r}: not a text; delete the line and run again"
+                    f"{path}:{number}: {wrong[0]}={row[wrong[0]]!r}: not a string; delete the line and run again"
                 )
             scored = isinstance(record.score, int | float) and 0 <= record.score <= 1
             if (record.error is None) != scored:
                 raise ValueError(
-                    f"{path}:{number}: score={record.score!r}, error={record.error!r}: a record has a number in 0..1 "
-                    "or an error; delete the line and run again"
+                    f"{path}:{number}: score={record.score!r}, error={record.error!r}: a record has either a score in "
+                    "0..1 or an error; delete the line and run again"
                 )
             other = seen.get(record.key)
             if other is None or other.error is not None:

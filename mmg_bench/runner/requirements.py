@@ -80,8 +80,8 @@ def _packages() -> Check:
                 wrong.append(f"{wanted} is not installed")
             else:
                 if not wanted.specifier.contains(found, prereleases=True):
-                    wrong.append(f"{wanted} is asked for, {found} is installed")
-    return Check("packages", "; ".join(wrong) or None, "make setup, which installs the pinned ones")
+                    wrong.append(f"{wanted} is required, {found} is installed")
+    return Check("packages", "; ".join(wrong) or None, "make setup, which installs the pinned versions")
 
 
 def _decoding() -> Check:
@@ -103,12 +103,12 @@ def _decoding() -> Check:
 def _settings(spec: ModelSpec) -> Iterator[Check]:
     """Settings of a model that this machine does not support."""
     if lacking := attention_lacks(spec.attn_implementation):
-        fix = f"install it, or {spec.option('attn_implementation')}=sdpa"
+        fix = f"install it, or set {spec.option('attn_implementation')}=sdpa"
         yield Check(f"attention {spec.attn_implementation}", f"this machine lacks {lacking}", fix)
     try:
         _ = spec.torch_device
     except ValueError as error:
-        yield Check(f"device {spec.device}", str(error), f"{spec.option('device')}=auto")
+        yield Check(f"device {spec.device}", str(error), f"set {spec.option('device')}=auto")
 
 
 def _methods(spec: ModelSpec, methods: Mapping[str, Method]) -> Iterator[Check]:
@@ -116,14 +116,14 @@ def _methods(spec: ModelSpec, methods: Mapping[str, Method]) -> Iterator[Check]:
 
     Reports nothing of this for a model whose configuration is not on this machine.
     """
-    other = f"take another model ({spec.option('path')})"
+    other = f"use another model ({spec.option('path')})"
     try:
         bare = bare_adapter(spec)
     except UnsupportedModelError as error:
         yield Check(f"the family of {spec.name}", str(error), other)
         return
     except ModelError as error:
-        yield Check(f"the configuration of {spec.name}", str(error), "copy it again, or take another model")
+        yield Check(f"the configuration of {spec.name}", str(error), "copy it again, or use another model")
         return
     if bare is None:  # otherwise, the check of the weights says what is missing
         if spec.weights == "random" and folder_of(spec.path) is None:
@@ -159,7 +159,9 @@ def _gpu(model: Mapping[str, Any], spec: ModelSpec) -> Iterator[Check]:
     free, total = (sum(b) / 1e9 for b in zip(*map(torch.cuda.mem_get_info, devices), strict=True))
     lacks = f"{free:.0f} of its {total:.0f} GB are free" if free < need else None
     yield Check(
-        what, lacks, f"end what else runs on it, take a larger GPU ({spec.option('device')}=cuda:1), or a smaller model"
+        what,
+        lacks,
+        f"stop other processes on it, or use a larger GPU ({spec.option('device')}=cuda:1) or a smaller model",
     )
 
 
@@ -195,7 +197,7 @@ def _in_cache(what: str, spec: ModelSpec, option: str, pin: str, size: float | N
     except ValueError as error:  # not a repository id
         return Check(what, str(error).splitlines()[0], f"set {spec.option(option)} to a hub id or a folder")
     if revision is not None:
-        at, other = f" --revision {revision}", f"; {spec.option(pin)}=null takes the newest commit in the cache"
+        at, other = f" --revision {revision}", f"; {spec.option(pin)}=null uses the newest commit in the cache"
     fix = f"hf download {repo}{at} ({_size(size)}), or set {spec.option(option)} to a folder{other}"
     return Check(what, _some("the hub cache lacks", lacking), fix)
 
@@ -206,7 +208,7 @@ def _data(spec: BenchmarkSpec, config: Mapping[str, Any]) -> Check:
     if spec.tasks == EMBEDDED:  # generated if missing
         return Check(what)
     correct = "correct benchmark.tasks, benchmark.include_path, or the task's files"
-    complete = "put them where the task's doc_to_visual says"
+    complete = "put them where the task's doc_to_visual points"
     dataset, below = config.get("dataset"), config.get("videos")
     if dataset is not None:  # otherwise a user's own benchmark, which cannot be fetched
         try:
@@ -224,7 +226,7 @@ def _data(spec: BenchmarkSpec, config: Mapping[str, Any]) -> Check:
             correct = f"move {videos} away, then, {fetch}"
             complete = f"copy them into {videos}; or move it away, then, {fetch}"
         if absent:
-            return Check(what, f"{' and '.join(absent)} are not there", fetch)
+            return Check(what, f"{' and '.join(absent)} are missing", fetch)
     try:
         benchmark = Benchmark(spec)
         count, lost = len(benchmark.questions), benchmark.missing_videos()

@@ -47,10 +47,10 @@ def in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> None:
         signals = sorted({signal.Signals(-code).name for code in failed.values() if code < 0})
         why = "its message is above"
         if signals:
-            why = f"ended by {' and '.join(signals)}, perhaps for want of memory: fewer workers need less"
+            why = f"ended by {' and '.join(signals)}, perhaps out of memory: use fewer workers"
         raise WorkerError(
-            f"worker {', '.join(map(str, failed))} of {count} failed ({why}); what was answered is kept, and the same "
-            "command goes on from there"
+            f"worker {', '.join(map(str, failed))} of {count} failed ({why}); the answers so far are kept; run the "
+            "same command again to continue"
         )
 
 

@@ -153,7 +153,7 @@ def test_unreadable_videos_are_explained(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match=r"empty\.mp4: the file is empty"):
         read_frames(tmp_path / "empty.mp4", 4)
     (tmp_path / "text.mp4").write_text("not a video")
-    with pytest.raises(VideoError, match=r"text\.mp4: cannot be decoded .*; download it again or take another copy"):
+    with pytest.raises(VideoError, match=r"text\.mp4: cannot be decoded .*; download it again, use another copy"):
         read_frames(tmp_path / "text.mp4", 4)
     with pytest.raises(ValueError, match="frames=0"):
         read_frames(tmp_path / "text.mp4", 0)
@@ -165,7 +165,7 @@ def test_a_video_of_a_width_that_decord_cannot_read_is_explained(tmp_path: Path)
         if read:
             assert read_frames(path, 2).shape == (2, width, width, 3)
         else:
-            with pytest.raises(VideoError, match=r"48\.mp4: decord reads no frames of this width; scale it to 96"):
+            with pytest.raises(VideoError, match=r"48\.mp4: decord cannot read frames of this width; scale it to 96"):
                 read_frames(path, 2)
 
 
@@ -174,7 +174,7 @@ def test_a_damaged_video_that_was_made_here_is_made_again(tmp_path: Path, monkey
     (tmp_path / "embedded-0").mkdir()
     path = tmp_path / "embedded-0" / "test-0000.mp4"
     path.write_text("torn")
-    with pytest.raises(VideoError, match=r"cannot be decoded .*; delete it, and it is made again"):
+    with pytest.raises(VideoError, match=r"cannot be decoded .*; delete it; it will be rendered again"):
         read_frames(path, 4)
 
 
@@ -231,7 +231,7 @@ def test_frames_a_second_of_a_video_that_does_not_say_its_own(tmp_path: Path, mo
     write_video(make_world("train", 0, sampled=3), tmp_path / "v.mp4", size=32)
     monkeypatch.setattr(VideoReader, "get_avg_fps", lambda self: 0.0)
     assert read_clip(tmp_path / "v.mp4", 5).timing.fps is None
-    with pytest.raises(VideoError, match=r"v\.mp4: it does not say its frames a second, of which fps=2 are asked for"):
+    with pytest.raises(VideoError, match=r"v\.mp4: the file does not state its frame rate, which model\.fps=2 needs"):
         read_clip(tmp_path / "v.mp4", 5, 2)
 
 

@@ -307,7 +307,7 @@ def test_a_short_count(name: str, benchmark: Callable[[str], Benchmark]) -> None
     fresh = copy(benchmark(name))  # its tasks are loaded
     fresh.spec = replace(fresh.spec, questions=published)
     vars(fresh).pop("questions", None)
-    with pytest.raises(BenchmarkError, match=rf"has {made} questions here, not {published}: the data is incomplete"):
+    with pytest.raises(BenchmarkError, match=rf"has {made} questions, not {published}: the data is incomplete"):
         _ = fresh.questions
 
 
@@ -315,7 +315,7 @@ def test_annotations_that_are_not_there(folder: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr(time, "sleep", lambda _: None)
     with pytest.raises(ValueError, match=r"benchmark.data='/nowhere': no such folder"):
         spec(folder, "videomme", data="/nowhere")
-    with pytest.raises(BenchmarkError, match=r"data of task 'videomme' cannot be loaded .*`mmg-bench doctor` tells"):
+    with pytest.raises(BenchmarkError, match=r"data of task 'videomme' cannot be loaded .*`mmg-bench doctor` shows"):
         Benchmark(spec(folder, "videomme", data=None))
     with pytest.raises(BenchmarkError, match=r"data of task 'mlvu_dev' cannot be loaded"):
         Benchmark(spec(folder, "mlvu", data=str(tmp_path)))
@@ -332,7 +332,7 @@ def test_annotations_of_another_version(folder: Path, tmp_path: Path) -> None:
 
 def test_ids_that_are_not_unique(folder: Path) -> None:
     with pytest.raises(
-        BenchmarkError, match=r"several questions with one id, such as 'plotQA': set benchmark.question=null"
+        BenchmarkError, match=r"several questions with the same id, such as 'plotQA': set benchmark.question=null"
     ):
         _ = Benchmark(spec(folder, "mlvu", question="task_type")).questions
 

@@ -107,7 +107,7 @@ def test_a_fault_in_the_yaml_file(changed: tuple[str, str, str], fault: str) -> 
 
 
 def test_a_column_that_would_be_taken_for_a_word() -> None:
-    has = "and its data no such column; it has question_id, video, skill, question, answer: correct its yaml file"
+    has = "but its data has no such column; it has question_id, video, skill, question, answer: correct its yaml file"
     change((TASK, "doc_to_target: answer", "doc_to_target: answr"))
     assert f"task 'mine' has doc_to_target: answr, {has}" in said()
     change((TASK, PROMPT, "questoin"))
@@ -122,7 +122,7 @@ def test_a_prompt_that_fails_for_a_later_question(folder: Path) -> None:
     assert said() == f"question 'first-2' of task 'mine': {fault}"
     change((UTILS, "return {", "{"))
     change((UTILS, "[doc['skill']]", ""))
-    assert said() == "question 'first-1' of task 'mine': doc_to_text gave None, which is no text"
+    assert said() == "question 'first-1' of task 'mine': doc_to_text returned None, which is not a string"
 
 
 DATA = [
@@ -151,14 +151,14 @@ def test_a_question_that_lacks_what_it_is_made_of(column: str, key: str, left_ou
     lines = [json.loads(line) for line in Path(QUESTIONS).read_text().splitlines()]
     (lines[1].pop if left_out else lambda name: lines[1].update({name: None}))(column)
     Path(QUESTIONS).write_text("\n".join(map(json.dumps, lines)))
-    says = f"question 'first-2' of task 'mine': {key} says a column that has no value there: give it one"
+    says = f"question 'first-2' of task 'mine': {key} uses a column that has no value there: fill it in"
     assert said().startswith(says)
     if column == "answer":
         change((TASK, "doc_to_target: answer", 'doc_to_target: "{{answer}}"'))
         assert said().startswith(says)
         change((TASK, 'doc_to_target: "{{answer}}"', "doc_to_target: !function utils.own"))
         change((UTILS, HERE, f"{HERE}def own(doc):\n    return doc['answer']\n"))
-        assert said() == "question 'first-2' of task 'mine': doc_to_target gave None: an answer cannot be right"
+        assert said() == "question 'first-2' of task 'mine': doc_to_target returned None, so no answer can be right"
 
 
 def test_a_column_without_a_value_that_no_text_says_is_none_missed() -> None:
@@ -171,7 +171,7 @@ def test_a_column_without_a_value_that_no_text_says_is_none_missed() -> None:
 def test_a_task_without_its_metric() -> None:
     text = Path(TASK).read_text()
     Path(TASK).write_text(text[: text.index("metric_list:")])
-    assert said().startswith("task 'mine' has no metric_list: name in its yaml file what scores, such as `metric_list:")
+    assert said().startswith("task 'mine' has no metric_list: name its metric in its yaml file, such as `metric_list:")
 
 
 FILTERS = """\
@@ -224,7 +224,7 @@ def test_reasoning_is_marked_as_lmms_evals_command_has_it(monkeypatch: pytest.Mo
 
 def test_a_skill_whose_name_rows_use() -> None:
     change((QUESTIONS, '"direction"', '"all"'))
-    assert said().startswith("benchmark 'mine': question 'second-2' has the skill 'all'; rows use that name for all ")
+    assert said().startswith("benchmark 'mine': question 'second-2' has the skill 'all', the name that result rows ")
 
 
 def test_questions_that_are_not_there() -> None:
@@ -261,7 +261,7 @@ def test_what_lies_on_this_machine() -> None:
         assert is_local({"dataset_path": path}) == local
 
 
-READ = "benchmark.include_path='mine': lmms-eval reads each yaml file there, and cannot read one: "
+READ = "benchmark.include_path='mine': lmms-eval reads every yaml file there, and one is faulty: "
 BROKEN = [
     ("task: [a\nb: c\n", "2: expected ',' or ']', but got ':'"),
     ("a: 1\n\tb: 2\n", "2: found character '\\t' that cannot start any token"),
@@ -287,7 +287,7 @@ def test_a_fault_in_showing_the_video(folder: Path) -> None:
     with pytest.raises(BenchmarkError, match=fault):  # not taken for a video that is missing
         benchmark.missing_videos()
     change((UTILS, 'return [str(HERE / "videos" / doc["vidoe"])]', "pass"))
-    with pytest.raises(BenchmarkError, match=r"task 'mine' gives no single video file: None"):
+    with pytest.raises(BenchmarkError, match=r"task 'mine' must give a single video file, not None"):
         mine().video_path(benchmark.questions[0])
 
 
@@ -302,7 +302,7 @@ def test_a_fault_in_scoring_is_told_at_once(folder: Path) -> None:
     assert Path("calls").read_text() == "x"
     change((UTILS, "return {", "{"))
     change((UTILS, 'doc["a"]', '""'))
-    with pytest.raises(BenchmarkError, match=r"process_results gave None, not a dict with one of \['right'\]"):
+    with pytest.raises(BenchmarkError, match=r"process_results returned None, not a dict with one of \['right'\]"):
         mine().score(benchmark.questions[0], "blue")
 
 
@@ -328,9 +328,9 @@ def test_a_folder_in_which_nothing_can_be_kept_is_no_fault_of_the_task(folder: P
     for own in (None, folder / TASK):
         error = OSError(errno.EROFS, "Read-only file system", "/home/me/.cache")
         text = why_not_loaded("mine", error, {}, folder, own)
-        assert text.startswith("the data of task 'mine' cannot be kept or read (OSError: [Errno 30] Read-only")
-        assert "'/home/me/.cache'): give access to that place" in text
-        assert "choose another by HF_HOME or, for data made by this package, MMG_BENCH_CACHE" in text
+        assert text.startswith("the data of task 'mine' cannot be written or read (OSError: [Errno 30] Read-only")
+        assert "'/home/me/.cache'): allow access to the folder, free some space" in text
+        assert "set another with HF_HOME or, for data made by this package, MMG_BENCH_CACHE" in text
 
 
 def test_json_that_is_good(tmp_path: Path) -> None:

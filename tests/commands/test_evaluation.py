@@ -203,7 +203,9 @@ def test_answers_from_nowhere_are_told_before_others_are_asked(tmp_path: Path) -
     assert run("limit=1", f"output_dir={tmp_path}") == 0
     before = (tmp_path / "records.jsonl").read_text()
     (tmp_path / "provenance.json").unlink()
-    with pytest.raises(ValueError, match=rf"{tmp_path}/provenance\.json lacks \w+, which records there name: restore"):
+    with pytest.raises(
+        ValueError, match=rf"{tmp_path}/provenance\.json has no entry \w+, which records there refer to: restore"
+    ):
         run("limit=2", f"output_dir={tmp_path}")
     assert (tmp_path / "records.jsonl").read_text() == before
 
@@ -269,7 +271,9 @@ def test_what_another_command_is_answering_is_not_answered_twice(
         if len(loads) > 1:
             raise ArithmeticError  # far enough
         if refused:
-            with pytest.raises(ClaimedError, match=rf"^{tmp_path}: process \d+ on .* at work there on {refused}, sin"):
+            with pytest.raises(
+                ClaimedError, match=rf"^{tmp_path}: process \d+ on .* has been working there on {refused} sin"
+            ):
                 run(*options, *second.format(tmp_path).split())
         else:
             with pytest.raises(ArithmeticError):

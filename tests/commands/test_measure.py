@@ -154,7 +154,7 @@ def test_what_another_command_measures_is_not_measured_twice(
 ) -> None:
     def second(llm: Any, cells: Any, *_: Any) -> Any:
         with pytest.raises(
-            ClaimedError, match=rf"^{tmp_path}: process \d+ on .* at work there on tiny: 4 frames, batch 1"
+            ClaimedError, match=rf"^{tmp_path}: process \d+ on .* has been working there on tiny: 4 frames, batch 1"
         ):
             command(tiny_folder, tmp_path, "frames=4,2")
         monkeypatch.setattr(measure, "measure_efficiency", original)

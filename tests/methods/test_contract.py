@@ -137,12 +137,12 @@ def _hiding(choose: Callable[[int], Tensor]) -> type[Method]:
 
 
 BROKEN = {
-    "is one missing there": _by(lambda tokens: tokens.flat[:, 0] * 0 + tokens.query.mean()),
+    "is one missing from `needs`": _by(lambda tokens: tokens.flat[:, 0] * 0 + tokens.query.mean()),
     r"kept 47 of 160 tokens at retention_ratio=0.3: keep round\(R \* T \* N\) = 48, or set": _select(_drop_one),
-    "each may stand there once": _select(_double),
+    "each at most once unless the class sets exact": _select(_double),
     "must return PrunedTokens": _first(select=lambda self, tokens: tokens.flat),
     r"positions .* are \[48\] int32": _select(lambda _, p: PrunedTokens(p.features, p.positions.int())),
-    r"^first.select returned positions of type list: they must be a torch\.Tensor$": _select(
+    r"^first.select returned positions of type list: return a torch\.Tensor$": _select(
         lambda _, p: PrunedTokens(p.features, p.positions.tolist())
     ),
     "select returned features of type list": _select(lambda _, p: PrunedTokens(p.features.tolist(), p.positions)),
@@ -150,28 +150,28 @@ BROKEN = {
     "select_inside returned features of type list": _stage(
         select_inside=lambda self, t: Selection(torch.arange(1), t.features[:1].tolist())
     ),
-    r"first: it cannot be asked for its layers in a model of 28: KeyError: 28 \(test_contract\.py:\d+, in <lambda>\)": (
+    r"first: layers\(\) or key_layer\(\) failed .* 28 layers: KeyError: 28 \(test_contract\.py:\d+, in <lambda>\)": (
         _first(layers=lambda self, depth: {}[depth])
     ),
-    "cannot be asked for its layers in a model of 28: NotImplementedError": _first(
-        key_layer=lambda self, depth: _not_implemented()
-    ),
-    r"positions .* must ascend": _select(lambda _, p: PrunedTokens(p.features.flip(0), p.positions.flip(0))),
+    "failed for a model of 28 layers: NotImplementedError": _first(key_layer=lambda self, depth: _not_implemented()),
+    r"positions .* must be ascending": _select(lambda _, p: PrunedTokens(p.features.flip(0), p.positions.flip(0))),
     r"features .* float32: they must be": _select(lambda _, p: PrunedTokens(p.features.float(), p.positions)),
-    "at least 1": _first(exact=False, select=lambda self, tokens: keep(tokens, torch.arange(0))),
-    "hold NaN or infinite values, and the video has none": _select(_flat_is_nan),
-    "a second time, and with another global seed": _by(lambda tokens: torch.rand(tokens.total)),
-    "torch's global random state is changed": _select(lambda _, p: (torch.manual_seed(0), p)[1]),
-    "torch's gradient mode is changed": _select(lambda _, p: (torch.set_grad_enabled(False), p)[1]),
+    "kept 0 tokens of a video .*: it must keep at least 1": _first(
+        exact=False, select=lambda self, tokens: keep(tokens, torch.arange(0))
+    ),
+    "hold NaN or infinite values, but the video has none": _select(_flat_is_nan),
+    "on a second call, with another global seed": _by(lambda tokens: torch.rand(tokens.total)),
+    "torch's global random state was changed": _select(lambda _, p: (torch.manual_seed(0), p)[1]),
+    "torch's gradient mode was changed": _select(lambda _, p: (torch.set_grad_enabled(False), p)[1]),
     "Can't call numpy": _by(lambda tokens: torch.from_numpy(tokens.flat.float().numpy().sum(1).copy())),
     "VideoTokens.features was changed": _select(_spoil),
-    "channels come in another order": _by(lambda tokens: tokens.flat[:, 0]),
-    "nan in VideoTokens.features is not refused": _first(finds_faults=True),
+    "kept tokens change when the channels are permuted": _by(lambda tokens: tokens.flat[:, 0]),
+    "nan in VideoTokens.features raises no error": _first(finds_faults=True),
     "without the fields that `needs` does not name": _by(
         lambda tokens: tokens.flat[:, 0] * 0 if tokens.attention is None else tokens.attention.flatten()
     ),
-    "names layers": _stage(),
-    r"layers\(28\) is \(5\.6\d*,\): it must be a tuple of whole numbers, ascending in 1\.\.27$": _first(
+    r"defines layers\(\) but not select_inside\(\)": _stage(),
+    r"layers\(28\) is \(5\.6\d*,\): it must be a tuple of ascending whole numbers in 1\.\.27$": _first(
         layers=lambda self, depth: (depth * 0.2,), select_inside=lambda self, t: Selection(torch.arange(1))
     ),
     r"layers\(28\) is \(2, 1\): it must": _first(
@@ -188,10 +188,10 @@ BROKEN = {
     "LayerTokens.features was changed at stage 0": _stage(
         select_inside=lambda self, t: Selection(torch.arange(t.features.neg_().dim()))
     ),
-    "chose other tokens a second time": _stage(
+    "chose different tokens on a second call": _stage(
         select_inside=lambda self, t: Selection(torch.randperm(len(t.positions))[: len(t.positions) // 2 + 1])
     ),
-    r"index is \[(\d+)\] int64: it must be int64, of 1 to \d+ tokens": _stage(
+    r"index is \[(\d+)\] int64: it must be \[K\] int64 with K in 1\.\.\d+": _stage(
         select_inside=lambda self, t: Selection(torch.arange(len(t.positions) + 1))
     ),
     r"index is \[0\] int64: it must be": _stage(select_inside=lambda self, t: Selection(torch.arange(0))),
@@ -202,35 +202,37 @@ BROKEN = {
     r"features are \[2, 16\] float32: they must be \[1, 16\]": _stage(
         select_inside=lambda self, t: Selection(torch.arange(1), t.features[[0, 0]])
     ),
-    "select_keys chose other keys": _hiding(lambda n: torch.randperm(n)[: n // 2 + 1]),
-    "select_keys: index .* each key once": _hiding(lambda n: torch.zeros(2, dtype=torch.int64)),
+    "select_keys chose different keys": _hiding(lambda n: torch.randperm(n)[: n // 2 + 1]),
+    "select_keys: index .* must be int64, with each key at most once": _hiding(
+        lambda n: torch.zeros(2, dtype=torch.int64)
+    ),
     "select_keys: index .* is not within the 40 keys": _hiding(lambda n: torch.arange(n + 1)),
-    "no docstring": _first(__doc__=None),
-    "Plain is no frozen dataclass": type("Plain", (First,), {"__doc__": "A method."}),
-    "merged to other features": _stage(
+    "has no docstring: add one": _first(__doc__=None),
+    "Plain is not a frozen dataclass": type("Plain", (First,), {"__doc__": "A method."}),
+    "returned different merged features on a second call": _stage(
         select_inside=lambda self, t: Selection(torch.arange(1), torch.rand_like(t.features[:1]))
     ),
-    "no attention is refused with": _first(
+    "VideoTokens.attention=None raises .*: it must raise a ValueError": _first(
         needs=frozenset({"attention"}), prune=lambda self, tokens: self.select(tokens) if tokens.attention.any() else 0
     ),
-    r"stand_ins: \{'source': 'mean'\} does not go with Broken's fields: .*'source'": _first(
+    r"stand_ins: \{'source': 'mean'\} does not fit Broken's fields: .*'source'": _first(
         stand_ins=({"source": "mean"},)
     ),
-    r"stand_ins: \{'retention_ratio': 0.5\} still needs attention: name": _first(
+    r"stand_ins: \{'retention_ratio': 0.5\} still needs attention: choose": _first(
         needs=frozenset({"attention"}), stand_ins=({"retention_ratio": 0.5},)
     ),
-    "retention_ratio=0 is not refused": _first(__post_init__=lambda self: None),
-    "first.select returned positions on cpu: they must be on cuda:0": _select(
+    "retention_ratio=0 does not raise a ValueError that names it": _first(__post_init__=lambda self: None),
+    "first.select returned positions on cpu: return positions on cuda:0": _select(
         lambda _, p: PrunedTokens(p.features, p.positions.cpu())
     ),
-    "select_inside returned index on cpu: they must be on cuda:0": _stage(
+    "select_inside returned index on cpu: return index on cuda:0": _stage(
         select_inside=lambda self, t: Selection(torch.arange(1))
     ),
     "all tensors to be on the same device, but add was given cuda:0 and cpu": _by(
         lambda tokens: tokens.flat.detach().sum(1) + torch.arange(tokens.total)
     ),
-    "select_keys returned index on cpu: they must be on cuda:0": _hiding(lambda n: torch.arange(n)),
-    "other tokens are left on a GPU than on a CPU": _by(
+    "select_keys returned index on cpu: return index on cuda:0": _hiding(lambda n: torch.arange(n)),
+    "the kept tokens differ between a GPU and a CPU": _by(
         lambda tokens: tokens.flat.detach().sum(1) * (-1 if tokens.features.is_cuda else 1)
     ),
 }
@@ -421,7 +423,7 @@ def test_a_method_that_cannot_be_imported_costs_the_others_no_times(tmp_path, mo
 
 def test_the_name_of_an_entry_point_is_the_methods(tmp_path):
     third_party.write(tmp_path, third_party.MODULE.replace('= "every_nth"', '= "nth"'))
-    says = r"registers method 'every_nth', and the class has name = 'nth': give both one name"
+    says = r"registers method 'every_nth', but the class has name = 'nth': give both the same name"
     with third_party.installed(tmp_path), pytest.raises(ValueError, match=says):
         method_class(third_party.NAME)
 
@@ -430,7 +432,9 @@ def test_a_method_of_a_name_that_is_taken_is_refused(tmp_path):
     third_party.write(tmp_path)
     points = tmp_path / "someones_methods-1.0.dist-info" / "entry_points.txt"
     points.write_text("[mmg_bench.methods]\nrandom = someones_methods:EveryNth\n")
-    says = "entry point 'someones_methods:EveryNth' registers 'random', which mmg_bench has: give it another name"
+    says = (
+        "entry point 'someones_methods:EveryNth' registers 'random', which is an mmg_bench method: give it another name"
+    )
     with third_party.installed(tmp_path), pytest.raises(ValueError, match=says):
         method_class("random")
 
@@ -461,7 +465,9 @@ def test_a_method_without_a_name_is_told_so_when_it_is_made():
         def select(self, tokens: VideoTokens) -> PrunedTokens:
             raise AssertionError("it is not to come this far")
 
-    with pytest.raises(TypeError, match=r"^Mine has no name: say what tables call it, name: ClassVar\[str\] = ...$"):
+    with pytest.raises(
+        TypeError, match=r"^Mine has no name: set the one that tables show, name: ClassVar\[str\] = ...$"
+    ):
         Mine(retention_ratio=0.5)
 
 

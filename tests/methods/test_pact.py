@@ -175,7 +175,7 @@ def test_parameters_out_of_range_are_named(field: str, value: object):
 
 
 def test_layers_below_cannot_weigh_what_they_have_not_merged():
-    with pytest.raises(TypeError, match="Below: weighs and prunes_caches do not go together"):
+    with pytest.raises(TypeError, match="Below: weighs and prunes_caches cannot be combined"):
 
         class Below(PACT):
             prunes_caches = True
@@ -186,7 +186,7 @@ def test_sizes_that_are_none_are_refused():
     index = torch.arange(3)
     for method, sizes, says in (
         (PACT(), torch.ones(2), r"sizes are \[2\] float32: they must be \[3\]"),
-        (PACT(), torch.tensor([1, 0, 2]), "sizes must be above 0, and finite"),
+        (PACT(), torch.tensor([1, 0, 2]), "sizes must be positive and finite"),
         (PACT(proportional=False), torch.ones(3), "set weighs = True in the class"),
     ):
         with pytest.raises(ContractError, match=says):

@@ -207,7 +207,7 @@ def test_layers_that_are_run_again_for_gradients_are_refused(deep: tuple[Any, An
 
 
 def test_caches_below_are_not_pruned_from_there() -> None:
-    with pytest.raises(TypeError, match="Both: before_mlp and prunes_caches do not go together"):
+    with pytest.raises(TypeError, match="Both: before_mlp and prunes_caches cannot be combined"):
 
         class Both(KeepsAll):
             prunes_caches: ClassVar[bool] = True

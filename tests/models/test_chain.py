@@ -108,22 +108,29 @@ def test_it_is_what_its_parts_are() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"before": "fastv"}, "chain.before='fastv': fastv leaves all tokens to the language model"),
-        ({"before": "holitom"}, r"switch that off, as in 'holitom\(inner=false\)'"),
-        ({"before": "dycoke"}, r"switch that off, as in 'dycoke\(inner=false\)'"),
+        ({"before": "fastv"}, "chain.before='fastv': fastv prunes only inside the language model"),
+        ({"before": "holitom"}, r"switch that off if it has an option for it, as in 'holitom\(inner=false\)'"),
+        ({"before": "dycoke"}, r"switch that off if it has an option for it, as in 'dycoke\(inner=false\)'"),
         (
             {"inside": "mmg_vid"},
-            "chain.inside='mmg_vid': mmg_vid does not prune inside .*: dart, fastv, pact, pdrop, sparsevlm, v2drop",
+            "chain.inside='mmg_vid': mmg_vid does not prune only inside .*"
+            ": dart, fastv, pact, pdrop, sparsevlm, v2drop",
         ),
-        ({"inside": "holitom"}, "holitom does not prune inside the language model alone"),
+        ({"inside": "holitom"}, "holitom does not prune only inside the language model"),
         ({"before": "mmgvid"}, "chain.before='mmgvid': unknown method 'mmgvid'; did you mean mmg_vid"),
         ({"before": "mmg_vid(tua=1)"}, r"chain.before='mmg_vid\(tua=1\)': method 'mmg_vid' has no parameter tua"),
         ({"before": "mmg_vid(tau=2)"}, r"chain.before='mmg_vid\(tau=2\)': MMGVid.tau=2: it must be"),
-        ({"inside": "chain"}, "chain.inside='chain': a chain has two parts, neither of them a chain"),
+        ({"inside": "chain"}, "chain.inside='chain': a part of a chain cannot be a chain; choose another method"),
         ({"before": "dense"}, "chain.before='dense': dense prunes nothing; run the other part without a chain"),
         ({"inside": "dense"}, "chain.inside='dense': dense prunes nothing"),
-        ({"inside": "fastv(retention_ratio=0.1)"}, "retention_ratio is no option of a part; .* its inside_ratio"),
-        ({"before": "visionzip(positions=original)"}, "positions is no option of a part; give the chain its positions"),
+        (
+            {"inside": "fastv(retention_ratio=0.1)"},
+            "a part has no retention_ratio of its own; set the inside_ratio of the chain",
+        ),
+        (
+            {"before": "visionzip(positions=original)"},
+            "a part has no positions of its own; set the positions of the chain",
+        ),
         (
             {"inside": "fastv(layer=3"},
             r"chain.inside='fastv\(layer=3': it must be a method, such as 'fastv\(layer=3\)'",
@@ -131,7 +138,7 @@ def test_it_is_what_its_parts_are() -> None:
         ({"before": "fastvid(frame_source=mean"}, r"it must be a method, such as 'mmg_vid\(tau=0.9\)'"),
         ({"inside": "fastv(3)"}, "it must be a method, such as"),
         ({"inside": "fastv(layer={[]:1})"}, r"FastV.layer='\{\[\]:1\}': it must be an integer"),
-        ({"before": "dycoke(layer=40)"}, r"switch that off, as in 'dycoke\(inner=false\)'"),
+        ({"before": "dycoke(layer=40)"}, r"switch that off if it has an option for it, as in 'dycoke\(inner=false\)'"),
         ({"inside": 3}, "chain.inside=3: it must be a method, such as"),
         ({"inside_ratio": 0}, "Chain.inside_ratio=0: it must be a number in"),
     ],
@@ -197,7 +204,9 @@ def test_a_second_part_that_reads_the_whole_video_is_refused(monkeypatch: pytest
 
     parts = {"random": get_method("random"), "looks": Looks()}
     monkeypatch.setattr("mmg_bench.methods.chain.get_method", lambda name, **options: parts[name])
-    with pytest.raises(ValueError, match=r"chain\.inside='looks': looks reads attention, which belongs to the whole"):
+    with pytest.raises(
+        ValueError, match=r"chain\.inside='looks': looks reads attention of the whole video, but gets only"
+    ):
         Chain(0.25, before="random", inside="looks")
 
 

@@ -37,9 +37,9 @@ def test_the_second_of_two_equal_ones_is_refused(tmp_path: Path, monkeypatch: py
         with pytest.raises(ClaimedError) as refused, claimed([claim]):
             pytest.fail("both are at work")
         told = str(refused.value)
-        who = f"{tmp_path}/new: process {os.getpid()} on {socket.gethostname()} is at work there on "
-        assert told.startswith(f"{who}tome at R = 25 % and 1 more, since 20")
-        assert "+00:00 (`mmg-bench run method=tome`): wait for its end and give this command again" in told
+        who = f"{tmp_path}/new: process {os.getpid()} on {socket.gethostname()} has been working there on "
+        assert told.startswith(f"{who}tome at R = 25 % and 1 more since 20")
+        assert "+00:00 (`mmg-bench run method=tome`): wait until it ends and run this command again" in told
         assert told.endswith("or set another output_dir")
         assert len(files(tmp_path / "new")) == 1
     with claimed([claim]):
@@ -62,7 +62,7 @@ def test_what_is_the_same(tmp_path: Path, work: dict[str, str], shard: Shard, re
     with claimed([Claim(tmp_path, {"a": "a"}, Shard(1, 2))]):
         if refused:
             with (
-                pytest.raises(ClaimedError, match="is at work there on a, since"),
+                pytest.raises(ClaimedError, match="has been working there on a since"),
                 claimed([Claim(tmp_path, work, shard)]),
             ):
                 pass
@@ -176,7 +176,7 @@ def test_without_locks_a_line_says_so_and_work_goes_on(
     with claimed(claims):
         (line,) = capsys.readouterr().out.splitlines()
         assert line.startswith(
-            f"{tmp_path}/one: its file system has no locks, so two commands that do the same work there go"
+            f"{tmp_path}/one: its file system has no locks, so commands cannot see that others do the same work there:"
         )
         with claimed(claims):
             pass

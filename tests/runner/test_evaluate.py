@@ -338,11 +338,11 @@ def test_a_cell_that_does_nothing_but_fail_is_given_up(
     damaged = ["2-0", "2-1"]  # their video is: no fault of the cell
     errors = [str(records[random, q.id].error) for q in benchmark.questions]
     place = f"test_evaluate.py:{fails.__code__.co_firstlineno + 2}, in fails"
-    why = f"all answers about 2 videos in a row failed alike (RuntimeError at {place})"
+    why = f"all answers about 2 videos in a row failed in the same way (RuntimeError at {place})"
     assert all("v2.mp4" in error for error in errors[:2])
     assert errors[2:] == [*(f"RuntimeError: fault {n} ({place})" for n in range(1, 5)), *[f"not asked: {why}"] * 4]
     assert len(selected) == 4
-    assert f"{random} at R = 10 % is asked no more: {why}" in capsys.readouterr().out
+    assert f"giving up on {random} at R = 10 %: {why}" in capsys.readouterr().out
     others = [r for (method, _), r in records.items() if method != random and r.video != "v2"]
     assert len(others) == 16
     assert all(r.error is None for r in others)

@@ -125,5 +125,5 @@ def test_a_package_below_another_checkout_has_no_commit(checkout: Path) -> None:
 @pytest.mark.parametrize("content", ["{", "[]", '{"key": 5}', "\x00"])
 def test_a_damaged_file_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "provenance.json").write_text(content)
-    with pytest.raises(ValueError, match=r"provenance\.json is damaged .*: restore it, or start anew"):
+    with pytest.raises(ValueError, match=r"provenance\.json is damaged .*: restore it, or start again"):
         provenance.read(tmp_path)

@@ -64,11 +64,13 @@ def test_damage_is_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"records\.jsonl:2: not "):
             read_records(tmp_path)
     path.write_text(json.dumps({**asdict(RECORD), "question": ["x"]}) + "\n")
-    with pytest.raises(ValueError, match=r"records\.jsonl:1: question=\['x'\]: not a text"):
+    with pytest.raises(ValueError, match=r"records\.jsonl:1: question=\['x'\]: not a string"):
         read_records(tmp_path)
     for changes in ({"score": "one"}, {"score": None}, {"score": 7}, {"error": "x"}):
         path.write_text(json.dumps({**asdict(RECORD), **changes}) + "\n")
-        with pytest.raises(ValueError, match=r"records\.jsonl:1: score=.*a record has a number in 0..1 or an error"):
+        with pytest.raises(
+            ValueError, match=r"records\.jsonl:1: score=.*a record has either a score in 0..1 or an error"
+        ):
             read_records(tmp_path)
 
 

@@ -73,7 +73,7 @@ def test_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = ["numpy>=99", "no-such-package>=1", 'also-not-there>=1; extra == "dev"', "torch>=2"]
     monkeypatch.setattr(requirements, "requires", lambda _: wanted)
     (line,) = missing(load("model", "embedded"), of("embedded"))
-    assert line.startswith("packages: numpy>=99 is asked for, ")
+    assert line.startswith("packages: numpy>=99 is required, ")
     assert "; no-such-package>=1 is not installed\n      -> make setup" in line
 
 
@@ -98,7 +98,7 @@ def test_the_gpu(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: asked.append(device) or (8 * 10**9, 24 * 10**9))
     (line,) = missing({**embedded, "device": "cuda:1"}, of("embedded"), gpu=True)
-    assert "8 of its 24 GB are free\n      -> end what else runs on it" in line
+    assert "8 of its 24 GB are free\n      -> stop other processes on it" in line
     assert asked == [torch.device("cuda:1")]
     (line,) = missing({**embedded, "device": "cuda:2"}, of("embedded"), gpu=True)
     assert line.startswith("device cuda:2: model.device='cuda:2': torch sees 2 GPUs here")
@@ -110,7 +110,7 @@ def test_weights_of_the_hub(home: Path) -> None:
     assert str(weights) == (
         f"weights of llava_onevision_7b ({SEVEN_B['path']}): the hub cache lacks config.json, model.safetensors\n"
         f"      -> hf download {SEVEN_B['path']} --revision {SEVEN_B['revision']} (about 16 GB), "
-        "or set model.path to a folder; model.revision=null takes the newest commit in the cache"
+        "or set model.path to a folder; model.revision=null uses the newest commit in the cache"
     )
     assert str(disk) == f"16 GB of disk below {home}"
     repo = home / "hub" / f"models--{SEVEN_B['path'].replace('/', '--')}"
@@ -225,7 +225,7 @@ def test_the_siglip_checkpoint_is_asked_for_only_by_methods_that_need_it(home: P
     assert (
         "hf download nobody/no-such-siglip --revision 1234abc (size unknown), or set model.siglip to a folder" in line
     )
-    assert line.endswith("; model.siglip_revision=null takes the newest commit in the cache")
+    assert line.endswith("; model.siglip_revision=null uses the newest commit in the cache")
     (line,) = lacks({**model, "siglip": str(tmp_path)}, "fastvid")
     assert "the folder holds no weights" in line
     (tmp_path / "model.safetensors").touch()
@@ -291,7 +291,7 @@ def test_methods_that_read_what_the_family_does_not_supply_are_named(
 def test_data_that_was_never_fetched(home: Path) -> None:
     embedded = load("model", "embedded")
     (line, *_) = missing(embedded, of("videomme"))
-    assert line.startswith(f"data of videomme: its annotations and its videos below {home}/videomme are not there\n")
+    assert line.startswith(f"data of videomme: its annotations and its videos below {home}/videomme are missing\n")
     assert (
         "hf auth login, then mmg-bench run benchmark=videomme limit=1, which fetches and unpacks lmms-eval/Video-MME"
         in line
@@ -299,7 +299,7 @@ def test_data_that_was_never_fetched(home: Path) -> None:
     assert "(about 101 GB)" in line
     (home / "datasets" / "lmms-eval___video-mme").mkdir(parents=True)
     (line, *_) = missing(embedded, of("videomme"))
-    assert line.startswith(f"data of videomme: its videos below {home}/videomme are not there\n")
+    assert line.startswith(f"data of videomme: its videos below {home}/videomme are missing\n")
 
 
 @pytest.mark.parametrize("name", ["NExTQA", "Video-MME", "PerceptionTest_Val", "MLVU_dev", "LongVideoBench"])
@@ -326,8 +326,8 @@ def test_a_data_set_without_an_owner(home: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"videos": None}, "its annotations are not there\n      -> while online: "),
-        ({"dataset": "squad"}, "its annotations and its videos below .* are not there\n.* unpacks squad "),
+        ({"videos": None}, "its annotations are missing\n      -> while online: "),
+        ({"dataset": "squad"}, "its annotations and its videos below .* are missing\n.* unpacks squad "),
         ({"dataset": "a/b/c"}, "Repo id must be .*'a/b/c'.*\n      -> correct benchmark.videos or benchmark.dataset"),
         ({"dataset": 5}, "Repo id must be a string"),
         ({"videos": 5}, "benchmark.videos=5: it must be a text\n      -> correct benchmark.videos or"),
@@ -344,12 +344,12 @@ def test_data_is_counted_by_the_tasks_own_code(made: Path, tmp_path: Path, monke
     embedded, here = load("model", "embedded"), {"data": str(made / "annotations")}
     assert str(checks(embedded, of("videomme", questions=6, **here))[-1]) == "data of videomme: 6 questions"
     (line, *_) = missing(embedded, of("videomme", **here))
-    assert "has 6 questions here, not 2700: the data is incomplete" in line
+    assert "has 6 questions, not 2700: the data is incomplete" in line
     videos_anywhere = of("videomme", questions=6, videos=None, **here)
     assert str(checks(embedded, videos_anywhere)[-1]) == "data of videomme: 6 questions"
     (home / "videomme" / "data" / "clip1.mp4").unlink()
     (line, *_) = missing(embedded, videos_anywhere)
-    assert line.endswith("videos missing: clip1\n      -> put them where the task's doc_to_visual says")
+    assert line.endswith("videos missing: clip1\n      -> put them where the task's doc_to_visual points")
     (line, *_) = missing(embedded, of("videomme", questions=6, **here))
     assert line.startswith("data of videomme: 6 questions: videos missing: clip1\n      -> copy them into ")
 

@@ -51,9 +51,7 @@ def kill_second(index: int, count: int) -> None:
 
 
 def test_a_worker_that_was_killed_left_no_message() -> None:
-    with pytest.raises(
-        WorkerError, match=r"worker 1 of 2 failed \(ended by SIGKILL, perhaps for want of memory: fewer"
-    ):
+    with pytest.raises(WorkerError, match=r"worker 1 of 2 failed \(ended by SIGKILL, perhaps out of memory: use fewer"):
         in_processes(2, kill_second)
 
 
