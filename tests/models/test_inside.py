@@ -396,7 +396,10 @@ def test_sizes_stay_with_their_tokens_until_others_are_told(deep: tuple[Any, Any
 def test_attention_that_takes_no_weights_is_refused(deep: tuple[Any, Any]) -> None:
     model = copy.deepcopy(deep[0])
     model.model.language_model.config._attn_implementation = "flash_attention_2"
-    says = "pact adds to attention scores, which flash_attention_2 cannot: .*=sdpa or eager, .* off with proportional=False"
+    says = (
+        "pact adds to attention scores, which flash_attention_2 cannot: .*=sdpa or eager, "
+        "or turn this off with proportional=False"
+    )
     with pytest.raises(UnsupportedModelError, match=says), get_method("pact")(model):
         pass
     with get_method("pact", proportional=False)(model), get_method("fastv")(deep[0]):
