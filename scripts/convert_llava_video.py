@@ -49,7 +49,7 @@ def renamed(name: str) -> str | None:
     for old, new in RENAMED.items():
         if name.startswith(old):
             return new + name.removeprefix(old)
-    raise ConversionError(f"{name}: no such weight is known in a LLaVA-Video checkpoint")
+    raise ConversionError(f"{name}: not a known weight of a LLaVA-Video checkpoint")
 
 
 def read_weights(source: Path) -> dict[str, Tensor]:
@@ -58,7 +58,7 @@ def read_weights(source: Path) -> dict[str, Tensor]:
 
     files = sorted(source.glob("*.safetensors"))
     if not files:
-        raise ConversionError(f"{source}: no *.safetensors there; download the whole repository")
+        raise ConversionError(f"{source}: no *.safetensors found; download the whole repository")
     return {name: value for file in files for name, value in load_file(file).items()}
 
 
@@ -119,7 +119,9 @@ def convert(source: Path, target: Path, pool: str | None = None, heads: int = 16
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in (IMAGE, VIDEO)}
     config = config_of(theirs, weights, pool, heads, ids)
     if max(ids.values()) >= config.text_config.vocab_size:
-        raise ConversionError(f"{ids}: no rows are left for them among {config.text_config.vocab_size} embeddings")
+        raise ConversionError(
+            f"{ids}: the {config.text_config.vocab_size} embeddings have no rows left for these tokens"
+        )
     with torch.device("meta"):
         model = LlavaOnevisionForConditionalGeneration(config)
     ours = {new: value for name, value in weights.items() if (new := renamed(name)) is not None}
@@ -142,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="folder in the authors' layout")
     parser.add_argument("target", type=Path, help="folder to make")
-    parser.add_argument("--pool", choices=POOLS, help="how 2 x 2 patches are pooled, where config.json does not say")
+    parser.add_argument("--pool", choices=POOLS, help="how 2 x 2 patches are pooled, if config.json does not say")
     parser.add_argument("--vision-heads", type=int, default=16, help="attention heads of the tower (SigLIP SO400M: 16)")
     options = parser.parse_args()
     convert(options.source, options.target, options.pool, options.vision_heads)

@@ -437,10 +437,10 @@ def export(trainee: Trainee, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the embedded model; a second call goes on where it stopped.")
+    parser = argparse.ArgumentParser(description="Train the embedded model; a second call continues where it stopped.")
     parser.add_argument("--config", type=Path, default=ROOT / "train_embedded.yaml")
     parser.add_argument("--work", type=Path, default=Path("outputs/train_embedded"), help="checkpoints and log")
-    parser.add_argument("--export", type=Path, help="only write the checkpoint folder of the last state here")
+    parser.add_argument("--export", type=Path, help="do not train; write the last state to this checkpoint folder")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)

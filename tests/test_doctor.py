@@ -91,7 +91,7 @@ def test_a_method_that_wants_a_checkpoint_which_the_model_has_not(capsys: pytest
     assert doctor(config) == 1
     said = capsys.readouterr().out
     assert (
-        "probe_attention (they supply attention, keys)\n      -> take its stand-in, fastvid with frame_source=" in said
+        "probe_attention (they supply attention, keys)\n      -> use its stand-in, fastvid with frame_source=" in said
     )
     assert "google" not in said  # which this tower was not made of
     config = cfg.composed(
@@ -102,8 +102,7 @@ def test_a_method_that_wants_a_checkpoint_which_the_model_has_not(capsys: pytest
     doctor(config)
     said = capsys.readouterr().out
     assert (
-        "(they supply attention, keys)\n      -> take its stand-in, fastvid with frame_source=mean and salience="
-        in said
+        "(they supply attention, keys)\n      -> use its stand-in, fastvid with frame_source=mean and salience=" in said
     )
     assert ", or choose another method or model\n" in said
 

@@ -222,10 +222,10 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
             "fit one table: run them one by one, each with an `output_dir` of its own",
         ),
         ("measure -m weights=pretrained,random", "weights=pretrained,random: rows in one folder would not tell"),
-        ("measure model.fps=1", "model.fps=1: speed is measured at a number of frames: set it to null"),
+        ("measure model.fps=1", "model.fps=1: speed is measured at a fixed number of frames: set it to null"),
         (
             "run model.fps=0.5 latency=true",
-            "model.fps=0.5: speed is measured at a number of frames: set it to null, or",
+            "model.fps=0.5: speed is measured at a fixed number of frames: set it to null, or",
         ),
         ("measure video=null", "video=None: it must be a text"),
         ("measure video=/nowhere", "video='/nowhere': no such video"),
@@ -342,7 +342,7 @@ def test_a_video_that_cannot_be_read_is_named_before_a_model_is_loaded(
     [
         (
             '{"model_type": "llama"}',
-            "(model_type 'llama'): transformers has no model of this type that is shown videos",
+            "(model_type 'llama'): transformers has no image-text-to-text model of this type",
         ),
         ('{"model_type": "llava"}', "(model_type 'llava'): it has no config.video_token_id; supported: llava_onevisi"),
         ('{"model_type": ', "config.json cannot be read (Expecting value: "),

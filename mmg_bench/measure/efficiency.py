@@ -92,7 +92,7 @@ def _watch(
     A failure here does not lose the minutes of timing before it.
     """
     clock = Clock(llm.device)
-    clock.stage_now = "a pass that watches memory"
+    clock.stage_now = "the pass that measures memory"
     watched: list[tuple[dict[str, float], Failure | None]] = [({}, times.failure) for times in all_times]
     alive = [i for i, times in enumerate(all_times) if times.failure is None]
     for needs in needs_sets(llm, [cells[i] for i in alive]):

@@ -78,7 +78,7 @@ def tell(who: str, failure: Failure, option: str) -> None:
     Out of memory is reported by the table instead.
     """
     if not failure.memory:
-        tqdm.write(f"{who} cannot be measured: {failure.why}; mend it, or leave it out of `{option}`")
+        tqdm.write(f"{who} cannot be measured: {failure.why}; fix this, or leave the method out of `{option}`")
 
 
 def listed(failed: Iterable[tuple[str, str]]) -> str:

@@ -73,7 +73,7 @@ class LatencySettings:
         if self.warmup < ROUNDS[self.engine]:
             raise ValueError(
                 f"measure.warmup={self.warmup}: measure.engine={self.engine} needs at least {ROUNDS[self.engine]} "
-                "rounds to make ready"
+                "rounds to get ready"
             )
 
 
@@ -111,12 +111,12 @@ def check_engine(settings: LatencySettings, spec: ModelSpec) -> None:
     engine = settings.engine
     if spec.fps is not None:
         raise ValueError(
-            f"{spec.option('fps')}={spec.fps:g}: speed is measured at a number of frames: set it to null, or answer "
-            "without times (latency=false)"
+            f"{spec.option('fps')}={spec.fps:g}: speed is measured at a fixed number of frames: set it to null, or "
+            "answer without times (latency=false)"
         )
     if settings.sdpa != "auto" and spec.attn_implementation != "sdpa":
         raise ValueError(
-            f"measure.sdpa={settings.sdpa} is a kernel of {spec.option('attn_implementation')}=sdpa, which is "
+            f"measure.sdpa={settings.sdpa} is a kernel of {spec.option('attn_implementation')}=sdpa, but that is "
             f"{spec.attn_implementation!r}: leave one of the two out"
         )
     if settings.sdpa in ("cudnn", "efficient") and spec.torch_device.type != "cuda":
@@ -125,7 +125,7 @@ def check_engine(settings: LatencySettings, spec: ModelSpec) -> None:
         raise ValueError(f"measure.engine=graphs needs a CUDA device, not {spec.torch_device}: leave it at stock")
     if engine != "stock" and spec.device_map is not None:
         raise ValueError(
-            f"measure.engine={engine} runs a model on one device, and {spec.option('device_map')}={spec.device_map!r} "
+            f"measure.engine={engine} runs a model on one device, but {spec.option('device_map')}={spec.device_map!r} "
             "spreads its layers: leave one of the two out"
         )
 

@@ -44,13 +44,13 @@ FAMILIES = {
 FALLBACK = "mmg_bench.models.scatter:Scatter"
 """Adapter for all other types, provided the model has the required parts."""
 
-_MASKED_OUTSIDE = "it makes the masks of its layers, in which visual tokens may see one another, outside its decoder"
+_MASKED_OUTSIDE = "its attention masks, which may let visual tokens attend to one another, are made outside its decoder"
 REFUSED = {
     **dict.fromkeys(("gemma4", "gemma4_unified", "molmo2"), _MASKED_OUTSIDE),
-    "ernie4_5_vl_moe": "its layers are told which columns are visual, and send those to experts of their own",
-    "hy_v4_vl": "each row of a video's tokens ends with one more, which its placeholders count",
-    "kimi_k25": "it cuts videos into chunks, each with a grid of its own, and makes one frame of each",
-    "qwen4_exp": "its layers read the ids of the tokens beside their embeddings, which pruning does not follow",
+    "ernie4_5_vl_moe": "its layers receive the columns of visual tokens, and route these to separate experts",
+    "hy_v4_vl": "each row of a video's tokens ends with an extra token, which its placeholders include",
+    "kimi_k25": "it splits videos into chunks, each with its own grid, and turns each chunk into one frame",
+    "qwen4_exp": "its layers read token ids as well as embeddings, and pruning does not adjust these ids",
 }
 """`model_type` -> why `FALLBACK` must not be used for it."""
 
@@ -122,8 +122,8 @@ class Adapter(ABC):
         """
         if not hasattr(layer, "input_layernorm"):
             raise UnsupportedModelError(
-                f"layers of {type(layer).__name__} have no norm before their attention, and how they compute it is not "
-                "known: choose a method that prunes before the language model, such as mmg_vid"
+                f"layers of {type(layer).__name__} have no norm before their attention, so how they compute attention "
+                "is not known: choose a method that prunes before the language model, such as mmg_vid"
             )
         return layer.self_attn
 
@@ -147,8 +147,8 @@ class Adapter(ABC):
         made_of = {name for name, part in layer.named_children() if not isinstance(part, nn.Dropout)}
         if made_of != _USUAL_LAYER or getattr(layer, "residual_multiplier", 1) != 1:
             raise UnsupportedModelError(
-                f"layers of {type(layer).__name__} cannot be pruned before their MLP: they are not made as usual, of "
-                f"{', '.join(sorted(_USUAL_LAYER))} alone; choose a method that prunes between layers, such as fastv"
+                f"layers of {type(layer).__name__} cannot be pruned before their MLP: they do not have the usual parts "
+                f"({', '.join(sorted(_USUAL_LAYER))}) alone; choose a method that prunes between layers, such as fastv"
             )
         return layer.post_attention_layernorm, layer.mlp
 
@@ -289,7 +289,7 @@ class Adapter(ABC):
         if method.weighs and kind not in WEIGHED:
             raise UnsupportedModelError(
                 f"{method.name} adds to attention scores, which {kind} cannot: load the model with "
-                f"attn_implementation={' or '.join(WEIGHED)}, or have it do without, as by proportional=False"
+                f"attn_implementation={' or '.join(WEIGHED)}, or turn this off with proportional=False"
             )
         for layer in layers if method.before_mlp else ():
             self.mlp(self.layers[layer - 1])
@@ -303,14 +303,14 @@ class Adapter(ABC):
         kinds = set(getattr(self.text_config, "layer_types", None) or ())
         if kinds - {"full_attention"}:
             return (
-                "inside the language model, whose layers must attend to all that is before them: "
-                f"this one has {', '.join(sorted(kinds))}"
+                "inside the language model, which requires all layers to be full_attention: "
+                f"this model has {', '.join(sorted(kinds))}"
             )
         if type_of(self.model) not in FAMILIES:  # a wrong guess about their attention would go unnoticed
             return (
                 f"inside the language model, and how layers of models of type {self.model.config.model_type!r} compute "
-                "attention is not known here: that needs an entry in FAMILIES (mmg_bench/models/adapter.py) and its "
-                f"tests; supported: {', '.join(FAMILIES)}"
+                "attention is not known: add an entry to FAMILIES (mmg_bench/models/adapter.py), with tests; "
+                f"supported: {', '.join(FAMILIES)}"
             )
         return None
 
@@ -375,7 +375,7 @@ def unseen(needs: Collection[str]) -> RuntimeError:
     """The error for fields of `VideoTokens` that were not recorded from the vision tower."""
     return RuntimeError(
         f"{', '.join(sorted(needs))}: the vision tower did not encode these frames for this call, inside the context: "
-        "pass pixels, or the tokens of `Adapter.encode` to `pruning` as `encoded`"
+        "pass pixels to the model, or the tokens from `Adapter.encode` to `pruning` as `encoded`"
     )
 
 
@@ -401,7 +401,7 @@ def _stand_in(who: str, supplied: Collection[str]) -> list[str]:
         for options in method_class(part).stand_ins if part in method_names() else ():
             if get_method(part, **options).needs <= set(supplied):
                 said = " and ".join(f"{option}={value}" for option, value in options.items())
-                return [f"take its stand-in, {part} with {said}"]
+                return [f"use its stand-in, {part} with {said}"]
     return []
 
 

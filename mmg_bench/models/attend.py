@@ -18,16 +18,16 @@ from mmg_bench.tokens import Heads, Keys
 def unhooked(method: Method) -> RuntimeError:
     """The error for a model that was called without running its hooks."""
     return RuntimeError(
-        f"{method.name}: not all hooks ran, as where torch.compile goes on with what it traced before they were set: "
-        "call torch.compiler.reset() before the context is opened"
+        f"{method.name}: not all hooks ran, as happens if torch.compile reuses code traced before they were set: "
+        "call torch.compiler.reset() before opening the context"
     )
 
 
 def textless(method: Method) -> ValueError:
     """The error for a prompt that ends with a video, if a method reads the text after it."""
     return ValueError(
-        f"{method.name} reads the text behind a video, and a prompt has none there: put the question behind the video, "
-        "or choose a method that does without, such as mmg_vid"
+        f"{method.name} reads the text after a video, but a prompt has none there: put the question after the video, "
+        "or choose a method that does not read it, such as mmg_vid"
     )
 
 

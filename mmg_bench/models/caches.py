@@ -21,8 +21,8 @@ def _name() -> str:
         if name in known:
             return name
     raise ImportError(
-        f"transformers {transformers.__version__} calls the cache of keys and values neither {' nor '.join(_NAMES)}: "
-        "install an older one"
+        f"transformers {transformers.__version__} names the key-value cache neither {' nor '.join(_NAMES)}: "
+        "install an older version"
     )
 
 
@@ -47,7 +47,7 @@ def held(layer: Any, length: int, who: str) -> tuple[Tensor, Tensor]:
     """
     if layer.keys.dim() != 4 or layer.keys.shape[2] != length:
         raise ValueError(
-            f"{who} looks into the cache, and {type(layer).__name__} does not hold keys as they are: leave "
+            f"{who} reads the cache, and {type(layer).__name__} does not store all keys unchanged: leave "
             "cache_implementation unset"
         )
     return layer.keys, layer.values

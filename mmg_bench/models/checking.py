@@ -92,7 +92,7 @@ def bare_adapter(spec: ModelSpec) -> Adapter | None:
     except Exception as error:  # a wrong configuration entry can raise many kinds
         raise ModelError(
             f"the configuration of model {spec.name!r} ({spec.path}) is damaged: {_first_line(error)}; copy the "
-            f"checkpoint's config.json again, or set {spec.option('path')} to another"
+            f"checkpoint's config.json again, or set {spec.option('path')} to another checkpoint"
         ) from error
 
 
@@ -116,7 +116,7 @@ def _config(spec: ModelSpec) -> Any | None:
         return next((AutoConfig.for_model(**config) for config in published), None)
     kind = read_config(file).get("model_type")
     if kind not in SEEING:
-        raise unserved(spec.path, kind, "transformers has no model of this type that is shown videos")
+        raise unserved(spec.path, kind, "transformers has no image-text-to-text model of this type")
     return AutoConfig.from_pretrained(str(file.parent))
 
 
@@ -129,7 +129,7 @@ def check_folder(folder: Path, option: str) -> None:
         missing.append("model.safetensors")
     if missing:
         raise ModelError(
-            f"{folder} is no complete checkpoint: {', '.join(missing)} missing; copy the whole folder again"
+            f"{folder} is not a complete checkpoint: {', '.join(missing)} missing; copy the whole folder again"
         )
 
 
@@ -140,12 +140,12 @@ def attention_lacks(name: str) -> str | None:
     if utils.is_kernels_available():  # transformers loads these from the hub
         return None
     if "/" in name:
-        return "the package kernels"
+        return "the kernels package"
     present = {
         "flash_attention_2": utils.is_flash_attn_2_available,
         "flash_attention_3": utils.is_flash_attn_3_available,
     }
-    return None if name not in present or present[name]() else f"what {name} needs: its package, and a GPU"
+    return None if name not in present or present[name]() else f"what {name} needs (its package and a GPU)"
 
 
 @contextlib.contextmanager
@@ -157,15 +157,15 @@ def explained(what: str, source: str, option: str) -> Iterator[None]:
     try:
         yield
     except (OSError, HFValidationError) as error:
-        where = "there is no such folder here, and the hub cache" if folder_of(source) is None else "the folder"
+        where = "no such local folder, and the hub cache" if folder_of(source) is None else "the folder"
         raise ModelError(
-            f"{what} cannot be loaded from {source!r}: {where} lacks something ({_first_line(error)}); "
+            f"{what} cannot be loaded from {source!r}: {where} is incomplete ({_first_line(error)}); "
             f"download it while online (mmg-bench doctor says how), or set {option} to a complete checkpoint folder"
         ) from error
     except ImportError as error:
         raise ModelError(f"{what} needs a package that is not installed: {_first_line(error)}") from error
     except (ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{what} at {source!r} is damaged or of another kind: {_first_line(error)}") from error
+        raise ModelError(f"{what} at {source!r} is damaged or of the wrong kind: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -68,7 +68,10 @@ def prefill_engine(language_model: Any, engine: Engine) -> Iterator[Switch]:
         yield switch
         return
     if "forward" in vars(language_model):  # accelerate's, if layers are spread
-        raise ValueError(f"measure.engine={engine} needs a model whose forward is its class's own: leave it at stock")
+        raise ValueError(
+            f"measure.engine={engine} needs the model's own forward, which has been replaced, such as by accelerate: "
+            "leave it at stock"
+        )
     original = language_model.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -81,7 +84,7 @@ def prefill_engine(language_model: Any, engine: Engine) -> Iterator[Switch]:
         others = {name: value for name, value in kwargs.items() if name not in _SET}
         if more := sorted(name for name, value in others.items() if _holds_tensors(value)):
             raise ValueError(
-                f"measure.engine={engine} cannot run {type(language_model).__name__}, which also takes "
+                f"measure.engine={engine} cannot run {type(language_model).__name__}, which also receives "
                 f"{', '.join(more)}: leave it at stock"
             )
         if ids is None:  # the stock forward would compute them itself
@@ -134,8 +137,8 @@ def _no_masks(config: Any) -> dict[str, None] | None:
         return dict.fromkeys(kinds)
     if torch.__version__ < "2.14":  # compared as versions are
         raise ValueError(
-            f"measure.engine=compile needs torch 2.14 for a {config.model_type}, whose attention is masked by older "
-            f"ones, {torch.__version__} among them: use measure.engine=graphs"
+            f"measure.engine=compile needs torch 2.14 or later for {config.model_type}: older versions (here "
+            f"{torch.__version__}) always mask its attention; use measure.engine=graphs"
         )
     return None
 

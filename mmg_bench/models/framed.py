@@ -84,20 +84,20 @@ class Framed(Adapter):
         between = [row[end + 1 : start].tolist() for end, start in zip(lasts[:-1], firsts[1:], strict=True)]
         lengths = {len(words) for words in between}
         if set((lasts - firsts + 1).tolist()) != {self.side**2}:
-            fault = f"holds an image of other than {self.side**2} tokens, or one that was split"
+            fault = f"holds an image that does not have {self.side**2} adjacent tokens"
         elif not between:
-            fault = "holds one image, which may be a frame or not"
+            fault = "holds a single image, which may or may not be a frame"
         elif min(lengths) < self.words or max(lengths) - min(lengths) > _DIGITS:
-            fault = "holds images that do not follow one another as a video's frames"
+            fault = "holds images that do not follow one another like a video's frames"
         elif not _alike(row[: int(firsts[0])].tolist(), between[0][1:]):
-            fault = "holds something before the first frame that is not introduced as the others are"
+            fault = "holds a first image that is not introduced like the others"
         elif self.numbered and len({tuple(words) for words in between}) < len(between):
             fault = "holds frames with the same number"
         else:
             return len(firsts), self.side, self.side
         raise ValueError(
-            f"prompt {number} {fault}: models of type {self.model.config.model_type!r} take videos as images, and only "
-            "prompts with one video of two or more frames, by the model's own processor, and no image can be pruned"
+            f"prompt {number} {fault}: models of type {self.model.config.model_type!r} see videos as images: a "
+            "prompt must hold one video of two or more frames, made by the model's own processor, and no images"
         )
 
     def encode(self, videos: dict[str, Tensor], needs: Collection[str]) -> tuple[list[VideoTokens], dict[str, Any]]:
@@ -149,8 +149,8 @@ class FrameCapture(TowerCapture):
         (frames,) = parts
         if self.seen is not None and not self.seen.all():
             raise UnsupportedModelError(
-                "the vision tower was told that some patches are padding: what these receive is not known; give frames "
-                "as the model's own video processor makes them, or choose a method that does not ask for it, such as "
-                "mmg_vid"
+                "some patches are marked as padding: the attention that they receive in the vision tower is not known; "
+                "pass frames from the model's own video processor, or choose a method that does not need this "
+                "attention, such as mmg_vid"
             )
         return of_frames(frames, self.side)

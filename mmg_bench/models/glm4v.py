@@ -30,8 +30,8 @@ class Glm4V(Scatter):
         super().__init__(model)
         if (kind := model.config.text_config.model_type) not in (*_DENSE, _EXPERTS):
             raise UnsupportedModelError(
-                f"models of type {model.config.model_type!r} are served with a language model of type "
-                f"{', '.join(_DENSE)} or {_EXPERTS}, and not {kind!r}"
+                f"models of type {model.config.model_type!r} are supported with a language model of type "
+                f"{', '.join(_DENSE)} or {_EXPERTS}, not {kind!r}"
             )
         self.dense = kind in _DENSE  # attention and norms differ from those of the model with experts
 

@@ -92,7 +92,7 @@ def _opened(
     with _LOCK:
         if model in _ACTIVE:
             raise RuntimeError(
-                f"{type(model).__name__} is being pruned already: leave that context before opening another"
+                f"{type(model).__name__} is already being pruned: close that context before opening another"
             )
         _ACTIVE.add(model)
     with ExitStack() as stack:

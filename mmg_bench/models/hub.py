@@ -14,7 +14,7 @@ def read_config(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read ({str(error).splitlines()[0]})") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{file} is no configuration")
+        raise ValueError(f"{file} is not a model configuration")
     return config
 
 

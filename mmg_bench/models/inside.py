@@ -183,8 +183,8 @@ class Inside:
                 twice = module.training and getattr(module, "gradient_checkpointing", False) and torch.is_grad_enabled()
                 if self.method.before_mlp and twice:
                     raise ValueError(
-                        f"{self.method.name} prunes within layers, which gradient checkpointing runs once more when "
-                        "nothing is pruned: call model.gradient_checkpointing_disable()"
+                        f"{self.method.name} prunes within layers, but gradient checkpointing runs them again "
+                        "without pruning: call model.gradient_checkpointing_disable()"
                     )
                 self.entered = hidden.detach()
             if not self.prefill and number in self.at and (stage := self.at.index(number)) < len(self.prompt.stages):

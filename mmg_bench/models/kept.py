@@ -87,7 +87,7 @@ class Kept:
         """
         whole = width + self.removed
         if bool((self.index[:, width:] < whole).any()):
-            raise ValueError("the cache of a pruned prompt was cropped into its videos: crop the text behind them only")
+            raise ValueError("the cache of a pruned prompt was cropped into its videos: crop only the text after them")
         weights = None if self.weights is None else self.weights[:, :width]
         return replace(self, index=self.index[:, :width], real=self.real[:, :width], whole=whole, weights=weights)
 

@@ -59,7 +59,7 @@ class LlavaOnevision(Adapter):
         else:
             videos, frames = inputs["pixel_values_videos"].shape[:2]
         if not frames:
-            raise ValueError("videos came without their frames: leave prefill_chunk_size unset")
+            raise ValueError("videos were passed without their frames: leave prefill_chunk_size unset")
         if captured.frames:  # `generate` repeats videos for beams
             videos = captured.frames // frames
         return [(frames, *self.grid)] * videos

@@ -31,7 +31,7 @@ class LlavaVideo(LlavaOnevision):
         super().__init__(model)
         if not is_attached(model):
             raise UnsupportedModelError(
-                "this model has LLaVA-Video's weights, and lays videos out as LLaVA-OneVision: call "
+                "this model has LLaVA-Video's weights, but lays out videos as LLaVA-OneVision does: call "
                 "mmg_bench.models.llava_video.attach(model, processor) first"
             )
 
@@ -67,7 +67,7 @@ def attach(model: Any, processor: Any) -> None:
     if getattr(model.config, "mmg_family", None) != FAMILY or pool not in POOLS:
         raise ValueError(
             f"config.mmg_family={getattr(model.config, 'mmg_family', None)!r}, config.mmg_pool={pool!r}: not a "
-            "LLaVA-Video; convert its checkpoint with scripts/convert_llava_video.py"
+            "converted LLaVA-Video; convert its checkpoint with scripts/convert_llava_video.py"
         )
     if is_attached(model):
         return

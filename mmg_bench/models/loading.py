@@ -109,8 +109,8 @@ class VideoLLM:
             metadata.duration = timing.total / timing.fps
         elif self.adapter.timed:
             raise ValueError(
-                f"models of type {self.model.config.model_type!r} want the times of frames: give preprocess their "
-                "timing, of a video that tells its frames a second"
+                f"models of type {self.model.config.model_type!r} need the times of frames: pass `preprocess` the "
+                "timing of a video whose frame rate is known"
             )
         else:
             metadata = VideoMetadata(len(frames))
@@ -141,7 +141,7 @@ class VideoLLM:
         text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         before, *rest = text.split(self.processor.video_token)
         if len(rest) != len(texts):
-            raise ValueError(f"the chat template made {len(rest)} places for {len(texts)} videos: {text!r}")
+            raise ValueError(f"the chat template made {len(rest)} placeholders for {len(texts)} videos: {text!r}")
         prompt = before + "".join(video + after for video, after in zip(texts, rest, strict=True))
         made = self.processor.tokenizer(prompt, return_tensors="pt")
         inputs = {name: made[name] for name in ("input_ids", "attention_mask")}
@@ -187,7 +187,7 @@ def _refuse_what_is_no_number(ids: Tensor, logits: Tensor) -> Tensor:
     """
     if not bool((logits < math.inf).all()):
         raise RuntimeError(
-            "the model's logits are NaN or infinite: in half precision it may overflow; try model.dtype=float32"
+            "the model's logits are NaN or infinite: half precision may have overflowed; try model.dtype=float32"
         )
     return logits
 
@@ -208,7 +208,7 @@ def _load(spec: ModelSpec) -> tuple[Any, Any]:
         check_folder(folder, option)
     if lacking := attention_lacks(spec.attn_implementation):
         given = f"{spec.option('attn_implementation')}={spec.attn_implementation!r}"
-        raise ModelError(f"{given} cannot run here, which lacks {lacking}: install it, or take sdpa")
+        raise ModelError(f"{given}: this machine lacks {lacking}; install it, or use sdpa")
     if spec.weights == "random":
         return _random(spec)
     source = spec.path if folder is None else str(folder)
@@ -232,8 +232,8 @@ def _load(spec: ModelSpec) -> tuple[Any, Any]:
         )
     if missing := sorted(loaded["missing_keys"]):  # transformers fills them with random numbers
         raise ModelError(
-            f"{source} is no whole checkpoint of {type(model).__name__}: {len(missing)} of its tensors are missing, "
-            f"such as {', '.join(missing[:3])}; copy the whole folder again, or correct config.json"
+            f"{source} is not a complete checkpoint of {type(model).__name__}: {len(missing)} of its tensors are "
+            f"missing, such as {', '.join(missing[:3])}; copy the whole folder again, or correct config.json"
         )
     return model, processor
 

@@ -30,13 +30,13 @@ def _bound(video: Any, spec: ModelSpec) -> None:
     if set(size) != set(limits):  # these are edges, not areas
         sizes = ", ".join(f"{name} {value}" for name, value in size.items())
         raise ModelError(
-            f"{' and '.join(options)}: {type(video).__name__} makes all frames of one size ({sizes}); leave it at null"
+            f"{' and '.join(options)}: {type(video).__name__} makes all frames one size ({sizes}); leave it at null"
         )
     size |= given
     if size["shortest_edge"] > size["longest_edge"]:
         raise ModelError(
-            f"{' and '.join(options)}: between {size['shortest_edge']} and {size['longest_edge']} there is nothing; "
-            f"set {spec.option('min_pixels')} to no more than {spec.option('max_pixels')}"
+            f"{' and '.join(options)}: the minimum of {size['shortest_edge']} exceeds the maximum of "
+            f"{size['longest_edge']}; set {spec.option('min_pixels')} to no more than {spec.option('max_pixels')}"
         )
     video.size = type(video.size)(**size)
 

@@ -88,8 +88,8 @@ def places(ids: Tensor, adapter: Adapter, layouts: Sequence[Layout]) -> Iterator
             if length != len(found[row]):
                 raise ValueError(
                     f"prompt {row} holds {len(found[row])} visual placeholders, not {length} for its videos of "
-                    f"(T, H, W) {layouts[first:last]}: use the model's own processor, and no prefill_chunk_size; a "
-                    "model that lays videos out otherwise needs an adapter of its own"
+                    f"(T, H, W) {layouts[first:last]}: use the model's own processor, without prefill_chunk_size; a "
+                    "model that lays out videos differently needs its own adapter"
                 )
             behind = 0
             for video in range(first, last):
@@ -102,9 +102,9 @@ def places(ids: Tensor, adapter: Adapter, layouts: Sequence[Layout]) -> Iterator
         first = last
     if first < len(lengths):  # the model scatters the others elsewhere: they would not be pruned
         raise ValueError(
-            f"the prompts hold placeholders (token {adapter.video_token_id}) of {first} of the {len(lengths)} videos "
-            f"that were encoded, of (T, H, W) {layouts}: use the model's own processor; a model that marks videos "
-            "otherwise needs an adapter of its own"
+            f"the prompts hold placeholders (token {adapter.video_token_id}) for only {first} of the {len(lengths)} "
+            f"encoded videos, of (T, H, W) {layouts}: use the model's own processor; a model that marks videos "
+            "differently needs its own adapter"
         )
 
 
@@ -116,8 +116,8 @@ def _check_runs(columns: Columns, length: int, row: int) -> None:
         start = int(gaps.argmax()) // length * length
         run = columns[start : start + length]
         raise ValueError(
-            f"prompt {row} holds visual placeholders in columns {run[0]} to {run[-1]}, not {len(run)} in a row: use "
-            "the model's own processor"
+            f"prompt {row} holds visual placeholders in columns {run[0]} to {run[-1]}, not in {len(run)} adjacent "
+            "ones: use the model's own processor"
         )
 
 

@@ -102,14 +102,14 @@ class Scatter(Adapter):
     def additions(self, kwargs: dict[str, Any], kept: Kept | None) -> tuple[dict[str, Any], list[Tensor]]:
         if kwargs.get("deepstack_visual_embeds") is not None:  # their layout may differ from Qwen3-VL's
             raise UnsupportedModelError(
-                f"models of type {self.model.config.model_type!r} add tower features inside the language model, which "
-                f"needs an adapter of their own; supported: {', '.join(FAMILIES)}"
+                f"models of type {self.model.config.model_type!r} add tower features inside the language model: they "
+                f"need their own adapter; supported: {', '.join(FAMILIES)}"
             )
         beside = [name for name in kwargs if name not in _OF_COLUMNS and _as_wide(kwargs[name], kept)]
         if beside:
             raise UnsupportedModelError(
-                f"models of type {self.model.config.model_type!r} tell their language model more of each token "
-                f"({', '.join(beside)}), which needs an adapter of their own; supported: {', '.join(FAMILIES)}"
+                f"models of type {self.model.config.model_type!r} pass further inputs per token to their language "
+                f"model ({', '.join(beside)}): they need their own adapter; supported: {', '.join(FAMILIES)}"
             )
         return kwargs, []
 
@@ -122,13 +122,13 @@ class Scatter(Adapter):
             return captured.grids
         if not captured.frames:
             raise ValueError(
-                "the videos of this prompt were not encoded inside the context, or not by a tower that is known: pass "
+                "the videos of this prompt were encoded outside the context, or by an unknown vision tower: pass "
                 f"pixels, or `encoded` tokens; supported: {', '.join(FAMILIES)}"
             )
         side = math.isqrt(captured.per_frame)
         if side**2 != captured.per_frame:
             raise UnsupportedModelError(
-                f"{captured.per_frame} tokens of a frame are no square; supported: {', '.join(FAMILIES)}"
+                f"{captured.per_frame} tokens per frame do not form a square; supported: {', '.join(FAMILIES)}"
             )
         encoded = self.encoded(inputs)
         if encoded is None:

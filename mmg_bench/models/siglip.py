@@ -71,7 +71,7 @@ class Siglip:
         """
         if self.reader is None:
             raise ValueError(
-                "the question cannot be read: pass the language model's tokenizer to mmg_bench.models.siglip.attach"
+                "the question cannot be decoded: pass the language model's tokenizer to mmg_bench.models.siglip.attach"
             )
         special = {i for i, token in self.reader.added_tokens_decoder.items() if token.special}
         for is_special, words in groupby(ids.tolist(), special.__contains__):
@@ -98,7 +98,7 @@ def to_attach(width: int) -> str:
     """For an error message: which checkpoint a vision tower of some width needs."""
     if width == _WIDTH:
         return f"give the model its original SigLIP checkpoint (option `siglip`, such as {_USUAL})"
-    return "give the model the SigLIP checkpoint that its tower was made of, if there is one (option `siglip`)"
+    return "give the model the SigLIP checkpoint that its tower comes from, if there is one (option `siglip`)"
 
 
 def lacks(folder: Path) -> str | None:
@@ -126,19 +126,19 @@ def attach(model: nn.Module, source: str, reader: Any = None, revision: str | No
 
     adapter = adapter_for(model)
     if not adapter.from_siglip:
-        raise UnsupportedModelError(f"{type(adapter.model).__name__} takes no SigLIP checkpoint beside it")
+        raise UnsupportedModelError(f"{type(adapter.model).__name__} does not use a separate SigLIP checkpoint")
     tower: Any = adapter.model.model.vision_tower
     siglip, info = SiglipModel.from_pretrained(source, revision=revision, dtype=tower.dtype, output_loading_info=True)
     if info["missing_keys"]:  # transformers would fill them with random numbers
         raise ValueError(
-            f"{source} is no whole SigLIP checkpoint: it lacks {', '.join(sorted(info['missing_keys'])[:3])}"
+            f"{source} is not a complete SigLIP checkpoint: it lacks {', '.join(sorted(info['missing_keys'])[:3])}"
         )
     siglip.eval().requires_grad_(False)
     wide, wanted = siglip.config.vision_config.hidden_size, tower.config.hidden_size
     if wide != wanted:
         raise ValueError(
-            f"the vision tower of {source} has width {wide}, that of the model {wanted}: name the SigLIP checkpoint "
-            "from which the model's tower was made"
+            f"the vision tower of {source} has width {wide}, but the model's has {wanted}: use the SigLIP checkpoint "
+            "that the model's tower comes from"
         )
     attached = Siglip(
         norm=siglip.vision_model.post_layernorm.to(tower.device, torch.float32),

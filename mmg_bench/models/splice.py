@@ -30,7 +30,9 @@ _NUMBERS = itertools.count()  # of contexts
 PROMPT = "mmg_bench_prompt"
 """Attribute of a cache that holds its `Prompt`."""
 _Outcome = tuple[PrunedTokens, Elapsed, bool]  # kept tokens, time, and whether these are all tokens, untouched
-_WHOLE = "pass the whole conversation at once, with its videos and no cache, or the new tokens alone, step by step"
+_WHOLE = (
+    "pass the whole conversation at once, with its videos and without a cache, or only the new tokens, step by step"
+)
 
 
 def _has_pixels(kwargs: dict[str, Any]) -> bool:
@@ -75,8 +77,8 @@ class Splice:
 
     def __deepcopy__(self, memo: Any) -> Any:
         raise RuntimeError(
-            f"a copy of a model inside a context of {self.run.method.name} would keep its hooks for good: leave the "
-            "context before you copy the model"
+            f"a model copied inside a context of {self.run.method.name} would keep its hooks for good: close the "
+            "context before copying the model"
         )
 
     def note_purpose(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -88,8 +90,8 @@ class Splice:
         thread = threading.get_ident()
         if self.within not in (None, thread):  # each call would use the notes of the other
             raise RuntimeError(
-                "a model that is being pruned was called from two threads at once: let one wait (or open the context "
-                "again, where a call was interrupted)"
+                "a model that is being pruned was called from two threads at once: call it from one at a time (if an "
+                "earlier call was interrupted, reopen the context)"
             )
         self.within, self.labelled, self.reached = thread, kwargs.get("labels") is not None, False
         self.brought = self.adapter.encoded(kwargs)
@@ -108,7 +110,7 @@ class Splice:
             return
         if ids is None:
             raise ValueError(
-                "a prompt with videos was passed as inputs_embeds: pass input_ids, which tell visual tokens"
+                "a prompt with videos was passed as inputs_embeds: pass input_ids, which identify the visual tokens"
             )
         spread = hasattr(self.adapter.model, "hf_device_map")
         self.captured.claim(self.brought if self.within is not None else self.adapter.encoded(kwargs), copied=spread)
@@ -116,12 +118,12 @@ class Splice:
         # tensors is known.
         self.call = {**kwargs, "input_ids": ids.to("cpu", copy=True)}
         if self.drafted and (self.inside.at or self.run.method.needs & QUESTION_FIELDS):
-            raise self._undraftable("looks at the end of the prompt, and logits of several tokens there were asked for")
+            raise self._undraftable("reads the end of the prompt, but logits of several tokens there were requested")
         self._check_steps()
         looks_at_text = self.inside.needed or self.run.method.needs & QUESTION_FIELDS
         if looks_at_text and isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask[:, -1].all()):
             raise ValueError(
-                f"{self.run.method.name} looks at the end of the text, and a prompt is padded there: pad prompts on "
+                f"{self.run.method.name} reads the end of the text, but a prompt is padded there: pad prompts on "
                 "the left (processor.tokenizer.padding_side)"
             )
 
@@ -149,12 +151,12 @@ class Splice:
     def _prefill(self, embeds: Tensor, call: dict[str, Any], past: int) -> tuple[Prompt | None, Tensor]:
         """Prune a prompt `[B, S, D]`: what decoding needs to know about it, if anything, and embeddings `[B, K, D]`."""
         if past:
-            raise ValueError(f"a prompt with videos came with a filled cache: {_WHOLE}")
+            raise ValueError(f"a prompt with videos was passed with a filled cache: {_WHOLE}")
         kept, embeds, spans = self._prune(embeds, call)
         if self.labelled and (kept is not None or self.inside.at):
             raise ValueError(
-                "labels do not fit a pruned prompt: leave them out, and compare the last of the logits with the "
-                "text behind the video"
+                "labels do not match a pruned prompt: leave them out, and compare the last logits with the "
+                "text after the video"
             )
         if kept is not None or self.inside.at:
             self._check_columns()
@@ -169,13 +171,13 @@ class Splice:
         if prompt is None:
             return None
         if prompt.context != self.number:
-            raise ValueError("the cache is of a prompt that was pruned in another context: go on with it there")
+            raise ValueError("the cache belongs to a prompt that was pruned in another context: continue it there")
         # the kept columns of a single prompt apply to each of its copies; what its steps attended to does not
         rows = len(embeds)
         if rows != prompt.rows and (prompt.rows > 1 or self.inside.key_layer is not None):
             raise ValueError(
-                f"the cache of {prompt.rows} pruned prompts came with {rows} rows: repeat or select prompts before "
-                "the first call, not in the cache"
+                f"the cache of {prompt.rows} pruned prompts was passed with {rows} rows: repeat or select prompts "
+                "before the first call, not in the cache"
             )
         self._check_steps()
         self.inside.settle(prompt, embeds.device)
@@ -186,19 +188,21 @@ class Splice:
         """Raise ValueError if the call asks for logits of specific columns, whose numbers pruning has changed."""
         if self.indexed:
             raise ValueError(
-                "logits_to_keep names columns of a prompt, which move when it is pruned: give it a number, of the last "
-                "logits, or none"
+                "logits_to_keep names columns of a prompt, which move when it is pruned: pass the number of last "
+                "logits to keep, or leave it out"
             )
 
     def _check_steps(self) -> None:
         """Raise ValueError if a method that hides keys step by step is given several steps to verify at once."""
         if self.drafted and self.inside.key_layer is not None:
-            raise self._undraftable("hides keys by what each step attends to, and logits of several were asked for")
+            raise self._undraftable(
+                "hides keys by what each step attends to, but logits of several steps were requested"
+            )
 
     def _undraftable(self, why: str) -> ValueError:
         return ValueError(
-            f"{self.run.method.name} {why}, as assisted decoding does for drafted ones: leave out assistant_model and "
-            "prompt_lookup_num_tokens, and logits_to_keep above 1"
+            f"{self.run.method.name} {why} at once, as in assisted decoding: leave out assistant_model and "
+            "prompt_lookup_num_tokens, and do not set logits_to_keep above 1"
         )
 
     def _narrow(self, kwargs: dict[str, Any], prompt: Prompt, embeds: Tensor, past: int) -> dict[str, Any]:
@@ -266,7 +270,7 @@ class Splice:
             return False
         drafted = ", without drafted tokens (assistant_model, prompt_lookup_num_tokens)" if self.drafted else ""
         raise ValueError(
-            f"these tokens neither follow on what the cache of the pruned prompt holds nor repeat it: {_WHOLE}{drafted}"
+            f"these tokens neither continue nor repeat what the cache of the pruned prompt holds: {_WHOLE}{drafted}"
         )
 
     def _has_placeholders(self) -> bool:

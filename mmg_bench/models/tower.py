@@ -96,9 +96,9 @@ def of_frames(frames: Attended, side: int) -> dict[str, Tensor]:
 def unknown(patches: Sequence[int], tokens: Sequence[int]) -> UnsupportedModelError:
     """The error for sequences with these numbers of patches, for frames with these numbers of tokens."""
     return UnsupportedModelError(
-        f"a layer of the vision tower attends within sequences of {sorted(set(patches))} patches, and frames have "
-        f"{sorted(set(tokens))} tokens: what each of them receives is not known; choose a method that does not ask for "
-        "it, such as mmg_vid"
+        f"a layer of the vision tower attends within sequences of {sorted(set(patches))} patches, but frames have "
+        f"{sorted(set(tokens))} tokens: the attention that each token receives is not known; choose a method that does "
+        "not need it, such as mmg_vid"
     )
 
 
@@ -110,7 +110,9 @@ def feature_layer(layers: Any, index: int | Sequence[int]) -> Any:
     """
     last = index if isinstance(index, int) else index[-1]
     if last == 0:
-        raise UnsupportedModelError("vision_feature_layer=0: the features of a tower before its first layer")
+        raise UnsupportedModelError(
+            "vision_feature_layer=0: this is the input of the tower's first layer, not the output of a layer"
+        )
     return layers[last if last < 0 else last - 1]
 
 

@@ -74,7 +74,7 @@ def layout(
     Raises ValueError if there are no rows, or if they name a provenance key that is missing.
     """
     if rows.empty:
-        raise ValueError("there are no rows to make a table of")
+        raise ValueError("there are no rows to make a table from")
     published, questions = published_numbers() if published is None else published, whole or {}
     tables = []
     for (model, frames), part in measured_over_pending(rows).groupby(["model", "frames"], sort=False):
@@ -155,7 +155,7 @@ class _Layout:
             if row.value == 0:
                 self.notes.flags.append(
                     f"{row.benchmark}: dense answers no question right, so there is nothing to keep. Read its answers "
-                    "(`mmg-bench browse`): the weights are wrong, or answers are not in the form that the task scores"
+                    "(`mmg-bench browse`): the weights are wrong, or answers are not in the format that the task scores"
                 )
         self.notes.flags += unsteady(self._row("prefill_ms", DENSE, 1.0, *self.benchmarks)) + few_rounds(rows)
 

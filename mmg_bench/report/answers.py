@@ -91,7 +91,8 @@ def newest(records: Iterable[Record], provenance: Sources) -> tuple[list[Record]
         lost |= {r.provenance} - provenance.keys()
     if lost:
         raise ValueError(
-            f"provenance.json lacks {', '.join(sorted(lost))}, which records name: restore it, or run anew"
+            f"provenance.json lacks {', '.join(sorted(lost))}, which records refer to: restore it, or run again into "
+            "a new output_dir"
         )
     seen = last_seen(provenance)
     kept: list[Record] = []
@@ -103,7 +104,7 @@ def newest(records: Iterable[Record], provenance: Sources) -> tuple[list[Record]
         date, _, found = max((max([*dates, wanted.get(v[0].cell, "")]), i, v) for dates, i, v in dated)
         kept += {r.question: r for r in sorted(found, key=lambda r: seen[r.provenance])}.values()
         if len(versions) > 1:
-            notes[label] = f"in {len(versions)} versions of its code or settings: the newest counts, of {date}"
+            notes[label] = f"in {len(versions)} versions of its code or settings: the newest, of {date}, counts"
     return kept, notes
 
 

@@ -91,7 +91,7 @@ def _on_questions(pair: Pair, provenance: Sources, records: Iterable[Record]) ->
     later = [key for key in others if seen[key] > seen[last] and _of(provenance[key], "name") == pair.benchmark]
     if later or others.intersection(pair.sources):
         return [
-            f"The questions of {pair.benchmark} have changed since: answers to some that are asked no more may count "
+            f"The questions of {pair.benchmark} have changed since: answers to some that are no longer asked may count "
             "here; run both again in one command, into a new output_dir"
         ]
     known = {r.question for r in records if r.benchmark == pair.benchmark and r.provenance not in others}
@@ -157,10 +157,10 @@ def _check_questions(pair: Pair, provenance: Sources) -> None:
         return
     limit = _limit(provenance[key] for key in more.sources)
     command = _command(fewer, provenance, limit) if some < others else None
-    fix = f"run `{command}` to ask {few} the others" if command else "run both in one command, into a new output_dir"
+    fix = f"run `{command}` to ask {few} the rest" if command else "run both in one command, into a new output_dir"
     raise ValueError(
-        f"{few} on {pair.benchmark} {pair.where} was asked {len(some)} questions, and {many} {len(others)}: "
-        f"{len(different)} were put to only one, such as {different[0]!r}; {fix}"
+        f"{few} on {pair.benchmark} {pair.where} was asked {len(some)} questions, but {many} {len(others)}: "
+        f"{len(different)} were asked of only one, such as {different[0]!r}; {fix}"
     )
 
 

@@ -40,7 +40,7 @@ def efficiency_layout(rows: pd.DataFrame, provenance: Sources) -> list[Table]:
     missing there.
     """
     if rows.empty:
-        raise ValueError("there are no rows to make a table of")
+        raise ValueError("there are no rows to make a table from")
     apart = measured_over_pending(rows).groupby(["model", "frames", "skill"], sort=False)
     groups = [_Group(part, provenance) for _, part in apart]
     return [g.table() for g in sorted(groups, key=lambda g: g.pending)]

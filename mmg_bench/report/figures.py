@@ -82,7 +82,7 @@ def accuracy_vs_tokens(rows: pd.DataFrame, *, methods: Collection[str] | None = 
     both = both.sort_values("retention_ratio").assign(share=100 * both.value_seen)
     dense, pruned = both[both.method == DENSE], both[both.method != DENSE]
     if pruned.empty:
-        raise ValueError("the rows hold no method but dense to draw: run one")
+        raise ValueError("the rows hold no method but dense: run one to draw")
     figure, panels = _panels(len(styles))
     for axes, (method, style) in zip(panels, styles.items(), strict=True):
         for level in dense.value:
@@ -158,7 +158,7 @@ def kept_by_method(
     methods = [m for m in order.index if m != DENSE and all(m in column.index for column in others)]
     if not methods:
         raise ValueError(
-            f"no method was measured at all of {_numbers(columns)}: name other ratios of {_numbers(known)}"
+            f"no method was measured at each of the ratios {_numbers(columns)}: choose others of {_numbers(known)}"
         )
     bold = _among("highlight", highlight, list(dict.fromkeys(kept.method)))
     seen = headline(rows)
@@ -193,7 +193,7 @@ def needed_by_method(
     kept = _select(rows, "accuracy_kept_percent")
     found = tokens_needed(rows, kept_percent)
     if not found:
-        raise ValueError(f"no method was measured at {RATIOS} retention ratios or more: run one at more of them")
+        raise ValueError(f"no method was measured at {RATIOS} or more retention ratios: run one at more ratios")
     bold = _among("highlight", highlight, list(found))
     methods = list(found)[::-1]
     figure, axes = _axes()
@@ -220,7 +220,7 @@ def points_over(rows: pd.DataFrame, reference: str) -> Figure:
     label = label_among(reference, known)
     if label is None:
         raise ValueError(
-            f"the rows compare no method with {reference!r}, but with {', '.join(known) or 'dense alone'}: make the "
+            f"the rows compare methods with {', '.join(known) or 'dense alone'}, not with {reference!r}: make the "
             f"table with table.against={reference!r}"
         )
     gains = _select(rows, f"{OVER}{label}")
@@ -263,14 +263,14 @@ def _ratios(known: Collection[float], wanted: Collection[float] | None) -> list[
     if wanted is None:
         below = sorted(ratio for ratio in known if ratio < 1)
         if not below:
-            raise ValueError("the rows hold no method at a retention ratio below 1 to draw: run one")
+            raise ValueError("the rows hold no method at a retention ratio below 1: run one to draw")
         return list(dict.fromkeys((below[0], below[-1])))
     if not isinstance(wanted, Collection) or isinstance(wanted, str):
         raise ValueError(f"ratios={wanted!r}: give a list of numbers, such as [{_numbers(known)}]")
     for ratio in wanted:
         check_number("ratios", ratio)
     if len(wanted) == 0 or not set(wanted) <= set(known):
-        raise ValueError(f"ratios={list(wanted)}: the rows have {_numbers(known)}; name some of these")
+        raise ValueError(f"ratios={list(wanted)}: the rows have {_numbers(known)}; choose from these")
     return sorted(wanted)
 
 
@@ -288,12 +288,14 @@ def _select(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
         raise ValueError("there are no rows to draw")
     for column in ("model", "weights", "frames"):
         if len(values := rows[column].unique()) > 1:
-            raise ValueError(f"rows with several {column} ({_listed(values)}): choose those of one for a figure")
+            raise ValueError(
+                f"rows with several values of {column} ({_listed(values)}): choose the rows with one of them"
+            )
     main = headline(rows)
     benchmarks = [b for b in rows.benchmark.unique() if b != NO_BENCHMARK]
     if main.empty and len(benchmarks) > 1:
         raise ValueError(
-            f"rows of several benchmarks ({_listed(benchmarks)}) without their average: choose those of one"
+            f"rows of several benchmarks ({_listed(benchmarks)}) without their average: choose the rows of one"
         )
     found = main[(main.metric == metric) & main.value.notna()]
     if found.empty:

@@ -24,8 +24,8 @@ def label_among(given: str, known: Collection[str]) -> str | None:
         return given
     if not _WRITTEN.fullmatch("".join(given.split())):
         raise ValueError(
-            f"{given!r} is no label: write a method's name, behind it in parentheses what is not at its default, and "
-            "all in quotes, such as 'mmg_vid(tau=0.9, positions=contiguous)'"
+            f"{given!r} is not a label: write the method's name, then in parentheses the parameters that are "
+            "not at their defaults, all in quotes, such as 'mmg_vid(tau=0.9, positions=contiguous)'"
         )
     readings = (read_label, without_defaults)  # the second imports torch
     return next((label for by in readings for label in known if _said(label, by) == _said(given, by)), None)

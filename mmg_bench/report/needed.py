@@ -46,7 +46,7 @@ def tokens_needed(rows: pd.DataFrame, kept_percent: Sequence[float] = KEPT) -> d
     Raises ValueError for an empty `kept_percent`, and for a percentage that is not in 0..100.
     """
     if not kept_percent:
-        raise ValueError("kept_percent=[]: name a percentage or several, such as [95]")
+        raise ValueError("kept_percent=[]: give one or several percentages, such as [95]")
     for percent in kept_percent:
         check_number("kept_percent", percent)
         if percent > 100:

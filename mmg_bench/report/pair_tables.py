@@ -98,8 +98,8 @@ def _lost(pair: Pair, match: Match, judged: Mapping[Label, Answers], lost_by: Si
     """
     if match.apart:
         raise ValueError(
-            f"lost_by={lost_by.method}: A has {match.a.frames} frames and B {match.b.frames}, and with each it lost "
-            "other questions: compare at one number of frames"
+            f"lost_by={lost_by.method}: A has {match.a.frames} frames and B {match.b.frames}, and it lost "
+            "different questions with each: compare at one number of frames"
         )
     judges: list[Answers] = []
     for side in (_DENSE, lost_by):

@@ -81,7 +81,9 @@ def matches(found: Collection[Label], a: Side, b: Side) -> list[Match]:
         return [Match(model, replace(a, frames=frames), replace(b, frames=frames)) for model, frames in cells]
     made = [Match(m, _with_frames("a", a, b, m, found), _with_frames("b", b, a, m, found)) for m in _models(found)]
     if same := next((match.a for match in made if match.a == match.b), None):
-        raise ValueError(f"A and B are both {same} with {same.frames} frames: give one of them another number")
+        raise ValueError(
+            f"A and B are both {same} with {same.frames} frames: give one of them another number of frames"
+        )
     return made
 
 
@@ -92,7 +94,7 @@ def why_apart(found: Collection[Label], a: Side, b: Side) -> str:
         if a.frames is b.frames is None and one and other and not {*one} & {*other}:
             return (
                 f"{a} answered with {_listed(one)} frames and {b} with {_listed(other)}: run both in one command, or "
-                f"compare them so: a.frames={one[0]} b.frames={other[0]}"
+                f"compare them with a.frames={one[0]} b.frames={other[0]}"
             )
     return f"{a} and {b} have no benchmark in common: run both in one command"
 

@@ -269,8 +269,8 @@ def _check_dense(cells: Cells, where: str) -> None:
     for (method, ratio), cell in cells.items():
         if different := sorted(wanted ^ {r.question for r in cell.records}):
             raise ValueError(
-                f"{method} at retention ratio {ratio:g} {where}: {len(different)} questions are not both in this cell "
-                f"and in {DENSE}, such as {different[0]!r}: run the same command again to complete it"
+                f"{method} at retention ratio {ratio:g} {where}: {len(different)} questions are missing either in this "
+                f"cell or in {DENSE}, such as {different[0]!r}: run the same command again to complete it"
             )
 
 
@@ -420,6 +420,6 @@ def _rank(metric: str) -> tuple[int, str]:
 
 def _frame(rows: list[dict[str, Any]], table: str, weights: Mapping[str, str]) -> pd.DataFrame:
     if unknown := {row["model"] for row in rows} - set(weights):
-        raise ValueError(f"`weights` does not say what the weights of {', '.join(sorted(unknown))} are")
+        raise ValueError(f"`weights` has no entry for {', '.join(sorted(unknown))}")
     labelled = [{**row, "table": table, "weights": weights[row["model"]]} for row in rows]
     return to_frame(labelled)

@@ -202,10 +202,10 @@ def _group_means(
     if scores.ndim != 2 or len({scores.shape[1:], videos.shape, groups.shape, subgroups.shape}) > 1:
         raise ValueError(
             f"scores {list(scores.shape[1:])}, videos {list(videos.shape)}, groups {list(groups.shape)} and subgroups "
-            f"{list(subgroups.shape)} must have one entry a question each"
+            f"{list(subgroups.shape)} must each have one entry per question"
         )
     if not videos.size:
-        raise ValueError("there is no question to compute statistics of")
+        raise ValueError("there are no questions to compute statistics from")
     if not np.all(np.isnan(scores) | ((scores >= 0) & (scores <= 1))):
         raise ValueError("scores must be in 0..1, or NaN where the question failed")
     answered = ~np.isnan(scores).any(axis=0)

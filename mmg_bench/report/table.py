@@ -182,7 +182,7 @@ _USUAL = {"engine": "stock", "sdpa": "auto"}
 def measured_line(key: str, provenance: Sources) -> str:
     """How the rows of a provenance key were measured. Raises ValueError for a key that is missing."""
     if key not in provenance:
-        raise ValueError(f"the rows name provenance {key!r}, which provenance.json lacks: write both anew")
+        raise ValueError(f"the rows refer to provenance {key!r}, which provenance.json lacks: write both again")
     facts = provenance[key]
     settings = {**(facts["model"] if isinstance(facts.get("model"), Mapping) else {}), **facts}
     known = [str(settings[f]) for f in ("device", "dtype", "attention", "date") if settings.get(f)]

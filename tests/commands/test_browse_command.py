@@ -125,7 +125,7 @@ def test_without_the_benchmark_and_in_two_versions(
     shard, version, missing = data["notes"]
     assert "has no records of shard.index=1 of shard.count=2" in shard
     assert version.startswith(
-        "mine at R = 25 % on bench (m, 8 frames) answered in 2 versions of its code or settings: the newest counts"
+        "mine at R = 25 % on bench (m, 8 frames) answered in 2 versions of its code or settings: the newest, of "
     )
     assert missing.startswith("Prompts and videos of bench are left out: benchmark.include_path=")
     told = capsys.readouterr().out

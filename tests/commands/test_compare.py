@@ -91,7 +91,7 @@ def test_the_questions_that_a_third_lost(
         (["mmgvid(tau=0.95)", "dense"], f"no mmgvid(tau=0.95) in FOLDER; did you mean {LONG}? there are: "),
         (["mmg_vid(tau=0.95)", "dense"], f"no mmg_vid(tau=0.95) in FOLDER; did you mean {LONG}? there are: "),
         *(
-            ([label, "dense"], f"{label!r} is no label: write a method's name, behind it in parentheses what")
+            ([label, "dense"], f"{label!r} is not a label: write the method's name, then in parentheses the parameters")
             for label in (
                 "mmg_vid(tau=",
                 "mmg_vid(tau)",

@@ -284,7 +284,7 @@ def test_a_method_that_fails_loses_nothing_but_its_own(
     assert "- mmg_vid R=0.5: KeyError: 'a fault of its own' (test_measure.py:" in table
     told = capsys.readouterr().out
     assert told.count("mmg_vid at R = 50 % cannot be measured: KeyError: 'a fault of its own' (test_measure") == 2
-    assert told.count("mend it, or leave it out of `method`") == 2
+    assert told.count("fix this, or leave the method out of `method`") == 2
     end = told.splitlines()[-2:]
     who = ", ".join(f"mmg_vid R=0.5 (tiny: {frames} frames, batch 1)" for frames in (2, 4))
     assert end[0].startswith(f"failed: {who}: KeyError: 'a fault of its own' (test_measure.py:")
@@ -377,7 +377,7 @@ def test_a_table_of_speed_lists_what_is_pending_and_survives_a_broken_model(
     with monkeypatch.context() as patch:
         patch.setattr(Random, "prune", lambda *_: 1 / 0)
         assert measure.table(OmegaConf.create({**config, "output_dir": str(tmp_path / "other")})) == 2
-    assert "leave it out of `table.profiles.cpu.methods`" in capsys.readouterr().out
+    assert "fix this, or leave the method out of `table.profiles.cpu.methods`" in capsys.readouterr().out
     assert not (tmp_path / "results").exists()
     assert measure.table(OmegaConf.create(config)) == 0
     assert (tmp_path / "results" / "cpu" / "table.md").read_text() == text

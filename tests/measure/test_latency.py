@@ -272,7 +272,7 @@ def test_a_method_that_fails_is_told_of_and_the_others_are_measured(
     told = capsys.readouterr().out
     assert told.count("cannot be measured") == 1  # not anew in each round
     assert told.startswith("broken at R = 25 % cannot be measured: ValueError: a mistake of the method (test_latency")
-    assert told.endswith("mend it, or leave it out of `table.methods`\n")
+    assert told.endswith("fix this, or leave the method out of `table.methods`\n")
 
 
 def test_a_tower_that_cannot_give_what_some_need_serves_the_others(

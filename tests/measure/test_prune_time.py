@@ -157,7 +157,7 @@ def test_a_method_that_fails_is_told_of_and_the_others_are_timed(
     assert told.startswith(
         "broken of 2 frames cannot be measured: RuntimeError: a fault of its own (test_prune_time.py"
     )
-    assert told.endswith("; mend it, or leave it out of `methods`\n")
+    assert told.endswith("; fix this, or leave the method out of `methods`\n")
     rows = prune_time_rows(found, model="m", retention_ratio=0.5, provenance="key")
     (row,) = [r for r in rows.itertuples() if r.method == "broken"]
     assert (row.metric, np.isnan(row.value), row.n, row.n_errors) == ("prune_ms", True, 0, 1)

@@ -447,7 +447,7 @@ def test_the_stand_in_of_a_method_is_named_where_it_is_supplied(tmp_path, tiny):
         object.__setattr__(self, "needs", frozenset({READ if self.first else "frame_features"}))
 
     name: """
-    for read, ways in (("keys", "take its stand-in, every_nth with first=1, or give"), ("joint_query", "give")):
+    for read, ways in (("keys", "use its stand-in, every_nth with first=1, or give"), ("joint_query", "give")):
         folder = tmp_path / read
         folder.mkdir()
         third_party.write(folder, third_party.MODULE.replace("    name: ", asks.replace("READ", repr(read))))

@@ -261,9 +261,9 @@ def test_it_is_answered_anew_when_the_code_of_a_part_changes(monkeypatch: pytest
 
 def test_the_stand_in_of_a_part_is_told() -> None:
     assert _stand_in("chain(before=fastvid, inside=fastv)", {"attention"}) == [
-        "take its stand-in, fastvid with frame_source=mean and salience=received"
+        "use its stand-in, fastvid with frame_source=mean and salience=received"
     ]
     assert _stand_in("chain(before=fastvid, inside=fastv)", {"attention", "mean_query_attention"}) == [
-        "take its stand-in, fastvid with variant=qwen and tau=0.84 and frame_source=mean and salience=mean_query"
+        "use its stand-in, fastvid with variant=qwen and tau=0.84 and frame_source=mean and salience=mean_query"
     ]
     assert _stand_in("chain(before=random, inside=fastv)", {"attention"}) == []

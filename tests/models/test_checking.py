@@ -28,7 +28,7 @@ from mmg_bench.models.spec import ModelSpec
 
 REPO = "nobody/no-such-model"
 LACKS = (
-    rf"cannot be loaded from '{REPO}': there is no such folder here, and the hub cache lacks something "
+    rf"cannot be loaded from '{REPO}': no such local folder, and the hub cache is incomplete "
     r"\(.* cannot be reached: .*\); download it while online \(mmg-bench doctor says how\)"
 )
 
@@ -201,14 +201,14 @@ def test_an_id_that_cannot_be_one_is_named() -> None:
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (OSError(), r"^it cannot be loaded from '/x': the folder lacks something \(OSError\);"),
-        (OSError("\nlost\nmore"), r"the folder lacks something \(lost\);"),
+        (OSError(), r"^it cannot be loaded from '/x': the folder is incomplete \(OSError\);"),
+        (OSError("\nlost\nmore"), r"the folder is incomplete \(lost\);"),
         (
             ImportError("pip install timm\nand start anew"),
             "^it needs a package that is not installed: pip install timm$",
         ),
-        (RuntimeError("torn"), "^it at '/x' is damaged or of another kind: torn$"),
-        (ValueError("odd"), "^it at '/x' is damaged or of another kind: odd$"),
+        (RuntimeError("torn"), "^it at '/x' is damaged or of the wrong kind: torn$"),
+        (ValueError("odd"), "^it at '/x' is damaged or of the wrong kind: odd$"),
     ],
 )
 def test_an_error_is_told_by_its_first_line_or_by_its_kind(error: Exception, says: str) -> None:

@@ -160,7 +160,9 @@ def test_attention_that_older_torch_would_mask_is_refused(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.14.0"))
     assert engines._no_masks(config) is None
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.13.1"))
-    with pytest.raises(ValueError, match=r"engine=compile needs torch 2\.14 for a llama, .* 2\.13\.1 among them"):
+    with pytest.raises(
+        ValueError, match=r"engine=compile needs torch 2\.14 or later for llama: .* 2\.13\.1\) always mask"
+    ):
         engines._no_masks(config)
 
 
@@ -200,7 +202,7 @@ def test_what_an_engine_sets_itself_is_not_passed_on(monkeypatch: pytest.MonkeyP
         assert others == {}
         assert model(inputs_embeds=embeds.to("meta"))[0]["position_ids"].is_meta
         for tensors in (embeds, [embeds], (None, embeds)):
-            with pytest.raises(ValueError, match="which also takes more: leave it at stock"):
+            with pytest.raises(ValueError, match="which also receives more: leave it at stock"):
                 model(inputs_embeds=embeds, more=tensors)
     assert "forward" not in vars(model)
 
@@ -260,7 +262,9 @@ def test_cells_are_timed_compiled(tiny_folder: Path) -> None:
 def test_a_model_that_takes_more_than_embeddings_is_refused(engine: Engine) -> None:
     model, processor = families.qwen3_vl()
     encoded = processor(text=[processor.video_token], videos=[torch.zeros(4, 3, 64, 64)], return_tensors="pt")
-    refusal = pytest.raises(ValueError, match=rf"{engine} cannot run Qwen3VL\w+, which also takes deepstack_visual_emb")
+    refusal = pytest.raises(
+        ValueError, match=rf"{engine} cannot run Qwen3VL\w+, which also receives deepstack_visual_emb"
+    )
     with prefill_engine(adapter_for(model).language_model, engine), torch.inference_mode(), refusal:
         model(**encoded)
 
@@ -327,7 +331,7 @@ def test_a_forward_that_is_not_the_classs_own_is_refused(engine: Engine) -> None
     language_model = adapter_for(model).language_model
     language_model.forward = own = language_model.forward
     with (
-        pytest.raises(ValueError, match=f"{engine} needs a model whose forward is"),
+        pytest.raises(ValueError, match=f"{engine} needs the model's own forward"),
         prefill_engine(language_model, engine),
     ):
         pass

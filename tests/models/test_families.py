@@ -99,7 +99,7 @@ def test_pruning_equals_masking(
             pass
         return
     if sequential(model) and prunes_inside(model, label):
-        says = "prunes inside .*, whose layers must attend to all .*: this one has .*(linear|sliding)_attention"
+        says = "prunes inside .*, which requires all layers to be .*: this model has .*(linear|sliding)_attention"
         with pytest.raises(UnsupportedModelError, match=says), pruner(model):
             pass
         return
@@ -238,7 +238,7 @@ def test_text_between_placeholders_that_stand_side_by_side_is_named(
     broken = torch.cat([ids[:, :at], ids[:, -1:], ids[:, at:]], dim=1)
     adapter, layouts = adapter_for(model), [(frames, height, width)]
     assert len(list(places(ids, adapter, layouts))) == 1
-    with pytest.raises(ValueError, match=f"not {length} in a row"):
+    with pytest.raises(ValueError, match=f"not in {length} adjacent ones"):
         list(places(broken, adapter, layouts))
 
 
@@ -288,7 +288,11 @@ def test_two_videos_of_different_sizes(family: tuple[str, Any, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("videos", "image", "says"),
-    [(2, False, "the same number|do not follow"), (1, True, "something before the first"), (0, True, "one image")],
+    [
+        (2, False, "the same number|do not follow"),
+        (1, True, "a first image that is not introduced like"),
+        (0, True, "a single image"),
+    ],
 )
 def test_what_is_not_one_video_is_refused(family: tuple[str, Any, Any], videos: int, image: bool, says: str) -> None:
     name, model, processor = family
@@ -331,11 +335,11 @@ def test_frames_are_told_by_the_words_before_them(family: tuple[str, Any, Any]) 
         ("do not follow one another", introduction, [words, [*others, 7, 7, 7, 7, 7]]),
         ("do not follow one another", introduction[1:], [words[1:]]),
         ("do not follow one another", introduction, [words, words[1:]]),
-        ("something before the first frame", introduction[1:], [words, others]),
-        ("something before the first frame", introduction[:-1], [words, others]),
-        ("something before the first frame", [5] * len(words), [words, others]),
-        ("something before the first frame", [5] * half + introduction[half:], [words, others]),
-        ("one image", introduction, []),
+        ("a first image that is not introduced like", introduction[1:], [words, others]),
+        ("a first image that is not introduced like", introduction[:-1], [words, others]),
+        ("a first image that is not introduced like", [5] * len(words), [words, others]),
+        ("a first image that is not introduced like", [5] * half + introduction[half:], [words, others]),
+        ("a single image", introduction, []),
     ]
     if adapter.numbered:
         refused.append(("frames with the same number", introduction, [words, words]))
@@ -346,7 +350,7 @@ def test_frames_are_told_by_the_words_before_them(family: tuple[str, Any, Any]) 
         with pytest.raises(ValueError, match=f"prompt 0 holds .*{says}"):
             layouts(before, *between)
     for between, each in (([words, others], frame[1:]), ([words, [*words, frame[0], *words]], frame)):
-        with pytest.raises(ValueError, match=f"an image of other than {len(frame)} tokens"):
+        with pytest.raises(ValueError, match=f"an image that does not have {len(frame)} adjacent tokens"):
             layouts(introduction, *between, frame=each)
 
 
@@ -600,7 +604,7 @@ def test_other_text_than_the_cache_holds_is_refused(family: tuple[str, Any, Any]
         first = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
         turn, cache = second_turn(inputs, first), first.past_key_values
         turn["input_ids"][:, -7] += 1  # the last but one of the first turn
-        with pytest.raises(ValueError, match=r"neither follow on what the cache .* nor repeat it: pass the whole"):
+        with pytest.raises(ValueError, match=r"neither continue nor repeat what the cache .* holds: pass the whole"):
             logits(model, turn, past_key_values=cache)
 
 
@@ -643,9 +647,9 @@ def test_the_runners_prompts_are_the_processors_own(
 def test_times_that_a_family_wants_must_be_told(llm: VideoLLM) -> None:
     video = np.zeros((4, 32, 32, 3), dtype=np.uint8)
     if llm.adapter.timed:
-        with pytest.raises(ValueError, match="want the times of frames: give preprocess their timing"):
+        with pytest.raises(ValueError, match="need the times of frames: pass `preprocess` the timing"):
             llm.preprocess(video)
-        with pytest.raises(ValueError, match="of a video that tells its frames a second"):
+        with pytest.raises(ValueError, match="timing of a video whose frame rate is known"):
             llm.preprocess(video, Timing((0, 1, 2, 3), 4, None))
     else:
         assert llm.preprocess(video).texts == llm.preprocess(video, Timing.every_second(4)).texts
@@ -686,7 +690,10 @@ def test_a_type_without_an_entry_is_served_by_what_it_has(
             adapter_for(model)
         return
     if name in families.ALONE:
-        with method(model), pytest.raises(ValueError, match=r"of 0 of the 4 videos .* needs an adapter of its own"):
+        with (
+            method(model),
+            pytest.raises(ValueError, match=r"for only 0 of the 4 encoded videos, .* needs its own adapter"),
+        ):
             model(**inputs)
     elif name in ("qwen3_vl", "qwen3_vl_moe"):
         with method(model), pytest.raises(UnsupportedModelError, match="add tower features inside the language model"):
@@ -694,7 +701,7 @@ def test_a_type_without_an_entry_is_served_by_what_it_has(
     else:
         with method(model):
             assert torch.equal(logits(model, inputs), expected)
-        says = "prunes inside the language model, (and how layers of models of type|whose layers must attend)"
+        says = "prunes inside the language model, (and how layers of models of type|which requires all layers)"
         with pytest.raises(UnsupportedModelError, match=says), get_method("fastv", retention_ratio=0.3)(model):
             pass
     monkeypatch.delattr(model.model, "language_model")
@@ -713,9 +720,7 @@ def test_pixels_are_limited_as_the_processor_counts_them(family: tuple[str, Any,
     assert fixed or whole or name in ("qwen2_vl", "qwen2_5_vl", "exaone4_5")
     frames, most = 8, 16 * 32
     if fixed:
-        with pytest.raises(
-            ModelError, match=r"^model.max_pixels=512: \w+ makes all frames of one size \(.*leave it at"
-        ):
+        with pytest.raises(ModelError, match=r"^model.max_pixels=512: \w+ makes all frames one size \(.*leave it at"):
             VideoLLM(replace(llm.spec, max_pixels=most))
         return
 
@@ -732,7 +737,9 @@ def test_pixels_are_limited_as_the_processor_counts_them(family: tuple[str, Any,
     assert most // 2 <= area(max_pixels=most * counted) <= most
     assert most // 2 <= area(min_pixels=most * of_least, max_pixels=most * counted) <= most
     assert 16 * most <= area(min_pixels=16 * most * of_least, max_pixels=64 * most * counted) <= 64 * most
-    with pytest.raises(ModelError, match=r"^model.max_pixels=1: between \d+ and 1 there is nothing; set model.min_pix"):
+    with pytest.raises(
+        ModelError, match=r"^model.max_pixels=1: the minimum of \d+ exceeds the maximum of 1; set model.min_pix"
+    ):
         area(max_pixels=1)
 
 

@@ -400,7 +400,10 @@ def test_sizes_stay_with_their_tokens_until_others_are_told(deep: tuple[Any, Any
 def test_attention_that_takes_no_weights_is_refused(deep: tuple[Any, Any]) -> None:
     model = copy.deepcopy(deep[0])
     model.model.language_model.config._attn_implementation = "flash_attention_2"
-    says = "pact adds to attention scores, which flash_attention_2 cannot: .*=sdpa or eager, .* by proportional=False"
+    says = (
+        "pact adds to attention scores, which flash_attention_2 cannot: .*=sdpa or eager, "
+        "or turn this off with proportional=False"
+    )
     with pytest.raises(UnsupportedModelError, match=says), get_method("pact")(model):
         pass
     with get_method("pact", proportional=False)(model), get_method("fastv")(deep[0]):
@@ -752,6 +755,6 @@ def test_a_video_may_be_the_end_of_a_prompt_where_no_text_is_read(
             assert model(**cut).logits.isfinite().all()
             assert len(run.report[0].left) < run.report[0].total_tokens
         else:
-            with pytest.raises(ValueError, match=f"{name} reads the text behind a video, .*: put the question behind"):
+            with pytest.raises(ValueError, match=f"{name} reads the text after a video, .*: put the question after"):
                 model(**cut)
             assert model(**inputs).logits.isfinite().all()

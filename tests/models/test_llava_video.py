@@ -184,7 +184,7 @@ def test_a_model_that_is_not_attached_is_refused(llm: VideoLLM) -> None:
     with torch.no_grad():
         assert torch.equal(model(**inputs).logits, llm.model(**inputs).logits)
     model.config.mmg_pool = "max"
-    with pytest.raises(ValueError, match=r"config\.mmg_pool='max': not a LLaVA-Video"):
+    with pytest.raises(ValueError, match=r"config\.mmg_pool='max': not a converted LLaVA-Video"):
         attach(model, processor)
 
 
@@ -207,7 +207,7 @@ def test_what_it_serves_is_known_before_it_is_loaded(llm: VideoLLM) -> None:
 
 def test_a_model_of_another_family_is_not_attached(tiny: tuple[Any, Any]) -> None:
     model, processor = copy.deepcopy(tiny[0]), tiny[1]
-    says = r"^config\.mmg_family=None, config\.mmg_pool={}: not a LLaVA-Video"
+    says = r"^config\.mmg_family=None, config\.mmg_pool={}: not a converted LLaVA-Video"
     with pytest.raises(ValueError, match=says.format(None)):
         attach(model, processor)
     model.config.mmg_pool = "average"
@@ -251,7 +251,7 @@ def test_other_checkpoints_are_refused(changes: dict[str, Any], says: str) -> No
     theirs = {"mm_newline_position": "grid", "mm_spatial_pool_mode": "average", **changes}
     with pytest.raises(script.ConversionError, match=says):
         script.pool_of(theirs, None)
-    with pytest.raises(script.ConversionError, match=r"model_x\.weight: no such weight"):
+    with pytest.raises(script.ConversionError, match=r"model_x\.weight: not a known weight"):
         script.renamed("model_x.weight")
 
 

@@ -42,7 +42,7 @@ def test_the_prompt_is_the_processors_own(llm: VideoLLM) -> None:
 def test_a_template_that_does_not_place_each_video_is_named(llm: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llm.processor, "apply_chat_template", lambda *_, **__: "a <video> b")
     for texts in ([], ["<video>", "<video>"]):
-        with pytest.raises(ValueError, match=f"made 1 places for {len(texts)} videos: 'a <video> b'"):
+        with pytest.raises(ValueError, match=f"made 1 placeholders for {len(texts)} videos: 'a <video> b'"):
             llm.tokenize("", texts)
 
 
@@ -193,7 +193,7 @@ NEEDED = ("config.json", "tokenizer_config.json", "model.safetensors")
 def test_a_missing_file_is_named(tiny_folder: Path, tmp_path: Path, name: str) -> None:
     folder = shutil.copytree(tiny_folder, tmp_path / "copy")
     (folder / name).unlink()
-    with pytest.raises(ModelError, match=rf"copy is no complete checkpoint: {re.escape(name)} missing;"):
+    with pytest.raises(ModelError, match=rf"copy is not a complete checkpoint: {re.escape(name)} missing;"):
         VideoLLM(spec(folder))
 
 
@@ -217,7 +217,7 @@ def test_missing_tensors_are_named(tiny_folder: Path, tmp_path: Path) -> None:
     (lost, *_) = (name for name in weights if "layers.1.self_attn.k_proj.weight" in name)
     save_file({k: v for k, v in weights.items() if k != lost}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(
-        ModelError, match=r"copy is no whole checkpoint.*1 of its tensors.*layers\.1\.self_attn\.k_proj"
+        ModelError, match=r"copy is not a complete checkpoint.*1 of its tensors.*layers\.1\.self_attn\.k_proj"
     ):
         VideoLLM(spec(folder))
 
@@ -239,7 +239,9 @@ def test_attention_that_cannot_run_is_named(
 ) -> None:
     for name in ("is_flash_attn_2_available", "is_flash_attn_3_available", "is_kernels_available"):
         monkeypatch.setattr(f"transformers.utils.{name}", lambda: False)
-    with pytest.raises(ModelError, match=f"model.attn_implementation='{attention}' cannot run here.*or take sdpa"):
+    with pytest.raises(
+        ModelError, match=f"model.attn_implementation='{attention}': this machine lacks .*; install it, or use sdpa"
+    ):
         VideoLLM(replace(spec(tiny_folder), attn_implementation=attention, weights=weights))
 
 
@@ -253,5 +255,5 @@ def test_damaged_weights_are_named(tiny_folder: Path, tmp_path: Path) -> None:
 def test_other_mistakes_are_explained(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such checkpoint folder"):
         VideoLLM(spec(tmp_path / "nowhere"))
-    with pytest.raises(ModelError, match="the hub cache lacks"):
+    with pytest.raises(ModelError, match="the hub cache is incomplete"):
         VideoLLM(spec("nobody/no-such-model"))

@@ -76,7 +76,10 @@ def test_what_the_general_adapter_would_not_narrow_is_named() -> None:
     model, processor = families.qwen2_5_vl()
     inputs = families.prompts("qwen2_5_vl", processor, ["What colour is the star?"])
     beside = {"per_layer_ids": inputs["input_ids"]}
-    says = r"models of type 'qwen2_5_vl' tell their language model more of each token \(per_layer_ids\), which needs an"
+    says = (
+        r"models of type 'qwen2_5_vl' pass further inputs per token to their language model \(per_layer_ids\): "
+        "they need their own"
+    )
     with method_of("random", 0.3)(model):
         for more in (beside, {"per_layer_ids": inputs["input_ids"].unsqueeze(-1)}):  # with and without a width
             with pytest.raises(UnsupportedModelError, match=says):
@@ -120,7 +123,7 @@ def bare() -> tuple[Scatter, GridCapture]:
 def test_frames_that_are_no_squares_are_refused() -> None:
     adapter, captured = bare()
     captured.frames, captured.per_frame = 8, 12
-    with pytest.raises(UnsupportedModelError, match=r"^12 tokens of a frame are no square; supported: "):
+    with pytest.raises(UnsupportedModelError, match=r"^12 tokens per frame do not form a square; supported: "):
         adapter.layouts({"pixel_values_videos": torch.zeros(1, 8, 3, 24, 32)}, captured)
 
 
@@ -128,7 +131,7 @@ def test_frames_that_are_no_squares_are_refused() -> None:
 def test_a_projector_that_gives_no_frames_tells_no_layout(output: Any) -> None:
     adapter, captured = bare()
     captured.note_frames(torch.nn.Identity(), (), output)
-    with pytest.raises(ValueError, match="not encoded inside the context, or not by a tower that is known"):
+    with pytest.raises(ValueError, match="encoded outside the context, or by an unknown vision tower"):
         adapter.layouts({"pixel_values_videos": torch.zeros(1, 8, 3, 24, 32)}, captured)
 
 

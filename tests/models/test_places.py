@@ -42,9 +42,9 @@ def test_runs_may_stand_apart(in_a_row: int, runs: list[int]) -> None:
 @pytest.mark.parametrize(
     ("in_a_row", "runs", "where"),
     [
-        (6, [2, 4], "columns 1 to 7, not 6"),
-        (2, [2, 1, 3], "columns 4 to 6, not 2"),
-        (2, [2, 3, 1], "columns 6 to 8, not 2"),
+        (6, [2, 4], "columns 1 to 7, not in 6 adjacent"),
+        (2, [2, 1, 3], "columns 4 to 6, not in 2 adjacent"),
+        (2, [2, 3, 1], "columns 6 to 8, not in 2 adjacent"),
     ],
 )
 def test_a_run_that_is_broken_is_named(in_a_row: int, runs: list[int], where: str) -> None:
@@ -63,7 +63,7 @@ def test_a_run_that_is_broken_is_named(in_a_row: int, runs: list[int], where: st
         ([2, 3], [2, 2], r"prompt 1 holds 3 visual placeholders, not 2"),
         ([2, 2, 1], [2], r"prompt 2 holds 1 visual placeholders, not 0"),
         ([2, 1], [2, 2], r"prompt 1 holds 1 visual placeholders, not 2"),
-        ([2], [2, 2], r"of 1 of the 2 videos that were encoded"),
+        ([2], [2, 2], r"for only 1 of the 2 encoded videos"),
     ],
 )
 def test_the_prompt_that_does_not_fit_its_videos_is_named(rows: list[int], frames: list[int], says: str) -> None:

@@ -25,6 +25,6 @@ def test_types_that_the_general_adapter_must_not_try(kind: str) -> None:
 
 
 def test_glm46v_with_a_language_model_of_another_kind() -> None:
-    says = "models of type 'glm46v' are served with a language model of type .*, and not 'qwen2'"
+    says = "models of type 'glm46v' are supported with a language model of type .*, not 'qwen2'"
     with pytest.raises(UnsupportedModelError, match=says):
         adapter_for(Bare(Glm46VConfig(text_config={"model_type": "qwen2"})))

@@ -189,7 +189,9 @@ def test_it_goes_with_what_a_wrapper_holds(tiny: tuple[Any, Any], source: Path) 
     parts = siglip.attach(wrapped, str(source))
     assert siglip.attached(adapter_for(wrapped).model) is parts
     assert adapter_for(wrapped).supplies >= siglip.FIELDS
-    with pytest.raises(UnsupportedModelError, match=r"^Qwen2VLForConditionalGeneration takes no SigLIP checkpoint"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"^Qwen2VLForConditionalGeneration does not use a separate SigLIP checkpoint"
+    ):
         siglip.attach(families.qwen2_vl()[0], str(source))
 
 
@@ -217,12 +219,12 @@ def test_methods_prune_the_model(
 
 def test_without_a_checkpoint_the_option_is_named(tiny: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     tower = tiny[0].config.vision_config
-    own = tower.hidden_size, "the SigLIP checkpoint that its tower was made of, if there is one (option `siglip`)"
+    own = tower.hidden_size, "the SigLIP checkpoint that its tower comes from, if there is one (option `siglip`)"
     usual = 1152, "its original SigLIP checkpoint (option `siglip`, such as google/siglip-so400m-patch14-384)"
     for method, options in ((FastVID(), "frame_source=mean and salience=received"), (CDPruner(), "relevance=llm")):
         for width, checkpoint in (own, usual):
             monkeypatch.setattr(tower, "hidden_size", width)
-            ways = f"take its stand-in, {method.name} with {options}, or give the model {checkpoint}, or choose another"
+            ways = f"use its stand-in, {method.name} with {options}, or give the model {checkpoint}, or choose another"
             with pytest.raises(UnsupportedModelError, match=re.escape(f"attention, keys): {ways}")), method(tiny[0]):
                 pass
     monkeypatch.undo()
@@ -327,7 +329,7 @@ def test_the_commit_that_is_named_is_read(
 def test_a_wrong_checkpoint_is_named(model: Any, source: Path, tiny_folder: Path, tmp_path: Path) -> None:
     for width in (32, 8):
         other = siglip_folder(tmp_path / f"of-{width}", model.model.vision_tower, width=width)
-        with pytest.raises(ValueError, match=rf"of-{width} has width {width}, that of the model 16"):
+        with pytest.raises(ValueError, match=rf"of-{width} has width {width}, but the model's has 16"):
             siglip.attach(model, str(other))
 
     from safetensors.torch import load_file, save_file
@@ -337,12 +339,15 @@ def test_a_wrong_checkpoint_is_named(model: Any, source: Path, tiny_folder: Path
     left = {name: weight for name, weight in weights.items() if "head.probe" not in name and "head.mlp" not in name}
     save_file(left, torn / "model.safetensors", {"format": "pt"})
     first = ", ".join(f"vision_model.head.mlp.{name}" for name in ("fc1.bias", "fc1.weight", "fc2.bias"))
-    with pytest.raises(ValueError, match=f"torn is no whole SigLIP checkpoint: it lacks {re.escape(first)}$"):
+    with pytest.raises(ValueError, match=f"torn is not a complete SigLIP checkpoint: it lacks {re.escape(first)}$"):
         siglip.attach(model, str(torn))
 
     for path, says in (
         (str(torn), "model.siglip|it lacks"),
-        ("nobody/no-such-siglip", "^the SigLIP checkpoint cannot be loaded from .*hub cache lacks.*model.siglip"),
+        (
+            "nobody/no-such-siglip",
+            "^the SigLIP checkpoint cannot be loaded from .*hub cache is incomplete.*model.siglip",
+        ),
     ):
         llm = VideoLLM(ModelSpec("tiny", str(tiny_folder), dtype="float32", device="cpu", siglip=path))
         with pytest.raises(ModelError, match=says):

@@ -77,7 +77,7 @@ def test_of_code_that_was_put_back_the_old_answers_count(make):
     for back in ({**sources, **again}, {**sources, **other}):
         (kept,), (note,) = (newest(records, back)[0], newest(records, back)[1].values())
         assert kept.cell == "old"
-        assert note == "in 2 versions of its code or settings: the newest counts, of 2026-01-03"
+        assert note == "in 2 versions of its code or settings: the newest, of 2026-01-03, counts"
     one = [dataclasses.replace(r, provenance="one") for r in records]  # where the commit does not tell them apart
     shared = {"one": {"date": "2026-01-01", "last_date": "2026-01-03", "asked": ["old"]}}
     assert [r.cell for r in newest(one, shared)[0]] == ["old"]

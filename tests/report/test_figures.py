@@ -88,7 +88,7 @@ def test_a_panel_a_method_over_what_layers_see(rows):
     assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
     (alone,) = accuracy_vs_tokens(rows, methods=["random"]).axes
     assert alone.get_lines()[-1].get_color() == figure.axes[1].get_lines()[-1].get_color()
-    with pytest.raises(ValueError, match="the rows hold no method but dense to draw"):
+    with pytest.raises(ValueError, match="the rows hold no method but dense: run one to draw"):
         accuracy_vs_tokens(rows[rows.method == "dense"])
     with pytest.raises(ValueError, match="no measured retention_layer_mean"):
         accuracy_vs_tokens(rows[rows.metric == "accuracy"])
@@ -137,9 +137,11 @@ def test_rows_that_do_not_go_together_are_refused(rows, make):
     anew = rows.assign(value=rows.value / 2)
     elsewhere = rows.assign(benchmark="elsewhere")
     for figure in draw:
-        with pytest.raises(ValueError, match=r"rows with several weights \(w, finetuned\): choose those of one"):
+        with pytest.raises(
+            ValueError, match=r"rows with several values of weights \(w, finetuned\): choose the rows with one of them"
+        ):
             figure(pd.concat([rows, other]))
-        with pytest.raises(ValueError, match=r"rows with several frames \(8, 16\)"):
+        with pytest.raises(ValueError, match=r"rows with several values of frames \(8, 16\)"):
             figure(pd.concat([rows, rows.assign(frames=16)]))
         with pytest.raises(ValueError, match=r"two values of \w+ for dense at 1: choose the rows of one run"):
             figure(pd.concat([rows, anew]))
@@ -214,9 +216,9 @@ def test_gains_over_a_method_have_a_panel_a_ratio(make):
     assert points(first) == {gained: [(50, 1)], lost: [(-50, 0)], neither: [(0, 2)]}
     assert points(second)[gained] == [(50, 1)]
     assert points(second)[lost] == []
-    with pytest.raises(ValueError, match=r"no method with 'theirs', but with ours: .* table\.against='theirs'"):
+    with pytest.raises(ValueError, match=r"methods with ours, not with 'theirs': .* table\.against='theirs'"):
         points_over(rows, "theirs")
-    with pytest.raises(ValueError, match="but with dense alone"):
+    with pytest.raises(ValueError, match="methods with dense alone, not with 'ours'"):
         points_over(rows[rows.metric == "accuracy"], "ours")
 
 
@@ -229,7 +231,7 @@ def test_the_ends_of_the_ratios_are_drawn_where_none_are_given(make):
 
     assert drawn(0.5, 0.2, 0.3) == ["R = 20 %", "R = 50 %"]
     assert drawn(0.3) == ["R = 30 %"]
-    with pytest.raises(ValueError, match="the rows hold no method at a retention ratio below 1 to draw"):
+    with pytest.raises(ValueError, match="the rows hold no method at a retention ratio below 1: run one to draw"):
         drawn()
 
 
@@ -285,7 +287,7 @@ def test_what_cannot_be_drawn_is_an_error(rows):
         accuracy_vs_retention(rows, methods=["ours"], bands=["random"])
     with pytest.raises(ValueError, match=r"highlight: no rows of our; did you mean ours\? there are: dense, ours"):
         kept_by_method(rows, highlight=["our"])
-    with pytest.raises(ValueError, match=r"ratios=\[0\.5, 0\.1\]: the rows have 0\.25, 0\.5, 1; name some of these"):
+    with pytest.raises(ValueError, match=r"ratios=\[0\.5, 0\.1\]: the rows have 0\.25, 0\.5, 1; choose from these"):
         kept_by_method(rows, ratios=[0.5, 0.1])
     assert kept_by_method(rows, ratios=rows.retention_ratio[rows.retention_ratio < 1].unique()).axes
     with pytest.raises(ValueError, match=r"ratios=\[\]: the rows have"):
@@ -302,7 +304,9 @@ def test_what_cannot_be_drawn_is_an_error(rows):
     with pytest.raises(ValueError, match=r"^reference=\['ours'\]: it must be a text"):
         points_over(rows, ["ours"])
     ours_at_one = rows[(rows.method != "ours") | (rows.retention_ratio == 0.5)]
-    with pytest.raises(ValueError, match=r"no method was measured at all of 0\.25, 0\.5: name other ratios of 0\.25, "):
+    with pytest.raises(
+        ValueError, match=r"no method was measured at each of the ratios 0\.25, 0\.5: choose others of 0\.25, "
+    ):
         kept_by_method(ours_at_one)
     with pytest.raises(ValueError, match="measure latency"):
         accuracy_vs_speedup(rows, metric="e2e_speedup")

@@ -75,7 +75,7 @@ def test_who_needs_fewest_comes_first_and_who_needs_more_than_measured_last():
 def test_of_few_ratios_nothing_is_told():
     rows = frame(curve("ours", [99, 97, 91], ratios=[0.5, 0.25, 0.1]))
     assert tokens_needed(rows) == {}
-    with pytest.raises(ValueError, match="no method was measured at 4 retention ratios or more"):
+    with pytest.raises(ValueError, match="no method was measured at 4 or more retention ratios"):
         needed_by_method(rows)
     assert "tokens needed" not in to_markdown(layout(rows, {"key1": {}}))
 
@@ -110,7 +110,7 @@ def test_rows_that_tables_share_count_once():
 @pytest.mark.parametrize(
     ("percent", "said"),
     [
-        ([], r"kept_percent=\[\]: name a percentage"),
+        ([], r"kept_percent=\[\]: give one or several percentages"),
         ([101], "kept_percent=101: it must be at most 100"),
         ([-1], "kept_percent=-1: it must be a number, at least 0"),
         (["95"], "kept_percent='95': it must be a number"),

@@ -81,7 +81,7 @@ def test_what_was_lost_must_be_known_of_every_question(make, provenance):
         pair_tables([*records, *make("cut", 0.25, "0")], provenance, OURS, RANDOM, lost_by=Side("cut", 0.25))
     fewer = [*records, *make("cut", 0.25, "00"), *make("random", 0.25, "10", frames=4)]
     with pytest.raises(
-        ValueError, match="A has 8 frames and B 4, and with each it lost other questions: compare at one"
+        ValueError, match="A has 8 frames and B 4, and it lost different questions with each: compare at one"
     ):
         pair_tables(fewer, provenance, OURS, Side("random", 0.25, 4), lost_by=Side("cut", 0.25))
 
@@ -129,7 +129,7 @@ def test_the_newest_answers_of_a_method_count(make, provenance):
     sources = {**provenance, "key2": {**provenance["key1"], "date": "2026-01-03"}}
     (table,) = pair_tables(records, sources, OURS, RANDOM, bootstrap=FAST)
     assert lines(table)["bench", "all"][2] == "100.0"
-    said = "ours answered bench in 2 versions of its code or settings: the newest counts, of 2026-01-03"
+    said = "ours answered bench in 2 versions of its code or settings: the newest, of 2026-01-03, counts"
     assert table.footnotes == (said,)
 
 
@@ -178,11 +178,12 @@ def test_other_settings_are_an_error(make, provenance, changes, says):
 
 def test_what_does_not_fit_is_an_error(toy, make, provenance):
     said = (
-        r"ours on bench \(toy, 8 frames\) was asked 11 questions, and random 12: 1 were put to only one, such as 'q03'"
+        r"ours on bench \(toy, 8 frames\) was asked 11 questions, but random 12: 1 were asked of only one, such as "
+        "'q03'"
     )
     with pytest.raises(ValueError, match=said):
         pair_tables([r for r in toy if (r.method, r.question) != ("ours", "q03")], provenance, OURS, RANDOM)
-    with pytest.raises(ValueError, match="lacks key1, which records name"):
+    with pytest.raises(ValueError, match="lacks key1, which records refer to"):
         pair_tables(toy, {}, OURS, RANDOM)
     apart = [*make("ours", 0.25, "11"), *make("random", 0.25, "11", benchmark="other")]
     with pytest.raises(ValueError, match="ours at R = 25 % and random at R = 25 % have no benchmark in common"):
@@ -246,17 +247,17 @@ def test_frames_that_differ_are_to_be_named(make, provenance):
         (
             {"limit": 4, "command": "mmg-bench run -m method=ours,'a b' limit=4"},
             {"limit": None, "command": "mmg-bench run method=random"},
-            "run `mmg-bench run -m 'method=ours,a b'` to ask ours the others",
+            "run `mmg-bench run -m 'method=ours,a b'` to ask ours the rest",
         ),
         (
             {"limit": 4, "command": "mmg-bench run limit=4 method=ours"},
             {"limit": 6, "command": "mmg-bench run method=random limit=6"},
-            "run `mmg-bench run method=ours limit=6` to ask ours the others",
+            "run `mmg-bench run method=ours limit=6` to ask ours the rest",
         ),
         (
             {"limit": None, "command": "mmg-bench run method=ours shard.count=2 shard.index=1"},
             {"limit": None, "command": "mmg-bench run method=random"},
-            "run `mmg-bench run method=ours` to ask ours the others",
+            "run `mmg-bench run method=ours` to ask ours the rest",
         ),
         ({"limit": 4, "command": ""}, {"limit": None}, "run both in one command, into a new output_dir"),
     ],
@@ -270,15 +271,15 @@ def test_what_to_run_where_one_was_asked_fewer_questions(make, provenance, few, 
         with pytest.raises(ValueError, match="ours on bench") as raised:
             pair_tables(records, sources, *sides, bootstrap=FAST)
         assert str(raised.value) == (
-            "ours on bench (toy, 8 frames) was asked 4 questions, and random 6: 2 were put to only one, such as 'q04'; "
-            f"{fix}"
+            "ours on bench (toy, 8 frames) was asked 4 questions, but random 6: 2 were asked of only one, such as "
+            f"'q04'; {fix}"
         )
 
 
 def test_where_each_was_asked_what_the_other_was_not_no_command_goes_on(make, provenance):
     records = [*make("ours", 0.25, "111")[1:], *make("random", 0.25, "11")]
     with pytest.raises(
-        ValueError, match=r"asked 2 questions, and random 2: 2 were put.*'q00'; run both in one command"
+        ValueError, match=r"asked 2 questions, but random 2: 2 were asked.*'q00'; run both in one command"
     ):
         pair_tables(records, provenance, OURS, RANDOM, bootstrap=FAST)
 
@@ -445,7 +446,7 @@ def test_why_there_is_no_table(make, provenance):
         pair_tables(records, provenance, OURS, RANDOM, bootstrap=FAST)
     assert str(raised.value) == (
         "ours at R = 25 % answered with 16 and 32 frames and random at R = 25 % with 8: run both in one command, or "
-        "compare them so: a.frames=16 b.frames=8"
+        "compare them with a.frames=16 b.frames=8"
     )
     for a, b in ((Side("ours", 0.25, 16), RANDOM), (RANDOM, Side("ours", 0.25, 16))):
         with pytest.raises(ValueError, match="no benchmark") as raised:

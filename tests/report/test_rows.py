@@ -351,7 +351,7 @@ def test_bad_measurements_are_errors(toy):
         measurement(metric="speedup")
     with pytest.raises(ValueError, match="two values for one row"):
         result_rows(toy, measurements=[measurement(), measurement(value=3.0)])
-    with pytest.raises(ValueError, match="weights of other"):
+    with pytest.raises(ValueError, match="`weights` has no entry for other"):
         result_rows(toy, measurements=[measurement(model="other")])
 
 

@@ -225,7 +225,7 @@ def test_another_seed_draws_otherwise():
     ("scores", "videos", "message"),
     [
         ([], [], "no question"),
-        ([1, 0], ["a"], "one entry a question"),
+        ([1, 0], ["a"], "one entry per question"),
         ([2.0], ["a"], "in 0..1"),
         ([-0.5], ["a"], "in 0..1"),
     ],
@@ -261,5 +261,5 @@ def test_subgroups_count_the_same_within_their_group():
 
 
 def test_labels_of_another_length_are_refused():
-    with pytest.raises(ValueError, match=r"subgroups \[1\] must have one entry a question each"):
+    with pytest.raises(ValueError, match=r"subgroups \[1\] must each have one entry per question"):
         accuracy([1, 0], ["a", "b"], None, ["s"])

@@ -140,7 +140,7 @@ def test_weights_in_a_folder(tiny_folder: Path, tmp_path: Path) -> None:
     assert missing(model, of("embedded")) == []
     (folder / "tokenizer.json").unlink()
     (line, *_) = missing(model, of("embedded"))
-    assert "copy is no complete checkpoint: tokenizer.json missing" in line
+    assert "copy is not a complete checkpoint: tokenizer.json missing" in line
     (line, *_) = missing({**SEVEN_B, "path": "/nowhere"}, of("embedded"))
     assert "/nowhere: no such checkpoint folder" in line
 
@@ -158,7 +158,7 @@ def test_weights_in_a_folder(tiny_folder: Path, tmp_path: Path) -> None:
         ),
         ('{"vision_config": {}}', r"the family of .* \(model_type None\): "),
         ('{"model_type": ', r"the configuration of .*config.json cannot be read \(Expecting value"),
-        ("[]", r"the configuration of .*config.json is no configuration"),
+        ("[]", r"the configuration of .*config.json is not a model configuration"),
         ('{"model_type": "qwen2_5_vl", "text_config": 7}', r"the configuration of .* is damaged"),
     ],
 )
@@ -188,10 +188,10 @@ def test_layers_that_a_method_cannot_prune_between_are_named(home: Path, tmp_pat
     model = {**load("model", "qwen3_5_9b"), "path": str(tmp_path)}
     methods = {name: get_method(name) for name in ("mmg_vid", "fastv")}
     found = [str(c) for c in checks(model, **methods) if "prunes" in c.what]
-    assert [line.partition(" before them: ")[::2] for line in found] == [
+    assert [line.partition(" full_attention: ")[::2] for line in found] == [
         (
-            "where fastv prunes: inside the language model, whose layers must attend to all that is",
-            "this one has full_attention, linear_attention\n      -> choose another method or model",
+            "where fastv prunes: inside the language model, which requires all layers to be",
+            "this model has full_attention, linear_attention\n      -> choose another method or model",
         )
     ]
     deep = get_method("fastv", layer=40)
