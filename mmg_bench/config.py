@@ -62,7 +62,9 @@ def load(group: str, name: str) -> dict[str, Any]:
         return {"name": name, **defaults(name)}
     content = _read(file)
     if "defaults" in content:
-        raise ValueError(f"{file}: `defaults` is for {group}={name} alone; for a table, write out what it builds on")
+        raise ValueError(
+            f"{file}: `defaults` works only with {group}={name}; for a table, write the inherited options out here"
+        )
     _check_has(str(file), group, content)
     return content
 
@@ -72,7 +74,7 @@ def _check_has(where: str, group: str, content: Any, given: Collection[str] = ()
     wanted = MUST_HAVE.get(group, ())
     there = content if isinstance(content, Mapping) else {}
     if lost := [entry for entry in wanted if there.get(entry) is None and f"{group}.{entry}" not in given]:
-        raise ValueError(f"{where}: it lacks {', '.join(lost)}: the file of a {group} must have {', '.join(wanted)}")
+        raise ValueError(f"{where}: missing {', '.join(lost)}; the file of a {group} must have {', '.join(wanted)}")
 
 
 def names(group: str) -> list[str]:
@@ -102,7 +104,7 @@ def _read(file: Path) -> dict[str, Any]:
         return OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[return-value]
     except _UNREADABLE as error:
         why = " ".join(str(error).split())
-        raise ValueError(f"{file}: it must hold lines `option: value`, in YAML and UTF-8 ({why})") from error
+        raise ValueError(f"{file}: unreadable: write lines `option: value`, as YAML in UTF-8 ({why})") from error
 
 
 def composed(name: str, overrides: Sequence[str]) -> DictConfig:
@@ -112,7 +114,7 @@ def composed(name: str, overrides: Sequence[str]) -> DictConfig:
         for given, override in zip(overrides, parsed, strict=True):
             if override.is_sweep_override():
                 raise ValueError(
-                    f"{given}: several values are for run -m, measure -m and show -m; a list is one, in brackets"
+                    f"{given}: only run -m, measure -m and show -m accept several values; put a list in brackets"
                 )
         (config,) = _combined(name, parsed)
         return config
@@ -142,7 +144,7 @@ def _searched(overrides: Sequence[str]) -> list[Path]:
         return []
     value = OverridesParser.create().parse_override(given[-1]).value()
     if given[-1].startswith(("+", "~")) or not isinstance(value, list):
-        raise ValueError(f"{given[-1]}: name folders so: 'hydra.searchpath=[mine]'")
+        raise ValueError(f"{given[-1]}: write it as a list of folders: 'hydra.searchpath=[mine]'")
     folders = []
     for entry in map(str, value):
         kind, _, place = entry.rpartition("://")
@@ -154,7 +156,7 @@ def _searched(overrides: Sequence[str]) -> list[Path]:
             raise ValueError(f"hydra.searchpath: there is no folder {entry}")
         for file in folder.glob("*/*.yaml"):
             if (CONFIGS / file.parent.name / file.name).is_file():
-                raise ValueError(f"{file}: the package has a {file.parent.name} of this name: give it another")
+                raise ValueError(f"{file}: mmg_bench already has a {file.parent.name} with this name; rename the file")
         folders.append(folder)
     return folders
 
@@ -170,14 +172,14 @@ def _compose(name: str, overrides: Sequence[str], as_given: Mapping[str, str] | 
     for override in given:
         key = _option(override)
         if key.startswith(("hydra.", "hydra/")) and key != "hydra.searchpath":
-            raise ValueError(f"{key}: mmg-bench takes of Hydra's own options hydra.searchpath alone; see --help")
+            raise ValueError(f"{key}: the only Hydra option accepted is hydra.searchpath; --help lists mmg-bench's own")
         if key == "method.name" and "method" in _groups(name):
-            raise ValueError(f"{override}: choose a method so: method={override.partition('=')[2]}")
+            raise ValueError(f"{override}: choose a method with method={override.partition('=')[2]}")
         if override.startswith("~") and "." not in key:
-            raise ValueError(f"{override}: an option cannot be left out; give it another value")
+            raise ValueError(f"{override}: an option cannot be removed; give it another value")
         if name == "table" and key in OPEN:
-            ways = f"change one by its name: {key}.<name>.<option>"
-            raise ValueError(f"{override}: a table names its {key}s itself; {ways}")
+            ways = f"change one with {key}.<name>.<option>=<value>"
+            raise ValueError(f"{override}: the table's file chooses its {key}s; {ways}")
 
     def chosen() -> DictConfig:
         try:
@@ -225,7 +227,7 @@ def _whole(name: str, given: Sequence[str]) -> DictConfig:
 
 def _no_such(group: str, name: str, known: Iterable[str]) -> ValueError:
     choices = sorted(known)
-    own = "" if group == "method" else "; for a file of your own, name its folder: hydra.searchpath=[mine]"
+    own = "" if group == "method" else f"; for a file mine/{group}/<name>.yaml of your own, add hydra.searchpath=[mine]"
     return ValueError(f"no {group} is called {name!r}; {meant(name, choices)}choose one of: {', '.join(choices)}{own}")
 
 
@@ -238,9 +240,9 @@ def _no_such_option(option: str, group: str, name: str, known: DictConfig) -> Va
     where = f"{group} {known.name}" if group in _groups(name) and "name" in known else group or name
     hint = ""
     if name == "table" and option.startswith("method."):
-        hint = "; of a table's methods, options stand in its file (docs/your-own-table.md)"
+        hint = "; set the options of a table's methods in its file (docs/your-own-table.md)"
     elif group == "method" and not near and option.count(".") == 1:
-        hint = f"; of several methods, an option of one goes by its name: {option.replace('.', '.<name>.', 1)}=..."
+        hint = f"; with several methods, set an option of one with {option.replace('.', '.<name>.', 1)}=..."
     return ValueError(f"{option}: no such option; {near}{where} has: {', '.join(options) or 'none'}{hint}")
 
 
@@ -294,7 +296,7 @@ def help_of(name: str, overrides: Sequence[str] = ()) -> str:
             file = _files(group).get(chosen)
             content = load(group, chosen) if file is None else _read(file)  # raises if it cannot be read
             text = OmegaConf.to_yaml(content) if file is None else file.read_text(encoding="utf-8")
-            lines += [f"  {group}={chosen} has, as {group}.option=value:", textwrap.indent(text, "    ")]
+            lines += [f"  {group}={chosen}: options, set with {group}.option=value:", textwrap.indent(text, "    ")]
     return "\n".join(lines)
 
 
@@ -341,10 +343,10 @@ def _choices(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [override.input_line or ""]
     if not override.is_discrete_sweep():
-        raise ValueError(f"{override.input_line}: an interval is no list of values: list them, or take range(...)")
+        raise ValueError(f"{override.input_line}: an interval is not a list; list the values, or use range(...)")
     choices = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
     if not choices:
-        raise ValueError(f"{override.input_line}: there is nothing of such a name")
+        raise ValueError(f"{override.input_line}: this gives no values; --help lists the choices of each group")
     return choices
 
 
@@ -363,7 +365,7 @@ def check_told_apart(configs: Sequence[Mapping[str, Any]], told: Sequence[str], 
         unlike |= {option: values for option, values in _differing(same).items() if option not in unlike}
     if unlike:
         into = "/".join(f"${{{option}}}" for option in unlike)
-        raise ValueError(f"{_given(unlike)}: rows in one folder would not tell which is which; {fix.format(into)}")
+        raise ValueError(f"{_given(unlike)}: rows in one folder could not be told apart; {fix.format(into)}")
 
 
 def check_alike(configs: Sequence[Mapping[str, Any]], apart: Collection[str], says: str) -> None:
@@ -431,8 +433,8 @@ def check_changes(config: Mapping[str, Any], profiles: Collection[Mapping[str, A
             if name not in known or not isinstance(options, dict):
                 ways = ", ".join(f"{group}.{other}.<option>" for other in dict.fromkeys(known))
                 raise ValueError(
-                    f"{group}.{name}: table {config['table']['name']!r} takes changes to a {group} by its name: "
-                    f"{ways or 'but has none'}"
+                    f"{group}.{name}: no such {group} option in table {config['table']['name']!r}; it has: "
+                    f"{ways or 'none'}"
                 )
 
 
@@ -440,7 +442,7 @@ def listed(option: str, values: Any) -> list[Any]:
     """The values, as a list, of an option that takes one or several. Raises ValueError if there are none."""
     found = values if isinstance(values, list | tuple) else [] if values is None else [values]
     if not found:
-        raise ValueError(f"{option}={values!r}: give one or several")
+        raise ValueError(f"{option}={values!r}: give one value or a non-empty list")
     return list(found)
 
 

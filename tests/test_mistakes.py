@@ -34,7 +34,10 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
             "no table is called 'efficient'; did you mean efficiency? choose one of: ablations, chains, efficiency",
         ),
         ("run model=a/b", "no model is called 'a/b'; choose one of: embedded"),
-        ("run model=my_qwen", "smolvlm2_2_2b; for a file of your own, name its folder: hydra.searchpath=[mine]\n"),
+        (
+            "run model=my_qwen",
+            "smolvlm2_2_2b; for a file mine/model/<name>.yaml of your own, add hydra.searchpath=[mine]\n",
+        ),
         ("run modle=embedded", "modle: no such option; did you mean model? run has: model, method"),
         ("run retention_ratio=1.5", "MMGVid.retention_ratio=1.5: it must be a number in (0, 1]"),
         ("table profile=papers", "has no profile 'papers'; choose auto or paper, embedded"),
@@ -61,13 +64,13 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         ),
         (
             "run --limit=5",
-            "--limit=5: no such flag here; there are --cfg, --multirun, -m and --help; an option has no d",
+            "--limit=5: no such flag here; the flags are --cfg, --multirun, -m and --help; write options without d",
         ),
         (
             "run --limit 5",
-            "--limit: no such flag here; there are --cfg, --multirun, -m and --help; an option has no das",
+            "--limit: no such flag here; the flags are --cfg, --multirun, -m and --help; write options without das",
         ),
-        ("run method.name=random", "method.name=random: choose a method so: method=random"),
+        ("run method.name=random", "method.name=random: choose a method with method=random"),
         (
             "run -m method=mmg_vid,random method.cdpruner.relevance=llm",
             "method.cdpruner.relevance=llm: cdpruner is not among the chosen methods: mmg_vid, random; add it to met",
@@ -79,29 +82,29 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
             "measure -m method=mmg_vid,cdpruner method.cdpruner.relevence=llm",
             "method.cdpruner.relevence: no such option; did you mean relevance? method cdpruner has: scope",
         ),
-        ("run method.mmg_vid.name=random", "method.name=random: choose a method so: method=random"),
+        ("run method.mmg_vid.name=random", "method.name=random: choose a method with method=random"),
         (
             "run -m method=mmg_vid,random frames=8,16",
             "frames: no such option; did you mean model.frames? run has: model, method",
         ),
-        ("run -m method=glob(zz*)", "method=glob(zz*): there is nothing of such a name"),
+        ("run -m method=glob(zz*)", "method=glob(zz*): this gives no values; --help lists the choices of each group"),
         (
             "run -m retention_ratio=interval(0.1,0.3)",
-            "retention_ratio=interval(0.1,0.3): an interval is no list of val",
+            "retention_ratio=interval(0.1,0.3): an interval is not a list; list",
         ),
         ("run -m benchmark.frames=[4", "benchmark.frames=[4: no viable alternative"),
         (
             "run -m limit=6,12",
-            "limit=6,12: rows in one folder would not tell which is which; put ${limit} into output_dir, in single quo",
+            "limit=6,12: rows in one folder could not be told apart; add ${limit} to output_dir, in single quotes",
         ),
         (
             "run -m model.frames=8,16 model.dtype=float32,bfloat16 latency=true,false limit=6",
-            "model.dtype=float32,bfloat16 latency=True,False: rows in one folder would not tell which is which; put "
-            "${model.dtype}/${latency} into",
+            "model.dtype=float32,bfloat16 latency=True,False: rows in one folder could not be told apart; add "
+            "${model.dtype}/${latency} to",
         ),
         ("run -m model=embedded,llava_onevision_0_5b workers=1,2 output_dir=here", "workers=1,2: rows in one folder"),
         ("run benchmark.frames=[4", "benchmark.frames=[4: no viable alternative"),
-        ("run benchmark.name=ü", "benchmark.name=ü; a text may need quotes of its own: 'benchmark.name=\"ü\"'"),
+        ("run benchmark.name=ü", "benchmark.name=ü; if the value is text, quote it: 'benchmark.name=\"ü\"'"),
         ("run mmg_vid", "mmg_vid: write option=value; --help lists the options"),
         ("run shard.count=abc", "shard.count='abc': it must be a whole number, at least 1"),
         ("methods mmgvid", "unknown method 'mmgvid'; did you mean mmg_vid? the registered methods are: "),
@@ -126,7 +129,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
             "run benchmark.questions=[382]",
             "benchmark.questions=[382]: it must be a whole number, at least 1, or null for any number",
         ),
-        ("run benchmark.tasks=null", "benchmark.tasks=None: give one or several"),
+        ("run benchmark.tasks=null", "benchmark.tasks=None: give one value or a non-empty list"),
         ("run model.attn_implementation=foo", "model.attn_implementation='foo': choose sdpa, flash_attention_2"),
         ("run model.device=meta", "model.device='meta': choose auto, cpu, cuda"),
         (
@@ -138,22 +141,28 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         ("run model.foo=1 method.bar=2", "model.foo: no such option; model embedded has: name, path"),
         (
             "run retention_ratio=0.1,0.25",
-            "retention_ratio=0.1,0.25: several values are for run -m, measure -m and show -m",
+            "retention_ratio=0.1,0.25: only run -m, measure -m and show -m accept several values",
         ),
-        ("doctor table=table1 model.embedded.frames=8,16", "mmg-bench: model.embedded.frames=8,16: several values are"),
+        ("doctor table=table1 model.embedded.frames=8,16", "mmg-bench: model.embedded.frames=8,16: only run -m, me"),
         ("run hydra.searchpath=[/nowhere]", "hydra.searchpath: there is no folder /nowhere"),
         ("run --help hydra.searchpath=[/nowhere]", "hydra.searchpath: there is no folder /nowhere"),
         ("run hydra.searchpath=[pkg://nosuch.pkg]", "hydra.searchpath: there is no folder pkg://nosuch.pkg"),
-        ("run hydra.searchpath=mine", "hydra.searchpath=mine: name folders so: 'hydra.searchpath=[mine]'"),
-        ("run +hydra.searchpath=[mine]", "+hydra.searchpath=[mine]: name folders so"),
+        (
+            "run hydra.searchpath=mine",
+            "hydra.searchpath=mine: write it as a list of folders: 'hydra.searchpath=[mine]'",
+        ),
+        ("run +hydra.searchpath=[mine]", "+hydra.searchpath=[mine]: write it as a list of folders"),
         ("check-method mmg_vid hydra.searchpath=[/nowhere]", "hydra.searchpath: there is no folder /nowhere"),
         ("check-method mmg_vid tua=1", "method.tua: no such option; did you mean tau?"),
-        ("check-method mmg_vid positions=contiguous", "positions=contiguous: position ids are the model's, and no mod"),
+        (
+            "check-method mmg_vid positions=contiguous",
+            "positions=contiguous: it concerns the model's position ids, and no mod",
+        ),
         (
             "check-method mmg_vid method.retention_ratio=0.5",
-            "method.retention_ratio=0.5: every check has retention rati",
+            "method.retention_ratio=0.5: every check sets its own retention rati",
         ),
-        ("check-method mmg_vid name=random", "name=random: the method is named first; leave it out"),
+        ("check-method mmg_vid name=random", "name=random: the method is the first argument; leave it out"),
         ("check-method mmg_vid +x=1", "+x=1: write option=value, such as tau=0.9; `mmg-bench methods NAME` lists the"),
         ("check-method mmg_vid ~tau", "~tau: write option=value, such as tau=0.9"),
         ("check-method mmg_vid model.x=1", "model.x=1: write option=value, such as tau=0.9; `mmg-bench methods NAME` "),
@@ -165,16 +174,31 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
             "fast: write option=value, such as tau=0.9; `mmg-bench methods NAME` lists the opt",
         ),
         ("table method.tau=0.9", "method.tau: no such option; table has: table, measure"),
-        ("table ~table.retention_ratios", "table.retention_ratios is missing: name, retention_ratios, profiles must"),
-        ("table table.profiles=3", "table.profiles: give one or several by their names"),
-        ("table +table.foo=3", "table.foo: no such entry; there are name, retention_ratios, profiles"),
-        ("table ~table.profiles.embedded.benchmarks", "table.profiles.embedded.benchmarks is missing: model, benchm"),
-        ("table +table.profiles.embedded.frames=3", "table.profiles.embedded.frames: no such entry; there are model"),
-        ("table table.profiles.embedded.methods=[3]", "table.profiles.embedded.methods: 3 is no method; write a name"),
-        ("table table.profiles.embedded.methods=[]", "table.profiles.embedded.methods=[]: give one or several"),
+        (
+            "table ~table.retention_ratios",
+            "table.retention_ratios is missing; the required entries are name, retention_ratios, profiles",
+        ),
+        ("table table.profiles=3", "table.profiles: give at least one by name, with its"),
+        ("table +table.foo=3", "table.foo: no such entry; the entries are name, retention_ratios, profiles"),
+        (
+            "table ~table.profiles.embedded.benchmarks",
+            "table.profiles.embedded.benchmarks is missing; the required entries are model, benchm",
+        ),
+        (
+            "table +table.profiles.embedded.frames=3",
+            "table.profiles.embedded.frames: no such entry; the entries are model",
+        ),
+        (
+            "table table.profiles.embedded.methods=[3]",
+            "table.profiles.embedded.methods: 3 is not a method; write a name",
+        ),
+        (
+            "table table.profiles.embedded.methods=[]",
+            "table.profiles.embedded.methods=[]: give one value or a non-empty list",
+        ),
         (
             "table table.profiles.embedded.methods=[{name:mmg_vid,retention_ratio:0.1}]",
-            "mmg_vid has a retention_ratio; write retention_ratios: [0.25, 0.1]",
+            "mmg_vid: retention_ratio is not an entry; write retention_ratios: [0.25, 0.1]",
         ),
         ("table table.profiles.embedded.needs_gpu=sometimes", "needs_gpu='sometimes': it must be true or false"),
         ("table table.profiles.embedded.model=[embedded]", "table.profiles.embedded.model=['embedded']: it must be a"),
@@ -193,17 +217,20 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         ),
         (
             "table +table.profiles.x={workloads:{embedded:{frames:1,batch_sizes:1}},methods:[random]}",
-            "all of them have",
+            "either all of them have",
         ),
-        ("run hydra.run.dir=here", "hydra.run.dir: mmg-bench takes of Hydra's own options hydra.searchpath alone"),
-        ("run --multi", "--multi: no such flag here; there are --cfg, --multirun, -m and --help"),
+        (
+            "run hydra.run.dir=here",
+            "hydra.run.dir: the only Hydra option accepted is hydra.searchpath; --help lists mmg-bench's own",
+        ),
+        ("run --multi", "--multi: no such flag here; the flags are --cfg, --multirun, -m and --help"),
         ("run model.path=~/no-such-model", "no-such-model: no such checkpoint folder"),
-        ("table -m retention_ratio=0.1,0.2", "-m: no such flag here; there are --cfg and --help"),
+        ("table -m retention_ratio=0.1,0.2", "-m: no such flag here; the flags are --cfg and --help"),
         ("table output_dir=null", "output_dir=None: it must be a text"),
-        ("table table.retention_ratios=[] profile=embedded", "retention_ratios=[]: give one or several"),
-        ("table +model.path=x", "model.path: table 'table1' takes changes to a model by its name"),
+        ("table table.retention_ratios=[] profile=embedded", "retention_ratios=[]: give one value or a non-empty list"),
+        ("table +model.path=x", "model.path: no such model option in table 'table1'; it has: model.llava"),
         ("table latency=off-and-on", "latency='off-and-on': choose true or false"),
-        ("table table=efficiency profile=cpu latency=false", "latency=False: a table of speed is nothing else"),
+        ("table table=efficiency profile=cpu latency=false", "latency=False: a table of speed always measures it"),
         ("run +model.called=x", "model has no option called; it has: name, path"),
         ("run +measure.foo=1", "measure has no option foo; it has: repeats, warmup"),
         ("run +shard.foo=1", "shard has no option foo; it has: index, count"),
@@ -211,14 +238,18 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         ("measure +measure.foo=1", "measure has no option foo"),
         (
             "measure -m model.dtype=float32,bfloat16",
-            "model.dtype=float32,bfloat16: rows in one folder would not tell which is which; run them one by one",
+            "model.dtype=float32,bfloat16: rows in one folder could not be told apart; run them one by one, each with "
+            "its own `output_dir`",
         ),
         (
             "measure -m measure.repeats=20,30 text_tokens=8,16",
             "measure.repeats=20,30 text_tokens=8,16: measurements that differ in measure.repeats, text_tokens do not "
-            "fit one table: run them one by one, each with an `output_dir` of its own",
+            "fit in one table; run them one by one, each with its own `output_dir`",
         ),
-        ("measure -m weights=pretrained,random", "weights=pretrained,random: rows in one folder would not tell"),
+        (
+            "measure -m weights=pretrained,random",
+            "weights=pretrained,random: rows in one folder could not be told apart",
+        ),
         ("measure model.fps=1", "model.fps=1: speed is measured at a number of frames: set it to null"),
         (
             "run model.fps=0.5 latency=true",
@@ -232,8 +263,8 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         ("measure +model.device_map=cpu measure.engine=compile", "engine=compile runs a model on one device"),
         ("bench-methods methods={a:1}", "methods={'a': 1}: it must be a text"),
         ("bench-methods methods=[[mmg_vid]]", "methods=['mmg_vid']: it must be a text"),
-        ("run ~retention_ratio", "~retention_ratio: an option cannot be left out; give it another value"),
-        ("measure ~frames", "~frames: an option cannot be left out"),
+        ("run ~retention_ratio", "~retention_ratio: an option cannot be removed; give it another value"),
+        ("measure ~frames", "~frames: an option cannot be removed"),
         ("run measure.repeats=abc", "measure.repeats='abc': it must be a whole number"),
         ("measure measure.sdpa=cudnn model.device=cpu", "measure.sdpa=cudnn needs a CUDA device, not cpu"),
         ("doctor measure.sdpa=foo", "measure.sdpa='foo': choose one of auto"),
@@ -265,12 +296,12 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
             "doctor table=efficiency profile=cpu model.embedded.name=other model.embedded.dtype=int9",
             "mmg-bench: model.embedded.dtype='int9': choose",
         ),
-        ("bench-methods methods=[]", "methods=[]: give one or several"),
+        ("bench-methods methods=[]", "methods=[]: give one value or a non-empty list"),
         ("bench-methods seconds=null", "seconds=None: it must be a number, at least 0"),
         ("bench-methods frames=all", "frames='all': it must be a whole number, at least 1"),
         (
             "run -m method=mmg_vid,random method.tau=0.9",
-            "of several methods, an option of one goes by its name: method.<name>.tau=",
+            "with several methods, set an option of one with method.<name>.tau=...",
         ),
         ("bench-methods out=7", "out=7: it must be a text"),
         ("bench-methods -m", "-m: no such flag here"),
@@ -359,7 +390,7 @@ def test_a_folder_that_is_not_served_is_named_before_it_is_loaded(
         ("doctor --cfg", "results_dir: null"),
         ("doctor --cfg model.path=/x", "  path: /x"),
         ("table --cfg model.embedded.frames=8 model.embedded.frames=4", "model:\n  embedded:\n    frames: 4\n"),
-        ("measure -h", "-m     take several values of an option"),
+        ("measure -h", "-m     accept several values of an option"),
         ("show -h", "an option of one of several methods with method.<name>.<option>=value"),
         ("bench-methods --help", "frames: [32, 128]"),
         ("doctor --help", "what this machine lacks"),
@@ -382,5 +413,5 @@ def test_a_profile_for_a_gpu_does_not_run_on_a_cpu_unasked(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert given(f"mmg-bench {command} profile={profile}", monkeypatch) == 2
-    says = f"mmg-bench: profile={profile} is for a GPU, and torch sees none here: choose another profile, or set model."
-    assert capsys.readouterr().err.startswith(f"{says}llava_onevision_7b.device=cpu to run it all the same")
+    says = f"mmg-bench: profile={profile} is for a GPU, but torch sees none here; choose another profile, or set model."
+    assert capsys.readouterr().err.startswith(f"{says}llava_onevision_7b.device=cpu to run it anyway")
