@@ -16,7 +16,7 @@ setup: $(READY)  ## install the pinned packages into .venv (about 6 GB, most of 
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "mmg_bench needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+		{ echo "mmg_bench needs Python 3.11 or newer; give its path: make PYTHON=/path/to/python3.11 ..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m ensurepip >/dev/null
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
@@ -24,7 +24,7 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $(READY)
 
-reproduce-table1: $(READY)  ## Table 1; PROFILE=paper or embedded (default: paper where this machine can, else embedded)
+reproduce-table1: $(READY)  ## Table 1; PROFILE=paper or embedded (default: paper if this machine can run it, else embedded)
 	$(BIN)/mmg-bench table table=table1 profile=$(PROFILE) $(ARGS)
 
 # Where Python may not write bytecode, every process that a test starts would compile all that it imports: it may here.
@@ -43,7 +43,7 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
 
-format: $(READY)  ## let ruff put the code into shape
+format: $(READY)  ## format and fix the code with ruff
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -54,5 +54,5 @@ lock: $(READY)  ## pin the newest packages that pyproject.toml allows
 train-embedded: $(READY)  ## train the embedded model again (an hour or more on two cores); resumes
 	$(BIN)/python scripts/train_embedded.py $(ARGS)
 
-clean:  ## remove the environment and everything that runs wrote
+clean:  ## remove the environment and the outputs of all runs
 	rm -rf $(VENV) outputs

@@ -23,11 +23,11 @@ mmg-bench: training-free visual-token pruning for video LLMs, measured
   mmg-bench browse [options]   write an HTML page that shows every question and what each method answered
   mmg-bench show [options]     draw the tokens that methods keep of a video, and print what the model then answers
   mmg-bench measure [options]  measure speed, memory and FLOPs of one model against dense, also with random weights
-  mmg-bench doctor [options]   check what this machine lacks for a run or a table, and say how to get it
+  mmg-bench doctor [options]   check what this machine is missing for a run or a table, and say how to get it
   mmg-bench methods [NAME]     list the pruning methods and their parameters, or describe one of them
   mmg-bench bench-methods      time the methods themselves, without a model
   mmg-bench new-method NAME    write the file, config, test and docs page of a new method into this checkout
-  mmg-bench check-method NAME  check that a method, also one from another package, meets the contract of methods
+  mmg-bench check-method NAME  check that a method, yours or another package's, does what every method must
 
 Options are Hydra overrides; `mmg-bench run --help` explains each and lists the choices of each group.
 
@@ -67,9 +67,9 @@ _ONLY_OF_TABLE = re.compile(r"\+*(table|profile)(\.\w+)*=")
 _OPTION = re.compile(r"-|[+~]*[\w./@]+=|~")
 """Start of an argument that is an option, not the label of a method."""
 _NOT_CHECKED = {
-    "name": "the method is named first",
-    "retention_ratio": "every check has retention ratios of its own",
-    "positions": "position ids are the model's, and no model runs here",
+    "name": "the method is the first argument",
+    "retention_ratio": "every check sets its own retention ratios",
+    "positions": "it concerns the model's position ids, and no model runs here",
 }
 """Options of a run that check-method does not take."""
 _GOES_ON = ("run", "table", "measure")
@@ -109,7 +109,7 @@ def main() -> None:
         failed = commands[command](rest)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print("\nstopped" + "; the same command goes on from here" * (command in _GOES_ON), file=sys.stderr)
+        print("\nstopped" + "; run the same command again to resume" * (command in _GOES_ON), file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -132,7 +132,7 @@ def _mistake(error: Exception) -> str | None:
         key, _, value = error.override.partition("=")
         fault = str(error).splitlines()[0]
         quoted = shlex.quote(f'{key}="{value}"')
-        return f"{error.override}: {fault}; a text may need quotes of its own: {quoted}"
+        return f"{error.override}: {fault}; if the value is text, quote it: {quoted}"
     if isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
         return " ".join(str(error).split())
     return str(error) if isinstance(error, ValueError | RuntimeError | OSError) else None
@@ -228,7 +228,7 @@ def _new_method(arguments: list[str]) -> int:
 
 
 def _check_method(arguments: list[str]) -> int:
-    usage = "mmg-bench check-method NAME [option=value]: tries a method, with some of its options, on made-up videos"
+    usage = "mmg-bench check-method NAME [option=value]: checks a method, with the given options, on made-up videos"
     if _HELP_FLAGS & set(arguments):
         print(usage)
         return 0
@@ -278,7 +278,7 @@ def _configured(name: str, arguments: list[str], task: Callable[[list[Any]], int
         print(cfg.help_of(name, overrides))
         print()
         if sweeps:
-            print("-m     take several values of an option, such as retention_ratio=0.1,0.25")
+            print("-m     accept several values of an option, such as retention_ratio=0.1,0.25")
             print("       set an option of one of several methods with method.<name>.<option>=value")
         print("--cfg  print the composed options, and do nothing else")
         return 0
@@ -288,10 +288,10 @@ def _configured(name: str, arguments: list[str], task: Callable[[list[Any]], int
     if unknown := sorted(flags - known):
         if unknown[0] in _SWEEP_FLAGS:
             raise ValueError(f"{unknown[0]}: {cfg.SEVERAL}")
-        there = f"{unknown[0]}: no such flag here; there are {', '.join(sorted(known))} and --help"
+        there = f"{unknown[0]}: no such flag here; the flags are {', '.join(sorted(known))} and --help"
         option = unknown[0].lstrip("-").partition("=")[0]
         raise ValueError(
-            f"{there}; an option has no dashes: {option}=..." if option in cfg.load_file(f"{name}.yaml") else there
+            f"{there}; write options without dashes: {option}=..." if option in cfg.load_file(f"{name}.yaml") else there
         )
     if alone := next((o for o in overrides if "=" not in o and not o.startswith("~")), None):
         raise ValueError(f"{alone}: write option=value; --help lists the options")

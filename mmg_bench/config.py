@@ -49,7 +49,7 @@ MUST_HAVE = {
 """Entries that a file of each config group must have; all others have defaults."""
 _UNREADABLE = (UnicodeError, YAMLError, OSError, OmegaConfBaseException, HydraException)
 """Errors raised by a file that is not a valid configuration."""
-SEVERAL = "several values are for run -m, measure -m and show -m, as in retention_ratio=0.1,0.25"
+SEVERAL = "only run -m, measure -m and show -m accept several values, as in retention_ratio=0.1,0.25"
 """The end of a message about a second value where one is taken."""
 ONLY_FOR_DOCTOR = ("download_gb", "disk_gb", "gpu_gb", "dataset", "videos")
 """Entries that say what a model or benchmark needs, and are not options of it."""
@@ -64,7 +64,9 @@ def load(group: str, name: str) -> dict[str, Any]:
         return {"name": name, **defaults(name)}
     content = _read(file)
     if "defaults" in content:
-        raise ValueError(f"{file}: `defaults` is for {group}={name} alone; for a table, write out what it builds on")
+        raise ValueError(
+            f"{file}: `defaults` works only with {group}={name}; for a table, write the inherited options out here"
+        )
     _check_has(str(file), group, content)
     return content
 
@@ -74,7 +76,7 @@ def _check_has(where: str, group: str, content: Any, given: Collection[str] = ()
     wanted = MUST_HAVE.get(group, ())
     there = content if isinstance(content, Mapping) else {}
     if lost := [entry for entry in wanted if there.get(entry) is None and f"{group}.{entry}" not in given]:
-        raise ValueError(f"{where}: it lacks {', '.join(lost)}: the file of a {group} must have {', '.join(wanted)}")
+        raise ValueError(f"{where}: missing {', '.join(lost)}; the file of a {group} must have {', '.join(wanted)}")
 
 
 def names(group: str) -> list[str]:
@@ -104,7 +106,7 @@ def _read(file: Path) -> dict[str, Any]:
         return OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[return-value]
     except _UNREADABLE as error:
         why = " ".join(str(error).split())
-        raise ValueError(f"{file}: it must hold lines `option: value`, in YAML and UTF-8 ({why})") from error
+        raise ValueError(f"{file}: unreadable: write lines `option: value`, as YAML in UTF-8 ({why})") from error
 
 
 def composed(name: str, overrides: Sequence[str]) -> DictConfig:
@@ -113,7 +115,7 @@ def composed(name: str, overrides: Sequence[str]) -> DictConfig:
         parsed = _parsed(name, overrides)
         for given, override in zip(overrides, parsed, strict=True):
             if override.is_sweep_override():
-                fix = "" if override.key_or_group in _groups(name) else "; write a list in brackets"
+                fix = "" if override.key_or_group in _groups(name) else "; put a list in brackets"
                 raise ValueError(f"{given}: {SEVERAL}{fix}")
         (config,) = _combined(name, parsed)
         return config
@@ -143,7 +145,7 @@ def _searched(overrides: Sequence[str]) -> list[Path]:
         return []
     value = OverridesParser.create().parse_override(given[-1]).value()
     if given[-1].startswith(("+", "~")) or not isinstance(value, list):
-        raise ValueError(f"{given[-1]}: name folders so: 'hydra.searchpath=[mine]'")
+        raise ValueError(f"{given[-1]}: write it as a list of folders: 'hydra.searchpath=[mine]'")
     folders = []
     for entry in map(str, value):
         kind, _, place = entry.rpartition("://")
@@ -155,7 +157,7 @@ def _searched(overrides: Sequence[str]) -> list[Path]:
             raise ValueError(f"hydra.searchpath: there is no folder {entry}")
         for file in folder.glob("*/*.yaml"):
             if (CONFIGS / file.parent.name / file.name).is_file():
-                raise ValueError(f"{file}: the package has a {file.parent.name} of this name: give it another")
+                raise ValueError(f"{file}: mmg_bench already has a {file.parent.name} with this name; rename the file")
         folders.append(folder)
     return folders
 
@@ -171,16 +173,16 @@ def _compose(name: str, overrides: Sequence[str], as_given: Mapping[str, str] | 
     for override in given:
         key = _option(override)
         if key.startswith(("hydra.", "hydra/")) and key != "hydra.searchpath":
-            raise ValueError(f"{key}: mmg-bench takes of Hydra's own options hydra.searchpath alone; see --help")
+            raise ValueError(f"{key}: the only Hydra option accepted is hydra.searchpath; --help lists mmg-bench's own")
         if key in _groups(name) and override.partition("=")[2].startswith(("[", "{")):  # Hydra would merge their files
             raise ValueError(f"{override}: choose one {key}, without brackets; {SEVERAL}")
         if key == "method.name" and "method" in _groups(name):
-            raise ValueError(f"{override}: choose a method so: method={override.partition('=')[2]}")
+            raise ValueError(f"{override}: choose a method with method={override.partition('=')[2]}")
         if override.startswith("~") and "." not in key:
-            raise ValueError(f"{override}: an option cannot be left out; give it another value")
+            raise ValueError(f"{override}: an option cannot be removed; give it another value")
         if name == "table" and key in OPEN:
-            ways = f"change one by its name: {key}.<name>.<option>"
-            raise ValueError(f"{override}: a table names its {key}s itself; {ways}")
+            ways = f"change one with {key}.<name>.<option>=<value>"
+            raise ValueError(f"{override}: the table's file chooses its {key}s; {ways}")
 
     def chosen() -> DictConfig:
         try:
@@ -228,7 +230,7 @@ def _whole(name: str, given: Sequence[str]) -> DictConfig:
 
 def _no_such(group: str, name: str, known: Iterable[str]) -> ValueError:
     choices = sorted(known)
-    own = "" if group == "method" else "; for a file of your own, name its folder: hydra.searchpath=[mine]"
+    own = "" if group == "method" else f"; for a file mine/{group}/<name>.yaml of your own, add hydra.searchpath=[mine]"
     return ValueError(f"no {group} is called {name!r}; {meant(name, choices)}choose one of: {', '.join(choices)}{own}")
 
 
@@ -241,9 +243,9 @@ def _no_such_option(option: str, group: str, name: str, known: DictConfig) -> Va
     where = f"{group} {known.name}" if group in _groups(name) and "name" in known else group or name
     hint = ""
     if name == "table" and option.split(".")[0] == "method":
-        hint = "; of a table's methods, options stand in its file (docs/your-own-table.md)"
+        hint = "; set a table's methods and their options in its file (docs/your-own-table.md)"
     elif group == "method" and not near and option.count(".") == 1:
-        hint = f"; of several methods, an option of one goes by its name: {option.replace('.', '.<name>.', 1)}=..."
+        hint = f"; with several methods, set an option of one with {option.replace('.', '.<name>.', 1)}=..."
     return ValueError(f"{option}: no such option; {near}{where} has: {', '.join(options) or 'none'}{hint}")
 
 
@@ -297,7 +299,7 @@ def help_of(name: str, overrides: Sequence[str] = ()) -> str:
             file = _files(group).get(chosen)
             content = load(group, chosen) if file is None else _read(file)  # raises if it cannot be read
             text = OmegaConf.to_yaml(content) if file is None else file.read_text(encoding="utf-8")
-            lines += [f"  {group}={chosen} has, as {group}.option=value:", textwrap.indent(text, "    ")]
+            lines += [f"  {group}={chosen}: options, set with {group}.option=value:", textwrap.indent(text, "    ")]
     return "\n".join(lines)
 
 
@@ -344,10 +346,10 @@ def _choices(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [override.input_line or ""]
     if not override.is_discrete_sweep():
-        raise ValueError(f"{override.input_line}: an interval is no list of values: list them, or take range(...)")
+        raise ValueError(f"{override.input_line}: an interval is not a list; list the values, or use range(...)")
     choices = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
     if not choices:
-        raise ValueError(f"{override.input_line}: there is nothing of such a name")
+        raise ValueError(f"{override.input_line}: this gives no values; --help lists the choices of each group")
     return choices
 
 
@@ -366,7 +368,7 @@ def check_told_apart(configs: Sequence[Mapping[str, Any]], told: Sequence[str], 
         unlike |= {option: values for option, values in _differing(same).items() if option not in unlike}
     if unlike:
         into = "/".join(f"${{{option}}}" for option in unlike)
-        raise ValueError(f"{_given(unlike)}: rows in one folder would not tell which is which; {fix.format(into)}")
+        raise ValueError(f"{_given(unlike)}: rows in one folder could not be told apart; {fix.format(into)}")
 
 
 def check_alike(configs: Sequence[Mapping[str, Any]], apart: Collection[str], says: str) -> None:
@@ -434,8 +436,8 @@ def check_changes(config: Mapping[str, Any], profiles: Collection[Mapping[str, A
             if name not in known or not isinstance(options, dict):
                 ways = ", ".join(f"{group}.{other}.<option>" for other in dict.fromkeys(known))
                 raise ValueError(
-                    f"{group}.{name}: table {config['table']['name']!r} takes changes to a {group} by its name: "
-                    f"{ways or 'but has none'}"
+                    f"{group}.{name}: no such {group} option in table {config['table']['name']!r}; it has: "
+                    f"{ways or 'none'}"
                 )
 
 
@@ -443,7 +445,7 @@ def listed(option: str, values: Any) -> list[Any]:
     """The values, as a list, of an option that takes one or several. Raises ValueError if there are none."""
     found = values if isinstance(values, list | tuple) else [] if values is None else [values]
     if not found:
-        raise ValueError(f"{option}={values!r}: give one or several")
+        raise ValueError(f"{option}={values!r}: give one value or a non-empty list")
     return list(found)
 
 

@@ -53,7 +53,7 @@ class MMGBench(lmms):
     ) -> None:
         super().__init__()
         if str(batch_size) != "1":
-            raise ValueError(f"batch_size={batch_size}: videos are answered one question at a time; leave it at 1")
+            raise ValueError(f"batch_size={batch_size}: mmg_bench answers one question at a time; leave it at 1")
         from mmg_bench.models.checking import check_method, check_model
         from mmg_bench.models.loading import VideoLLM
 
@@ -114,11 +114,11 @@ class MMGBench(lmms):
             raise RuntimeError(f"{_name(request)} ({path}): {type(error).__name__}: {error}") from error
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        raise NotImplementedError("mmg_bench generates answers: choose tasks of output_type generate_until")
+        raise NotImplementedError("mmg_bench only generates answers; choose tasks with output_type: generate_until")
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
         raise NotImplementedError(
-            "mmg_bench answers one question at a time: choose tasks of output_type generate_until"
+            "mmg_bench answers one question at a time; choose tasks with output_type: generate_until"
         )
 
 
@@ -140,11 +140,11 @@ def _cell(method: str, retention_ratio: float | None, positions: Any, options: d
     of_model = [f.name for f in fields(ModelSpec) if f.compare and f.name not in ("name", "path", "device")]
     if unknown := sorted(set(options) - {*own, *of_model}):
         raise ValueError(
-            f"--model_args has no {', '.join(unknown)}; it takes pretrained, method, retention_ratio, positions, "
-            f"device, {', '.join(of_model)}, and for method {method!r}: {', '.join(own) or 'nothing more'}"
+            f"--model_args has no option {', '.join(unknown)}; it accepts pretrained, method, retention_ratio, "
+            f"positions, device, {', '.join(of_model)}, and for method {method!r}: {', '.join(own) or 'nothing more'}"
         )
     if method == "dense" and retention_ratio not in (None, 1):
-        raise ValueError(f"retention_ratio={retention_ratio} with method=dense, which prunes nothing: name a method")
+        raise ValueError(f"retention_ratio={retention_ratio} has no effect with method=dense; choose another method")
     if method != "dense" and retention_ratio is None:
         raise ValueError(f"method={method} needs a retention_ratio, such as retention_ratio=0.25")
     parameters = {name: options[name] for name in own if name in options}

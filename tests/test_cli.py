@@ -194,7 +194,7 @@ def test_a_stopped_run_resumes(tmp_path: Path, how: signal.Signals) -> None:
     _, errors = process.communicate()
     if how == signal.SIGINT:
         assert process.returncode == 130
-        assert "the same command goes on from here" in errors
+        assert "run the same command again to resume" in errors
         assert "Traceback" not in errors
     left = [line for line in records.read_text().splitlines(keepends=True) if line.endswith("\n")]
     assert 5 <= len(left) < 48

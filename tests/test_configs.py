@@ -87,7 +87,7 @@ def test_options_that_rows_do_not_tell() -> None:
     told = ("model.name", "model.frames")
     cfg.check_told_apart([config(8, 1), config(16, 1), config(8, 1)], told, "{}")
     given, into = "measure.new_tokens=1,2 workers=1,2", "${measure.new_tokens}/${workers}"
-    says = re.escape(f"{given}: rows in one folder would not tell which is which; put {into}")
+    says = re.escape(f"{given}: rows in one folder could not be told apart; put {into}")
     with pytest.raises(ValueError, match=f"^{says}"):
         cfg.check_told_apart([config(8, 1), config(16, 1), config(8, 2), config(16, 2)], told, "put {}")
 

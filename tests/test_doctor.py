@@ -110,8 +110,8 @@ def test_a_method_that_wants_a_checkpoint_which_the_model_has_not(capsys: pytest
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("model.path=x", r"model.path: table 'table1' takes changes to a model by its name: model.llava_onevision_7b"),
-        ("model=embedded", r"model=embedded: a table names its models itself; change one by its name: model.<name>.<"),
+        ("model.path=x", r"model.path: no such model option in table 'table1'; it has: model.llava_onevision_7b"),
+        ("model=embedded", r"model=embedded: the table's file chooses its models; change one with model.<name>.<"),
         ("benchmark.nextqa_mc.data=x", r"benchmark.nextqa_mc: .* benchmark.videomme.<option>, benchmark.mvbench.<"),
         ("model.embedded.foo=1", r"model has no option foo; it has: name, path"),
     ],

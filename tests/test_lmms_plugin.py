@@ -164,16 +164,22 @@ def test_a_missing_video_ends_the_evaluation_before_the_first_answer(
 @pytest.mark.parametrize(
     ("model_args", "says"),
     [
-        ("pretrained=embedded,method=mmg_vid,retention_ratio=0.25,tua=1", "has no tua; it takes pretrained, .*tau"),
-        ("pretrained=embedded,frame=8", "has no frame; it takes .*frames.* for method 'dense': nothing more"),
+        (
+            "pretrained=embedded,method=mmg_vid,retention_ratio=0.25,tua=1",
+            "has no option tua; it accepts pretrained, .*tau",
+        ),
+        ("pretrained=embedded,frame=8", "has no option frame; it accepts .*frames.* for method 'dense': nothing more"),
         ("pretrained=embedded,method=mmgvid", "unknown method 'mmgvid'; .*mmg_vid"),
         ("pretrained=embedded,method=mmg_vid", "method=mmg_vid needs a retention_ratio"),
-        ("pretrained=embedded,retention_ratio=0.25", "retention_ratio=0.25 with method=dense, .*name a method"),
+        (
+            "pretrained=embedded,retention_ratio=0.25",
+            "retention_ratio=0.25 has no effect with method=dense; choose another method",
+        ),
         ("pretrained=embedded,method=mmg_vid,retention_ratio=2", r"MMGVid.retention_ratio=2: .* in \(0, 1\]"),
         ("pretrained=embedded,positions=near", "positions='near': choose original, contiguous"),
         ("pretrained=embedded,dtype=int9", "^dtype='int9'"),
         ("pretrained=embedded,device=cuda:99", "^device='cuda:99': torch sees"),
-        ("pretrained=embedded,called=x", "has no called; it takes pretrained, "),
+        ("pretrained=embedded,called=x", "has no option called; it accepts pretrained, "),
         ("pretrained=/nowhere", "/nowhere: no such checkpoint folder; set pretrained to one"),
         ("pretrained=embedded,batch_size=8", "batch_size=8: .* leave it at 1"),
     ],
@@ -217,7 +223,7 @@ def test_settings_come_from_our_configuration_of_the_model(lmms_eval: Any, tiny_
     assert other.llm.spec == ModelSpec(tiny_folder.name, str(tiny_folder), **options)
     assert other.device.type == "cpu"
     for call in (other.loglikelihood, other.generate_until_multi_round):
-        with pytest.raises(NotImplementedError, match="choose tasks of output_type generate_until"):
+        with pytest.raises(NotImplementedError, match="choose tasks with output_type: generate_until"):
             call([])
 
 

@@ -86,7 +86,7 @@ def test_models_and_benchmarks_of_ones_own_are_found(
     assert set(rows.benchmark) == {"own"}
     assert "bfloat16" in Path("outputs/ablation/small/table.md").read_text()
     given("mmg-bench run --help 'hydra.searchpath=[mine]' model=own", monkeypatch)
-    assert "model=own has, as model.option=value" in capsys.readouterr().out
+    assert "model=own: options, set with model.option=value:" in capsys.readouterr().out
     assert given("mmg-bench run --cfg", monkeypatch) == 0
     assert "own" not in cfg.names("model")  # nothing is left of it for the next command
 
@@ -120,7 +120,7 @@ def test_mistakes_in_the_files_are_one_line(
 
     table = FILES["mine/table/ablation.yaml"]
     assert 'ablation.yaml", line 11' in says("mine/table/ablation.yaml", table.replace("tau: 0.9}", "tau: 0.9"))
-    assert "worker: no such entry; there are name" in says("mine/table/ablation.yaml", f"{table}worker: 1\n")
+    assert "worker: no such entry; the entries are name" in says("mine/table/ablation.yaml", f"{table}worker: 1\n")
     no_row = table.replace("against: mmg_vid", "against: mmg_vid(k=1)")
     wrong = (
         "table.against='mmg_vid(k=1)': no such row; did you mean mmg_vid? there are random, mmg_vid, mmg_vid(tau=0.9),"
@@ -128,14 +128,16 @@ def test_mistakes_in_the_files_are_one_line(
     assert wrong in says("mine/table/ablation.yaml", no_row)
     assert "table.against=7: " in says("mine/table/ablation.yaml", table.replace("against: mmg_vid", "against: 7"))
     empty = "name: ablation\nretention_ratios: [0.5]\nprofiles: {}\n"
-    assert "table.profiles: give one or several" in says("mine/table/ablation.yaml", empty)
+    assert "table.profiles: give at least one by name" in says("mine/table/ablation.yaml", empty)
     speed = "name: ablation\nretention_ratios: [0.5]\nprofiles: {a: {workloads: WORK, methods: random}}\n"
-    for work, wrong in (("[embedded]", "give models by their names"), ("{embedded: }", "workloads.embedded.frames is")):
+    for work, wrong in (("[embedded]", "give each model by name"), ("{embedded: }", "workloads.embedded.frames is")):
         assert wrong in says("mine/table/ablation.yaml", speed.replace("WORK", work))
     of_speed = speed.replace("WORK", "{embedded: {frames: 4, batch_sizes: 1}}")
-    wrong = "table.against='random': a table of speed compares with dense alone; leave it out"
+    wrong = "table.against='random': a table of speed compares only with dense; leave it out"
     assert wrong in says("mine/table/ablation.yaml", f"{of_speed}against: random\n")
-    assert "embedded.yaml: the package has a model of this name" in says("mine/model/embedded.yaml", "name: embedded")
+    assert "embedded.yaml: mmg_bench already has a model with this name; rename" in says(
+        "mine/model/embedded.yaml", "name: embedded"
+    )
 
 
 METHODS = "table.profiles.small.methods: "
@@ -155,19 +157,19 @@ ENTRIES = [
     ("mmgvid", f"{METHODS}mmgvid: no method is called 'mmgvid'; did you mean mmg_vid? choose one of: "),
     (
         '"mmg_vid(tau=0.9, positions=contiguous)"',
-        f"{METHODS}'mmg_vid(tau=0.9, positions=contiguous)' is what a table calls it; write "
+        f"{METHODS}'mmg_vid(tau=0.9, positions=contiguous)' is a label as printed in a table; write "
         "{name: mmg_vid, tau: 0.9, positions: contiguous}\n",
     ),
     (
         '{name: "prumerge(plus=None)"}',
-        f"{METHODS}'prumerge(plus=None)' is what a table calls it; write {{name: prumerge, plus: null}}\n",
+        f"{METHODS}'prumerge(plus=None)' is a label as printed in a table; write {{name: prumerge, plus: null}}\n",
     ),
     (
         "chain(before=holitom(inner=False, D=0.4), inside=fastv)",
-        f"{METHODS}'chain(before=holitom(inner=False, D=0.4), inside=fastv)' is what a table calls it; write "
+        f"{METHODS}'chain(before=holitom(inner=False, D=0.4), inside=fastv)' is a label as printed in a table; write "
         "{name: chain, before: 'holitom(inner=False,D=0.4)', inside: fastv}\n",
     ),
-    ("random (control)", f"{METHODS}'random (control)' is what a table calls it; write random\n"),
+    ("random (control)", f"{METHODS}'random (control)' is a label as printed in a table; write random\n"),
 ]
 
 
@@ -207,7 +209,7 @@ def test_a_file_without_what_it_must_have_is_named(
 ) -> None:
     Path(f"mine/{group}").mkdir(exist_ok=True)
     Path(f"mine/{group}/own.yaml").write_text(text)
-    says = f"mine/{group}/own.yaml: it lacks {wanted}: the file of a {group} must have {wanted}\n"
+    says = f"mine/{group}/own.yaml: missing {wanted}; the file of a {group} must have {wanted}\n"
     commands = [f"{'table' if group == 'table' else 'run'} {group}=own"]
     if group != "table":
         entry = {"method": "methods=own", "model": "model=own", "benchmark": "benchmarks=own"}[group]
@@ -220,8 +222,8 @@ def test_a_file_without_what_it_must_have_is_named(
         assert error.count("\n") == 1
 
 
-UNREADABLE = "it must hold lines `option: value`, in YAML and UTF-8 ("
-LACKS = "it lacks name, path: the file of a model must have name, path"
+UNREADABLE = "unreadable: write lines `option: value`, as YAML in UTF-8 ("
+LACKS = "missing name, path; the file of a model must have name, path"
 OF_MODEL = [
     (b"path: \xff\n", "run model=own", UNREADABLE),
     (b"path: \xff\n", "run model=[embedded,own]", UNREADABLE),
@@ -238,7 +240,7 @@ OF_MODEL = [
     (
         b"defaults: [embedded]\nname: own\n",
         "table table=ablation table.profiles.small.model=own",
-        "`defaults` is for model=own alone; for a table, write out what it builds on",
+        "`defaults` works only with model=own; for a table, write the inherited options out here",
     ),
 ]
 

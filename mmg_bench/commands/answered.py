@@ -35,7 +35,7 @@ def read_answered(folder: Path) -> Answered:
         sources |= entries
         notes += _missing_shards(part, entries)
     if not records:
-        raise ValueError(f"output_dir={str(folder)!r}: no question is answered there yet")
+        raise ValueError(f"output_dir={str(folder)!r}: no questions have been answered there yet")
     return Answered(records, sources, notes)
 
 
@@ -44,9 +44,9 @@ def _folders(folder: Path) -> list[Path]:
     for depth in ("", "*/", "*/*/"):
         if found := sorted({file.parent for file in folder.glob(f"{depth}records*.jsonl")}):
             return found
-    only_rows = ", which has rows alone" if any(folder.glob("rows.csv")) else ""
+    only_rows = ", only rows.csv" if any(folder.glob("rows.csv")) else ""
     raise ValueError(
-        f"output_dir={str(folder)!r}{only_rows}: no records there; give the output_dir of a run or of a table"
+        f"output_dir={str(folder)!r}: no records there{only_rows}; give the output_dir of a run or of a table"
     )
 
 
@@ -71,4 +71,4 @@ def _missing_shards(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> l
     if not missing:
         return []
     lacking = " and ".join(f"shard.index={n}" for n in missing)
-    return [f"{folder} has no records of {lacking} of shard.count={count}: its questions are missing"]
+    return [f"{folder} has no records of {lacking} of shard.count={count}, so those questions are missing"]

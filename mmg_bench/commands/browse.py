@@ -58,7 +58,7 @@ def browse(config: DictConfig) -> int:
         with written_whole(file) as temporary:
             temporary.write_text(page(folder.name, records, found.sources, asked, notes), encoding="utf-8")
     except OSError as error:
-        raise ValueError(f"{file} cannot be written ({error.strerror}): name another file by page=") from error
+        raise ValueError(f"{file} cannot be written ({error.strerror}): name another file with page=") from error
     print(f"Written: {file}; open it in a browser")
     return 0
 
@@ -73,7 +73,7 @@ def _of_several_commits(records: Collection[Record], sources: Sources) -> list[s
         if len({frozenset(commits) for commits in ratios.values()}) > 1:
             listed = (f"R = {100 * ratio:.4g} % from {' and '.join(sorted(c))}" for ratio, c in ratios.items())
             alike[where, ", ".join(listed)].append(method)
-    what = "answers of different commits, perhaps of different code"
+    what = "answers come from different commits, so perhaps from different code"
     return [f"{', '.join(methods)} {where}: {what} ({listed})" for (where, listed), methods in alike.items()]
 
 
@@ -89,8 +89,8 @@ def _counts(benchmark: Benchmark, records: Collection[Record]) -> list[str]:
     now = {(q.id, q.digest) for q in benchmark.questions}
     done = {(r.question, r.asked) for r in records}
     name, some, old = benchmark.spec.name, len(done & now), len(done - now)
-    notes = [f"Of the {len(now)} questions of {name}, {some} were asked"] if some < len(now) else []
-    return [*notes, *([f"{old} questions of {name} are asked in other words by now, or no more"] if old else [])]
+    notes = [f"Only {some} of the {len(now)} questions of {name} were asked"] if some < len(now) else []
+    return [*notes, *([f"{old} answered questions of {name} have since changed or been removed"] if old else [])]
 
 
 def _asked(benchmark: Benchmark, records: Collection[Record], beside: Path) -> dict[tuple[str, str], Asked]:

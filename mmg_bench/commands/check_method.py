@@ -26,7 +26,7 @@ def check_method(config: Mapping[str, Any]) -> int:
             print(f"  FAILED  {what:20} {told(error, (ContractError,))}", flush=True)
         else:
             print(f"  ok      {what:20} {(check.__doc__ or '').splitlines()[0]}", flush=True)
-    print(f"{name} does not pass {broken} of {len(CHECKS)} checks" if broken else f"{name} passes all {len(CHECKS)}")
+    print(f"{name} fails {broken} of {len(CHECKS)} checks" if broken else f"{name} passes all {len(CHECKS)} checks")
     return broken
 
 

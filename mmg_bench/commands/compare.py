@@ -54,10 +54,10 @@ def _lost_by(values: Mapping[str, Any], records: Sequence[Record], folder: Path)
 
 
 def _not_two(methods: Sequence[str]) -> ValueError:
-    quotes = "; a label with blanks goes in quotes" if len(methods) > 2 else ""
+    quotes = "; put a label with spaces in quotes" if len(methods) > 2 else ""
     return ValueError(
         f"{' '.join(['compare', *methods])}: name two methods, such as: mmg-bench compare mmg_vid dpc_knn; or one "
-        f"twice, and what differs, such as: a.retention_ratio=0.1 b.retention_ratio=0.25{quotes}"
+        f"method twice with options that differ, such as: a.retention_ratio=0.1 b.retention_ratio=0.25{quotes}"
     )
 
 
@@ -92,7 +92,7 @@ class _Asked:
         ratio, frames = chosen("retention_ratio"), chosen("frames")
         check_number(*ratio)
         if frames[1] is not None:
-            check_whole(*frames, 1, ", or null for all there are")
+            check_whole(*frames, 1, ", or null for every number of frames")
         return cls(method, ratio, frames)
 
     def side(self, records: Sequence[Record], folder: Path) -> Side:
@@ -110,7 +110,7 @@ class _Asked:
         if label == DENSE:
             if by != "retention_ratio" and ratio != 1:
                 raise ValueError(
-                    f"{by}={ratio:g}: dense has no ratio but 1; leave it out, or give it to the other side"
+                    f"{by}={ratio:g}: dense only has ratio 1; leave the option out, or set it for the other side"
                 )
             ratio = 1.0
         if ratio not in ratios[label]:

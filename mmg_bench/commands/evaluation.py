@@ -111,7 +111,7 @@ def run(configs: Sequence[DictConfig]) -> int:
         groups.setdefault(json.dumps(apart, sort_keys=True), []).append(config)
     jobs = [_job(members) for members in groups.values()]  # all are checked before the first model is loaded
     reported = [members[0] for members, job in zip(groups.values(), jobs, strict=True) if job.reports]
-    cfg.check_told_apart(reported, _TOLD, "put {} into output_dir, in single quotes")
+    cfg.check_told_apart(reported, _TOLD, "add {} to output_dir, in single quotes")
     return _do(jobs)
 
 
@@ -210,7 +210,7 @@ def _do(jobs: Sequence[Job]) -> int:
             before += [outcome] if job.reports else []
             failed += outcome.failed
     for folder in dict.fromkeys(os.path.commonpath(job.folders) for job in jobs if job.reports):
-        print(f"Question by question: mmg-bench browse {shlex.quote(f'output_dir={folder}')}")
+        print(f"To see every question: mmg-bench browse {shlex.quote(f'output_dir={folder}')}")
     return failed
 
 
@@ -245,7 +245,7 @@ def _carry_out(job: Job) -> Iterator[Outcome]:
     _tell_failures(records)
     if not job.reports:
         shard = f"shard.index={job.shard.index} of shard.count={job.shard.count}"
-        print(f"{shard} is done; run once without shards for the table")
+        print(f"{shard} is done; run once without shards to make the table")
     latency = job.latency if job.reports else None
     outcome = Outcome(
         job=job,
@@ -291,7 +291,7 @@ def _time(
     """Times and speed-ups of all cells on the first question that all could answer; provenance; cells that failed."""
     question = _question_to_time(benchmark, records)
     if question is None:
-        print("nothing is timed, because no question has an answer in every cell")
+        print("nothing was timed, because no question has an answer in every cell")
         return [], {}, ()
     how = {"latency": asdict(settings), "timed": question.id}
     entry = provenance.describe({**_settings(job, llm, benchmark, job.benchmarks[0]), **how}, llm.device)
@@ -301,7 +301,7 @@ def _time(
     untimed = []
     for cell, measured in zip(job.cells, times, strict=True):
         if measured.failure is not None:
-            print(f"{cell} is not timed: {measured.failure.why}")
+            print(f"{cell} was not timed: {measured.failure.why}")
             untimed += [] if measured.failure.memory else [str(cell)]
     measurements = [
         Measurement(
@@ -334,7 +334,7 @@ def _tell_failures(records: Sequence[Record]) -> None:
         print(f"failed: {_first_of([r.question for r in alike])} of {benchmark}, {_first_of(cells)}: {error}")
     if failed:
         rest = f" for {len(by_fault)} reasons" if len(by_fault) > _SHOWN else ""
-        print(f"{len(failed)} answers failed{rest} (they are not scored as wrong); the same command tries them again.")
+        print(f"{len(failed)} answers failed{rest} (they are not scored as wrong); rerun the command to retry them.")
 
 
 def _first_of(names: Sequence[str]) -> str:

@@ -91,11 +91,12 @@ def measure(configs: Sequence[DictConfig]) -> int:
     cfg.check_alike(
         plain,
         (*of_unit, "method", "retention_ratio", "positions", "output_dir"),
-        "measurements that differ in {} do not fit one table: run them one by one, each with an `output_dir` of its "
-        "own",
+        "measurements that differ in {} do not fit in one table; run them one by one, each with its own `output_dir`",
     )
     told = ("model.name", "model.frames", "frames", "batch_size")
-    cfg.check_told_apart([{k: c[k] for k in of_unit} for c in plain], told, "run them one by one")
+    cfg.check_told_apart(
+        [{k: c[k] for k in of_unit} for c in plain], told, "run them one by one, each with its own `output_dir`"
+    )
     groups: dict[tuple[ModelSpec, int], list[dict[str, Any]]] = {}
     for c in plain:
         groups.setdefault((_spec(c["model"], c["weights"], c["frames"]), c["batch_size"]), []).append(c)
@@ -130,7 +131,7 @@ def table(config: DictConfig) -> int:
     if plain["limit"] is not None:
         raise ValueError(f"limit={plain['limit']!r}: a table of speed answers no questions; leave it null")
     if plain["latency"] is not True:
-        raise ValueError(f"latency={plain['latency']!r}: a table of speed is nothing else; leave it true")
+        raise ValueError(f"latency={plain['latency']!r}: a table of speed always measures it; leave it true")
     return _do(
         Job(
             table=spec["name"],
@@ -210,7 +211,7 @@ def _do(job: Job) -> int:
     publish(*whole, job.folder if failed else job.results, efficiency_layout)
     if faults:
         print(
-            f"{listed(faults)}\n{len(faults)} cells were not measured, or only in part; the same command tries again."
+            f"{listed(faults)}\n{len(faults)} cells were not measured, or only partly; rerun the command to retry them."
         )
     return failed
 
@@ -224,7 +225,9 @@ def _check(spec: ModelSpec, cells: Sequence[Cell]) -> None:
         if spec.weights == "random" or spec.device_map or not is_named(bare := replace(spec, weights="random")):
             raise
         check_model(bare, methods)  # SigLIP's checkpoint is needed all the same
-        raise ModelError(f"{error}; or set {spec.option('weights')}=random: speed does not depend on them") from error
+        raise ModelError(
+            f"{error}; or set {spec.option('weights')}=random: speed does not depend on the weights"
+        ) from error
 
 
 def _done(path: Path) -> dict[str, dict[str, Any]]:
@@ -282,7 +285,7 @@ def _check_video(given: str, frames: Collection[int]) -> None:
         except VideoError as error:
             raise VideoError(f"video={given!r}: {str(error).removeprefix(f'{path}: ')}") from error
         if whole < count:
-            print(f"video={given!r} has {whole} frames: some of the {count} sampled ones are the same", flush=True)
+            print(f"video={given!r} has {whole} frames: some of the {count} sampled frames are repeats", flush=True)
 
 
 def _measure_model(job: Job, todo: list[tuple[str, Unit, dict[str, Any]]]) -> Iterator[dict[str, Any]]:

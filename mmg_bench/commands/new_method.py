@@ -114,24 +114,28 @@ def new_method(name: str, checkout: Path) -> list[Path]:
     is not a checkout, and for files that already exist; then nothing is written.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
-        raise ValueError(f"method name {name!r}: it must be a lower-case snake name, such as fast_vid")
+        raise ValueError(f"method name {name!r}: it must be in lower-case snake_case, such as fast_vid")
     if keyword.iskeyword(name):
-        raise ValueError(f"method name {name!r}: it is a word of Python, which cannot import a file of that name")
+        raise ValueError(
+            f"method name {name!r}: it is a Python keyword, so its file could not be imported; choose another name"
+        )
     if name in _WORDS:
         raise ValueError(
-            f"method name {name!r}: commands and files read this word as another value: choose another name"
+            f"method name {name!r}: commands and YAML files give this word a meaning of its own; choose another name"
         )
     cls = "".join(part.capitalize() for part in name.split("_"))
     if keyword.iskeyword(cls) or cls in _IMPORTED:
-        what = "a word of Python" if keyword.iskeyword(cls) else "which its files import from elsewhere"
-        raise ValueError(f"method name {name!r}: its class would be called {cls}, {what}: choose another name")
+        what = "a Python keyword" if keyword.iskeyword(cls) else "a name that its files import"
+        raise ValueError(f"method name {name!r}: its class would be called {cls}, {what}; choose another name")
     if name in method_names():
         raise ValueError(f"method name {name!r} is taken; the registered methods are: {', '.join(method_names())}")
     if not all((checkout / Path(path).parent).is_dir() for path in FILES):
-        raise ValueError(f"{checkout}: no checkout of mmg_bench; call this in its root, where pyproject.toml lies")
+        raise ValueError(
+            f"{checkout}: not a checkout of mmg_bench; run this in the root of one, next to pyproject.toml"
+        )
     paths = {checkout / path.format(name=name): text for path, text in FILES.items()}
     if there := [str(path) for path in paths if path.exists()]:
-        raise ValueError(f"{', '.join(there)}: there already; move it away or choose another name")
+        raise ValueError(f"{', '.join(there)}: already there; move it away or choose another method name")
     words = {"name": name, "cls": cls, "title": name}
     for path, text in paths.items():
         path.write_text(text.format(**words), encoding="utf-8")

@@ -48,7 +48,7 @@ def choose(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         print(f"Profile {name} ({what(profile)}) is skipped. Missing here:", *missing, sep="\n  - ")
         again = [word for word in shlex.split(provenance.command()) if not word.startswith("profile=")]
         print(f"  Then:  {shlex.join([*again, f'profile={name}'])}\n", flush=True)
-    raise ValueError(f"no profile of table {spec['name']!r} can run here; what each lacks is listed above")
+    raise ValueError(f"no profile of table {spec['name']!r} can run here; what each is missing is listed above")
 
 
 def _check_device(name: str, profile: dict[str, Any]) -> None:
@@ -59,8 +59,8 @@ def _check_device(name: str, profile: dict[str, Any]) -> None:
         spec = run.spec
         if spec.device == "auto" and spec.torch_device.type == "cpu":
             raise ValueError(
-                f"profile={name} is for a GPU, and torch sees none here: choose another profile, or set "
-                f"{spec.option('device')}=cpu to run it all the same"
+                f"profile={name} is for a GPU, but torch sees none here; choose another profile, or set "
+                f"{spec.option('device')}=cpu to run it anyway"
             )
 
 
@@ -92,15 +92,15 @@ def profiles_of(spec: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     _check_ratios("table.retention_ratios", spec["retention_ratios"])
     profiles = spec["profiles"]
     if not isinstance(profiles, dict) or not profiles or not all(isinstance(p, dict) for p in profiles.values()):
-        raise ValueError("table.profiles: give one or several by their names, each with its model, benchmarks, methods")
+        raise ValueError("table.profiles: give at least one by name, with its model, benchmarks and methods")
     full = {name: _full(f"table.profiles.{name}", profile) for name, profile in profiles.items()}
     for name, profile in full.items():
         if (pending := profile.get("pending")) not in (None, *full):
             raise ValueError(f"table.profiles.{name}.pending={pending!r}: choose null or {', '.join(full)}")
     if len({"workloads" in profile for profile in full.values()}) > 1:
-        raise ValueError("table.profiles: all of them have workloads, for a table of speed, or none")
+        raise ValueError("table.profiles: either all of them have workloads, for a table of speed, or none")
     if spec.get("against") is not None and any("workloads" in profile for profile in full.values()):
-        raise ValueError(f"table.against={spec['against']!r}: a table of speed compares with dense alone; leave it out")
+        raise ValueError(f"table.against={spec['against']!r}: a table of speed compares only with dense; leave it out")
     return full
 
 
@@ -124,14 +124,14 @@ def _full(where: str, profile: Mapping[str, Any]) -> dict[str, Any]:
 def _check_entries(where: str, given: Mapping[str, Any], known: Sequence[str], wanted: Sequence[str]) -> None:
     """Raise ValueError for the first entry that is not `known`, and for the first of the `wanted` that is missing."""
     if unknown := [str(entry) for entry in given if entry not in known]:
-        raise ValueError(f"{where}.{unknown[0]}: no such entry; there are {', '.join(known)}")
+        raise ValueError(f"{where}.{unknown[0]}: no such entry; the entries are {', '.join(known)}")
     if lost := [entry for entry in wanted if given.get(entry) is None]:
-        raise ValueError(f"{where}.{lost[0]} is missing: {', '.join(wanted)} must be there")
+        raise ValueError(f"{where}.{lost[0]} is missing; the required entries are {', '.join(wanted)}")
 
 
 def _check_workloads(where: str, workloads: Any) -> None:
     if not isinstance(workloads, dict) or not workloads:
-        raise ValueError(f"{where}={workloads!r}: give models by their names, each with its frames and batch_sizes")
+        raise ValueError(f"{where}={workloads!r}: give each model by name, with its frames and batch_sizes")
     for model, workload in workloads.items():
         for entry in ("frames", "batch_sizes"):
             if not isinstance(workload, dict) or entry not in workload:
@@ -145,12 +145,12 @@ def method_entry(where: str, given: Any) -> dict[str, Any]:
     """
     entry = {"name": given} if isinstance(given, str) else given
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-        raise ValueError(f"{where}: {given!r} is no method; write a name, or {{name: mmg_vid, tau: 0.9}}")
+        raise ValueError(f"{where}: {given!r} is not a method; write a name, or {{name: mmg_vid, tau: 0.9}}")
     name = entry["name"]
     if "(" in name:
-        raise ValueError(f"{where}: {name!r} is what a table calls it; write {_as_entry(name)}")
+        raise ValueError(f"{where}: {name!r} is a label as printed in a table; write {_as_entry(name)}")
     if "retention_ratio" in entry:
-        raise ValueError(f"{where}: {name} has a retention_ratio; write retention_ratios: [0.25, 0.1]")
+        raise ValueError(f"{where}: {name}: retention_ratio is not an entry; write retention_ratios: [0.25, 0.1]")
     if "retention_ratios" in entry:
         _check_ratios(f"{where}: {name}: retention_ratios", entry["retention_ratios"])
     return {str(option): value for option, value in entry.items()}
@@ -168,7 +168,7 @@ def _check_ratios(where: str, given: Any) -> None:
     """Raise ValueError, naming the entry, unless it is one or several retention ratios."""
     for ratio in cfg.listed(where, given):
         if not isinstance(ratio, int | float) or isinstance(ratio, bool) or not 0 < ratio <= 1:
-            raise ValueError(f"{where}={ratio!r}: it must be a number in (0, 1], or several")
+            raise ValueError(f"{where}={ratio!r}: it must be a number in (0, 1], or a list of them")
 
 
 def what(profile: dict[str, Any]) -> str:

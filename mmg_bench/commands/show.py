@@ -42,8 +42,8 @@ def show(configs: Sequence[DictConfig]) -> int:
     cfg.check_alike(
         plain,
         ("method", "retention_ratio", "positions"),
-        "pictures that differ in {} do not fit one: make them one by one, each with a `picture` of its own; one "
-        "takes several values of method, its options, retention_ratio and positions alone",
+        "one picture cannot combine different values of {}; make them one by one, each with its own `picture`; only "
+        "method, its options, retention_ratio and positions accept several values",
     )
     _check_question(values["question"])
     check_whole("new_tokens", values["new_tokens"], 1)
@@ -86,7 +86,7 @@ def _check_question(given: Any) -> None:
     check_text("question", given)
     if given.strip().lower() in ("null", "none"):
         raise ValueError(
-            f"question={given!r}: it asks nothing; leave the option out for the usual question, or ask one"
+            f"question={given!r}: it is not a question; leave the option out for the default question, or ask another"
         )
 
 

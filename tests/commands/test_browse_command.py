@@ -33,10 +33,10 @@ def test_a_run_with_its_prompts_and_videos(
     run = "mmg-bench run -m model=embedded benchmark=embedded limit=3 method=random retention_ratio=0.25,0.1"
     assert given(f"{run} 'output_dir={folder}'", monkeypatch) == 0
     *_, last = capsys.readouterr().out.splitlines()
-    assert given(last.removeprefix("Question by question: "), monkeypatch) == 0
+    assert given(last.removeprefix("To see every question: "), monkeypatch) == 0
     assert f"Written: {folder}/browse.html" in capsys.readouterr().out
     data = data_of(folder / "browse.html")
-    assert (data["title"], data["notes"]) == ("a run, ü", ["Of the 382 questions of embedded, 3 were asked"])
+    assert (data["title"], data["notes"]) == ("a run, ü", ["Only 3 of the 382 questions of embedded were asked"])
     (part,) = data["parts"]
     assert part["cells"] == [["dense", 1.0], ["random (control)", 0.25], ["random (control)", 0.1]]
     records = {(r.question, r.method, r.retention_ratio): r for r in read_records(folder)}
@@ -58,8 +58,8 @@ def test_a_run_with_its_prompts_and_videos(
     (part,) = data_of(tmp_path / "other" / "page.html")["parts"]
     assert [q["id"] for q in part["questions"] if q["prompt"] is None] == [first]
     assert data_of(tmp_path / "other" / "page.html")["notes"] == [
-        "Of the 382 questions of embedded, 2 were asked",
-        "1 questions of embedded are asked in other words by now, or no more",
+        "Only 2 of the 382 questions of embedded were asked",
+        "1 answered questions of embedded have since changed or been removed",
     ]
     other = next(q for q in part["questions"] if q["prompt"] is not None)
     assert (tmp_path / "other" / unquote(other["address"])).resolve().is_file()
@@ -161,7 +161,7 @@ def test_a_page_that_cannot_be_written(
     assert given(f"mmg-bench browse output_dir={tmp_path} page={tmp_path}/{where}", monkeypatch) == 2
     told = capsys.readouterr()
     why = {"a_file/page.html": "File exists", "a_folder": "Is a directory"}[where]
-    assert told.err == f"mmg-bench: {tmp_path}/{where} cannot be written ({why}): name another file by page=\n"
+    assert told.err == f"mmg-bench: {tmp_path}/{where} cannot be written ({why}): name another file with page=\n"
     assert "Written" not in told.out
 
 
@@ -184,7 +184,7 @@ def test_ratios_that_different_commits_answered(tmp_path: Path, monkeypatch: pyt
     )
     provenance.write(tmp_path, {date: {"date": date, "commit": commit} for date, commit in commits.items()})
     assert given(f"mmg-bench browse output_dir={tmp_path}", monkeypatch) == 0
-    what = "answers of different commits, perhaps of different code (R = 25 % from bbb, R = 10 % from aaa)"
+    what = "answers come from different commits, so perhaps from different code (R = 25 % from bbb, R = 10 % from aaa)"
     assert data_of(tmp_path / "browse.html")["notes"][:-1] == [
         f"mine, other on bench (m, 8 frames): {what}",
         f"other on bench (m, 16 frames): {what}",
@@ -194,7 +194,7 @@ def test_ratios_that_different_commits_answered(tmp_path: Path, monkeypatch: pyt
 def test_no_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "records.jsonl").touch()  # as of a command that has just begun
     assert given(f"mmg-bench browse output_dir={tmp_path}", monkeypatch) == 2
-    assert capsys.readouterr().err.endswith("': no question is answered there yet\n")
+    assert capsys.readouterr().err.endswith("': no questions have been answered there yet\n")
     (tmp_path / "records.jsonl").unlink()
     assert given(f"mmg-bench browse output_dir={tmp_path}", monkeypatch) == 2
     plain = capsys.readouterr().err.strip()
@@ -202,4 +202,4 @@ def test_no_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert given(f"mmg-bench browse output_dir={tmp_path}", monkeypatch) == 2
     with_rows = capsys.readouterr().err.strip()
     assert plain.endswith("': no records there; give the output_dir of a run or of a table")
-    assert "', which has rows alone: no records there" in with_rows
+    assert "': no records there, only rows.csv; give the output_dir" in with_rows

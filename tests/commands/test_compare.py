@@ -82,9 +82,12 @@ def test_the_questions_that_a_third_lost(
             f"b.frames=9: in FOLDER, {LONG} at R = 25 % has answers with 8 frames only",
         ),
         (["dense", LONG, "frames=9"], "frames=9: in FOLDER, dense at R = 100 % has answers with 8 frames only"),
-        (["dense", LONG, "b.frames=0"], "b.frames=0: it must be a whole number, at least 1, or null for all there are"),
+        (
+            ["dense", LONG, "b.frames=0"],
+            "b.frames=0: it must be a whole number, at least 1, or null for every number of frames",
+        ),
         (["dense", LONG, "b.retention_ratio=x"], "b.retention_ratio='x': it must be a number"),
-        (["dense", LONG, "a.retention_ratio=0.1"], "a.retention_ratio=0.1: dense has no ratio but 1; leave it out"),
+        (["dense", LONG, "a.retention_ratio=0.1"], "a.retention_ratio=0.1: dense only has ratio 1; leave the option"),
         (["dense", LONG, "b=8"], "b=8: give b.retention_ratio or b.frames"),
         (["dense", LONG, "b.frame=8"], "b.frame: no such option; did you mean frames? b has: retention_ratio, frames"),
         ([LONG, "dense", "retention_ratio=0.5"], f"no {LONG} at retention_ratio=0.5 in FOLDER; there are: dense (1)"),
@@ -106,8 +109,8 @@ def test_the_questions_that_a_third_lost(
         (
             ["random", "(control)", "dense"],
             "compare random (control) dense: name two methods, such as: mmg-bench compare mmg_vid dpc_knn; or one "
-            "twice, and what differs, such as: a.retention_ratio=0.1 b.retention_ratio=0.25; a label with blanks goes "
-            "in quotes\n",
+            "method twice with options that differ, such as: a.retention_ratio=0.1 b.retention_ratio=0.25; put a "
+            "label with spaces in quotes\n",
         ),
         ([LONG, "dense", "lost_by=mmgvid"], f"no mmgvid in FOLDER; did you mean {LONG}? there are: dense (1); "),
         ([LONG, "dense", "lost_by=3"], "lost_by=3: give a label, such as fewer_frames, or null"),
@@ -120,7 +123,7 @@ def test_the_questions_that_a_third_lost(
             [LONG, "dense", "output_dir=FOLDER/none"],
             "output_dir='FOLDER/none': no records there; give the output_dir of",
         ),
-        ([LONG, "dense", "-m"], "-m: no such flag here; there are --cfg and --help"),
+        ([LONG, "dense", "-m"], "-m: no such flag here; the flags are --cfg and --help"),
     ],
 )
 def test_mistakes(
@@ -260,7 +263,9 @@ def test_a_missing_shard_is_told(
     shown = capsys.readouterr().out
     assert "A − B" in shown
     assert (
-        "no records of" not in shown if note is None else f"{tmp_path} {note}: its questions" in " ".join(shown.split())
+        "no records of" not in shown
+        if note is None
+        else f"{tmp_path} {note}, so those questions" in " ".join(shown.split())
     )
 
 

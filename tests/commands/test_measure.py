@@ -230,7 +230,7 @@ def test_a_video_of_few_frames_is_told(tiny_folder: Path, tmp_path: Path, capsys
         Image.new("RGB", (32, 32), (90 * number, 0, 0)).save(tmp_path / f"{number}.png")
     run(tiny_folder, tmp_path / "out", "frames=2,4", f"video={tmp_path}")
     told = [line for line in capsys.readouterr().out.splitlines() if " frames: some of " in line]
-    assert told == [f"video='{tmp_path}' has 3 frames: some of the 4 sampled ones are the same"]
+    assert told == [f"video='{tmp_path}' has 3 frames: some of the 4 sampled frames are repeats"]
 
 
 def test_out_of_memory_is_written_down(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +288,7 @@ def test_a_method_that_fails_loses_nothing_but_its_own(
     end = told.splitlines()[-2:]
     who = ", ".join(f"mmg_vid R=0.5 (tiny: {frames} frames, batch 1)" for frames in (2, 4))
     assert end[0].startswith(f"failed: {who}: KeyError: 'a fault of its own' (test_measure.py:")
-    assert end[1] == "2 cells were not measured, or only in part; the same command tries again."
+    assert end[1] == "2 cells were not measured, or only partly; rerun the command to retry them."
     broken = False
     assert not run(tiny_folder, tmp_path, *sweep).value.isna().any()
     assert "failed:" not in capsys.readouterr().out

@@ -64,16 +64,16 @@ def test_a_new_method_passes_its_tests_as_written(checkout: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("FarOut", "it must be a lower-case snake name"),
-        ("far-out", "it must be a lower-case snake name"),
-        ("class", "it is a word of Python"),
-        ("all", "read this word as another value: choose another name"),
-        ("off", "read this word as another value"),
-        ("none", "its class would be called None, a word of Python: choose another name"),
-        ("video_tokens", "its class would be called VideoTokens, which its files import from elsewhere: choose"),
-        ("class_var", "its class would be called ClassVar, which"),
+        ("FarOut", "it must be in lower-case snake_case"),
+        ("far-out", "it must be in lower-case snake_case"),
+        ("class", "it is a Python keyword"),
+        ("all", "give this word a meaning of its own; choose another name"),
+        ("off", "give this word a meaning of its own"),
+        ("none", "its class would be called None, a Python keyword; choose another name"),
+        ("video_tokens", "its class would be called VideoTokens, a name that its files import; choose"),
+        ("class_var", "its class would be called ClassVar, a name"),
         ("mmg_vid", "is taken; the registered methods are: .*mmg_vid"),
-        ("far_out", "far_out.md: there already"),
+        ("far_out", "far_out.md: already there"),
     ],
 )
 def test_nothing_is_written_over(name: str, says: str, tmp_path: Path) -> None:
@@ -87,5 +87,5 @@ def test_nothing_is_written_over(name: str, says: str, tmp_path: Path) -> None:
 
 
 def test_elsewhere_it_says_where_to_be(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no checkout of mmg_bench"):
+    with pytest.raises(ValueError, match="not a checkout of mmg_bench"):
         new_method("far_out", tmp_path)

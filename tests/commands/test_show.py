@@ -170,25 +170,28 @@ def test_rows_are_told_apart() -> None:
     [
         ("video=no.mp4", "video='no.mp4': no such video; name a file, a folder of pictures, or generated"),
         ("question=", "question='': it must be a text"),
-        ("question=null", "question='null': it asks nothing; leave the option out for the usual question, or ask one"),
-        ("question=None", "question='None': it asks nothing; leave the option out"),
+        (
+            "question=null",
+            "question='null': it is not a question; leave the option out for the default question, or ask another",
+        ),
+        ("question=None", "question='None': it is not a question; leave the option out"),
         ("picture=kept", "picture='kept': name a file that ends in .png, .jpg, .jpeg"),
         ("picture=configs", "picture='configs': name a file"),
         ("picture=README.md/a.png", "README.md is a file; name another folder"),
         ("pictures=0", "pictures=0: it must be a whole number, at least 1"),
         ("new_tokens=many", "new_tokens='many': it must be a whole number, at least 1"),
-        ("-m new_tokens=1,2", "pictures that differ in new_tokens do not fit one: make them one by one"),
+        ("-m new_tokens=1,2", "one picture cannot combine different values of new_tokens; make them one by one"),
         (
             "-m model.frames=4,8 method=mmg_vid,random",
-            "model.frames=4,8: pictures that differ in model.frames do not fit one: make them one by one, each with a "
-            "`picture` of its own; one takes several values of method, its options, retention_ratio and positions "
-            "alone",
+            "model.frames=4,8: one picture cannot combine different values of model.frames; make them one by one, each "
+            "with its own `picture`; only method, its options, retention_ratio and positions accept several values",
         ),
         (
             "-m model=embedded,llava_onevision_0_5b pictures=4,8",
-            "model=embedded,llava_onevision_0_5b pictures=4,8: pictures that differ in model, pictures do not fit one",
+            "model=embedded,llava_onevision_0_5b pictures=4,8: one picture cannot combine different values of model, "
+            "pictures;",
         ),
-        ("-m model.name=a,b", "model.name=a,b: pictures that differ in model.name do not fit one"),
+        ("-m model.name=a,b", "model.name=a,b: one picture cannot combine different values of model.name"),
         ("method=fastvid model=qwen2_5_vl_7b", "fastvid: models of type 'qwen2_5_vl' do not supply"),
     ],
 )

@@ -264,7 +264,7 @@ def test_what_breaks_the_contract_is_told(says):
 
 def test_the_command_tells_every_check(capsys, monkeypatch):
     assert check_method({"name": "sparsevlm", "version": 2}) == 0
-    assert capsys.readouterr().out.endswith(f"sparsevlm passes all {len(CHECKS)}\n")
+    assert capsys.readouterr().out.endswith(f"sparsevlm passes all {len(CHECKS)} checks\n")
     monkeypatch.setattr(Random, "select", lambda self, tokens: tokens.nothing)
     assert check_method({"name": "random"}) == len(CHECKS) - 3  # which do not call it
     out = capsys.readouterr().out

@@ -183,7 +183,7 @@ def test_speed_can_do_without_the_weights(name: str, helps: bool, nothing_answer
     options = ["model=llava_onevision_0_5b", f"model.name={name}", "video=random", f"output_dir={tmp_path}/out"]
     with pytest.raises(ModelError, match=r"set model\.path to a complete") as error:
         measure.measure(cfg.sweep("measure", options))
-    assert str(error.value).endswith("; or set weights=random: speed does not depend on them") == helps
+    assert str(error.value).endswith("; or set weights=random: speed does not depend on the weights") == helps
 
 
 def test_a_configuration_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
