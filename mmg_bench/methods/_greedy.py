@@ -8,12 +8,15 @@ from torch import Tensor
 from mmg_bench.methods._ops import gram_matrix
 
 
-def max_min_selection(distance: Tensor, count: int, chosen: float | None = -torch.inf) -> Tensor:
+def max_min_selection(
+    distance: Tensor, count: int, chosen: float | None = -torch.inf, first: Tensor | None = None
+) -> Tensor:
     """Greedy farthest-point picks, in the order of selection: `distance [B, M, M]` to int64 `[B, count]`.
 
-    `distance[b, i, j]` is how far candidate j is from point i; it need not be symmetric. The first pick is the
-    candidate whose nearest other point is farthest (second smallest entry of its column, the smallest being itself);
-    each later pick has the largest distance to its nearest pick. Equal distances: the lower index.
+    `distance[b, i, j]` is how far candidate j is from point i; it need not be symmetric. The first pick is `first`
+    (`[B]` int64), by default the candidate whose nearest other point is farthest (second smallest entry of its column,
+    the smallest being itself); each later pick has the largest distance to its nearest pick. Equal distances: the lower
+    index.
     Picks get the distance `chosen`, so that they are not picked again; None leaves them at their distance to
     themselves, about 0. `distance` is scratch space: its diagonal is overwritten. Needs count <= M. Each pick takes
     three kernels and no synchronisation with the host.
@@ -23,10 +26,13 @@ def max_min_selection(distance: Tensor, count: int, chosen: float | None = -torc
     order = torch.empty(count, batch, 1, dtype=torch.int64, device=distance.device)
     if count == 0:
         return order.view(count, batch).T
-    nearest = second_smallest(distance) if points > 1 else distance[:, 0].clone()  # [B, M]
+    nearest = second_smallest(distance) if points > 1 and first is None else distance[:, 0].clone()  # [B, M]
     if chosen is not None:  # from then on, a pick's distance to itself is its least
         distance.diagonal(dim1=1, dim2=2).fill_(chosen)
-    torch.argmax(nearest, -1, keepdim=True, out=order[0])
+    if first is None:
+        torch.argmax(nearest, -1, keepdim=True, out=order[0])
+    else:
+        order[0] = first.unsqueeze(-1)
     nearest.fill_(torch.inf)
     row = torch.empty(batch, 1, points, dtype=distance.dtype, device=distance.device)
     for step in range(1, count):

@@ -146,9 +146,9 @@ def answers_by_label(records: Iterable[Record]) -> dict[Label, Answers]:
         if len({r.question for r in members}) < len(members):
             raise ValueError(f"{who}: a question has more than one record: pass each record once")
         if label.benchmark in (AVERAGE, NO_BENCHMARK):
-            raise ValueError(f"{who}: a benchmark cannot be called {label.benchmark!r}; rows use that name")
+            raise ValueError(f"{who}: a benchmark cannot be called {label.benchmark!r}; result rows reserve this name")
         if any(r.skill == ALL for r in members):
-            raise ValueError(f"{who}: a skill cannot be called {ALL!r}; rows use that name")
+            raise ValueError(f"{who}: a skill cannot be called {ALL!r}; result rows reserve this name")
     return {label: Answers(tuple(sorted(members, key=lambda r: r.question))) for label, members in grouped.items()}
 
 
