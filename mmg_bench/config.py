@@ -106,7 +106,7 @@ def _read(file: Path) -> dict[str, Any]:
         return OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[return-value]
     except _UNREADABLE as error:
         why = " ".join(str(error).split())
-        raise ValueError(f"{file}: unreadable: write lines `option: value`, as YAML in UTF-8 ({why})") from error
+        raise ValueError(f"{file}: it cannot be read as YAML in UTF-8, with lines `option: value`: {why}") from error
 
 
 def composed(name: str, overrides: Sequence[str]) -> DictConfig:

@@ -2,8 +2,8 @@
 
 Figures: test videos; what methods keep of a video; accuracy kept in Table 1, over the tokens and for MMG-Vid's parts;
 tokens needed by methods and by chains. Tables: accuracy kept in Table 1; prefill after pruning on two cores; which
-method runs on which family; the size of a video in each model. The tables in results/ are laid out again from their
-rows.
+method runs on which family; the size of a video in each model; published numbers. The tables in results/ are laid out
+again from their rows.
 
 python scripts/refresh_docs.py [--results results/table1/embedded]
 """
@@ -91,6 +91,7 @@ def refresh_pages() -> None:
     import committed
     import cpu_prefill
     import equalities
+    import published_page
     import sizes_table
 
     import families
@@ -100,6 +101,11 @@ def refresh_pages() -> None:
     docs = ROOT / "docs"
     refresh_between(docs / "models.md", equalities.BEGIN, equalities.table(families.BUILDERS), equalities.END)
     refresh_between(docs / "models.md", sizes_table.BEGIN, sizes_table.table(), sizes_table.END)
+    for (begin, end), table in (
+        (published_page.SPREAD, published_page.spread()),
+        (published_page.NUMBERS, published_page.numbers()),
+    ):
+        refresh_between(published_page.PAGE, begin, table, end)
     refresh_between(docs / "measuring.md", cpu_prefill.BEGIN, cpu_prefill.table(), cpu_prefill.END)
 
 

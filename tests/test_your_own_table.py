@@ -222,11 +222,10 @@ def test_a_file_without_what_it_must_have_is_named(
         assert error.count("\n") == 1
 
 
-UNREADABLE = "unreadable: write lines `option: value`, as YAML in UTF-8 ("
+UNREADABLE = "it cannot be read as YAML in UTF-8, with lines `option: value`: "
 LACKS = "missing name, path; the file of a model must have name, path"
 OF_MODEL = [
     (b"path: \xff\n", "run model=own", UNREADABLE),
-    (b"path: \xff\n", "run model=[embedded,own]", UNREADABLE),
     (b"path: \xff\n", "run --help model=own", UNREADABLE),
     (b"path: [\n", "measure --help model=own", UNREADABLE),
     (b"path: \xff\n", "table table=ablation table.profiles.small.model=own", UNREADABLE),

@@ -92,7 +92,10 @@ def profiles_of(spec: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     _check_ratios("table.retention_ratios", spec["retention_ratios"])
     profiles = spec["profiles"]
     if not isinstance(profiles, dict) or not profiles or not all(isinstance(p, dict) for p in profiles.values()):
-        raise ValueError("table.profiles: give at least one by name, with its model, benchmarks and methods")
+        raise ValueError(
+            "table.profiles: give at least one by name, with its model, benchmarks and methods (for a table of speed, "
+            "its workloads and methods)"
+        )
     full = {name: _full(f"table.profiles.{name}", profile) for name, profile in profiles.items()}
     for name, profile in full.items():
         if (pending := profile.get("pending")) not in (None, *full):

@@ -147,8 +147,8 @@ class Adapter(ABC):
         made_of = {name for name, part in layer.named_children() if not isinstance(part, nn.Dropout)}
         if made_of != _USUAL_LAYER or getattr(layer, "residual_multiplier", 1) != 1:
             raise UnsupportedModelError(
-                f"layers of {type(layer).__name__} cannot be pruned before their MLP: they do not have the usual parts "
-                f"({', '.join(sorted(_USUAL_LAYER))}) alone; choose a method that prunes between layers, such as fastv"
+                f"layers of {type(layer).__name__} cannot be pruned before their MLP: they may not end in "
+                "x + mlp(norm(x)), as the usual ones do; choose a method that prunes between layers, such as fastv"
             )
         return layer.post_attention_layernorm, layer.mlp
 
@@ -289,7 +289,8 @@ class Adapter(ABC):
         if method.weighs and kind not in WEIGHED:
             raise UnsupportedModelError(
                 f"{method.name} adds to attention scores, which {kind} cannot: load the model with "
-                f"attn_implementation={' or '.join(WEIGHED)}, or turn this off with proportional=False"
+                f"attn_implementation={' or '.join(WEIGHED)}, or turn this off if the method has an option for it "
+                "(pact's is proportional=False)"
             )
         for layer in layers if method.before_mlp else ():
             self.mlp(self.layers[layer - 1])

@@ -161,7 +161,7 @@ def _gpu(model: Mapping[str, Any], spec: ModelSpec) -> Iterator[Check]:
     yield Check(
         what,
         lacks,
-        f"stop other processes on it, or use a larger GPU ({spec.option('device')}=cuda:1) or a smaller model",
+        f"stop other processes on it, or use another GPU ({spec.option('device')}=cuda:<number>) or a smaller model",
     )
 
 

@@ -402,7 +402,7 @@ def test_attention_that_takes_no_weights_is_refused(deep: tuple[Any, Any]) -> No
     model.model.language_model.config._attn_implementation = "flash_attention_2"
     says = (
         "pact adds to attention scores, which flash_attention_2 cannot: .*=sdpa or eager, "
-        "or turn this off with proportional=False"
+        r"or turn this off if the method has an option for it \(pact's is proportional=False\)"
     )
     with pytest.raises(UnsupportedModelError, match=says), get_method("pact")(model):
         pass
