@@ -21,7 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -115,8 +115,9 @@ def composed(name: str, overrides: Sequence[str]) -> DictConfig:
         parsed = _parsed(name, overrides)
         for given, override in zip(overrides, parsed, strict=True):
             if override.is_sweep_override():
-                fix = "" if override.key_or_group in _groups(name) else "; put a list in brackets"
-                raise ValueError(f"{given}: {SEVERAL}{fix}")
+                usual = OmegaConf.select(_whole(name, []), override.key_or_group)
+                lists = isinstance(usual, ListConfig) or usual == "all"
+                raise ValueError(f"{given}: {SEVERAL}{'; put a list in brackets' if lists else ''}")
         (config,) = _combined(name, parsed)
         return config
 
@@ -174,8 +175,12 @@ def _compose(name: str, overrides: Sequence[str], as_given: Mapping[str, str] | 
         key = _option(override)
         if key.startswith(("hydra.", "hydra/")) and key != "hydra.searchpath":
             raise ValueError(f"{key}: the only Hydra option accepted is hydra.searchpath; --help lists mmg-bench's own")
-        if key in _groups(name) and override.partition("=")[2].startswith(("[", "{")):  # Hydra would merge their files
-            raise ValueError(f"{override}: choose one {key}, without brackets; {SEVERAL}")
+        if key in _groups(name) and not override.startswith("~"):
+            value = _parsed(name, [override])[0].value()
+            if isinstance(value, list):  # Hydra would merge their files
+                raise ValueError(f"{override}: choose one {key}, without brackets; {SEVERAL}")
+            if not isinstance(value, str):
+                raise ValueError(f"{override}: choose one of: {', '.join(names(key))}")
         if key == "method.name" and "method" in _groups(name):
             raise ValueError(f"{override}: choose a method with method={override.partition('=')[2]}")
         if override.startswith("~") and "." not in key:
@@ -349,7 +354,7 @@ def _choices(override: Override) -> list[str]:
         raise ValueError(f"{override.input_line}: an interval is not a list; list the values, or use range(...)")
     choices = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
     if not choices:
-        raise ValueError(f"{override.input_line}: this gives no values; --help lists the choices of each group")
+        raise ValueError(f"{override.input_line}: this gives no values; --help lists what there is to choose")
     return choices
 
 

@@ -29,6 +29,8 @@ def run(config: DictConfig) -> int:
     given = values.pop("out")
     out = check_folder("out", "outputs/bench_methods" if given is None else given)
     wanted, ratio = values.pop("methods"), values.pop("retention_ratio")
+    if not isinstance(ratio, int | float) or isinstance(ratio, bool) or not 0 < ratio <= 1:
+        raise ValueError(f"retention_ratio={ratio!r}: it must be a number in (0, 1]")
     broken = unreadable(plug_ins(method_names())) if wanted == "all" else {}  # with `all`, these may be left out
     others = [name for name in method_names() if name != "dense" and name not in broken]
     methods = _methods(others if wanted == "all" else cfg.listed("methods", wanted), ratio)
@@ -57,6 +59,9 @@ def run(config: DictConfig) -> int:
 
 def _methods(wanted: list[Any], ratio: float) -> dict[str, Method]:
     """The methods to time, by their labels. Raises ValueError for entries that are no method, or do not fit here."""
+    for given in wanted:
+        if isinstance(given, dict) and "retention_ratio" in given:
+            raise ValueError(f"methods: {given!r}: the ratio is an option of the command: retention_ratio=...")
     entries = [method_entry("methods", given) for given in wanted]
     for entry in entries:
         if entry["name"] == "dense":

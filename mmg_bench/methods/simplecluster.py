@@ -46,24 +46,25 @@ def rotated(tokens: VideoTokens) -> Tensor:
 
 
 def spherical_k_means(x: Tensor, count: int, iterations: int) -> Tensor:
-    """Cluster vectors `x [M, D]`, of length 1 or 0, by cosine: the cluster of each, int64 `[M]` in 0..count-1.
+    """Cluster vectors `x [M, D]` float32, of length 1 or 0, by cosine: the cluster of each, int64 `[M]` in 0..count-1.
 
     Starts from the first vector that is not 0 and, again and again, the one least like those before. Everything is
     computed from the M x M products: a cluster's centre is never formed. No cluster is empty at the end. Equal
     similarities: the lower index.
     """
-    gram = gram_matrix(x[None])[0]  # [M, M]
+    gram = gram_matrix(x.detach()[None])[0]  # [M, M]
     present = gram.diagonal().gt(0.5).to(torch.uint8)
     first = max_min_selection(-gram[None], count, first=present.argmax().view(1))[0]  # [count]
     likeness = gram[first]  # [count, M], of the centres to all vectors
     nearest, group = likeness.max(0)  # [M] both
     for _ in range(iterations):
         before = group
+        del likeness  # of count x M entries, as the next one
         likeness, sizes = _of_means(gram, group, count)
         empty = sizes == 0
         # an empty cluster starts anew from a vector that its centre, of all, stands for least
         strays = nearest.argsort(stable=True)[:count]
-        likeness = torch.where(empty.unsqueeze(-1), gram[strays[_number(empty)]], likeness)
+        torch.where(empty.unsqueeze(-1), gram[strays[_number(empty)]], likeness, out=likeness)
         nearest, group = likeness.max(0)
         if x.device.type == "cpu" and torch.equal(group, before) and not empty.any():
             break  # all further rounds would repeat this one; on a GPU, asking would cost more than they do
@@ -73,11 +74,11 @@ def spherical_k_means(x: Tensor, count: int, iterations: int) -> Tensor:
 def _of_means(gram: Tensor, group: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Cosines of the clusters' means to all vectors, `[count, M]`, and the sizes of the clusters, `[count]`."""
     sums, sizes = bag_sums(gram, group, count)
-    means = sums / sizes.clamp_min(1).unsqueeze(-1)  # [count, M], products of the means with all vectors
+    means = sums.div_(sizes.clamp_min(1).unsqueeze(-1))  # [count, M], products of the means with all vectors
     own = means.gather(0, group.unsqueeze(0)).T  # [M, 1], of each vector with the mean of its own cluster
     squared, _ = bag_sums(own, group, count)  # [count, 1]: |sum|^2 / size
     length = (squared / sizes.clamp_min(1).unsqueeze(-1)).clamp_min(0).sqrt()
-    return means / length.clamp_min(LEAST), sizes
+    return means.div_(length.clamp_min(LEAST)), sizes
 
 
 def _filled(group: Tensor, nearest: Tensor, count: int) -> Tensor:
@@ -115,7 +116,7 @@ class SimpleCluster(Method):
     round(R*T*N) tokens.
     Deviations: float32 throughout; starts from the first token (officially from the one whose length 1 is rounded
     highest); an empty cluster takes a token of another one (officially an error, as in identical tokens); any grid
-    (officially square). The matrix of similarities takes (T*N)^2 floats twice.
+    (officially square). Similarities take (T*N)^2 floats twice, or 1 + 2R times if that is more.
     """
 
     max_iters: int = 10

@@ -188,7 +188,7 @@ def _refuse_what_is_no_number(ids: Tensor, logits: Tensor) -> Tensor:
     if not bool((logits < math.inf).all()):
         raise RuntimeError(
             "the model's logits are NaN or infinite: if it runs in half precision, try model.dtype=float32; otherwise "
-            "its weights are damaged"
+            "its weights may be damaged"
         )
     return logits
 

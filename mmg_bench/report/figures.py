@@ -82,7 +82,7 @@ def accuracy_vs_tokens(rows: pd.DataFrame, *, methods: Collection[str] | None = 
     both = both.sort_values("retention_ratio").assign(share=100 * both.value_seen)
     dense, pruned = both[both.method == DENSE], both[both.method != DENSE]
     if pruned.empty:
-        raise ValueError("the rows hold no method but dense: run one to draw")
+        raise ValueError("the rows hold no method but dense: run one first")
     figure, panels = _panels(len(styles))
     for axes, (method, style) in zip(panels, styles.items(), strict=True):
         for level in dense.value:
@@ -263,7 +263,7 @@ def _ratios(known: Collection[float], wanted: Collection[float] | None) -> list[
     if wanted is None:
         below = sorted(ratio for ratio in known if ratio < 1)
         if not below:
-            raise ValueError("the rows hold no method at a retention ratio below 1: run one to draw")
+            raise ValueError("the rows hold no method at a retention ratio below 1: run one first")
         return list(dict.fromkeys((below[0], below[-1])))
     if not isinstance(wanted, Collection) or isinstance(wanted, str):
         raise ValueError(f"ratios={wanted!r}: give a list of numbers, such as [{_numbers(known)}]")

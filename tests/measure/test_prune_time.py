@@ -187,7 +187,7 @@ def test_the_command_ends_with_what_failed(
         return measure_methods(methods, replace(settings, **small))
 
     monkeypatch.setattr(bench_methods, "measure_methods", quick)
-    assert run(cfg.composed("bench_methods", [])) == 2  # without memory nothing can be mended
+    assert run(cfg.composed("bench_methods", [])) == 2  # out of memory is a result
     assert not (tmp_path / "results").exists()  # not whole
     out = tmp_path / "outputs" / "bench_methods"
     rows = read_rows(out / "rows.csv")

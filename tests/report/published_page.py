@@ -46,13 +46,14 @@ def numbers() -> str:
 def spread() -> str:
     """Cells that several papers report, `AT_LEAST` points or more apart, the widest first."""
     cells = _scores().groupby([*CELL, "benchmark"], sort=False)
-    found = cells.score.agg(["min", "max", "nunique"]).reset_index()
-    found = found.assign(apart=(found["max"] - found["min"]).round(1))
-    found = found[found.apart >= AT_LEAST].sort_values("apart", ascending=False, kind="stable")
+    found = cells.agg(low=("score", "min"), high=("score", "max"), papers=("paper", "nunique")).reset_index()
+    found = found.assign(apart=(found.high - found.low).round(1))
+    found = found[(found.apart >= AT_LEAST) & (found.papers > 1)]
+    found = found.sort_values("apart", ascending=False, kind="stable")
     lines = ["| model | method | R | benchmark | lowest | highest | apart |", "|:--|:--|--:|:--|--:|--:|--:|"]
     for row in found.itertuples():
         where = f"{row.model}, {row.frames} frames | {row.method} | {100 * row.retention:g} %"
-        lines.append(f"| {where} | {BENCHMARKS[row.benchmark]} | {row.min:.1f} | {row.max:.1f} | {row.apart:.1f} |")
+        lines.append(f"| {where} | {BENCHMARKS[row.benchmark]} | {row.low:.1f} | {row.high:.1f} | {row.apart:.1f} |")
     return "\n".join(lines)
 
 

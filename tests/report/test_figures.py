@@ -88,7 +88,7 @@ def test_a_panel_a_method_over_what_layers_see(rows):
     assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
     (alone,) = accuracy_vs_tokens(rows, methods=["random"]).axes
     assert alone.get_lines()[-1].get_color() == figure.axes[1].get_lines()[-1].get_color()
-    with pytest.raises(ValueError, match="the rows hold no method but dense: run one to draw"):
+    with pytest.raises(ValueError, match="the rows hold no method but dense: run one first"):
         accuracy_vs_tokens(rows[rows.method == "dense"])
     with pytest.raises(ValueError, match="no measured retention_layer_mean"):
         accuracy_vs_tokens(rows[rows.metric == "accuracy"])
@@ -231,7 +231,7 @@ def test_the_ends_of_the_ratios_are_drawn_where_none_are_given(make):
 
     assert drawn(0.5, 0.2, 0.3) == ["R = 20 %", "R = 50 %"]
     assert drawn(0.3) == ["R = 30 %"]
-    with pytest.raises(ValueError, match="the rows hold no method at a retention ratio below 1: run one to draw"):
+    with pytest.raises(ValueError, match="the rows hold no method at a retention ratio below 1: run one first"):
         drawn()
 
 

@@ -22,10 +22,14 @@ def test_every_score_is_on_the_page_once() -> None:
     assert sorted(shown) == sorted(scores.score)
 
 
-def test_percentages_are_of_the_dense_model_of_the_same_source() -> None:
+def test_percentages_are_of_the_dense_model_in_the_same_paper() -> None:
     lines = published_page.numbers().splitlines()
     (line,) = [x for x in lines if x.startswith("| mmg_vid | 25 % | 56.7")]
     assert line.startswith("| mmg_vid | 25 % | 56.7 (98.4 %) | 56.6 | – | 58.6 |")  # that dense has MVBench alone: 57.6
+    # in another table of the paper, dense has 58.3, 56.4 and 58.6
+    assert any(
+        x.startswith("| simplecluster | 10 % | 56.8 (97.4 %) | 56.5 (100.2 %) | – | 56.0 (95.6 %)") for x in lines
+    )
 
 
 def test_the_widest_disagreement_comes_first_and_small_ones_are_left_out() -> None:
@@ -33,6 +37,6 @@ def test_the_widest_disagreement_comes_first_and_small_ones_are_left_out() -> No
     assert apart == sorted(apart, reverse=True)
     assert apart[-1] >= published_page.AT_LEAST
     table = published()
-    one = table[(table.model == "llava_onevision_7b") & (table.method == "visionzip") & (table.retention == 0.1)]
-    scores = one[one.benchmark == "longvideobench"].score
-    assert apart[0] == round(scores.max() - scores.min(), 1)
+    scores = table[table.benchmark.isin(list(published_page.BENCHMARKS))]
+    cells = scores.groupby([*published_page.CELL, "benchmark"]).score
+    assert apart[0] == round((cells.max() - cells.min()).max(), 1)
