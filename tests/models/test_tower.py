@@ -175,7 +175,7 @@ def test_attention_is_asked_for_of_this_call_alone(family: tuple[str, Any, Any])
         assert len(run.report) == 1
         for _ in range(2):
             with pytest.raises(
-                (RuntimeError, ValueError), match="not encode .* inside the context|encoded outside the context"
+                (RuntimeError, ValueError), match=r"not encode .* inside the context|encoded outside the context"
             ):
                 model(**text, **arguments)
 
@@ -204,7 +204,7 @@ def test_attention_is_never_of_what_the_tower_saw_last(family: tuple[str, Any, A
             key = "pixel_values" if name in families.FRAMED else "pixel_values_videos"
             adapter_for(model).encode({**pixels, key: torch.randn_like(pixels[key])}, set())
         with pytest.raises(
-            (RuntimeError, ValueError), match="not encode .* inside the context|encoded outside the context"
+            (RuntimeError, ValueError), match=r"not encode .* inside the context|encoded outside the context"
         ):
             model(**text, **arguments)
         made = adapter_for(model).multimodal
