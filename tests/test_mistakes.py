@@ -90,7 +90,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
             "run -m method=mmg_vid,random frames=8,16",
             "frames: no such option; did you mean model.frames? run has: model, method",
         ),
-        ("run -m method=glob(zz*)", "method=glob(zz*): this gives no values; --help lists the choices of each group"),
+        ("run -m method=glob(zz*)", "method=glob(zz*): this gives no values; --help lists what there is to choose"),
         (
             "run -m retention_ratio=interval(0.1,0.3)",
             "retention_ratio=interval(0.1,0.3): an interval is not a list; list",

@@ -123,7 +123,7 @@ def test_the_questions_that_a_third_lost(
             [LONG, "dense", "output_dir=FOLDER/none"],
             "output_dir='FOLDER/none': no records there; give the output_dir of",
         ),
-        ([LONG, "dense", "-m"], "-m: no such flag here; the flags are --cfg and --help"),
+        ([LONG, "dense", "-m"], "-m: only run -m, measure -m and show -m accept several values"),
     ],
 )
 def test_mistakes(

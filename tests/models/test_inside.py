@@ -703,7 +703,8 @@ def test_misuse_is_explained(deep: tuple[Any, Any]) -> None:
         pass
     with (
         pytest.raises(
-            ValueError, match=r"backwards: layers\(6\) is \(3, 2\): it must be a tuple .* ascending in 1\.\.5$"
+            ValueError,
+            match=r"backwards: layers\(6\) is \(3, 2\): it must be a tuple of ascending whole numbers in 1\.\.5$",
         ),
         pruning(model, Backwards()),
     ):
