@@ -27,6 +27,12 @@ def check_number(option: str, value: object) -> None:
         raise ValueError(f"{option}={value!r}: it must be a number, at least 0")
 
 
+def check_ratio(option: str, value: object, otherwise: str = "") -> None:
+    """Raise ValueError, naming the option and its value, unless the value is a number above 0 and at most 1."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 1:
+        raise ValueError(f"{option}={value!r}: it must be a number in (0, 1]{otherwise}")
+
+
 def check_text(option: str, value: object) -> None:
     """Raise ValueError, naming the option and its value, unless the value is a non-blank text."""
     if not isinstance(value, str) or not value.strip():

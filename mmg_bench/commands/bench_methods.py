@@ -16,7 +16,7 @@ from mmg_bench.measure.failures import listed
 from mmg_bench.measure.prune_time import PruneTimes, PruneTimeSettings, measure_methods
 from mmg_bench.methods.base import Method
 from mmg_bench.methods.registry import method_names, plug_ins, unreadable
-from mmg_bench.options import check_folder
+from mmg_bench.options import check_folder, check_ratio
 from mmg_bench.report.prune_time import failed_key, prune_time_rows, prune_time_table
 from mmg_bench.report.table import Table
 from mmg_bench.runner import provenance
@@ -29,8 +29,7 @@ def run(config: DictConfig) -> int:
     given = values.pop("out")
     out = check_folder("out", "outputs/bench_methods" if given is None else given)
     wanted, ratio = values.pop("methods"), values.pop("retention_ratio")
-    if not isinstance(ratio, int | float) or isinstance(ratio, bool) or not 0 < ratio <= 1:
-        raise ValueError(f"retention_ratio={ratio!r}: it must be a number in (0, 1]")
+    check_ratio("retention_ratio", ratio)
     broken = unreadable(plug_ins(method_names())) if wanted == "all" else {}  # with `all`, these may be left out
     others = [name for name in method_names() if name != "dense" and name not in broken]
     methods = _methods(others if wanted == "all" else cfg.listed("methods", wanted), ratio)

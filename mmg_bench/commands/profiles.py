@@ -11,7 +11,7 @@ from mmg_bench import specs
 from mmg_bench.cells import Cell
 from mmg_bench.methods.registry import read_label
 from mmg_bench.models.spec import ModelSpec
-from mmg_bench.options import check_text
+from mmg_bench.options import check_ratio, check_text
 from mmg_bench.runner import provenance
 from mmg_bench.runner.requirements import Check, check_all
 
@@ -170,8 +170,7 @@ def _as_entry(label: str) -> str:
 def _check_ratios(where: str, given: Any) -> None:
     """Raise ValueError, naming the entry, unless it is one or several retention ratios."""
     for ratio in cfg.listed(where, given):
-        if not isinstance(ratio, int | float) or isinstance(ratio, bool) or not 0 < ratio <= 1:
-            raise ValueError(f"{where}={ratio!r}: it must be a number in (0, 1], or a list of them")
+        check_ratio(where, ratio, ", or a list of them")
 
 
 def what(profile: dict[str, Any]) -> str:

@@ -26,14 +26,12 @@ def max_min_selection(
     order = torch.empty(count, batch, 1, dtype=torch.int64, device=distance.device)
     if count == 0:
         return order.view(count, batch).T
-    nearest = second_smallest(distance) if points > 1 and first is None else distance[:, 0].clone()  # [B, M]
+    if first is None:
+        first = (second_smallest(distance) if points > 1 else distance[:, 0]).argmax(-1)
+    order[0] = first.unsqueeze(-1)
     if chosen is not None:  # from then on, a pick's distance to itself is its least
         distance.diagonal(dim1=1, dim2=2).fill_(chosen)
-    if first is None:
-        torch.argmax(nearest, -1, keepdim=True, out=order[0])
-    else:
-        order[0] = first.unsqueeze(-1)
-    nearest.fill_(torch.inf)
+    nearest = distance.new_full((batch, points), torch.inf)
     row = torch.empty(batch, 1, points, dtype=distance.dtype, device=distance.device)
     for step in range(1, count):
         pick = order[step - 1].unsqueeze(-1).expand(-1, -1, points)  # [B, 1, M]

@@ -27,7 +27,7 @@ def rotated(tokens: VideoTokens) -> Tensor:
     """
     height, width = tokens.grid
     frames, _, channels = tokens.features.shape
-    x = tokens.flat.float().clone()  # [M, D]
+    x = tokens.flat.to(torch.float32, copy=True)  # [M, D]
     device = x.device
     frame, row, column = (torch.arange(n, device=device, dtype=torch.float32) for n in (frames, height, width))
     third, rest = divmod(channels, 3)
