@@ -58,6 +58,7 @@ def video(
         "joint_features": normal(frames, tokens, 10),
         "joint_query": normal(2, 10),
         "mean_query_attention": weights(frames, tokens),
+        "times": 2.5 * torch.arange(frames),
     }
     return VideoTokens(x.to(dtype), grid, **{k: v.to(dtype) for k, v in optional.items()})
 

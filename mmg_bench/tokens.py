@@ -19,6 +19,7 @@ _SHAPES = {
     "query": "LD",
     "joint_features": "TNE",
     "joint_query": "ME",
+    "times": "T",
 }
 """Optional field of `VideoTokens` -> its axes; each letter stands for one size."""
 
@@ -54,6 +55,8 @@ class VideoTokens:
     """`[T, N, E]`: tokens in the joint image-text space (CLIP, SigLIP)."""
     joint_query: Tensor | None = None
     """`[M, E]`: the text in the same space."""
+    times: Tensor | None = None
+    """`[T]`: when each frame is shown, in seconds from the start of the video."""
 
     def __post_init__(self) -> None:
         if self.features.dim() != 3 or 0 in self.features.shape:

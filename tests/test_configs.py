@@ -191,6 +191,7 @@ def test_a_method_is_answered_anew_when_what_it_imports_changes(monkeypatch: pyt
             "holitom",
             "prunevid",
             "random",
+            "tango",
             "v2drop",
             "chain",
         },

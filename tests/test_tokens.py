@@ -19,6 +19,7 @@ GOOD: dict[str, Any] = {
     "query": torch.ones(5, 4),
     "joint_features": torch.ones(2, 6, 7),
     "joint_query": torch.ones(1, 7),
+    "times": torch.ones(2),
 }
 
 
@@ -47,6 +48,7 @@ def test_everything_together() -> None:
         ({"query": torch.ones(5, 3)}, r"query has shape \[5, 3\]; it must be \[L, D=4\]"),
         ({"query": torch.ones(0, 4)}, r"query has shape \[0, 4\].*with no size 0"),
         ({"joint_query": torch.ones(1, 6)}, r"joint_query has shape \[1, 6\]; it must be \[M, E=7\]"),
+        ({"times": torch.ones(3)}, r"times has shape \[3\]; it must be \[T=2\]"),
         ({"attention": torch.ones(2, 6, device="meta")}, "attention is on meta, but the features are on cpu"),
     ],
 )

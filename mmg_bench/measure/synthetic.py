@@ -73,4 +73,5 @@ def synthetic_video(frames: int, grid: tuple[int, int], width: int, seed: int = 
         joint_features=joint,
         joint_query=normal(1, JOINT_WIDTH) + joint[0, :1],
         mean_query_attention=attention(),
+        times=torch.arange(frames, dtype=torch.float32),
     )

@@ -75,7 +75,8 @@ def preprocess(llm: VideoLLM, clips: Sequence[Clip]) -> Pixels:
     """Process a batch of videos with the model's processor."""
     each = [llm.preprocess(clip.pixels, clip.timing) for clip in clips]
     tensors = {name: torch.cat([pixels.tensors[name] for pixels in each]) for name in each[0].tensors}
-    return Pixels(tensors, [text for pixels in each for text in pixels.texts])
+    texts, times = ([value for pixels in each for value in getattr(pixels, name)] for name in ("texts", "times"))
+    return Pixels(tensors, texts, times)
 
 
 def tower_needs(llm: VideoLLM, cell: Cell) -> frozenset[str]:

@@ -264,7 +264,7 @@ class Adapter(ABC):
 
     def lacking_for(self, needs: Collection[str], who: str, *, siglip: bool = False) -> tuple[str, str] | None:
         """What `who` needs and the family cannot supply, and what to do about it; None if nothing is missing."""
-        supplied = {*self.supplies, "query", *(self.from_siglip if siglip else ())}
+        supplied = {*self.supplies, "query", "times", *(self.from_siglip if siglip else ())}
         if not (missing := sorted(set(needs) - supplied)):
             return None
         fault = (

@@ -20,6 +20,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ContextDecorator, ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -81,6 +82,11 @@ def _opened(
     adapter = adapter_for(model)
     model = adapter.model  # without a wrapper
     adapter.check(method.needs, method.name)
+    if encoded is None and "times" in method.needs:
+        raise ValueError(
+            f"{method.name} reads the times of the video's frames, which a model's inputs do not tell: "
+            f"{_without_times(method)}, or encode the video with its timing and pass its tokens as `encoded`"
+        )
     try:
         multimodal, language_model = adapter.multimodal, adapter.language_model
     except AttributeError as error:
@@ -110,6 +116,14 @@ def _opened(
         stack.callback(conclude.remove)
         splice.inside.install(stack)
         yield run
+
+
+def _without_times(method: Method) -> str:
+    """What to do to run `method` without the times of frames."""
+    for options in type(method).stand_ins:
+        if "times" not in replace(method, **options).needs:
+            return f"set {' and '.join(f'{option}={value}' for option, value in options.items())} in its constructor"
+    return "choose another method"
 
 
 def _release(model: nn.Module) -> None:

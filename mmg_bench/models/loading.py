@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from mmg_bench.files import digest_of
 from mmg_bench.models import llava_video, siglip
@@ -41,6 +42,8 @@ class Pixels:
     """The vision tower's input, and what the model needs to know about it (grids, times)."""
     texts: list[str]
     """The text that represents each video in a prompt: placeholders, and the words that the processor adds."""
+    times: list[Tensor | None]
+    """When each frame of each video is shown, in seconds, float32 on the model's device; None where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,11 @@ class VideoLLM:
         """
         from transformers.video_utils import VideoMetadata
 
+        times = None
         if timing is not None and timing.fps is not None:
             metadata = VideoMetadata(timing.total, timing.fps, frames_indices=list(timing.indices))
             metadata.duration = timing.total / timing.fps
+            times = torch.tensor(metadata.timestamps, dtype=torch.float32, device=self.device)
         elif self.adapter.timed:
             raise ValueError(
                 f"models of type {self.model.config.model_type!r} need the times of frames: pass `preprocess` the "
@@ -126,11 +131,14 @@ class VideoLLM:
         )
         (replaced,) = made.pop("text_replacement_offsets")
         tensors = {k: v.to(self.device) for k, v in made.items() if isinstance(v, Tensor) and k not in _OF_TEXT}
-        return Pixels(self.adapter.one_video(tensors), [video["replacement"] for video in replaced])
+        texts = [video["replacement"] for video in replaced]
+        return Pixels(self.adapter.one_video(tensors), texts, [times])
 
     def encode(self, pixels: Pixels, needs: Collection[str]) -> Encoded:
-        """Run the vision tower and projector once, filling the optional fields named in `needs`."""
-        return Encoded(*self.adapter.encode(pixels.tensors, needs), pixels.texts)
+        """Run the vision tower and projector once, filling `times` and the optional fields named in `needs`."""
+        videos, arguments = self.adapter.encode(pixels.tensors, needs)
+        timed = zip(videos, pixels.times, strict=True)
+        return Encoded([replace(video, times=_of_frames(video, t)) for video, t in timed], arguments, pixels.texts)
 
     def tokenize(self, question: str, texts: Sequence[str]) -> dict[str, Tensor]:
         """`input_ids`, `attention_mask` and any other prompt inputs of the model, `[1, S]` int64 each.
@@ -167,6 +175,16 @@ class VideoLLM:
         for stop in [until] if isinstance(until, str) else until:
             text = text.split(stop)[0] if stop else text
         return text.strip()
+
+
+def _of_frames(video: VideoTokens, times: Tensor | None) -> Tensor | None:
+    """`VideoTokens.times`, from those of the sampled frames: if several make one of the video's, evenly spaced in them.
+
+    As in Tango's code for Qwen2.5-VL.
+    """
+    if times is None or len(times) == video.frames:
+        return times
+    return functional.interpolate(times[None, None], video.frames, mode="linear", align_corners=True)[0, 0]
 
 
 def settings_of(spec: ModelSpec) -> str | None:

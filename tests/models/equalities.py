@@ -38,6 +38,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "random(layer=2)": {"name": "random", "layer": 2},
     # the only one to ask for the phases of rotary embeddings
     "sparsevlm(version=2)": {"name": "sparsevlm", "version": 2},
+    "tango(interval=1, salience=mean_query)": {"name": "tango", "interval": 1, "salience": "mean_query"},
+    "tango(interval=1, salience=received)": {"name": "tango", "interval": 1, "salience": "received"},
 }
 METHODS = sorted({*method_names(), *VARIANTS} - {"dense"})
 TITLES = {
@@ -67,7 +69,7 @@ def method_of(label: str, retention_ratio: float) -> Method:
 
 def lacking(model: Any, label: str) -> list[str]:
     """What the method asks of the vision tower and the family does not supply; empty where it is served."""
-    return sorted(method_of(label, 0.5).needs - adapter_for(model).supplies - {"query"})
+    return sorted(method_of(label, 0.5).needs - adapter_for(model).supplies - {"query", "times"})
 
 
 def sequential(model: Any) -> bool:

@@ -655,6 +655,19 @@ def test_times_that_a_family_wants_must_be_told(llm: VideoLLM) -> None:
         assert llm.preprocess(video).texts == llm.preprocess(video, Timing.every_second(4)).texts
 
 
+def test_tokens_know_when_their_frames_are_shown(llm: VideoLLM) -> None:
+    """Seven frames, a second and a half apart; where pairs of them become one, four that span the same time."""
+    video = np.zeros((7, 32, 32, 3), dtype=np.uint8)
+    timing = Timing(tuple(range(3, 66, 9)), 70, 6.0)
+    (tokens,) = llm.encode(llm.preprocess(video, timing), set()).tokens
+    assert tokens.times is not None
+    expected = {7: [0.5, 2, 3.5, 5, 6.5, 8, 9.5], 4: [0.5, 3.5, 6.5, 9.5]}[tokens.frames]
+    torch.testing.assert_close(tokens.times, torch.tensor(expected))
+    if not llm.adapter.timed:
+        (tokens,) = llm.encode(llm.preprocess(video), set()).tokens
+        assert tokens.times is None
+
+
 def test_positions_go_on_behind_a_prefill_by_hand(family: tuple[str, Any, Any], llm: VideoLLM) -> None:
     size = families.SIZES.get(family[0], (24, 32))
     timing = Timing(tuple(range(7)), 7, 8.0)  # short, so that no time runs ahead of the text

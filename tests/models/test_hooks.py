@@ -21,6 +21,7 @@ from mmg_bench.methods.dycoke import DyCoke
 from mmg_bench.methods.fastv import FastV
 from mmg_bench.methods.mmg_vid import MMGVid
 from mmg_bench.methods.random import Random
+from mmg_bench.methods.tango import Tango
 from mmg_bench.methods.visionzip import VisionZip
 from mmg_bench.models.adapter import UnsupportedModelError, adapter_for
 from mmg_bench.models.hooks import pruning
@@ -656,3 +657,35 @@ def test_a_position_can_be_left_twice(tiny: tuple[Any, Any], inputs: dict[str, t
     assert torch.equal(tokens[1], -tokens[2])
     assert not torch.equal(tokens[0], tokens[1])
     assert seen[0].shape[1] == run.prompt_tokens
+
+
+def test_times_of_frames_come_with_encoded_videos_or_from_an_option(
+    tiny: tuple[Any, Any], inputs: dict[str, torch.Tensor]
+) -> None:
+    model, _ = tiny
+    method = Tango(salience="received")
+    says = (
+        "^tango reads the times of the video's frames, which a model's inputs do not tell: set interval=1.0 in its "
+        "constructor, or encode the video with its timing and pass its tokens as `encoded`$"
+    )
+    with pytest.raises(ValueError, match=says), method(model):
+        pass
+    with replace(method, interval=2.0)(model) as run:
+        model.generate(**inputs, **GREEDY)
+    assert run.report[0].realised_tokens < run.report[0].total_tokens
+    tokens, arguments = adapter_for(model).encode({"pixel_values_videos": inputs["pixel_values_videos"]}, method.needs)
+    timed = [replace(video, times=2.0 * torch.arange(video.frames)) for video in tokens]
+    prompt = {name: value for name, value in inputs.items() if name != "pixel_values_videos"}
+    with pruning(model, method, encoded=timed) as other:
+        model.generate(**prompt, **arguments, **GREEDY)
+    assert torch.equal(other.report[0].positions, run.report[0].positions)
+    with pytest.raises(ValueError, match="tango needs times, missing"), pruning(model, method, encoded=tokens):
+        model.generate(**prompt, **arguments, **GREEDY)
+
+
+def test_a_method_without_another_way_says_so(tiny: tuple[Any, Any]) -> None:
+    class Timed(Random):
+        needs: ClassVar[frozenset[str]] = frozenset({"times"})
+
+    with pytest.raises(ValueError, match="do not tell: choose another method, or encode"), Timed()(tiny[0]):
+        pass
