@@ -1,9 +1,9 @@
 """Draw the figures of README and docs, and write their tables.
 
-Figures: test videos; what methods keep of a video; accuracy kept in Table 1, over the tokens and for MMG-Vid's parts;
-tokens needed by methods and by chains. Tables: accuracy kept in Table 1; prefill after pruning on two cores; which
-method runs on which family; the size of a video in each model; published numbers. The tables in results/ are laid out
-again from their rows.
+Figures: test videos; what methods keep of a video; accuracy kept in Table 1, over what kept tokens lose of the video,
+over the tokens, and for MMG-Vid's parts; tokens needed by methods and by chains. Tables: accuracy kept in Table 1;
+prefill after pruning on two cores; which method runs on which family; the size of a video in each model; published
+numbers. The tables in results/ are laid out again from their rows.
 
 python scripts/refresh_docs.py [--results results/table1/embedded]
 """
@@ -129,6 +129,7 @@ def main() -> None:
     table = f"{compact_table(rows_of_table)}\n\n{where}"
     refresh_between(ROOT / "README.md", "<!-- table:begin -->", table, "<!-- table:end -->")
     figures.save(figures.kept_by_method(rows_of_table, highlight=["mmg_vid"]), folder / "accuracy")
+    figures.save(figures.accuracy_vs_fidelity(rows_of_table), folder / "fidelity")
     figures.save(figures.accuracy_vs_tokens(read_rows(RETENTION)), folder / "retention")
     figures.save(figures.needed_by_method(read_rows(RETENTION), highlight=["mmg_vid"]), folder / "needed")
     figures.save(figures.needed_by_method(read_rows(CHAINS), highlight=["mmg_vid"]), folder / "chains")

@@ -19,6 +19,7 @@ from mmg_bench.benchmarks.video import read_clip
 from mmg_bench.cells import Cell, needs_of
 from mmg_bench.faults import told
 from mmg_bench.files import written_whole
+from mmg_bench.measure.fidelity import fidelity
 from mmg_bench.measure.workload import video_file
 from mmg_bench.models.checking import check_method, check_model
 from mmg_bench.models.hooks import pruning
@@ -26,6 +27,7 @@ from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.run import VideoReport
 from mmg_bench.options import check_folder, check_path, check_text, check_whole
 from mmg_bench.report.overlay import Pictures, contact_sheet, kept_overlay
+from mmg_bench.tokens import VideoTokens
 
 _SIDE = 112
 """Side of a square frame in the picture, in pixels; other shapes have the same area."""
@@ -71,7 +73,7 @@ def show(configs: Sequence[DictConfig]) -> int:
             print(f"  {_who(cell)} failed: {told(error)}", flush=True)
             continue
         (report,) = run.report
-        print(f"  {_who(cell)}: {_tokens(report)}: {text or '(nothing)'}", flush=True)
+        print(f"  {_who(cell)}: {_tokens(report, encoded.tokens[0])}: {text or '(nothing)'}", flush=True)
         rows[cell] = _row(clip.pixels, report, values["pictures"])
     if rows:
         with written_whole(file) as temporary:
@@ -128,10 +130,12 @@ def _who(cell: Cell) -> str:
     return cell.label if cell.method.retention_ratio == 1 else str(cell)
 
 
-def _tokens(report: VideoReport) -> str:
-    """How many tokens a video was left with."""
+def _tokens(report: VideoReport, video: VideoTokens) -> str:
+    """How many tokens a video was left with, and how many they resemble."""
+    few = report.realised_tokens < report.total_tokens
+    like = f", like {100 * fidelity(video.flat, report.features).coverage:.0f} % of all" if few else ""
     inside = f", {len(report.left)} in the last layer" if report.stages else ""
-    return f"{report.realised_tokens} of {report.total_tokens} tokens{inside}"
+    return f"{report.realised_tokens} of {report.total_tokens} tokens{like}{inside}"
 
 
 def _row(pixels: Pictures, report: VideoReport, most: int) -> Pictures:

@@ -23,6 +23,8 @@ class VideoReport:
     """Frames, rows and columns of its tokens: T, H, W."""
     positions: Tensor = field(repr=False, compare=False)
     """`[realised_tokens]` int64: flat raster indices of these tokens into T * H * W, on the model's device."""
+    features: Tensor = field(repr=False, compare=False)
+    """`[realised_tokens, D]`: these tokens, as the method left them."""
     left: Tensor = field(repr=False, compare=False)
     """`[n]` int64: those that the last layer sees; same as `positions` unless the method prunes inside the model."""
     elapsed: Elapsed = field(repr=False)

@@ -351,8 +351,10 @@ class Splice:
             pruned, elapsed, untouched = self._pruned(place, body, embeds, ids)
             whole = whole and untouched
             if place.video == len(self.run.report):  # its first copy
-                where, notes = pruned.positions, dict(pruned.notes)
-                report = VideoReport(place.total, len(pruned), place.layout, where, where, elapsed, notes)
+                where, features = pruned.positions, pruned.features
+                report = VideoReport(
+                    place.total, len(pruned), place.layout, where, features, where, elapsed, dict(pruned.notes)
+                )
                 self.run.report.append(report)
             rows[place.row].add(place, body, pruned)
         width = max(row.finish() for row in rows)

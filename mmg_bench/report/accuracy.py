@@ -138,6 +138,7 @@ class _Layout:
             self.skills = []
         self.prunes_inside = prunes_inside(rows)
         metrics = rows.metric.unique()
+        self.covered = "coverage_percent" in metrics
         self.others = {m: m.removeprefix(OVER) for m in metrics if m.startswith(OVER)}
         """Metric -> label, for each metric that compares with a method other than dense."""
         self.cells = list(dict.fromkeys(zip(rows.method, rows.retention_ratio, strict=True)))
@@ -193,6 +194,7 @@ class _Layout:
             *over,
             ("Tokens", self._tokens),
             *([("Layer mean", self._layer_mean)] if self.prunes_inside else []),
+            *([("Covered", self._covered)] if self.covered else []),
             ("FLOPs (of dense)", self._flops),
             ("Prefill speed-up [95 % CI]", self._speedup),
             *([("Errors", self._errors)] if (self.rows.n_errors > 0).any() else []),
@@ -274,6 +276,10 @@ class _Layout:
         row = self._row("retention_layer_mean", method, ratio)
         return NONE if row is None else f"{100 * row.value:.1f} %"
 
+    def _covered(self, method: str, ratio: float) -> str:
+        row = self._row("coverage_percent", method, ratio)
+        return NONE if row is None else f"{row.value:.1f} %"
+
     def _flops(self, method: str, ratio: float) -> str:
         return flops_of_dense(self._row("flops_gqa", method, ratio), self._row("flops_gqa", DENSE, 1.0))
 
@@ -329,6 +335,10 @@ class _Layout:
             lines.append(
                 "Tokens: visual tokens that enter layer 0. Layer mean: the share of visual tokens that a layer sees, "
                 "averaged over the layers"
+            )
+        if self.covered:
+            lines.append(
+                "Covered: the share of the video's tokens that resemble one that enters layer 0 (cosine of 0.9 or more)"
             )
         if self._row("flops_gqa", DENSE, 1.0) is not None:
             lines.append("FLOPs: multiply-adds of the language model's prefill over visual tokens (`flops_gqa`)")

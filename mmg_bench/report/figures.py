@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,6 +139,38 @@ def accuracy_vs_speedup(
     axes.set_ylabel("accuracy, %")
     _finish(figure, axes, both)
     _label(figure, axes, ends)
+    return figure
+
+
+def accuracy_vs_fidelity(rows: pd.DataFrame, *, ratio: float | None = None) -> Figure:
+    """Accuracy kept over what kept tokens lose of the video (quantisation error): one named point per method.
+
+    rows: those of one model and number of frames. ratio: the smallest by default. Methods that let all tokens enter the
+    language model are left out. The label of the x-axis has the rank correlation over the methods, without controls.
+    """
+    kept, error = _select(rows, "accuracy_kept_percent"), _select(rows, "quantisation_error")
+    ratio = _ratios(sorted(set(error.retention_ratio)), None if ratio is None else [ratio])[0]
+    both = kept.merge(error, on=["method", "retention_ratio"], suffixes=("", "_error"))
+    both = both[both.retention_ratio == ratio].sort_values("value", ascending=False)
+    both = both.assign(percent=100 * both.value_error, control=both.method.map(is_control))
+    figure, axes = _axes()
+    axes.axhline(100, color="black", lw=0.8)
+    for control, colour in ((False, _COLOURS[0]), (True, _GREY)):
+        points = both[both.control == control]
+        axes.plot(points.percent, points.value, "o", ms=4, color=colour)
+    main = both[~both.control]
+    ranks = main.value.rank().corr(main.percent.rank())
+    axes.set_xlabel(
+        f"quantisation error, % of the tokens' variance (rank correlation of methods, without controls: {ranks:.2f})"
+    )
+    axes.set_ylabel(f"accuracy kept at R = {100 * ratio:g} %, % of dense")
+    axes.set_xlim(both.percent.min() / 1.2, 1.2 * both.percent.max() * (both.percent.max() / both.percent.min()) ** 0.1)
+    _log_scale(axes)
+    _finish(figure, axes, both)
+    figure.set_figheight(6)
+    of_method = Counter(label.split("(")[0] for label in both.method)
+    names = [name if of_method[name] == 1 else label for label in both.method for name in label.split("(")[:1]]
+    _name(figure, axes, list(zip(names, both.percent, both.value, strict=True)))
     return figure
 
 
@@ -356,6 +389,33 @@ def _label(figure: Figure, axes: Axes, points: Iterable[tuple[float, float, floa
         if all(abs(right - r) >= width or abs(up - u) >= height for r, u in taken):
             taken.append((right, up))
             axes.annotate(f"{100 * ratio:g}", (x, y), (4, 4), textcoords="offset points", fontsize=7, color=_GREY)
+
+
+def _name(figure: Figure, axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
+    """Write names beside points `(name, x, y)`, moved up or down where they would overlap another name or a point."""
+    from matplotlib.transforms import Bbox
+
+    names = []
+    for name, x, y in points:
+        text = axes.annotate(name, (x, y), (5, 0), textcoords="offset points", fontsize=6.5, va="center")
+        text.set_in_layout(False)  # else the axes would shrink, and the points move
+        names.append(text)
+    figure.draw_without_rendering()  # computes the layout, which gives the distances
+    line = 8 * figure.dpi / 72
+    centres = (axes.transData.transform((x, y)) for _, x, y in points)
+    taken = [Bbox.from_extents(x - line / 4, y - line / 4, x + line / 4, y + line / 4) for x, y in centres]
+    for text in names:
+        if text.get_window_extent().x1 > figure.bbox.x1:
+            text.set(ha="right", position=(-5, 0))
+        (side, _), box = text.get_position(), text.get_window_extent()
+        steps = (line * n * sign for n in range(2 * len(names) + 1) for sign in (1, -1))
+        moved = next(m for m in (box.translated(0, step) for step in steps) if not any(m.overlaps(t) for t in taken))
+        taken.append(moved)
+        if step := (moved.y0 - box.y0) * 72 / figure.dpi:
+            text.set_position((side, step))
+            arrow = {"arrowstyle": "-", "lw": 0.3}
+            line_to = axes.annotate("", text.xy, (side, step), textcoords="offset points", arrowprops=arrow)
+            line_to.set_in_layout(False)
 
 
 def _by_method(

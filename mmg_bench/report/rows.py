@@ -64,6 +64,7 @@ METRICS = (
     *("accuracy_lost_by_pooled", "videos"),
     *("decode_ms", "preprocess_ms", "encode_ms", "prune_ms", "prefill_ms", "decode_token_ms", "ttft_ms", "e2e_ms"),
     *("tokens_per_second", "prefill_speedup", "ttft_speedup", "e2e_speedup", "retention_layer_mean"),
+    *("coverage_percent", "quantisation_error"),
     *("prefill_roofline_ms", "decode_roofline_ms", "prefill_over_roofline", "decode_over_roofline"),
     *("flops_gqa", "flops_4nd2", "flops_counted", "kv_cache_bytes", "peak_memory_bytes"),
     *("weights_bytes", "activation_memory_bytes", "encode_memory_bytes", "prefill_energy_joules"),
@@ -297,6 +298,17 @@ class _Cost:
             yield name, Estimate(mean, math.nan, math.nan, len(known), len(records) - len(known))
 
 
+def _fidelity(records: Sequence[Record]) -> Iterator[tuple[str, Estimate]]:
+    """How well the tokens that enter the language model stand for the video; nothing for cells in which all enter."""
+    known = [r for r in records if r.coverage is not None]
+    for metric, values in (
+        ("coverage_percent", [100 * r.coverage for r in known if r.coverage is not None]),
+        ("quantisation_error", [r.quantisation_error for r in known]),
+    ):
+        if known:
+            yield metric, Estimate(_mean(values), math.nan, math.nan, len(known), len(records) - len(known))
+
+
 def _statistics(
     cell: Answers,
     dense: Answers,
@@ -328,7 +340,7 @@ def _statistics(
     for label, other in others.items():
         pair = compare(cell.scores, other.scores, cell.videos, groups, subgroups, bootstrap=bootstrap)
         yield ALL, f"{OVER}{label}", pair.difference
-    for metric, estimate in cost.means(cell.records):
+    for metric, estimate in (*cost.means(cell.records), *_fidelity(cell.records)):
         yield ALL, metric, estimate
     if len(set(groups)) == 1:
         for skill in sorted({r.skill for r in cell.records}):

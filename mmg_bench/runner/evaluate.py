@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from mmg_bench.benchmarks.lmms import Benchmark, BenchmarkError, Question
@@ -16,6 +17,7 @@ from mmg_bench.benchmarks.video import VideoError, read_clip
 from mmg_bench.cells import Cell, needs_of
 from mmg_bench.contract import tensors
 from mmg_bench.faults import place_of, told
+from mmg_bench.measure.fidelity import Fidelity, fidelity
 from mmg_bench.models.hooks import pruning
 from mmg_bench.models.loading import Encoded, VideoLLM
 from mmg_bench.options import check_whole
@@ -161,6 +163,7 @@ class _Pass:
     def cell(self, key: str, cell: Cell, questions: list[Question], encoded: Encoded) -> Iterable[Record]:
         """The questions about one encoded video in one cell."""
         own = [_copied(tokens) for tokens in encoded.tokens]  # other cells must not see what a method changes
+        kept: Tensor | None = None
         with pruning(self.llm.model, cell.method, cell.positions, encoded=own) as run:
             for question in questions:
                 text = None
@@ -168,6 +171,9 @@ class _Pass:
                     inputs = self.llm.tokenize(question.prompt, encoded.texts)
                     text = self.llm.generate(inputs, encoded, question.generation)
                     score = self.benchmark.score(question, text)
+                    if kept is not run.report[0].features:  # most methods prune a video once for all questions
+                        kept = run.report[0].features
+                        left = _compared(encoded.tokens[0], kept)
                 except Exception as error:  # if scoring failed, the record keeps the answer
                     fault = self.fault(key, question, error)
                     yield self.record(key, cell, question, error=fault, prediction=text)
@@ -183,6 +189,8 @@ class _Pass:
                     total_tokens=sum(video.total_tokens for video in run.report),
                     prompt_tokens=run.prompt_tokens,
                     stages=run.stages,
+                    coverage=left and left.coverage,
+                    quantisation_error=left and left.quantisation_error,
                 )
 
     def fault(self, key: str, question: Question, error: Exception) -> str:
@@ -224,6 +232,11 @@ class _Pass:
             provenance=self.provenance,
             **{**unknown, **outcome},
         )
+
+
+def _compared(tokens: VideoTokens, kept: Tensor) -> Fidelity | None:
+    """How well the kept tokens `[K, D]` stand for the video; None if all are kept."""
+    return None if len(kept) == tokens.total else fidelity(tokens.flat, kept)
 
 
 @torch.inference_mode()

@@ -45,6 +45,11 @@ class Record:
     """`[layer, visual tokens that entered it]` for each later layer before which the method pruned."""
     provenance: str
     """Key into the table's provenance.json."""
+    coverage: float | None = None
+    """Share of the video's tokens for which a kept one stands (`measure.fidelity`); None if all of them entered layer
+    0, and if the question failed."""
+    quantisation_error: float | None = None
+    """Mean squared distance of the video's tokens from the nearest kept one, over their variance; None likewise."""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -54,6 +59,11 @@ class Record:
 
 _FIELDS = frozenset(f.name for f in fields(Record))
 _TEXTS = tuple(f.name for f in fields(Record) if f.type == "str")
+
+
+def _outcome(record: Record) -> Record:
+    """A record without what may differ between machines that give the same answer."""
+    return replace(record, provenance="", coverage=None, quantisation_error=None)
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -80,7 +90,7 @@ def read_records(folder: Path) -> list[Record]:
             other = seen.get(record.key)
             if other is None or other.error is not None:
                 seen[record.key] = record
-            elif record.error is None and replace(other, provenance="") != replace(record, provenance=""):
+            elif record.error is None and _outcome(other) != _outcome(record):
                 raise ValueError(
                     f"{path}:{number}: a second, different record of question {record.question!r} in cell "
                     f"{record.cell!r}: delete one of the lines"

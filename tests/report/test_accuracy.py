@@ -332,6 +332,22 @@ def test_what_the_layers_see_is_shown_where_methods_prune_inside(make, provenanc
     assert shown["Layer mean"] == "62.5 %"
 
 
+def test_what_kept_tokens_stand_for_is_shown_where_some_are_left_out(make, provenance):
+    shares = (0.5, 0.75, None)  # the last one failed
+    some = [
+        dataclasses.replace(r, coverage=c, quantisation_error=c and c / 10)
+        for r, c in zip(make("ours", 0.25, "11x"), shares, strict=True)
+    ]
+    rows = rows_of([*make("dense", 1.0, "111"), *some, *make("fastv", 0.25, "111")])
+    table = to_markdown(layout(rows, provenance, NOTHING))
+    assert [line(table, method)["Covered"] for method in ("dense", "ours", "fastv")] == ["–", "62.5 %", "–"]
+    assert "\n- Covered: the share of the video's tokens that resemble one that enters layer 0 (cosine of 0.9" in table
+    (row,) = rows[rows.metric == "quantisation_error"].itertuples()
+    assert (row.method, row.value, row.n, row.n_errors) == ("ours", 0.0625, 2, 1)
+    without = rows_of([*make("dense", 1.0, "11"), *make("ours", 0.25, "11")])
+    assert "Covered" not in to_markdown(layout(without, provenance, NOTHING))
+
+
 @pytest.mark.parametrize(("slowest", "said"), [(14.9, False), (15.1, True)])
 def test_a_machine_that_was_busy_is_flagged(toy, provenance, slowest, said):
     times = [Measurement("toy", "bench", 8, "dense", 1.0, "prefill_ms", 12, 10, slowest, 20, "key1")]

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import pytest
 from matplotlib.text import Text
 
 from mmg_bench.report.figures import (
+    accuracy_vs_fidelity,
     accuracy_vs_retention,
     accuracy_vs_speedup,
     accuracy_vs_tokens,
@@ -57,6 +59,48 @@ def test_scatter_pairs_speed_and_accuracy(rows):
     drawn = lines(accuracy_vs_speedup(rows))
     assert drawn["ours"].get_xdata().tolist() == [1.8, 3.0]
     assert drawn["ours"].get_ydata().tolist() == pytest.approx([100 * 8 / 12, 100 * 7 / 12])
+
+
+def test_fidelity_has_a_named_point_per_method(make):
+    """Of methods with errors of 0.1, 0.2 and 0.4, those of less keep more, but for one; the control does not count."""
+    answers = {"first": ("1111", 0.1), "second": ("0011", 0.2), "third": ("1101", 0.4), "random": ("0001", 0.8)}
+    records = make("dense", 1.0, "1111")
+    for ratio in (0.25, 0.5):
+        for method, (right, error) in answers.items():
+            made = make(method, ratio, right if ratio < 0.5 else "1111")
+            records += [dataclasses.replace(r, coverage=0.9, quantisation_error=error * ratio) for r in made]
+    rows = result_rows(
+        [*records, *make("fastv", 0.25, "1111")], table="t", weights={"toy": "w"}, bootstrap=Bootstrap(300)
+    )
+    figure = accuracy_vs_fidelity(rows)
+    named = {text.get_text(): text.xy for text in figure.axes[0].texts if text.get_text()}
+    assert named == {
+        "first": pytest.approx((2.5, 100)),
+        "second": pytest.approx((5, 50)),
+        "third": pytest.approx((10, 75)),
+        "random": pytest.approx((20, 25)),
+    }
+    assert (
+        figure.axes[0]
+        .get_xlabel()
+        .endswith("% of the tokens' variance (rank correlation of methods, without controls: -0.50)")
+    )
+    assert "R = 25 %" in figure.axes[0].get_ylabel()
+    assert "R = 50 %" in accuracy_vs_fidelity(rows, ratio=0.5).axes[0].get_ylabel()
+    with pytest.raises(ValueError, match=r"ratios=\[0.1\]: the rows have 0.25, 0.5"):
+        accuracy_vs_fidelity(rows, ratio=0.1)
+
+
+def test_names_do_not_cover_each_other(make):
+    methods = [f"method_{i}" for i in range(12)]
+    records = make("dense", 1.0, "11")
+    for method in methods:
+        records += [dataclasses.replace(r, coverage=0.9, quantisation_error=0.1) for r in make(method, 0.25, "10")]
+    figure = accuracy_vs_fidelity(result_rows(records, table="t", weights={"toy": "w"}, bootstrap=Bootstrap(300)))
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()]
+    assert len(boxes) == 12
+    assert not any(a.shrunk(0.99, 0.99).overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 def test_labels_do_not_cover_each_other(rows):

@@ -18,13 +18,15 @@ from mmg_bench.benchmarks import lmms
 from mmg_bench.benchmarks.embedded.render import write_video
 from mmg_bench.benchmarks.embedded.world import make_world
 from mmg_bench.benchmarks.lmms import BenchmarkError, Question
+from mmg_bench.benchmarks.video import read_clip
 from mmg_bench.cells import Cell, make_cell
+from mmg_bench.measure.fidelity import Fidelity, fidelity
 from mmg_bench.methods.random import Random
 from mmg_bench.models.loading import VideoLLM
 from mmg_bench.models.spec import ModelSpec
 from mmg_bench.runner import evaluate as runner
 from mmg_bench.runner.evaluate import Shard, evaluate
-from mmg_bench.runner.records import read_records
+from mmg_bench.runner.records import Record, read_records
 from mmg_bench.tokens import PrunedTokens, VideoTokens
 
 CELLS = [make_cell("dense", 1.0), make_cell("mmg_vid", 0.25), make_cell("random", 0.1, "contiguous")]
@@ -62,6 +64,15 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return ThreeVideos(tmp_path_factory.mktemp("videos"))
 
 
+def fidelity_of(llm: VideoLLM, benchmark: Any, record: Record) -> Fidelity:
+    """What the tokens that the record's method keeps are worth."""
+    (path,) = {benchmark.video_path(q) for q in benchmark.questions if q.id == record.question}
+    clip = read_clip(path, 4)
+    (tokens,) = llm.encode(llm.preprocess(clip.pixels, clip.timing), set()).tokens
+    (cell,) = [cell for cell in CELLS if cell.label == record.method]
+    return fidelity(tokens.flat, cell.method.prune(tokens).features)
+
+
 def test_every_question_in_every_cell(llm: VideoLLM, benchmark: Any, tmp_path: Path) -> None:
     records = evaluate(llm, benchmark, CELLS, tmp_path, "p")
     assert len(records) == 6 * len(CELLS)
@@ -70,8 +81,12 @@ def test_every_question_in_every_cell(llm: VideoLLM, benchmark: Any, tmp_path: P
     assert len(good) == 4 * len(CELLS)
     realised = {r.method: r.realised_tokens for r in good}
     assert realised == {"dense": 64, "mmg_vid": 16, "random(positions=contiguous)": 6}
+    for r in good:
+        expected = None if r.method == "dense" else fidelity_of(llm, benchmark, r)
+        assert (r.coverage, r.quantisation_error) == (expected or (None, None))
     for r in records:
         if r.video == "v2":
+            assert r.coverage is r.quantisation_error is None
             assert r.error is not None
             assert "v2.mp4" in r.error
             assert "download it again" in r.error

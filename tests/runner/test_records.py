@@ -51,6 +51,17 @@ def test_a_torn_line_is_dropped_and_written_over(tmp_path: Path) -> None:
     assert [r.question for r in read_records(tmp_path)] == ["q0", "q1"]
 
 
+def test_the_same_answer_of_two_machines_counts_once(tmp_path: Path) -> None:
+    """They may round differently what is compared with the video, and are two provenances."""
+    other = replace(RECORD, coverage=0.5, quantisation_error=0.1, provenance="q")
+    record_files.append(tmp_path / "records-0.jsonl", [replace(RECORD, coverage=0.4999, quantisation_error=0.1001)])
+    record_files.append(tmp_path / "records-1.jsonl", [other])
+    assert [r.coverage for r in read_records(tmp_path)] == [0.4999]
+    record_files.append(tmp_path / "records-2.jsonl", [replace(other, prediction="blå")])
+    with pytest.raises(ValueError, match="a second, different record of question 'q0'"):
+        read_records(tmp_path)
+
+
 def test_damage_is_named(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_text("not json\n" + json.dumps(asdict(RECORD)) + "\n")
