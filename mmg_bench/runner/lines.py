@@ -57,10 +57,13 @@ class LineFile:
         self._file.close()
 
 
-def read_lines(path: Path, fields: frozenset[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_lines(
+    path: Path, fields: frozenset[str], optional: frozenset[str] = frozenset()
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number and content of every complete line; none if there is no file. A last line without its end is skipped.
 
-    Raises ValueError, naming the line, if one is not a JSON object with exactly these `fields`.
+    Raises ValueError, naming the line, if one is not a JSON object with exactly these `fields`, of which those that are
+    `optional` may be missing.
     """
     if not path.exists():
         return
@@ -70,8 +73,8 @@ def read_lines(path: Path, fields: frozenset[str]) -> Iterator[tuple[int, dict[s
             row = json.loads(line)
         except ValueError as error:  # not JSON, or not text
             raise ValueError(f"{path}:{number}: not JSON ({error}): delete the line and run again") from None
-        if not isinstance(row, dict) or row.keys() != fields:
-            differ = sorted(fields ^ row.keys()) if isinstance(row, dict) else sorted(fields)
+        if not isinstance(row, dict) or row.keys() | optional != fields:
+            differ = sorted((row.keys() | optional) ^ fields) if isinstance(row, dict) else sorted(fields)
             raise ValueError(
                 f"{path}:{number}: not written by this version of mmg_bench (fields {differ} differ): move the folder "
                 "away and run again"

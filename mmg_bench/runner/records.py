@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 
 from mmg_bench.runner.lines import read_lines
@@ -58,6 +58,8 @@ class Record:
 
 
 _FIELDS = frozenset(f.name for f in fields(Record))
+_LATER = frozenset(f.name for f in fields(Record) if f.default is not MISSING)
+"""Fields that older versions did not write."""
 _TEXTS = tuple(f.name for f in fields(Record) if f.type == "str")
 
 
@@ -75,7 +77,7 @@ def read_records(folder: Path) -> list[Record]:
     """
     seen: dict[tuple[str, str, str], Record] = {}
     for path in sorted(folder.glob("records*.jsonl")):
-        for number, row in read_lines(path, _FIELDS):
+        for number, row in read_lines(path, _FIELDS, _LATER):
             record = Record(**row)
             if wrong := [name for name in _TEXTS if not isinstance(row[name], str)]:
                 raise ValueError(

@@ -62,6 +62,18 @@ def test_the_same_answer_of_two_machines_counts_once(tmp_path: Path) -> None:
         read_records(tmp_path)
 
 
+def test_answers_of_an_older_version_are_read(tmp_path: Path) -> None:
+    """They lack what was added since."""
+    line = asdict(RECORD)
+    for name in ("coverage", "quantisation_error"):
+        del line[name]
+    (tmp_path / "records.jsonl").write_text(json.dumps(line) + "\n")
+    assert read_records(tmp_path) == [RECORD]
+    (tmp_path / "records.jsonl").write_text(json.dumps({**line, "colour": "red"}) + "\n")
+    with pytest.raises(ValueError, match=r"not written by this version of mmg_bench \(fields \['colour'\] differ\)"):
+        read_records(tmp_path)
+
+
 def test_damage_is_named(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_text("not json\n" + json.dumps(asdict(RECORD)) + "\n")
