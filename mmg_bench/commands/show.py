@@ -69,11 +69,12 @@ def show(configs: Sequence[DictConfig]) -> int:
         try:
             with pruning(llm.model, cell.method, cell.positions, encoded=encoded.tokens) as run:
                 text = llm.generate(inputs, encoded, {"max_new_tokens": values["new_tokens"]})
+                (report,) = run.report
+                counts = _tokens(report, encoded.tokens[0])
         except Exception as error:  # one method's fault must not lose the others' picture
             print(f"  {_who(cell)} failed: {told(error)}", flush=True)
             continue
-        (report,) = run.report
-        print(f"  {_who(cell)}: {_tokens(report, encoded.tokens[0])}: {text or '(nothing)'}", flush=True)
+        print(f"  {_who(cell)}: {counts}: {text or '(nothing)'}", flush=True)
         rows[cell] = _row(clip.pixels, report, values["pictures"])
     if rows:
         with written_whole(file) as temporary:

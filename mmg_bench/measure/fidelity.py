@@ -16,7 +16,7 @@ from mmg_bench.methods._merge import unit
 ALIKE = 0.9
 """Cosine from which a kept token stands for another one."""
 _AT_ONCE = 2**24
-"""Elements of the cosines and distances computed at once."""
+"""Elements of cosines, distances and float32 copies of tokens made at once."""
 
 
 class Fidelity(NamedTuple):
@@ -26,7 +26,7 @@ class Fidelity(NamedTuple):
     """Share of the tokens that have a kept one at a cosine of `ALIKE` or more, in [0, 1]."""
     quantisation_error: float
     """Mean squared distance of the tokens from the nearest kept one, divided by their variance: 0 if all are kept, 1
-    for their mean alone. 0 for tokens that are all the same."""
+    for their mean alone. 0 for a video whose tokens are all the same."""
 
 
 def fidelity(tokens: Tensor, kept: Tensor) -> Fidelity:
@@ -35,7 +35,7 @@ def fidelity(tokens: Tensor, kept: Tensor) -> Fidelity:
     directions, moved = unit(kept), kept.float() - centre  # distances stay the same, and are rounded less
     norms = moved.square().sum(1)  # [K]
     covered, error, spread = [], [], []
-    for part in tokens.split(max(1, _AT_ONCE // len(kept))):
+    for part in tokens.split(max(1, _AT_ONCE // max(kept.shape))):
         covered.append((unit(part) @ directions.T).amax(1) >= ALIKE)
         x = part.float() - centre
         spread.append(x.square().sum(1))

@@ -120,9 +120,10 @@ def _opened(
 
 def _without_times(method: Method) -> str:
     """What to do to run `method` without the times of frames."""
-    for options in type(method).stand_ins:
-        if "times" not in replace(method, **options).needs:
-            return f"set {' and '.join(f'{option}={value}' for option, value in options.items())} in its constructor"
+    for part in (method, *method.parts):
+        for options in type(part).stand_ins:
+            if "times" in part.needs and "times" not in replace(part, **options).needs:
+                return f"use {part.name} with {' and '.join(f'{option}={value}' for option, value in options.items())}"
     return "choose another method"
 
 

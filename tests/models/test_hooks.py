@@ -16,6 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from mmg_bench.contract import ContractError
 from mmg_bench.methods.base import Method
 from mmg_bench.methods.cdpruner import CDPruner
+from mmg_bench.methods.chain import Chain
 from mmg_bench.methods.dense import Dense
 from mmg_bench.methods.dycoke import DyCoke
 from mmg_bench.methods.fastv import FastV
@@ -665,10 +666,13 @@ def test_times_of_frames_come_with_encoded_videos_or_from_an_option(
     model, _ = tiny
     method = Tango(salience="received")
     says = (
-        "^tango reads the times of the video's frames, which a model's inputs do not tell: set interval=1.0 in its "
-        "constructor, or encode the video with its timing and pass its tokens as `encoded`$"
+        "^tango reads the times of the video's frames, which a model's inputs do not tell: use tango with "
+        "interval=1.0, or encode the video with its timing and pass its tokens as `encoded`$"
     )
     with pytest.raises(ValueError, match=says), method(model):
+        pass
+    chain = Chain(before="tango(salience=received)", inside="fastv")
+    with pytest.raises(ValueError, match=r"^chain reads .*: use tango with interval=1\.0, or encode"), chain(model):
         pass
     with replace(method, interval=2.0)(model) as run:
         model.generate(**inputs, **GREEDY)
