@@ -30,7 +30,11 @@ class Fidelity(NamedTuple):
 
 
 def fidelity(tokens: Tensor, kept: Tensor) -> Fidelity:
-    """Compare all tokens of a video `[M, D]` with those that are kept, merged or not `[K, D]`; float32 arithmetic."""
+    """Compare all tokens of a video `[M, D]` with those that are kept, merged or not `[K, D]`; float32 arithmetic.
+
+    Computed where `kept` is: a model that is spread over GPUs may encode on another one.
+    """
+    tokens = tokens.to(kept.device)
     centre = tokens.mean(0, dtype=torch.float32)
     directions, moved = unit(kept), kept.float() - centre  # distances stay the same, and are rounded less
     norms = moved.square().sum(1)  # [K]
