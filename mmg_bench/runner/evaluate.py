@@ -164,6 +164,7 @@ class _Pass:
         """The questions about one encoded video in one cell."""
         own = [_copied(tokens) for tokens in encoded.tokens]  # other cells must not see what a method changes
         kept: Tensor | None = None
+        left: Fidelity | None = None
         with pruning(self.llm.model, cell.method, cell.positions, encoded=own) as run:
             for question in questions:
                 text = None
@@ -171,7 +172,9 @@ class _Pass:
                     inputs = self.llm.tokenize(question.prompt, encoded.texts)
                     text = self.llm.generate(inputs, encoded, question.generation)
                     score = self.benchmark.score(question, text)
-                    if kept is not run.report[0].features:  # most methods prune a video once for all questions
+                    if (
+                        run.report and kept is not run.report[0].features
+                    ):  # most methods prune a video once for all questions
                         kept = run.report[0].features
                         left = _compared(encoded.tokens[0], kept)
                 except Exception as error:  # if scoring failed, the record keeps the answer
