@@ -1,6 +1,6 @@
 from golden_cases import Inputs, Run
-from mmg_bench.methods._merge import unit
-from mmg_bench.methods.simplecluster import SimpleCluster, first_members, rotated, spherical_k_means
+from mmg_bench.methods._merge import first_members, unit
+from mmg_bench.methods.simplecluster import SimpleCluster, rotated, spherical_k_means
 from mmg_bench.tokens import VideoTokens
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from mmg_bench.methods._ops import descending, log_density, peak_distance, spread
 from mmg_bench.tokens import PrunedTokens, VideoTokens
+
+SALIENCE = {"probe": "probe_attention", "mean_query": "mean_query_attention", "received": "attention"}
+"""An option of several methods, the attention that makes a token salient -> the field of `VideoTokens` it reads."""
 
 
 def supplied(tokens: VideoTokens, name: str) -> Tensor:
@@ -88,6 +92,39 @@ def bag_means(x: Tensor, group: Tensor, groups: int) -> Tensor:
     """The means of `bag_sums`, `[G, D]`; 0 for a group without points."""
     sums, counts = bag_sums(x, group, groups)
     return sums / counts.clamp_min(1).unsqueeze(-1)
+
+
+def first_members(group: Tensor, count: int) -> Tensor:
+    """The lowest index in each cluster of `group [M]`: int64 `[count]`, M for an empty one."""
+    index = torch.arange(len(group), device=group.device)
+    first = torch.full((count,), len(group), dtype=torch.int64, device=group.device)
+    return first.scatter_reduce(0, group, index, "amin")
+
+
+def rotated_in_place(
+    x: Tensor, grid: tuple[int, int], times: Tensor, axes: Sequence[tuple[int, float]], *, neighbours: bool
+) -> Tensor:
+    """Add rotary encodings of time, row and column to `x [T, N, D]` float32, which is changed and returned.
+
+    `times [T]` float32. `axes`: for each of the three, the number of channels, from the first on, and the base of its
+    frequencies. Within these channels, each one turns with its neighbour, or the first half with the second; of an odd
+    number the last stays as it is.
+    """
+    device, (height, width) = x.device, grid
+    cells = x.unflatten(1, grid)  # [T, H, W, D]
+    row, column = (torch.arange(n, device=device, dtype=torch.float32) for n in (height, width))
+    places = (times.view(-1, 1, 1, 1), row.view(-1, 1, 1), column.view(-1, 1))
+    start = 0
+    for place, (size, base) in zip(places, axes, strict=True):
+        half = size // 2
+        angle = place * (1 / base ** (torch.arange(half, device=device, dtype=torch.float32) / max(1, half)))
+        cos, sin = angle.cos(), angle.sin()
+        pairs = cells[..., start : start + 2 * half].unflatten(3, (half, 2) if neighbours else (2, half))
+        of_pair = 4 if neighbours else 3
+        a, b = pairs.unbind(of_pair)
+        pairs.copy_(torch.stack([a * cos - b * sin, a * sin + b * cos], of_pair))
+        start += size
+    return x
 
 
 def frame_groups(total: int, frames: int) -> list[tuple[slice, int]]:

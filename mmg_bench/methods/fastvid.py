@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmg_bench.methods._merge import group_scores, neighbour_cosines, supplied, unit
+from mmg_bench.methods._merge import SALIENCE, group_scores, neighbour_cosines, supplied, unit
 from mmg_bench.methods._ops import (
     at_ranks,
     float_product,
@@ -25,9 +25,6 @@ from mmg_bench.methods._ops import (
 )
 from mmg_bench.methods.base import Method, Positions, check_choice, check_range
 from mmg_bench.tokens import PrunedTokens, VideoTokens
-
-_ATTENTION = {"probe": "probe_attention", "mean_query": "mean_query_attention", "received": "attention"}
-"""`salience` -> field of `VideoTokens`."""
 
 
 class Reduced(NamedTuple):
@@ -353,14 +350,14 @@ class FastVID(Method):
         check_range(self, "k", 1, 10_000, integer=True)
         check_choice(self, "variant", ("onevision", "video", "qwen"))
         check_choice(self, "frame_source", ("head", "mean"))
-        check_choice(self, "salience", tuple(_ATTENTION))
+        check_choice(self, "salience", tuple(SALIENCE))
         check_range(self, "ignore", -1, 2)
-        needs = {_ATTENTION[self.salience], *(["frame_features"] if self.frame_source == "head" else [])}
+        needs = {SALIENCE[self.salience], *(["frame_features"] if self.frame_source == "head" else [])}
         object.__setattr__(self, "needs", frozenset(needs))
         object.__setattr__(self, "exact", self.variant != "qwen")
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
-        attention = supplied(tokens, _ATTENTION[self.salience])
+        attention = supplied(tokens, SALIENCE[self.salience])
         means = frame_means(tokens.features)
         frame = supplied(tokens, "frame_features") if self.frame_source == "head" else means
         # A sum propagates NaN and infinities. One read for everything: on a GPU each waits for all work queued before.

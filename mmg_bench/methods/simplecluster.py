@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from mmg_bench.methods._greedy import max_min_selection
-from mmg_bench.methods._merge import bag_means, bag_sums, in_raster_order, unit
+from mmg_bench.methods._merge import (
+    bag_means,
+    bag_sums,
+    first_members,
+    in_raster_order,
+    rotated_in_place,
+    unit,
+)
 from mmg_bench.methods._ops import gram_matrix
 from mmg_bench.methods.base import Method, Positions, check_flag, check_range
 from mmg_bench.tokens import PrunedTokens, VideoTokens
@@ -25,24 +32,11 @@ def rotated(tokens: VideoTokens) -> Tensor:
 
     A first third takes the channels that do not divide by 3; in each, an odd channel at its end stays as it is.
     """
-    height, width = tokens.grid
-    frames, _, channels = tokens.features.shape
-    x = tokens.flat.to(torch.float32, copy=True)  # [M, D]
-    device = x.device
-    frame, row, column = (torch.arange(n, device=device, dtype=torch.float32) for n in (frames, height, width))
-    third, rest = divmod(channels, 3)
-    start = 0
-    for place, size in zip(torch.cartesian_prod(frame, row, column).T, (third + rest, third, third), strict=True):
-        half = size // 2
-        if half:
-            frequency = 1 / THETA ** (torch.arange(half, device=device, dtype=torch.float32) / half)
-            angle = place.unsqueeze(-1) * frequency  # [M, half]
-            pairs = x[:, start : start + 2 * half].unflatten(-1, (half, 2))
-            even, odd = pairs.unbind(-1)
-            cos, sin = angle.cos(), angle.sin()
-            pairs.copy_(torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1))
-        start += size
-    return x
+    third, rest = divmod(tokens.features.shape[2], 3)
+    x = tokens.features.to(torch.float32, copy=True)
+    frame = torch.arange(tokens.frames, device=x.device, dtype=torch.float32)
+    axes = [(size, THETA) for size in (third + rest, third, third)]
+    return rotated_in_place(x, tokens.grid, frame, axes, neighbours=True).flatten(0, 1)
 
 
 def spherical_k_means(x: Tensor, count: int, iterations: int) -> Tensor:
@@ -95,13 +89,6 @@ def _filled(group: Tensor, nearest: Tensor, count: int) -> Tensor:
 def _number(mask: Tensor) -> Tensor:
     """For each true entry of a mask, how many are true before it; for others, some index that is not used."""
     return (mask.cumsum(0) - 1).clamp_min(0)
-
-
-def first_members(group: Tensor, count: int) -> Tensor:
-    """The lowest index in each cluster of `group [M]`: int64 `[count]`, M for an empty one."""
-    index = torch.arange(len(group), device=group.device)
-    first = torch.full((count,), len(group), dtype=torch.int64, device=group.device)
-    return first.scatter_reduce(0, group, index, "amin")
 
 
 @dataclass(frozen=True)

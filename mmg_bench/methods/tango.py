@@ -9,7 +9,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mmg_bench.methods._merge import bag_sums, in_raster_order, nearest_centres, supplied, unit
+from mmg_bench.methods._merge import (
+    SALIENCE,
+    bag_sums,
+    first_members,
+    in_raster_order,
+    nearest_centres,
+    rotated_in_place,
+    supplied,
+    unit,
+)
 from mmg_bench.methods._ops import (
     conserve,
     descending,
@@ -25,8 +34,6 @@ from mmg_bench.methods.base import Method, Positions, check_choice, check_flag, 
 from mmg_bench.methods.holitom import Window, best_windows, group_sizes, static_positions
 from mmg_bench.tokens import PrunedTokens, VideoTokens
 
-_ATTENTION = {"probe": "probe_attention", "mean_query": "mean_query_attention", "received": "attention"}
-"""`salience` -> field of `VideoTokens`."""
 SINKS = {(14, 14): (11, 12, 27, 28, 41, 169), (13, 13): (11, 26, 157)}
 """Grid of LLaVA-OneVision and of LLaVA-Video -> tokens that the pooling head attends to whatever they show."""
 
@@ -37,24 +44,10 @@ def rotated(directions: Tensor, grid: tuple[int, int], times: Tensor, base_time:
     Each third has an even size, the first one takes what is left over. Within a third, the first half turns with the
     second one. `times` `[T]`.
     """
-    height, width = grid
-    x = directions.float().unflatten(1, grid)  # [T, H, W, D]
-    device, channels = x.device, x.shape[3]
+    channels = directions.shape[2]
     third = channels // 6 * 2
-    axes = (
-        (times.float().view(-1, 1, 1, 1), channels - 2 * third, base_time),
-        (torch.arange(height, device=device, dtype=torch.float32).view(-1, 1, 1), third, base_space),
-        (torch.arange(width, device=device, dtype=torch.float32).view(-1, 1), third, base_space),
-    )
-    parts = []
-    for part, (place, size, base) in zip(x.split([size for _, size, _ in axes], dim=3), axes, strict=True):
-        half = size // 2
-        frequency = 1 / base ** (torch.arange(half, device=device, dtype=torch.float32) / max(1, half))
-        angle = place * frequency
-        cos, sin = angle.cos(), angle.sin()
-        a, b, alone = part.split([half, half, size - 2 * half], dim=3)
-        parts += [a * cos - b * sin, b * cos + a * sin, alone]
-    return torch.cat(parts, dim=3).flatten(1, 2)
+    axes = ((channels - 2 * third, base_time), (third, base_space), (third, base_space))
+    return rotated_in_place(directions.to(torch.float32, copy=True), grid, times.float(), axes, neighbours=False)
 
 
 def peaks(squared: Tensor, valid: Tensor, k: Tensor, most: int) -> Tensor:
@@ -102,12 +95,12 @@ def diverse_salient(
     x = vectors.gather(1, candidates.unsqueeze(2).expand(-1, -1, vectors.shape[2]))
     _, label = clusters(x, pool, counts, k)  # [G, n]
     groups, most = len(counts), max(counts)
-    slot = torch.arange(candidates.shape[1], device=x.device).expand_as(label)
-    best = slot.new_full((groups, most + 1), candidates.shape[1])  # the last column: of no cluster
-    best.scatter_reduce_(1, label.where(label >= 0, most), slot, "amin")  # the most salient one comes first
-    taken = first_of_rows(counts, x.device)  # the clusters in use, flat in [G, most]
-    group = taken // most
-    return chosen.index_put_((group, candidates[group, best[:, :most].flatten()[taken]]), torch.tensor(True))
+    first = torch.arange(0, groups * most, most, device=x.device).unsqueeze(1)  # number of each group's first cluster
+    cluster = (first + label).where(label >= 0, groups * most)  # [G, n]
+    taken = first_of_rows(counts, x.device)  # the clusters in use, of [G, most]
+    best = first_members(cluster.flatten(), groups * most + 1)[taken]  # candidates come by salience
+    chosen[taken // most, candidates.flatten()[best]] = True
+    return chosen
 
 
 def merged(vectors: Tensor, tokens: Tensor, count: int, beta: float, k: int, in_place: bool) -> tuple[Tensor, Tensor]:
@@ -249,11 +242,11 @@ class Tango(Method):
         check_range(self, "base_space", 1, 1e9)
         if self.interval is not None:
             check_range(self, "interval", 0, 1e6)
-        check_choice(self, "salience", tuple(_ATTENTION))
+        check_choice(self, "salience", tuple(SALIENCE))
         check_flag(self, "in_place")
         check_flag(self, "sinks")
         times = ["times"] if self.interval is None else []
-        object.__setattr__(self, "needs", frozenset({_ATTENTION[self.salience], *times}))
+        object.__setattr__(self, "needs", frozenset({SALIENCE[self.salience], *times}))
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
         features = tokens.features
@@ -295,7 +288,7 @@ class Tango(Method):
         return largest_remainder(conserve(ratios, sizes, budget), budget, sizes)
 
     def _attention(self, tokens: VideoTokens) -> Tensor:
-        attention = supplied(tokens, _ATTENTION[self.salience]).float()
+        attention = supplied(tokens, SALIENCE[self.salience]).float()
         if self.sinks and self.salience == "probe" and tokens.grid in SINKS:
             sinks = on_device(SINKS[tokens.grid], attention.device)
             return attention.index_fill(1, sinks, 0)

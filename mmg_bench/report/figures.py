@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from collections import Counter
@@ -168,8 +169,9 @@ def accuracy_vs_fidelity(rows: pd.DataFrame, *, ratio: float | None = None) -> F
     _log_scale(axes)
     _finish(figure, axes, both)
     figure.set_figheight(6)
-    of_method = Counter(label.split("(")[0] for label in both.method)
-    names = [name if of_method[name] == 1 else label for label in both.method for name in label.split("(")[:1]]
+    methods = [label.split("(")[0] for label in both.method]
+    of_method = Counter(methods)
+    names = [m if of_method[m] == 1 else label for m, label in zip(methods, both.method, strict=True)]
     _name(figure, axes, list(zip(names, both.percent, both.value, strict=True)))
     return figure
 
@@ -408,7 +410,7 @@ def _name(figure: Figure, axes: Axes, points: Sequence[tuple[str, float, float]]
         if text.get_window_extent().x1 > figure.bbox.x1:
             text.set(ha="right", position=(-5, 0))
         (side, _), box = text.get_position(), text.get_window_extent()
-        steps = (line * n * sign for n in range(2 * len(names) + 1) for sign in (1, -1))
+        steps = (line * n * sign for n in itertools.count() for sign in (1, -1))
         moved = next(m for m in (box.translated(0, step) for step in steps) if not any(m.overlaps(t) for t in taken))
         taken.append(moved)
         if step := (moved.y0 - box.y0) * 72 / figure.dpi:
