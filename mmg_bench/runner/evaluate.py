@@ -172,9 +172,8 @@ class _Pass:
                     inputs = self.llm.tokenize(question.prompt, encoded.texts)
                     text = self.llm.generate(inputs, encoded, question.generation)
                     score = self.benchmark.score(question, text)
-                    if (
-                        run.report and kept is not run.report[0].features
-                    ):  # most methods prune a video once for all questions
+                    # most methods prune a video once for all questions
+                    if run.report and kept is not run.report[0].features:
                         kept = run.report[0].features
                         left = _compared(encoded.tokens[0], kept)
                 except Exception as error:  # if scoring failed, the record keeps the answer

@@ -43,12 +43,25 @@ def test_the_ends_of_the_scale() -> None:
     assert nothing.coverage == 0.25  # a token that is 0 resembles none
 
 
+def test_tokens_are_covered_from_a_cosine_of_nine_tenths() -> None:
+    angles = torch.tensor([0.0, 0.91, 0.89, -1.0])
+    tokens = torch.stack([angles, (1 - angles.square()).sqrt()], dim=1) * torch.tensor([[1.0], [3.0], [0.2], [1.0]])
+    assert fidelity(tokens, torch.tensor([[2.0, 0.0]])).coverage == 0.25
+
+
+def test_what_rounding_makes_negative_is_nothing() -> None:
+    for seed in range(20):
+        tokens = torch.randn(2, 64, generator=torch.Generator().manual_seed(seed))
+        assert fidelity(tokens, tokens).quantisation_error >= 0
+
+
 def test_parts_make_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = torch.randn(50, 8, generator=torch.Generator().manual_seed(1))
     whole = fidelity(tokens, tokens[::5])
-    monkeypatch.setattr(module, "_AT_ONCE", 30)  # three at a time
-    parts = fidelity(tokens, tokens[::5])
-    assert parts == Fidelity(whole.coverage, pytest.approx(whole.quantisation_error, rel=1e-5))
+    for elements in (30, 5):  # three at a time; one, for even a row has more
+        monkeypatch.setattr(module, "_AT_ONCE", elements)
+        parts = fidelity(tokens, tokens[::5])
+        assert parts == Fidelity(whole.coverage, pytest.approx(whole.quantisation_error, rel=1e-5))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

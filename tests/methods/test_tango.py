@@ -101,6 +101,21 @@ def test_rotary_encodings_turn_the_halves_of_each_part() -> None:
     torch.testing.assert_close(found[[11, 13]], both)
 
 
+def test_parts_of_the_channels_are_the_official_ones() -> None:
+    """Of 3584 channels 1196 turn with time, 1194 with the row and 1194 with the column; all parts are even."""
+    for channels, sizes in ((3584, (1196, 1194, 1194)), (16, (8, 4, 4))):
+        for axis, start in enumerate((0, sizes[0], sizes[0] + sizes[1])):
+            x = torch.zeros(2, 4, channels)
+            x[..., start] = 1
+            turned = rotated(x, (2, 2), torch.tensor([0.0, 1.0]), 10_000, 1_000).unflatten(1, (2, 2))
+            there = [(1, 0, 0), (0, 1, 0), (0, 0, 1)]
+            for place in there:
+                expected = torch.zeros(channels)
+                angle = 1.0 if place == there[axis] else 0.0
+                expected[start], expected[start + sizes[axis] // 2] = math.cos(angle), math.sin(angle)
+                torch.testing.assert_close(turned[place], expected)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 14), st.integers(0, 6), st.sampled_from([1.0, 1.5, 3.0]))
 def test_salient_tokens_are_the_best_of_each_cluster(seed: int, size: int, count: int, alpha: float) -> None:
@@ -122,10 +137,10 @@ def test_salient_tokens_are_the_best_of_each_cluster(seed: int, size: int, count
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10_000), st.integers(2, 16), st.integers(1, 6), st.booleans())
-def test_merged_tokens_are_those_of_the_formula(seed: int, size: int, count: int, in_place: bool) -> None:
+@given(st.integers(0, 10_000), st.integers(2, 16), st.integers(1, 6), st.booleans(), st.sampled_from([0.6, 0.1]))
+def test_merged_tokens_are_those_of_the_formula(seed: int, size: int, count: int, in_place: bool, beta: float) -> None:
     vectors, tokens, count = points(seed, size, 8), points(seed + 1, size, 5), min(count, size)
-    found, where = merged(vectors, tokens, count, 0.6, 4, in_place)
+    found, where = merged(vectors, tokens, count, beta, 4, in_place)
     if count == size:
         assert torch.equal(found, tokens)
         assert where.tolist() == list(range(size))
@@ -135,7 +150,7 @@ def test_merged_tokens_are_those_of_the_formula(seed: int, size: int, count: int
     expected = []
     for c, centre in enumerate(centres):
         cluster = tokens[label == c]
-        weight = max(0.6, 1 / len(cluster))
+        weight = max(beta, 1 / len(cluster))
         expected.append(weight * tokens[centre] + (1 - weight) * cluster.mean(0))
     assert where.tolist() == centres
     order = range(count) if in_place else sorted(range(count), key=lambda c: centres[c])
@@ -158,6 +173,20 @@ def test_still_positions_become_one_and_the_frames_share_the_rest() -> None:
     assert int((~still).sum()) == 4 * 2 * 2
     assert len(pruned) == method.budget(tokens) == 24
     assert len(Tango(0.9).prune(tokens)) == 48  # no more are left
+
+
+def test_every_window_keeps_the_ratio_of_its_own_tokens() -> None:
+    """A scene that stands still but for one token of 12, and one in which all but two move."""
+    still = points(0, 2, 1, 12, 48).expand(-1, 4, -1, -1)
+    scenes = points(1, 2, 4, 12, 48)
+    for scene, count in enumerate((11, 2)):
+        scenes[scene, :, :count] = still[scene, :, :count]
+    tokens = VideoTokens(
+        scenes.flatten(0, 1), (3, 4), probe_attention=points(2, 8, 12).softmax(1), times=torch.arange(8.0)
+    )
+    pruned = Tango(0.25).prune(tokens)
+    assert pruned.notes["windows"] == [(0, 3), (4, 7)]
+    assert [int((pruned.positions // 48 == scene).sum()) for scene in range(2)] == [12, 12]
 
 
 def test_times_of_frames_count_unless_an_interval_is_set() -> None:

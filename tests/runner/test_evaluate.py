@@ -27,7 +27,7 @@ from mmg_bench.models.spec import ModelSpec
 from mmg_bench.runner import evaluate as runner
 from mmg_bench.runner.evaluate import Shard, evaluate
 from mmg_bench.runner.records import Record, read_records
-from mmg_bench.tokens import PrunedTokens, VideoTokens
+from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
 
 CELLS = [make_cell("dense", 1.0), make_cell("mmg_vid", 0.25), make_cell("random", 0.1, "contiguous")]
 
@@ -321,6 +321,35 @@ def test_a_method_that_changes_a_video_is_told_and_spoils_no_other(
     assert len(told) == 4
     assert all("Inplace update" in str(r.error) and "in select" in str(r.error) for r in told)
     assert [r for r in beside if r.error is None] == [r for r in alone if r.error is None]
+
+
+@dataclass(frozen=True)
+class Asks(Random):
+    """Keeps a run of tokens that depends on the question."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"query"})
+    kept: ClassVar[list[torch.Tensor]] = []
+
+    def select(self, tokens: VideoTokens) -> PrunedTokens:
+        assert tokens.query is not None
+        first = int(tokens.query.double().abs().sum() * 1e3) % (tokens.total - self.budget(tokens))
+        pruned = keep(tokens, torch.arange(first, first + self.budget(tokens)))
+        self.kept.append(pruned.features)
+        return pruned
+
+
+def test_what_is_kept_for_a_question_is_compared_for_that_question(
+    llm: VideoLLM, benchmark: Any, tmp_path: Path
+) -> None:
+    """Four questions on two videos."""
+    records = evaluate(llm, benchmark, [Cell(Asks(retention_ratio=0.1), "original")], tmp_path, "p")
+    good = [r for r in records if r.error is None]
+    assert len({r.quantisation_error for r in good}) == 4
+    for record, kept in zip(good, Asks.kept, strict=True):
+        (path,) = {benchmark.video_path(q) for q in benchmark.questions if q.id == record.question}
+        clip = read_clip(path, 4)
+        (tokens,) = llm.encode(llm.preprocess(clip.pixels, clip.timing), set()).tokens
+        assert (record.coverage, record.quantisation_error) == fidelity(tokens.flat, kept)
 
 
 class FiveVideos(ThreeVideos):
