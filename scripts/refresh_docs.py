@@ -2,7 +2,7 @@
 
 Figures: test videos; what methods keep of a video; accuracy kept in Table 1, over what kept tokens lose of the video,
 over the tokens, and for MMG-Vid's parts; tokens needed by methods and by chains. Tables: accuracy kept in Table 1;
-prefill after pruning on two cores; which method runs on which family; the size of a video in each model; published
+and of what servers offer; prefill after pruning on two cores; which method runs on which family; the size of a video in each model; published
 numbers. The tables in results/ are laid out again from their rows.
 
 python scripts/refresh_docs.py [--results results/table1/embedded]
@@ -11,6 +11,7 @@ python scripts/refresh_docs.py [--results results/table1/embedded]
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -37,6 +38,7 @@ SIZE = 112
 RETENTION = ROOT / "results" / "retention" / "embedded" / "rows.csv"
 ABLATIONS = ROOT / "results" / "ablations" / "embedded" / "rows.csv"
 CHAINS = ROOT / "results" / "chains" / "embedded" / "rows.csv"
+SERVING = ROOT / "results" / "serving" / "embedded"
 KEPT = (("kept", 3, 0.25, "mmg_vid,dpc_knn,random"), ("show", 0, 0.1, "mmg_vid,dpc_knn,random,fastv"))
 """Pictures of what methods keep: (name, video, retention ratio, methods)."""
 
@@ -85,6 +87,14 @@ def refresh_between(page: Path, begin: str, text: str, end: str) -> None:
     page.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
+def refresh_table(page: Path, results: Path) -> None:
+    """Rewrite the table of a page, from the rows in `results`."""
+    link = Path(os.path.relpath(results / "table.md", page.parent)).as_posix()
+    where = f"[The whole table]({link}): every skill, tokens, FLOPs, speed-up."
+    table = f"{compact_table(read_rows(results / 'rows.csv'))}\n\n{where}"
+    refresh_between(page, "<!-- table:begin -->", table, "<!-- table:end -->")
+
+
 def refresh_pages() -> None:
     """Rewrite the tables that test modules make: families and methods, prefill on two cores, rows in results/."""
     sys.path[:0] = map(str, TESTS)
@@ -125,9 +135,8 @@ def main() -> None:
         show(cfg.sweep("show", options))
 
     rows_of_table = read_rows(results / "rows.csv")
-    where = f"[The whole table]({(results / 'table.md').relative_to(ROOT)}): every skill, tokens, FLOPs, speed-up."
-    table = f"{compact_table(rows_of_table)}\n\n{where}"
-    refresh_between(ROOT / "README.md", "<!-- table:begin -->", table, "<!-- table:end -->")
+    refresh_table(ROOT / "README.md", results)
+    refresh_table(ROOT / "docs" / "serving.md", SERVING)
     figures.save(figures.kept_by_method(rows_of_table, highlight=["mmg_vid"]), folder / "accuracy")
     figures.save(figures.accuracy_vs_fidelity(rows_of_table), folder / "fidelity")
     figures.save(figures.accuracy_vs_tokens(read_rows(RETENTION)), folder / "retention")

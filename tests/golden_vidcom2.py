@@ -1,5 +1,6 @@
 from golden_cases import Inputs, Run
 from mmg_bench.methods import vidcom2
+from mmg_bench.tokens import VideoTokens
 
 
 def check(run: Run, inputs: Inputs) -> None:
@@ -24,4 +25,10 @@ def check(run: Run, inputs: Inputs) -> None:
         assert (row * width + column)[is_token].tolist() == kept.tolist()
 
 
-CHECKERS = {"vidcom2": check}
+def check_vllm(run: Run, inputs: Inputs) -> None:
+    """vLLM's function, which corrects the total."""
+    tokens = VideoTokens(inputs["feat"], tuple(run.hyper["grid"]))
+    run.check("keep_idx", vidcom2.VidCom2(1 - run.hyper["q"], exact_total=True).prune(tokens).positions)
+
+
+CHECKERS = {"vidcom2": check, "vidcom2_vllm": check_vllm}

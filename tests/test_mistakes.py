@@ -414,7 +414,7 @@ def test_a_folder_that_is_not_served_is_named_before_it_is_loaded(
     [
         ("run --help", "retention_ratio: 0.25        # visual tokens to keep, in (0, 1]"),
         ("run -m -h", "benchmark: egoschema_subset, embedded"),
-        ("table --help", "table: ablations, chains, efficiency, qwen2_5_vl, retention, table1"),
+        ("table --help", "table: ablations, chains, efficiency, qwen2_5_vl, retention, serving, table1"),
         ("run --help", "    sdpa: auto "),
         ("run --help method=fastvid", "    frame_source: head"),
         ("run --cfg job", "  name: mmg_vid"),

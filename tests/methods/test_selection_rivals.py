@@ -17,11 +17,19 @@ from mmg_bench.methods.llava_scissor import LlavaScissor, components
 from mmg_bench.methods.pdrop import PDrop
 from mmg_bench.methods.registry import get_method
 from mmg_bench.methods.sttm import STTM, Level, coarser, finest, leaves, merge, pyramid, representatives, trees
-from mmg_bench.methods.vidcom2 import VidCom2, frame_budgets, frame_scales
+from mmg_bench.methods.vidcom2 import (
+    VidCom2,
+    frame_budgets,
+    frame_scales,
+    steady_channels,
+    token_scores,
+    with_total,
+)
 from mmg_bench.tokens import LayerTokens, VideoTokens
 
 METHODS = [
     VidCom2(),
+    VidCom2(exact_total=True),
     DivPrune(),
     FlashVID(),
     FlashVID(token_selection_method="attn_div", expansion=1.25, min_segment_num=2, temporal_threshold=0.3),
@@ -146,6 +154,28 @@ def test_vidcom2_budgets_round_halves_to_even_and_keep_one():
     assert frame_budgets(torch.tensor([0.25, 0.75, 0.0, 1.0]), 2).tolist() == [1, 2, 1, 2]
     assert frame_budgets(torch.tensor([0.125, 0.375]), 20).tolist() == [2, 8]
     assert frame_scales(torch.tensor([[5.0], [1.0]]), 0.9, 0.01).tolist() == pytest.approx([0.45, 1.0])
+
+
+@pytest.mark.parametrize("retention_ratio", [0.05, 0.13, 0.25, 0.4, 0.77, 1.0])
+def test_vidcom2_corrects_its_total_token_by_token(retention_ratio: float):
+    tokens = VideoTokens(normal(7, 9, 12) + normal(7, 1, 12), (3, 3))
+    typical = sum(token_scores(tokens.features, steady_channels(tokens.features))).flatten()
+    kept = set(VidCom2(retention_ratio).prune(tokens).positions.tolist())
+    total = max(7, round(retention_ratio * 63))
+    while len(kept) > total:
+        kept.remove(max(kept, key=lambda i: float(typical[i])))
+    while len(kept) < total:
+        kept.add(min(set(range(63)) - kept, key=lambda i: float(typical[i])))
+    corrected = VidCom2(retention_ratio, exact_total=True).prune(tokens)
+    assert corrected.positions.tolist() == sorted(kept)
+    assert corrected.notes["frame_budgets"].tolist() == (corrected.positions // 9).bincount(minlength=7).tolist()
+
+
+def test_vidcom2_drops_the_last_and_adds_the_first_of_equal_tokens():
+    kept = torch.tensor([[True, True, False], [True, False, False]])
+    assert with_total(kept, torch.ones(2, 3), 2).nonzero().tolist() == [[0, 0], [0, 1]]
+    assert with_total(kept, torch.ones(2, 3), 4).nonzero().tolist() == [[0, 0], [0, 1], [0, 2], [1, 0]]
+    assert with_total(kept, torch.ones(2, 3), 3).equal(kept)
 
 
 # divprune
