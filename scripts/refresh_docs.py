@@ -1,9 +1,9 @@
 """Draw the figures of README and docs, and write their tables.
 
 Figures: test videos; what methods keep of a video; accuracy kept in Table 1, over what kept tokens lose of the video,
-over the tokens, and for MMG-Vid's parts; tokens needed by methods and by chains. Tables: accuracy kept in Table 1;
-and of what servers offer; prefill after pruning on two cores; which method runs on which family; the size of a video in each model; published
-numbers. The tables in results/ are laid out again from their rows.
+over the tokens, and for MMG-Vid's parts; tokens needed by methods and by chains. Tables: accuracy kept in Table 1 and
+with what servers offer; prefill after pruning on two cores; which method runs on which family; the size of a video in
+each model; published numbers. The tables in results/ are laid out again from their rows.
 
 python scripts/refresh_docs.py [--results results/table1/embedded]
 """
