@@ -57,6 +57,8 @@ def unfit(method: Method) -> str | None:
 
     from mmg_bench.tokens import VideoTokens
 
+    if method.name == "dense":
+        return "dense prunes nothing"
     if method.needs:
         return f"{method.name} reads {', '.join(sorted(method.needs))}, and vLLM hands over only the tokens"
     if method.prunes_inside(_LAYERS):

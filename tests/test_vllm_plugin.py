@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
 
@@ -15,9 +16,9 @@ from torch import Tensor
 import golden_cases
 from mmg_bench import vllm_plugin
 from mmg_bench.methods.base import Method
-from mmg_bench.methods.registry import get_method
+from mmg_bench.methods.registry import built_in, get_method
 from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
-from mmg_bench.vllm_plugin import VARIABLE, method_of, register, retention_mask
+from mmg_bench.vllm_plugin import VARIABLE, method_of, register, retention_mask, unfit
 
 
 def compute_retained_tokens_count(tokens_per_frame: int, num_frames: int, q: float) -> int:
@@ -95,6 +96,7 @@ def test_our_evs_there_is_vllms_own(run: golden_cases.Run):
 @pytest.mark.parametrize(
     ("label", "says"),
     [
+        ("dense", "dense prunes nothing"),
         ("visionzip", "visionzip reads attention, keys, and vLLM hands over only the tokens"),
         ("fastv", "fastv prunes inside the language model"),
         ("tome", "tome merges tokens, and vLLM can only drop them"),
@@ -145,6 +147,12 @@ def test_a_fault_inside_vllm_is_its_own(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(VARIABLE, "uniform")
     with pytest.raises(ModuleNotFoundError, match="msgspec"):
         register()
+
+
+def test_the_page_lists_the_methods_that_fit():
+    page = " ".join((Path(__file__).parents[1] / "docs" / "serving.md").read_text().split())
+    fit = [name for name in sorted(built_in()) if unfit(get_method(name)) is None]
+    assert f"these fit: {', '.join(fit)}. A method" in page
 
 
 def test_vllm_finds_it():
