@@ -117,6 +117,7 @@ def refresh_pages() -> None:
     ):
         refresh_between(published_page.PAGE, begin, table, end)
     refresh_between(docs / "measuring.md", cpu_prefill.BEGIN, cpu_prefill.table(), cpu_prefill.END)
+    refresh_between(docs / "measuring.md", committed.TIMES_BEGIN, committed.times(), committed.TIMES_END)
 
 
 def main() -> None:

@@ -16,6 +16,18 @@ LAYOUTS = {
 }
 FILES = sorted(RESULTS.rglob("table.md"))
 
+TIMES_BEGIN, TIMES_END = (
+    "<!-- times:begin (tests/report/test_committed.py compares this table) -->",
+    "<!-- times:end -->",
+)
+"""Around the methods' own times in docs/measuring.md."""
+
+
+def times() -> str:
+    """The table of the methods' own times, without its heading and header."""
+    text = (RESULTS / "bench_methods" / "table.md").read_text(encoding="utf-8")
+    return "\n".join(line for line in text.splitlines() if line.startswith("|"))
+
 
 def made(file: Path) -> str:
     """What a table.md is to say by the rows beside it."""
