@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from mmg_bench import config as cfg
+from mmg_bench.commands import measure
+from mmg_bench.commands.profiles import named
+from mmg_bench.methods.registry import method_names
 from mmg_bench.runner import provenance
 
 ROOT = Path(__file__).parents[1]
@@ -109,15 +113,34 @@ def test_other_code_or_other_packages_are_run_anew(run) -> None:
     assert run()[1] == []
 
 
-def test_parts_of_the_table_of_speed_share_a_folder(run, tmp_path: Path) -> None:
-    """So that a later step resumes behind what an earlier one measured: no option but those of what is left out."""
+def test_parts_of_the_table_of_speed_are_units_of_the_whole(run, tmp_path: Path) -> None:
+    """In one folder, so that a step resumes behind what those before it measured."""
+    run()
+    calls = [shlex.split(line)[3:] for line in (tmp_path / "calls").read_text().splitlines()]
+    folder = f"output_dir={tmp_path}/results/efficiency"
+    tables = [cfg.plain(cfg.composed("table", call)) for call in calls if folder in call]
+    parts = [measure.units(named(table)["gpu"]) for table in tables]
+    whole = parts[-1]
+    assert [[unit.name for unit in part] for part in parts[:2]] == [
+        [f"llava_onevision_7b: {frames} frames, batch 1" for frames in several] for several in ((32,), (32, 64))
+    ]
+    assert [len(part) for part in parts] == [1, 2, 4, 6]
+    assert all(unit in whole for part in parts for unit in part)
+    assert all(table["measure"] == tables[0]["measure"] for table in tables)
+    assert tables[0]["measure"]["repeats"] == 20
+
+
+def test_its_commands_have_options_that_exist(run, tmp_path: Path) -> None:
     run()
     calls = [shlex.split(line) for line in (tmp_path / "calls").read_text().splitlines()]
-    folder = f"output_dir={tmp_path}/results/efficiency"
-    parts = [[word for word in call if "profiles.gpu.workloads" not in word] for call in calls if folder in call]
-    assert len(parts) == 4
-    assert parts[1:] == parts[:-1]
-    assert not any("measure.repeats" in word for word in parts[0])
+    commands = [call[2:] for call in calls if call[1] == "mmg_bench"]
+    assert len(commands) == 9
+    for name, *options in commands:
+        composed = cfg.plain(cfg.composed(name.replace("-", "_"), options))
+        if name == "table":
+            assert measure.units(named(composed)["gpu"])
+        else:
+            assert composed["methods"] == "all" or set(composed["methods"]) <= set(method_names())
 
 
 def test_the_whole_is_over_in_time(run) -> None:
