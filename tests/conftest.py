@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import torch
 from tiny import TINY
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
-import datasets  # noqa: F401 - reads HF_HOME for good at its first import: not while a test has one of its own
+with suppress(ImportError):  # not where only what needs a GPU is run (scripts/gpu_run.sh)
+    import datasets  # noqa: F401 - reads HF_HOME for good at its first import: not while a test has one of its own
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts with & ignore Ctrl-C
 torch.set_num_threads(1)  # of two, each waits at every operation of a tiny model for the other, busily

@@ -162,9 +162,11 @@ class _Group:
         lines += [measured_line(key, self.provenance) for key in keys]
         for facts in (self.provenance[key] for key in keys):
             video, text = facts.get("video"), facts.get("text_tokens")
+            how = facts.get("latency", {})
             if video is not None:
-                lines.append(f"Input: {video}, a prompt of {text} random words")
-            if (engine := facts.get("latency", {}).get("engine", "stock")) != "stock":
+                steps = f"; {how['new_tokens']} decoding steps" if "new_tokens" in how else ""
+                lines.append(f"Input: {video}, a prompt of {text} random words{steps}")
+            if (engine := how.get("engine", "stock")) != "stock":
                 lines.append(
                     f"Prefill by measure.engine={engine}; methods that prune inside the language model run the stock "
                     "forward, against a dense that the engine makes faster"

@@ -179,3 +179,9 @@ def test_the_engine_is_told() -> None:
         assert any("attention" in line or ", measure.engine=graphs, commit" in line for line in table.header) == told
     (table,) = efficiency_layout(rows, {"key": {**PROVENANCE["key"], "latency": {"sdpa": "cudnn"}}})
     assert ", measure.sdpa=cudnn, commit" in table.header[1]
+
+
+def test_the_steps_of_decoding_are_told() -> None:
+    rows = result_rows([], table="efficiency", weights={"big": "random"}, measurements=measured())
+    (table,) = efficiency_layout(rows, {"key": {**PROVENANCE["key"], "latency": {"new_tokens": 4}}})
+    assert "Input: generated, a prompt of 64 random words; 4 decoding steps" in table.header
