@@ -25,9 +25,7 @@ def compute_retained_tokens_count(tokens_per_frame: int, num_frames: int, q: flo
     return max(tokens_per_frame, int(tokens_per_frame * num_frames * (1 - q)))
 
 
-def compute_retention_mask(
-    video_embeds: Tensor, video_size_thw: tuple[int, int, int], spatial_merge_size: int, q: float
-) -> Tensor:
+def official(video_embeds: Tensor, video_size_thw: tuple[int, int, int], spatial_merge_size: int, q: float) -> Tensor:
     raise AssertionError("vLLM's own function")
 
 
@@ -41,7 +39,7 @@ def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Mo
         monkeypatch.setitem(sys.modules, package.__name__, package)
     evs, model = sys.modules[request.param], ModuleType("vllm.model_executor.models.some_vl")
     evs.compute_retained_tokens_count = compute_retained_tokens_count
-    evs.compute_retention_mask = model.compute_retention_mask = compute_retention_mask
+    evs.compute_retention_mask = model.compute_retention_mask = official
     monkeypatch.setitem(sys.modules, model.__name__, model)
     return model
 
@@ -50,7 +48,7 @@ def embeds(frames: int, size: int, width: int = 12) -> Tensor:
     return torch.randn(frames * size, width, generator=torch.Generator().manual_seed(frames))
 
 
-@pytest.mark.parametrize("label", ["mmg_vid", "divprune", "vidcom2(exact_total=true)", "mmg_vid(tau=0.5, knn=3)"])
+@pytest.mark.parametrize("label", ["mmg_vid", "divprune", "vidcom2(exact_total=true)", " mmg_vid( tau=0.5, knn = 3)"])
 @pytest.mark.parametrize("q", [0.0, 0.3, 0.75, 0.99])
 def test_a_method_takes_the_place_of_evs(label: str, q: float, model: ModuleType, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(VARIABLE, label)
@@ -68,7 +66,7 @@ def test_without_the_variable_nothing_changes(model: ModuleType, monkeypatch: py
     for value in (None, " "):
         monkeypatch.delenv(VARIABLE, raising=False) if value is None else monkeypatch.setenv(VARIABLE, value)
         register()
-        assert model.compute_retention_mask is compute_retention_mask
+        assert model.compute_retention_mask is official
 
 
 def test_the_last_method_registered_counts(model: ModuleType, monkeypatch: pytest.MonkeyPatch):
@@ -109,7 +107,35 @@ def test_what_vllm_cannot_use_is_refused(label: str, says: str, model: ModuleTyp
     monkeypatch.setenv(VARIABLE, label)
     with pytest.raises(ValueError, match=re.escape(f"{VARIABLE}={label!r}: ") + ".*" + re.escape(says)):
         register()
-    assert model.compute_retention_mask is compute_retention_mask
+    assert model.compute_retention_mask is official
+
+
+def test_other_functions_of_that_name_stay(model: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    other = ModuleType("vllm.multimodal.video_prune.vidcom2")
+    other.compute_retention_mask = min
+    monkeypatch.setitem(sys.modules, other.__name__, other)
+    monkeypatch.setenv(VARIABLE, "uniform")
+    register()
+    assert other.compute_retention_mask is min
+    assert model.compute_retention_mask is not official
+
+
+@dataclass(frozen=True)
+class Corner(Method):
+    """The first tokens column by column; one less than told if asked for nearly all."""
+
+    name: ClassVar[str] = "corner"
+
+    def select(self, tokens: VideoTokens) -> PrunedTokens:
+        height, width = tokens.grid
+        columns = torch.arange(tokens.total).view(-1, height, width).permute(2, 0, 1).flatten()
+        return keep(tokens, columns[: self.budget(tokens) - (self.retention_ratio > 0.9)])
+
+
+def test_frames_have_their_height_and_width():
+    mask = retention_mask(Corner(), 6, embeds(2, 6), (2, 4, 6), 2)
+    assert mask.view(2, 2, 3).nonzero()[:, 2].tolist() == [0, 1, 0, 1, 0, 0]
+    assert "corner does not keep exactly" in str(unfit(Corner()))
 
 
 @dataclass(frozen=True)
