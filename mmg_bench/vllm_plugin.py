@@ -41,7 +41,7 @@ def method_of(label: str) -> Method:
     from mmg_bench.methods.chain import value_of
     from mmg_bench.methods.registry import get_method, read_label
 
-    name, options = read_label("".join(label.split()))
+    name, options = read_label(label)
     try:
         method = get_method(name, **{option: value_of(text) for option, text in options.items()})
     except ValueError as error:
