@@ -112,7 +112,7 @@ def put_in(method: Method) -> None:
         return retention_mask(method, count, video_embeds, video_size_thw, spatial_merge_size)
 
     for module in list(sys.modules.values()):
-        if getattr(module, FUNCTION, None) is replaced:
+        if getattr(module, "__dict__", {}).get(FUNCTION) is replaced:  # wakes no module that is imported lazily
             setattr(module, FUNCTION, compute_retention_mask)
 
 

@@ -114,6 +114,10 @@ def test_other_functions_of_that_name_stay(model: ModuleType, monkeypatch: pytes
     other = ModuleType("vllm.multimodal.video_prune.vidcom2")
     other.compute_retention_mask = min
     monkeypatch.setitem(sys.modules, other.__name__, other)
+    lazy = ModuleType("vllm.lazy")
+    lazy.__getattr__ = lambda name: pytest.fail(f"{name} was looked up in a module that is imported lazily")
+    monkeypatch.setitem(sys.modules, lazy.__name__, lazy)
+    monkeypatch.setitem(sys.modules, "vllm.blocked", None)
     monkeypatch.setenv(VARIABLE, "uniform")
     register()
     assert other.compute_retention_mask is min
