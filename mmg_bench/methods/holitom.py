@@ -21,7 +21,7 @@ from mmg_bench.methods._ops import (
     top_mask,
 )
 from mmg_bench.methods.base import Method, Positions, check_flag, check_range
-from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens
+from mmg_bench.tokens import LayerTokens, PrunedTokens, Selection, VideoTokens, keep
 
 MERGING_LAYER, OFFICIAL_DEPTH = 18, 28
 Window = tuple[int, int]
@@ -201,7 +201,7 @@ class HoliTom(Method):
     middle of the language model, the less attended half is merged into the tokens it resembles.
 
     Source: arXiv 2505.21334; cokeshao/HoliTom e9b2972 (holitom/llava_arch.py, holitom/modeling_qwen2.py).
-    `retention_ratio` is the share that the outer merging keeps; `inner=false` switches the inner one off.
+    `retention_ratio` is the share that the outer merging keeps; `inner=false` or `outer=false` switches one off.
     Parameters: see the fields; the paper uses tau 0.8, and 0.65 at retention 10 %.
     Quirk kept: with D = 0, all dynamic tokens are chosen by attention (the dominant share is 1 - D).
     Deviations: the groups share the budget by largest remainder, so that it is met exactly (official: round for static
@@ -217,6 +217,8 @@ class HoliTom(Method):
     """Nearest neighbours in the density (at most the number of centres)."""
     D: float = 0.0
     """Share of the dynamic tokens that is merged by density; the rest is kept by attention."""
+    outer: bool = True
+    """Whether to merge before the language model; if not, all tokens enter it."""
     inner: bool = True
     """Whether to merge inside the language model too."""
     r: float = 0.5
@@ -237,8 +239,15 @@ class HoliTom(Method):
         check_range(self, "D", 0, 1)
         check_range(self, "r", 0, 1)
         check_flag(self, "inner")
+        check_flag(self, "outer")
+        if not (self.outer or self.inner):
+            raise ValueError("holitom: outer=False and inner=False leave nothing to do: switch one on, or use dense")
+        if not self.outer:
+            object.__setattr__(self, "needs", frozenset())
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
+        if not self.outer:
+            return keep(tokens, torch.arange(tokens.total, device=tokens.features.device))
         still = still_links(tokens.features, self.tau).cpu()
         windows, _ = best_windows(still)
         is_static = static_positions(still, windows)

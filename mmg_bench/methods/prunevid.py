@@ -207,7 +207,7 @@ class PruneVid(Method):
     middle layer of the language model, keep the tokens of each group that the question attends to, in all caches too.
 
     Source: arXiv 2412.16117; Visual-AI/PruneVid b12600c (merge_frames_dynamic, VTPWindowCache). `retention_ratio` is
-    the share that stage 1 keeps; `inner=false` switches stage 2 off.
+    the share that stage 1 keeps; `outer=false` switches it off, `inner=false` stage 2.
     Parameters: see the fields. The official knob is a `cluster_ratio`; here it follows from `retention_ratio`, so
     that the total meets the budget (`counts_by_budget`).
     Quirks kept: groups of up to 14 tokens stay whole; if a label has several longest runs, all are kept.
@@ -222,6 +222,8 @@ class PruneVid(Method):
     """Temporal clusters, as a share of the frames."""
     k: int = 7
     """Nearest neighbours in the density."""
+    outer: bool = True
+    """Whether to run stage 1, before the language model; if not, all tokens enter it, as one group of stage 2."""
     inner: bool = True
     """Whether stage 2 prunes inside the language model."""
     alpha: float = 0.4
@@ -241,8 +243,14 @@ class PruneVid(Method):
         check_range(self, "k", 1, 10_000, integer=True)
         check_range(self, "alpha", 0, 1, low_open=True)
         check_flag(self, "inner")
+        check_flag(self, "outer")
+        if not (self.outer or self.inner):
+            raise ValueError("prunevid: outer=False and inner=False leave nothing to do: switch one on, or use dense")
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
+        if not self.outer:
+            every = torch.arange(tokens.total, device=tokens.features.device)
+            return PrunedTokens(tokens.flat[every], every, state=torch.zeros_like(every))
         clusters = max(1, int(tokens.frames * self.temporal_segment_ratio))
         lengths = window_lengths(refine(temporal_labels(tokens.features, clusters, self.k)))
         is_static = static_in_windows(tokens.features, lengths, self.tau).cpu()  # its counts decide what follows

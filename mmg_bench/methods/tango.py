@@ -186,8 +186,9 @@ class Tango(Method):
     at R = 10 % the authors use `tau=0.65`. For Qwen2.5-VL `salience="mean_query"`, with original position ids.
     `salience="received"` is our own stand-in for models without the pooling head.
     Quirk kept: `tau` cuts the video, but what stands still inside a segment is decided by `still_tau`.
-    Deviations: the groups share the budget by largest remainder, so that it is met exactly (official: rounded up in
-    every group); no random noise on the density; float32 throughout. The official segments of FastVID are left out.
+    Deviations: the groups share the budget by largest remainder, and what a short segment cannot use goes to the
+    others, so that it is met exactly (official: rounded up in every group, and not passed on); no random noise on the
+    density; float32 throughout. The official segments of FastVID are left out.
     """
 
     tau: float = 0.8
@@ -215,7 +216,7 @@ class Tango(Method):
     """Whether a merged token takes the place of its own centre; in the official code, the centres' places are mixed
     up among those of a segment."""
     sinks: bool = True
-    """Whether tokens of `SINKS` are never salient: only with `salience="probe"`, on these grids."""
+    """Whether the attention of the tokens of `SINKS` counts as 0: only with `salience="probe"`, on these grids."""
 
     name: ClassVar[str] = "tango"
     needs: ClassVar[frozenset[str]] = frozenset({"probe_attention", "times"})

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmg_bench.methods._merge import frame_groups, group_sums, in_raster_order, unit
 from mmg_bench.methods._ops import descending
-from mmg_bench.methods.base import Method, Positions
+from mmg_bench.methods.base import Method, Positions, check_choice
 from mmg_bench.tokens import PrunedTokens, VideoTokens
 
 
@@ -96,22 +96,31 @@ def merged_frames(tokens: VideoTokens, budget: int, once: Round = merge_once) ->
 
 @dataclass(frozen=True)
 class ToMe(Method):
-    """Token Merging (Bolya et al., ICLR 2023), applied to each frame's tokens before the language model.
+    """Token Merging (Bolya et al., ICLR 2023), applied to the tokens of each frame, or of the video, before the model.
 
     Idea: split the tokens into two alternating sets, match each token of the first with its most similar one of the
     second, and merge the most similar pairs into size-weighted means. Repeat until the budget is met.
 
     Source: arXiv 2210.09461; facebookresearch/ToMe af95e4b (tome/merge.py).
-    Parameters: `retention_ratio` only; r, the tokens removed in a round, is as large as possible (half of them) until
-    the frame's budget is reached. Frame budgets are B/T tokens, remainder to the earliest frames; below one token per
-    frame, later frames have none.
+    Parameters: see the field; r, the tokens removed in a round, is as large as possible (half of them) until the
+    budget is reached. Frame budgets are B/T tokens, remainder to the earliest frames; below one token per frame, later
+    frames have none.
     Quirk kept: in later rounds odd and even refer to the merged sequence, whose order is not raster.
     Deviations: ToMe merges between the blocks of a vision transformer, with its keys as the metric; here the final
     tokens are merged, by their own cosine. The result enters the model in raster order of the merging targets.
     """
 
+    scope: str = "frame"
+    """`frame`: within each frame; `video`: over all T*N tokens as one sequence, so also across frames."""
+
     name: ClassVar[str] = "tome"
     positions: ClassVar[Positions] = "contiguous"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice(self, "scope", ("frame", "video"))
+
     def select(self, tokens: VideoTokens) -> PrunedTokens:
+        if self.scope == "video":
+            return merged_frames(VideoTokens(tokens.flat[None], (1, tokens.total)), self.budget(tokens))
         return merged_frames(tokens, self.budget(tokens))

@@ -182,7 +182,10 @@ def _of_frames(video: VideoTokens, times: Tensor | None) -> Tensor | None:
 
     As in Tango's code for Qwen2.5-VL.
     """
-    if times is None or len(times) == video.frames:
+    if times is None:
+        return None
+    times = times.to(video.features.device)  # a model that is spread over devices may encode on another one
+    if len(times) == video.frames:
         return times
     return functional.interpolate(times[None, None], video.frames, mode="linear", align_corners=True)[0, 0]
 

@@ -47,7 +47,7 @@ class ModelSpec:
     """How accelerate spreads the layers over several devices, such as `auto`; None: everything on `device`."""
     siglip: str | None = None
     """Original SigLIP checkpoint of the vision tower: hub id or folder. For methods that need its pooling head or text
-    tower (fastvid, cdpruner); read only when one does."""
+    tower (cdpruner, fastvid, tango); read only when one does."""
     siglip_revision: str | None = None
     """Commit of its hub repository."""
     weights: str = "pretrained"

@@ -300,13 +300,13 @@ class _Cost:
 
 def _fidelity(records: Sequence[Record]) -> Iterator[tuple[str, Estimate]]:
     """How well the tokens that enter the language model stand for the video; nothing for cells in which all enter."""
-    known = [r for r in records if r.coverage is not None]
+    known, failed = [r for r in records if r.coverage is not None], sum(r.error is not None for r in records)
     for metric, values in (
         ("coverage_percent", [100 * r.coverage for r in known if r.coverage is not None]),
         ("quantisation_error", [r.quantisation_error for r in known]),
     ):
         if known:
-            yield metric, Estimate(_mean(values), math.nan, math.nan, len(known), len(records) - len(known))
+            yield metric, Estimate(_mean(values), math.nan, math.nan, len(known), failed)
 
 
 def _statistics(

@@ -174,8 +174,8 @@ class _Pass:
                     score = self.benchmark.score(question, text)
                     # most methods prune a video once for all questions
                     if run.report and kept is not run.report[0].features:
+                        left = _compared(encoded.tokens[0], run.report[0].features)
                         kept = run.report[0].features
-                        left = _compared(encoded.tokens[0], kept)
                 except Exception as error:  # if scoring failed, the record keeps the answer
                     fault = self.fault(key, question, error)
                     yield self.record(key, cell, question, error=fault, prediction=text)

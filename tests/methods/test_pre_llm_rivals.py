@@ -41,6 +41,7 @@ METHODS = [
     HoliTom(),
     HoliTom(D=0.4),
     ToMe(),
+    ToMe(scope="video"),
     PruMerge(),
     PruMerge(plus=True),
 ]
@@ -97,7 +98,7 @@ def test_any_video_and_budget(method: Method, shape: tuple[int, int, int], kind:
         assert torch.equal(tokens.features, before)
 
 
-@pytest.mark.parametrize("method", [VisionZip(), FastVID(), DyCoke(), ToMe()], ids=repr)
+@pytest.mark.parametrize("method", [VisionZip(), FastVID(), DyCoke(), ToMe(), ToMe(scope="video")], ids=repr)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_full_budget_changes_nothing(method: Method, shape: tuple[int, int, int]):
     tokens = _video(*shape)
@@ -400,6 +401,38 @@ def test_tome_tokens_are_means_of_what_they_stand_for():
                 assert int(members.sum()) == int(merged.sizes[frame, row])
                 assert members[merged.anchors[frame, row]]
                 torch.testing.assert_close(merged.tokens[frame, row], features[frame, members].mean(0))
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.3, 0.6])
+def test_tome_over_the_video_is_that_of_one_long_frame(ratio: float):
+    tokens, single = _video(3, 16, 8), _video(1, 16, 8)
+    whole = VideoTokens(tokens.flat[None], (1, 48))
+    ours, expected = ToMe(ratio, scope="video").prune(tokens), ToMe(ratio).prune(whole)
+    assert ours.positions.equal(expected.positions)
+    assert ours.features.equal(expected.features)
+    assert not ours.positions.equal(ToMe(ratio).prune(tokens).positions)
+    assert ToMe(ratio, scope="video").prune(single).features.equal(ToMe(ratio).prune(single).features)
+
+
+def test_tome_over_the_video_merges_what_stands_still():
+    frame = torch.randn(1, 9, 16, generator=torch.Generator().manual_seed(0))
+    tokens = VideoTokens(frame.repeat(2, 1, 1), (3, 3))  # equal tokens are nine places apart: one even, one odd
+    pruned = ToMe(0.5, scope="video").prune(tokens)
+    assert pruned.positions.tolist() == list(range(1, 18, 2))
+    torch.testing.assert_close(pruned.features, tokens.flat[pruned.positions])
+
+
+@pytest.mark.parametrize("cls", [HoliTom, PruneVid])
+def test_the_part_before_the_model_can_be_switched_off(cls: type[HoliTom] | type[PruneVid]):
+    tokens = replace(_video(8, 36, 16, "still"), attention=None)
+    method = cls(0.1, outer=False)
+    pruned = method.prune(tokens)
+    assert pruned.positions.tolist() == list(range(8 * 36))
+    assert pruned.features.equal(tokens.flat)
+    assert method.layers(28) == cls(0.1).layers(28) != ()
+    assert cls is HoliTom or pruned.state.tolist() == [0] * (8 * 36)
+    with pytest.raises(ValueError, match="outer=False and inner=False leave nothing to do"):
+        cls(outer=False, inner=False)
 
 
 def test_prumerge_sums_without_normalising():

@@ -28,7 +28,7 @@ from mmg_bench.models.caches import CACHE
 from mmg_bench.models.checking import ModelError
 from mmg_bench.models.framed import FrameCapture
 from mmg_bench.models.hooks import pruning
-from mmg_bench.models.loading import VideoLLM
+from mmg_bench.models.loading import VideoLLM, _of_frames
 from mmg_bench.models.places import places
 from mmg_bench.models.spec import ModelSpec
 from mmg_bench.models.splice import PROMPT
@@ -39,6 +39,7 @@ GREEDY = {"max_new_tokens": STEPS, "do_sample": False}
 QUESTION = "What colour is the star?"
 CASES = [(label, None) for label in METHODS if label not in BOTH]
 CASES += [(label, positions) for label in BOTH for positions in get_args(Positions)]
+CASES += [(label, None) for label in ("holitom(outer=False)", "prunevid(outer=False)", "tome(scope=video)")]
 
 
 @pytest.fixture(scope="module", params=list(families.BUILDERS))
@@ -663,6 +664,10 @@ def test_tokens_know_when_their_frames_are_shown(llm: VideoLLM) -> None:
     assert tokens.times is not None
     expected = {7: [0.5, 2, 3.5, 5, 6.5, 8, 9.5], 4: [0.5, 3.5, 6.5, 9.5]}[tokens.frames]
     torch.testing.assert_close(tokens.times, torch.tensor(expected))
+    elsewhere = replace(tokens, features=tokens.features.to("meta"), times=None)
+    of_frames = _of_frames(elsewhere, torch.arange(7.0))  # known where the model begins, wanted where it encodes
+    assert of_frames is not None
+    assert of_frames.device == elsewhere.features.device
     if not llm.adapter.timed:
         (tokens,) = llm.encode(llm.preprocess(video), set()).tokens
         assert tokens.times is None

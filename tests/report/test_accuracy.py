@@ -333,12 +333,12 @@ def test_what_the_layers_see_is_shown_where_methods_prune_inside(make, provenanc
 
 
 def test_what_kept_tokens_stand_for_is_shown_where_some_are_left_out(make, provenance):
-    shares = (0.5, 0.75, None)  # the last one failed
+    shares = (0.5, 0.75, None, None)  # one failed; of the last one nothing is known, as in an older version's record
     some = [
         dataclasses.replace(r, coverage=c, quantisation_error=c and c / 10)
-        for r, c in zip(make("ours", 0.25, "11x"), shares, strict=True)
+        for r, c in zip(make("ours", 0.25, "11x1"), shares, strict=True)
     ]
-    rows = rows_of([*make("dense", 1.0, "111"), *some, *make("fastv", 0.25, "111")])
+    rows = rows_of([*make("dense", 1.0, "1111"), *some, *make("fastv", 0.25, "1111")])
     table = to_markdown(layout(rows, provenance, NOTHING))
     assert [line(table, method)["Covered"] for method in ("dense", "ours", "fastv")] == ["–", "62.5 %", "–"]
     assert "\n- Covered: the share of the video's tokens that resemble one that enters layer 0 (cosine of 0.9" in table
