@@ -35,9 +35,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     # by default it only prunes there: random weights make no tokens that resemble one another
     "framefusion(similarity_lower_bound=0.2)": {"name": "framefusion", "similarity_lower_bound": 0.2},
+    "holitom(outer=False)": {"name": "holitom", "outer": False},
+    "prunevid(outer=False)": {"name": "prunevid", "outer": False},
     "random(layer=2)": {"name": "random", "layer": 2},
     # the only one to ask for the phases of rotary embeddings
     "sparsevlm(version=2)": {"name": "sparsevlm", "version": 2},
+    "tome(scope=video)": {"name": "tome", "scope": "video"},
     "tango(interval=1, salience=mean_query)": {"name": "tango", "interval": 1, "salience": "mean_query"},
     "tango(interval=1, salience=received)": {"name": "tango", "interval": 1, "salience": "received"},
 }

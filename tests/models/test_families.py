@@ -39,7 +39,6 @@ GREEDY = {"max_new_tokens": STEPS, "do_sample": False}
 QUESTION = "What colour is the star?"
 CASES = [(label, None) for label in METHODS if label not in BOTH]
 CASES += [(label, positions) for label in BOTH for positions in get_args(Positions)]
-CASES += [(label, None) for label in ("holitom(outer=False)", "prunevid(outer=False)", "tome(scope=video)")]
 
 
 @pytest.fixture(scope="module", params=list(families.BUILDERS))
