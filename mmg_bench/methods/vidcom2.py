@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmg_bench.methods._merge import unit
 from mmg_bench.methods._ops import descending, positions_of, top_mask
-from mmg_bench.methods.base import Method, Positions, check_range
+from mmg_bench.methods.base import Method, Positions, check_flag, check_range
 from mmg_bench.tokens import PrunedTokens, VideoTokens, keep
 
 BANDWIDTHS = (1 / 8, 1 / 4, 1 / 2, 1, 2)
@@ -86,6 +86,7 @@ class VidCom2(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "temperature", 0, 10**6, low_open=True)
+        check_flag(self, "exact_total")
 
     def select(self, tokens: VideoTokens) -> PrunedTokens:
         video_score, frame_score = token_scores(tokens.features, steady_channels(tokens.features))

@@ -109,6 +109,7 @@ def test_any_video_and_budget(method: Method, shape: tuple[int, tuple[int, int],
     ("name", "parameters"),
     [
         ("vidcom2", {"temperature": 0}),
+        ("vidcom2", {"exact_total": "vllm"}),
         ("vidcom2", {"temperature": 10**30}),
         ("sparsevlm", {"version": True}),
         ("divprune", {"retention_ratio": 0}),
